@@ -1,0 +1,35 @@
+# Everything a fresh machine needs is Python 3.11+, make and pip.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: install run test lint bench demo clean
+
+install: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else f"Python {sys.version.split()[0]} is too old: set PYTHON to 3.11 or newer")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[test,lint]'
+	touch $@
+
+run: install
+	$(BIN)/python launch.py run configs/tiny.yaml
+
+test: install
+	$(BIN)/python -m pytest
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+bench: install
+	$(BIN)/python -m benchmarks
+
+# Trains the demo checkpoint again and writes its prompts (about 4 minutes on 2 cores); both are shipped.
+demo: install
+	$(BIN)/python configs/make_tiny.py
+
+clean:
+	rm -rf $(VENV) build *.egg-info

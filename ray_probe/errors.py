@@ -1,0 +1,63 @@
+"""The one root of every error that ray_probe raises on purpose.
+
+Each leaf takes a single string, so that it survives pickling between Ray processes, and carries the exit code
+that the command line ends with.
+"""
+
+MAX_VALUE_CHARS = 80
+
+
+def bad_value(field: str, value: object, remedy: str) -> str:
+    """Format one line that names the field, the value (cut to 80 characters) and the remedy."""
+    text = repr(value).replace("\n", "\\n")
+    if len(text) > MAX_VALUE_CHARS:
+        text = text[: MAX_VALUE_CHARS - 3] + "..."
+    return f"{field}: got {text}; {remedy}"
+
+
+class ProbeError(Exception):
+    """Root of all errors of ray_probe; `exit_code` is what the command line ends with."""
+
+    exit_code = 1
+
+
+class InputError(ProbeError):
+    """The request was wrong: config, arguments or files."""
+
+    exit_code = 2
+
+
+class ConfigError(InputError):
+    """A configuration value, key or file cannot be used."""
+
+
+class PromptsError(InputError):
+    """The prompts file cannot be used; the message names file and line."""
+
+
+class CheckpointError(InputError):
+    """The checkpoint directory cannot be used."""
+
+
+class ClusterError(ProbeError):
+    """The cluster could not serve: unreachable, refused, too small, or actors that do not start."""
+
+    exit_code = 4
+
+
+class ParityError(ProbeError):
+    """The scored policy is not the policy that sampled (spec section 3)."""
+
+    exit_code = 5
+
+
+class NonFiniteError(ProbeError):
+    """Logits, entropies or features hold NaN or infinity; nothing was merged."""
+
+
+class RecordError(ProbeError):
+    """A shard's record does not fit the run or its own arithmetic; it was not merged."""
+
+
+class ShardError(ProbeError):
+    """A shard could not be done, or came twice with different bytes."""
