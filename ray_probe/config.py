@@ -1,0 +1,380 @@
+"""The configuration of a run: YAML into frozen, strictly checked models (spec section 6).
+
+Every refusal is a `ConfigError` of one line that names the dotted field, the value and the remedy.
+"""
+
+import difflib
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import pydantic_core
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    JsonValue,
+    ValidationError,
+    WrapValidator,
+)
+
+from ray_probe.errors import MAX_VALUE_CHARS, ConfigError, bad_value
+from ray_probe.yaml_loader import apply_override, dump_yaml_text, load_yaml
+
+FEATURE_NAMES = ("H", "top1", "margin", "head_mass", "two_point_entropy", "logit_var", "pos_frac")
+
+
+def _refusal(remedy: str) -> pydantic_core.PydanticCustomError:
+    return pydantic_core.PydanticCustomError("refused", "{remedy}", {"remedy": remedy})
+
+
+def _need(remedy: str) -> WrapValidator:
+    """Whatever is wrong with the value, or deep inside it, becomes one error of the field with this remedy."""
+
+    def check(value: Any, handler: Callable[[Any], Any]) -> Any:
+        try:
+            return handler(value)
+        except ValidationError:
+            raise _refusal(f"need {remedy}") from None
+
+    return WrapValidator(check)
+
+
+def _closest(name: str, known: Iterable[str]) -> str | None:
+    by_lower = {word.lower(): word for word in known}
+    close = difflib.get_close_matches(name[:MAX_VALUE_CHARS].lower(), list(by_lower), n=1)
+    return by_lower[close[0]] if close else None
+
+
+def _trainable(value: str) -> str:
+    if value == "adapter":
+        raise _refusal("not supported yet; use all or a regular expression over parameter names")
+    try:
+        re.compile(value)
+    except (re.error, RecursionError, OverflowError) as error:
+        raise _refusal(f"need all or a regular expression over parameter names ({error})") from None
+    return value
+
+
+def _features(value: tuple[str, ...]) -> tuple[str, ...]:
+    for index, name in enumerate(value):
+        if name not in FEATURE_NAMES:
+            close = _closest(name, FEATURE_NAMES)
+            hint = f" (did you mean {close!r}?)" if close else ""
+            raise _refusal(f"unknown feature {name[:MAX_VALUE_CHARS]!r}{hint}, known: {', '.join(FEATURE_NAMES)}")
+        if name in value[:index]:
+            raise _refusal(f"the feature {name!r} is repeated, name each at most once")
+    return value
+
+
+def _distinct(value: tuple[int, ...]) -> tuple[int, ...]:
+    if len(set(value)) < len(value):
+        raise ValueError("repeated")
+    return value
+
+
+def _false(value: bool) -> bool:
+    if value:
+        raise ValueError("true")
+    return value
+
+
+def _address(value: str | None) -> str | None:
+    pattern = r"(?:[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?|\[[0-9A-Fa-f]*:[0-9A-Fa-f:.]*\]):([0-9]{1,5})"
+    match = re.fullmatch(pattern, value or "")
+    if value not in (None, "auto") and not (match and 1 <= int(match[1]) <= 65535):
+        raise ValueError("not an address")
+    return value
+
+
+def _resources(value: dict[str, float]) -> dict[str, float]:
+    for name in ("CPU", "GPU"):
+        if name in value:  # Ray itself refuses it, but only when the first actor starts
+            raise _refusal(f"{name} is not a custom resource, set cluster.{name.lower()}s_per_actor")
+    return value
+
+
+_TUPLE = BeforeValidator(lambda value: tuple(value) if isinstance(value, list) else value)
+_NOT_BLANK = Field(pattern=r"^[^\x00]*[^\x00\s][^\x00]*$")
+_NAME = Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$")
+
+Text = Annotated[str, _NOT_BLANK, _need("a string that is not blank (a number needs quotes)")]
+OptionalText = Annotated[Text | None, _need("null or a string that is not blank (a number needs quotes)")]
+Prompts = Annotated[
+    Text | Annotated[tuple[str, ...], Field(min_length=1)],
+    _TUPLE,
+    _need("the path of a JSONL file, or a list of at least one prompt string"),
+]
+NoAdapter = Annotated[None, _need("null: adapters are not supported yet")]
+NoChatTemplate = Annotated[
+    bool, AfterValidator(_false), _need("false: chat templates are not supported yet, write the prompts out")
+]
+RunName = Annotated[
+    Annotated[str, _NAME] | None, _need("null or 1 to 63 of a-z, 0-9, _ and -, with a letter or digit first")
+]
+Address = Annotated[
+    str | None,
+    AfterValidator(_address),
+    _need("null (start Ray here), auto, or host:port with a port from 1 to 65535"),
+]
+Count = Annotated[int, Field(ge=1, lt=2**31), _need("an integer >= 1 and < 2**31")]
+OptionalCount = Annotated[Count | None, _need("null or an integer >= 1 and < 2**31")]
+Seed = Annotated[int, Field(ge=0, lt=2**63), _need("an integer >= 0 and < 2**63")]
+TokenId = Annotated[int, Field(ge=0, lt=2**31)]
+TokenIds = Annotated[
+    Annotated[tuple[TokenId, ...], _TUPLE, AfterValidator(_distinct)] | None,
+    _need("null or a list of distinct token ids >= 0"),
+]
+Positive = Annotated[float, Field(gt=0), _need("a finite number > 0")]
+OptionalPositive = Annotated[Positive | None, _need("null or a finite number > 0")]
+NotNegative = Annotated[float, Field(ge=0), _need("a finite number >= 0")]
+TopP = Annotated[float, Field(gt=0, le=1), _need("a number > 0 and <= 1")]
+Decay = Annotated[float, Field(ge=0, lt=1), _need("a number >= 0 and < 1")]
+FeatureList = Annotated[tuple[str, ...], _TUPLE, Field(min_length=1), _need("a list of at least one feature name")]
+Resources = Annotated[dict[Text, NotNegative], _need("a mapping from resource names to finite numbers >= 0")]
+RuntimeEnv = Annotated[dict[str, JsonValue], _need("a mapping with string keys and plain, finite values")]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        strict=True,
+        allow_inf_nan=False,
+        validate_default=True,
+        use_attribute_docstrings=True,
+    )
+
+
+class ModelConfig(_Section):
+    """The checkpoint, and which of its parameters the gradient is taken for."""
+
+    path: Text
+    """Checkpoint directory, or a hub name when `local_files_only` is false."""
+    revision: OptionalText = None
+    """Branch, tag or commit of a hub model; null: its default branch."""
+    local_files_only: bool = True
+    """Never go to the network for a checkpoint."""
+    adapter: NoAdapter = None
+    """PEFT adapter directory; not supported yet."""
+    dtype: Literal["float32", "bfloat16", "float64"] = "float32"
+    """Precision of the weights; gradients accumulate in float32 or wider."""
+    trainable: Annotated[Text, AfterValidator(_trainable)] = "all"
+    """Parameters of the gradient: all, or a regular expression over parameter names."""
+
+
+class DataConfig(_Section):
+    """The prompts."""
+
+    prompts: Prompts
+    """Path of a JSONL file with one prompt a line, or a list of prompts."""
+    field: Text = "prompt"
+    """Name of the JSONL field that holds the prompt."""
+    chat_template: NoChatTemplate = False
+    """Put prompts through the tokenizer's chat template; not supported yet."""
+    max_prompt_tokens: OptionalCount = None
+    """Longest prompt, in tokens; null: no limit but the model's context."""
+    on_long: Literal["error", "skip"] = "error"
+    """What a longer prompt does: it ends the run, or is skipped and counted."""
+    repeat: bool = True
+    """Go round again, reshuffled, when the prompts are used up; false: too few prompts is an error."""
+    seed: Seed = 0
+    """Seed of the run, from which each response's own follows."""
+
+
+class BatchConfig(_Section):
+    """How many responses, and how they are cut into shards."""
+
+    prompts_per_round: Count = 32
+    """Prompts in a round, drawn without replacement within a pass over the prompts."""
+    responses_per_prompt: Count = 4
+    """Responses sampled for each prompt."""
+    shard_prompts: Count = 4
+    """Prompts in a shard: the unit of work, retry and determinism."""
+    rounds: Count = 4
+    """Rounds in the run."""
+
+
+class GenerationSettings(_Section):
+    """The sampling policy and its batch sizes."""
+
+    temperature: Positive = 1.0
+    """Divides the logits; no unit."""
+    top_p: TopP = 0.95
+    """Probability mass of the nucleus; 1 keeps the whole vocabulary."""
+    max_new_tokens: Count = 64
+    """Cap on a response, in tokens."""
+    eos_token_ids: TokenIds = None
+    """Token ids that end a response; null: the checkpoint's; an empty list: only the cap does."""
+    gen_batch_size: Count = 32
+    """Sequences generated at once, at most; a batch never crosses shards."""
+    tf_batch_size: Count = 8
+    """Sequences in one teacher-forced forward pass, at most."""
+    rb_requires_grad: bool = True
+    """Keep the pathwise term; false only to look at the score term alone."""
+    parity_tolerance: OptionalPositive = None
+    """Largest mean gap of log q between sampling and scoring, in nats; null: by dtype."""
+
+
+class BaselineConfig(_Section):
+    """The baseline `mu_hat` of the score term (spec section 5)."""
+
+    mode: Literal["none", "constant", "residual_mu", "regression"] = "regression"
+    """What `mu_hat` is."""
+    fit: Literal["leave_one_out", "in_sample", "lagged"] = "leave_one_out"
+    """Which records the fit used for a shard comes from; in_sample is biased."""
+    ridge_lambda: Positive = 1e-3
+    """Added to the diagonal of Phi^T Phi, which is a sum over tokens and not a mean."""
+    features: Annotated[FeatureList, AfterValidator(_features)] = FEATURE_NAMES
+    """Features of the regression, in this order."""
+    ema_decay: Decay = 0.9
+    """Share of the old value in the moving average of `residual_mu`."""
+
+
+class EstimatorConfig(_Section):
+    """The gradient estimator."""
+
+    x_estimator_mode: Literal["rb_residual", "naive"] = "rb_residual"
+    """rb_residual: the exact entropy of each step; naive: surprisals of the sampled tokens, noisier."""
+    baseline: BaselineConfig = BaselineConfig()
+    """The baseline."""
+
+
+class ClusterConfig(_Section):
+    """Where Ray is, and what each rollout actor gets."""
+
+    address: Address = None
+    """null: start Ray here; auto: the cluster that is running; or host:port of its head."""
+    namespace: Text = "ray_probe"
+    """Ray namespace of the named actors."""
+    actors: Count = 2
+    """Rollout actors asked for at the start."""
+    max_actors: Count = 4
+    """Actor slots that a Ray started here declares, for scaling; see `slots`."""
+    gpus_per_actor: NotNegative = 0.0
+    """GPUs of each actor; 0 runs on the CPU."""
+    cpus_per_actor: Count = 1
+    """CPU cores, and torch threads, of each actor."""
+    resources: Annotated[Resources, AfterValidator(_resources)] = {}
+    """Custom Ray resources of each actor, name to amount."""
+    runtime_env: RuntimeEnv = {}
+    """Ray runtime environment of the actors, handed on as it is."""
+
+    @property
+    def slots(self) -> int:
+        """Actor slots of a Ray started here: never fewer than `actors`."""
+        return max(self.actors, self.max_actors)
+
+
+class OutputConfig(_Section):
+    """What a run leaves, and where."""
+
+    dir: Text = "runs"
+    """Directory that holds the run directories."""
+    name: RunName = None
+    """Name of the run directory; null: CONFIG-UTCTIME-4HEX."""
+    save_gradient: bool = False
+    """Write the mean gradient to gradient.safetensors, 4 bytes a parameter or more."""
+
+
+class ProbeConfig(_Section):
+    """A whole run."""
+
+    model: ModelConfig
+    """The checkpoint."""
+    data: DataConfig
+    """The prompts."""
+    batch: BatchConfig = BatchConfig()
+    """Rounds, responses and shards."""
+    generation: GenerationSettings = GenerationSettings()
+    """The sampling policy."""
+    estimator: EstimatorConfig = EstimatorConfig()
+    """The gradient estimator and its baseline."""
+    cluster: ClusterConfig = ClusterConfig()
+    """Ray."""
+    output: OutputConfig = OutputConfig()
+    """The run directory."""
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> ProbeConfig:
+    """Read a YAML file, apply `dotted.key=value` overrides in order, and validate.
+
+    Raises:
+        ConfigError: one line about the first thing that is wrong.
+    """
+    raw = load_yaml(path)
+    for override in overrides:
+        apply_override(raw, override)
+    return config_from_dict(raw)
+
+
+def config_from_dict(raw: Mapping[str, Any], source: str = "config") -> ProbeConfig:
+    """Validate a plain mapping; `source` is what an unknown key is said to be in.
+
+    Raises:
+        ConfigError: one line about the first thing that is wrong.
+    """
+    if not isinstance(raw, Mapping):
+        raise ConfigError(bad_value(source, raw, f"need a mapping with keys from {_names(ProbeConfig)}"))
+    try:
+        # The two sections with required fields, so that what is missing is named in full.
+        return ProbeConfig.model_validate({"model": {}, "data": {}, **raw})
+    except ValidationError as error:
+        found = error.errors(include_url=False)
+    found.sort(key=lambda item: item["type"] not in _UNKNOWN_KEY)  # a typo explains the errors that follow from it
+    more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
+    raise ConfigError(_one_line(found[0], source) + more)
+
+
+def to_dict(config: ProbeConfig) -> dict[str, Any]:
+    """The config in plain JSON types."""
+    return config.model_dump(mode="json")
+
+
+def dump_yaml(config: ProbeConfig) -> str:
+    """The config as YAML that `load_config` reads back as an equal config."""
+    return dump_yaml_text(to_dict(config))
+
+
+_UNKNOWN_KEY = ("extra_forbidden", "invalid_key")
+
+
+def _names(section: type[BaseModel]) -> str:
+    return ", ".join(section.model_fields)
+
+
+def _section_at(path: Iterable[object]) -> Any:
+    section: Any = ProbeConfig
+    for part in path:
+        section = section.model_fields[part].annotation
+    return section
+
+
+def _one_line(error: pydantic_core.ErrorDetails, source: str) -> str:
+    kind, location = error["type"], error["loc"]
+    dotted = ".".join(map(str, location))
+    if kind in _UNKNOWN_KEY:
+        return _unknown_key([str(part) for part in location], source)
+    if kind == "missing":
+        what = _section_at(location[:-1]).model_fields[location[-1]].description.rstrip(".")
+        return f"{dotted}: missing; need {what[0].lower()}{what[1:]}"
+    if kind == "model_type":
+        remedy = f"need a mapping with keys from {_names(_section_at(location))}"
+    elif kind == "literal_error":
+        remedy = f"need {error['ctx']['expected']}"
+    else:
+        remedy = "need true or false" if kind == "bool_type" else error["msg"]
+    return bad_value(dotted, error["input"], remedy)
+
+
+def _unknown_key(location: list[str], source: str) -> str:
+    *path, key = location
+    section = _section_at(path)
+    close = _closest(key, section.model_fields)
+    hint = f"did you mean {'.'.join([*path, close])!r}?" if close else f"known keys: {_names(section)}"
+    dotted = ".".join(location)
+    shown = dotted if len(dotted) <= MAX_VALUE_CHARS else dotted[: MAX_VALUE_CHARS - 3] + "..."
+    return f"{source}: unknown key {shown!r}; {hint}"

@@ -1,0 +1,49 @@
+"""Targets, advantages and the loss whose backward leaves +grad J (spec sections 2 and 5).
+
+Shape suffix: T tokens of one response.
+"""
+
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+Estimator = Literal["rb_residual", "naive"]
+Array = npt.NDArray[np.float64]
+
+
+def future_sum(values_T: Array) -> Array:
+    """Sum over k > j of values_k, for every j [T], float64."""
+    inclusive_T = np.cumsum(values_T[::-1], dtype=np.float64)[::-1]
+    return np.append(inclusive_T[1:], 0.0)
+
+
+def baseline_target(entropy_T: Array, surprisal_T: Array, estimator: Estimator) -> Array:
+    """The baseline's target r [T], nats: future entropy, or future surprisal for `naive`."""
+    return future_sum(entropy_T if estimator == "rb_residual" else surprisal_T)
+
+
+def advantages(entropy_T: Array, surprisal_T: Array, mu_hat_T: Array, estimator: Estimator) -> Array:
+    """Score advantages A_j [T], nats: return to go less the baseline `b_j = H_j + mu_hat_j`.
+
+    With `rb_residual` the return is `G_j = H_j + r_j`, so `A_j = r_j - mu_hat_j`; with `naive` it is the surprisal to
+    go, `sum over k >= j of -log q_k(Y_k)`.
+    """
+    residual_T: Array = baseline_target(entropy_T, surprisal_T, estimator) - mu_hat_T
+    return residual_T if estimator == "rb_residual" else residual_T + surprisal_T - entropy_T
+
+
+def response_loss(log_q_T: Tensor, entropy_T: Tensor | None, advantage_T: Array) -> Tensor:
+    """`sum_j A_j log q_j(Y_j) + sum_j H_j` of one response, a float64 scalar with graph, nats^2 and nats.
+
+    Args:
+        log_q_T: log q of the sampled tokens, with graph.
+        entropy_T: entropies with graph (the pathwise term), or None to leave that term out.
+        advantage_T: detached advantages.
+    """
+    weights_T = torch.from_numpy(advantage_T).to(log_q_T.device)
+    assert not weights_T.requires_grad, "advantages are detached"
+    score = (weights_T * log_q_T.double()).sum()
+    return score if entropy_T is None else score + entropy_T.double().sum()

@@ -1,0 +1,206 @@
+"""The additive record of a shard: all that leaves an actor for the fit (spec section 5). numpy only.
+
+Records add, subtract and have a zero. They hold sums only, so nothing in them grows with the number of sequences but
+the table of prompts, which errors clustered by prompt need.
+
+Shape suffixes: T tokens, D features, K targets (1 today: the future entropy r), B position bins, P prompts.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, fields
+from typing import Self
+
+import numpy as np
+import numpy.typing as npt
+
+from ray_probe.errors import RecordError
+
+SCHEMA_VERSION = 1
+MAX_POSITION_BINS = 256
+PROMPT_COLUMNS = ("responses", "entropy", "tokens")
+_HEADER = 5
+
+Array = npt.NDArray[np.float64]
+IntArray = npt.NDArray[np.int64]
+
+
+def position_bins(cap: int) -> int:
+    """Number of equal position bins for responses of at most `cap` tokens: `min(cap, 256)`."""
+    return min(cap, MAX_POSITION_BINS)
+
+
+def bin_of(position_T: IntArray, cap: int) -> IntArray:
+    """Position bin of each token [T], from 0."""
+    return position_T * position_bins(cap) // cap
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Sizes that fix a record's arrays: D features, K targets, B position bins."""
+
+    features: int
+    targets: int
+    bins: int
+
+
+@dataclass(frozen=True, eq=False)
+class Record:
+    """Sums over the tokens and responses of some shards; every array is float64, read-only.
+
+    Attributes:
+        sequences: number of responses.
+        tokens: number of response tokens.
+        weight: sum of token weights (1 a token today).
+        gram_DD: Phi^T W Phi.
+        cross_DK: Phi^T W R.
+        target_sum_K: sum of R, nats.
+        target_gram_KK: R^T W R, nats^2.
+        bin_sum_BK: sum of R by position bin, nats.
+        bin_weight_B: weight by position bin.
+        prompt_ids_P: ascending int64 ids of the prompts.
+        prompt_rows_P3: for each prompt: responses, their total entropy (nats), their total length (tokens).
+    """
+
+    sequences: int
+    tokens: int
+    weight: float
+    gram_DD: Array
+    cross_DK: Array
+    target_sum_K: Array
+    target_gram_KK: Array
+    bin_sum_BK: Array
+    bin_weight_B: Array
+    prompt_ids_P: IntArray
+    prompt_rows_P3: Array
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, np.ndarray):
+                owned = value.copy() if value.flags.writeable else value
+                owned.flags.writeable = False
+                object.__setattr__(self, field.name, owned)
+
+    @property
+    def shape(self) -> Shape:
+        """Sizes of this record's arrays."""
+        return Shape(*self.cross_DK.shape, len(self.bin_weight_B))
+
+    @classmethod
+    def zero(cls, shape: Shape) -> Self:
+        """The record of nothing."""
+        d, k, b = shape.features, shape.targets, shape.bins
+        return cls(
+            0, 0, 0.0, np.zeros((d, d)), np.zeros((d, k)), np.zeros(k), np.zeros((k, k)), np.zeros((b, k)), np.zeros(b),
+            np.zeros(0, np.int64), np.zeros((0, len(PROMPT_COLUMNS))),
+        )  # fmt: skip
+
+    def __add__(self, other: "Record") -> "Record":
+        return self._combine(other, 1)
+
+    def __sub__(self, other: "Record") -> "Record":
+        return self._combine(other, -1)
+
+    def _combine(self, other: "Record", sign: int) -> "Record":
+        if self.shape != other.shape:
+            raise RecordError(f"record: got {other.shape}; the run has {self.shape}")
+        ids_P, rows_P3 = _merge_prompts(self, other, sign)
+        return Record(
+            self.sequences + sign * other.sequences,
+            self.tokens + sign * other.tokens,
+            self.weight + sign * other.weight,
+            self.gram_DD + sign * other.gram_DD,
+            self.cross_DK + sign * other.cross_DK,
+            self.target_sum_K + sign * other.target_sum_K,
+            self.target_gram_KK + sign * other.target_gram_KK,
+            self.bin_sum_BK + sign * other.bin_sum_BK,
+            self.bin_weight_B + sign * other.bin_weight_B,
+            ids_P,
+            rows_P3,
+        )
+
+    def pack(self) -> Array:
+        """The record as one float64 vector (header, then every array), for messages, ledgers and digests."""
+        header = [SCHEMA_VERSION, *self.cross_DK.shape, len(self.bin_weight_B), len(self.prompt_ids_P)]
+        counts = [self.sequences, self.tokens, self.weight]
+        arrays = (
+            self.gram_DD, self.cross_DK, self.target_sum_K, self.target_gram_KK, self.bin_sum_BK, self.bin_weight_B,
+            self.prompt_ids_P, self.prompt_rows_P3,
+        )  # fmt: skip
+        return np.concatenate([np.array([*header, *counts], np.float64), *(a.ravel().astype(np.float64) for a in arrays)])
+
+    @classmethod
+    def unpack(cls, packed: Array) -> Self:
+        """Inverse of `pack`. Raises RecordError when version or length do not fit."""
+        if packed.ndim != 1 or packed.dtype != np.float64 or len(packed) < _HEADER or packed[0] != SCHEMA_VERSION:
+            raise RecordError(f"record: need a float64 vector of schema version {SCHEMA_VERSION}")
+        d, k, b, p = (int(size) for size in packed[1:_HEADER])
+        shapes = [(d, d), (d, k), (k,), (k, k), (b, k), (b,), (p,), (p, len(PROMPT_COLUMNS))]
+        sizes = [int(np.prod(shape)) for shape in shapes]
+        body = packed[_HEADER + 3 :]
+        if min(d, k, b, p) < 0 or len(body) != sum(sizes):
+            raise RecordError(f"record: got {len(packed)} numbers, which do not fit its own header")
+        arrays = [part.reshape(s) for part, s in zip(np.split(body, np.cumsum(sizes)[:-1]), shapes, strict=True)]
+        arrays[6] = arrays[6].astype(np.int64)
+        sequences, tokens, weight = packed[_HEADER : _HEADER + 3]
+        return cls(int(sequences), int(tokens), float(weight), *arrays)
+
+
+def _merge_prompts(left: Record, right: Record, sign: int) -> tuple[IntArray, Array]:
+    """Rows added by prompt id; a prompt left with no response is dropped, as zero has none."""
+    ids, inverse = np.unique(np.concatenate([left.prompt_ids_P, right.prompt_ids_P]), return_inverse=True)
+    rows = np.zeros((len(ids), len(PROMPT_COLUMNS)))
+    np.add.at(rows, inverse, np.concatenate([left.prompt_rows_P3, sign * right.prompt_rows_P3]))
+    present = rows[:, 0] != 0
+    return ids[present], rows[present]
+
+
+def total(records: Iterable[Record], shape: Shape) -> Record:
+    """Sum of records in the order given, from zero: the canonical order of the caller makes the bits one answer."""
+    result = Record.zero(shape)
+    for record in records:
+        result = result + record
+    return result
+
+
+def record_of_tokens(phi_TD: Array, target_TK: Array, position_T: IntArray, cap: int) -> Record:
+    """The part of a record that its tokens make; responses and prompts are added by `with_prompts`.
+
+    Args:
+        phi_TD: features of every token of the shard.
+        target_TK: targets of every token, nats.
+        position_T: position of each token in its response, from 0.
+        cap: max_new_tokens.
+    """
+    bins_T, count = bin_of(position_T, cap), position_bins(cap)
+    bin_sum = np.stack([np.bincount(bins_T, column, count) for column in target_TK.T], axis=1)
+    return Record(
+        0, len(phi_TD), float(len(phi_TD)), phi_TD.T @ phi_TD, phi_TD.T @ target_TK, target_TK.sum(axis=0),
+        target_TK.T @ target_TK, bin_sum, np.bincount(bins_T, minlength=count).astype(np.float64),
+        np.zeros(0, np.int64), np.zeros((0, len(PROMPT_COLUMNS))),
+    )  # fmt: skip
+
+
+def with_prompts(record: Record, prompt_ids: IntArray, rows: Array) -> Record:
+    """The record with its responses counted: one row (responses, entropy, tokens) an id; an id may come twice."""
+    empty = Record.zero(record.shape)
+    sequences = int(rows[:, 0].sum())
+    values = {field.name: getattr(empty, field.name) for field in fields(empty)}
+    order = np.argsort(prompt_ids, kind="stable")
+    listed = Record(**(values | {"sequences": sequences, "prompt_ids_P": prompt_ids[order], "prompt_rows_P3": rows[order]}))
+    return record + listed
+
+
+def check(record: Record, shape: Shape) -> None:
+    """Refuse a record that no shard can have made. Raises RecordError with the reason."""
+    if record.shape != shape:
+        raise RecordError(f"record: got {record.shape}; the run has {shape}")
+    if not np.isfinite(record.pack()).all():
+        raise RecordError("record: holds NaN or infinity; it was not merged")
+    if record.sequences < 1 or record.tokens < record.sequences or (record.bin_weight_B < 0).any():
+        raise RecordError(f"record: got {record.sequences} sequences with {record.tokens} tokens; need 1 token each")
+    scale = max(float(np.trace(record.gram_DD)), 1e-300)
+    if not np.allclose(record.gram_DD, record.gram_DD.T, rtol=0, atol=1e-12 * scale):
+        raise RecordError("record: Phi^T Phi is not symmetric; it was not merged")
+    if float(np.linalg.eigvalsh(record.gram_DD)[0]) < -1e-8 * scale:
+        raise RecordError("record: Phi^T Phi is not positive semi-definite; it was not merged")

@@ -1,0 +1,65 @@
+"""The ridge fit on summed statistics. numpy only.
+
+Shape suffixes: D features, K targets.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from ray_probe.core.records import Record
+
+ILL_CONDITIONED = 1e12
+
+Array = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class RidgeFit:
+    """A fit of the targets on the features.
+
+    Attributes:
+        beta_DK: coefficients, nats per unit of each feature.
+        condition_number: of Phi^T Phi + lambda I, 2-norm.
+        r2_K: centred coefficient of determination on the rows of the fit itself; None where the target is constant.
+        ill_conditioned: the condition number is past 1e12.
+    """
+
+    beta_DK: Array
+    condition_number: float
+    r2_K: tuple[float | None, ...]
+    ill_conditioned: bool
+
+
+def solve(gram_DD: Array, cross_DK: Array, ridge_lambda: float) -> Array | None:
+    """`(gram + lambda I)^-1 cross` [D, K], float64, or None when the solve fails or is not finite."""
+    try:
+        beta_DK = np.linalg.solve(gram_DD + ridge_lambda * np.eye(len(gram_DD)), cross_DK)
+    except np.linalg.LinAlgError:
+        return None
+    if not np.isfinite(beta_DK).all():
+        return None
+    beta_DK.flags.writeable = False
+    return beta_DK
+
+
+def residual_sum_squares(record: Record, beta_DK: Array) -> Array:
+    """`r^T r - 2 beta^T Phi^T r + beta^T Phi^T Phi beta` of each target [K], nats^2: no row is needed."""
+    quadratic = np.einsum("dk,de,ek->k", beta_DK, record.gram_DD, beta_DK)
+    return np.diag(record.target_gram_KK) - 2.0 * np.einsum("dk,dk->k", beta_DK, record.cross_DK) + quadratic
+
+
+def fit(record: Record, ridge_lambda: float) -> RidgeFit | None:
+    """Fit all that is in the record; None when it holds no token or the solve fails (spec section 5)."""
+    if record.tokens == 0:
+        return None
+    beta_DK = solve(record.gram_DD, record.cross_DK, ridge_lambda)
+    if beta_DK is None:
+        return None
+    eigenvalues = np.linalg.eigvalsh(record.gram_DD) + ridge_lambda
+    condition = float(eigenvalues[-1] / eigenvalues[0]) if eigenvalues[0] > 0 else float("inf")
+    centred_K = np.diag(record.target_gram_KK) - record.target_sum_K**2 / record.weight
+    rss_K = residual_sum_squares(record, beta_DK)
+    r2_K = tuple(float(1.0 - rss / tss) if tss > 0 else None for rss, tss in zip(rss_K, centred_K, strict=True))
+    return RidgeFit(beta_DK, condition, r2_K, condition > ILL_CONDITIONED)

@@ -1,0 +1,85 @@
+"""Standard errors clustered by prompt, advantage statistics, and the gradient's own noise. numpy only.
+
+Shape suffixes: C clusters (prompts or shards); a leading `...` stands for independent replicates.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from ray_probe.core.records import Record
+from ray_probe.core.ridge import residual_sum_squares
+
+Array = npt.NDArray[np.float64]
+
+
+def clustered_ratio(numerator_C: Array, denominator_C: Array) -> tuple[Array, Array]:
+    """Ratio of sums and its standard error with clusters as the independent units (delta method).
+
+    With `denominator` the responses of each prompt this is a mean over responses, with their lengths it is a mean
+    over tokens. The error carries the usual C / (C - 1) and is NaN for fewer than two clusters.
+
+    Args:
+        numerator_C: total of each cluster [..., C].
+        denominator_C: size of each cluster [..., C].
+
+    Returns:
+        ratio [...] and standard error [...], in the numerator's unit over the denominator's.
+    """
+    clusters = numerator_C.shape[-1]
+    size = denominator_C.sum(axis=-1)
+    ratio = numerator_C.sum(axis=-1) / size
+    residual_C = numerator_C - ratio[..., None] * denominator_C
+    if clusters < 2:
+        return ratio, np.full_like(ratio, np.nan)
+    spread = (residual_C**2).sum(axis=-1) * clusters / (clusters - 1)
+    return ratio, np.sqrt(spread) / size
+
+
+@dataclass(frozen=True)
+class GradientNoise:
+    """The gradient of the mean over responses and its noise; None where fewer than two shards leave it open.
+
+    Attributes:
+        norm: Euclidean norm of the mean gradient: too large by its own noise.
+        norm_sq_debiased: unbiased estimate of the squared norm of the expected gradient; may be negative.
+        trace_cov: N times the trace of the covariance of the mean, shards as clusters.
+        snr: `norm_sq_debiased / (trace_cov / N)`; None also when trace_cov is not positive.
+    """
+
+    norm: float
+    norm_sq_debiased: float | None
+    trace_cov: float | None
+    snr: float | None
+
+
+def gradient_noise(sum_norm_sq: float, shard_norm_sq_C: Array, shard_sequences_C: Array) -> GradientNoise:
+    """Noise of the reduced gradient from the shards' own norms (spec section 9).
+
+    For independent shards with `E g_s = n_s mu`, the cross products `|sum g|^2 - sum |g_s|^2` have the expectation
+    `(N^2 - sum n_s^2) |mu|^2`, whatever the sizes. So both figures are unbiased for a fixed baseline; a baseline that
+    leaves the shard out makes shards depend on each other at order 1 / N^2 only.
+
+    Args:
+        sum_norm_sq: squared norm of the gradient summed over all responses.
+        shard_norm_sq_C: squared norm of each shard's own sum.
+        shard_sequences_C: responses in each shard.
+    """
+    sequences = float(shard_sequences_C.sum())
+    mean_sq = sum_norm_sq / sequences**2
+    pairs = sequences**2 - float((shard_sequences_C**2).sum())
+    if len(shard_norm_sq_C) < 2:
+        return GradientNoise(float(np.sqrt(mean_sq)), None, None, None)
+    debiased = (sum_norm_sq - float(shard_norm_sq_C.sum())) / pairs
+    variance = mean_sq - debiased
+    snr = debiased / variance if variance > 0 else None
+    return GradientNoise(float(np.sqrt(mean_sq)), debiased, sequences * variance, snr)
+
+
+def in_sample_mean_square(record: Record, beta_DK: Array) -> float | None:
+    """Mean squared residual of the global fit on its own rows, nats^2 per token; None without tokens.
+
+    The closed form answers at any moment without a row, but it is flattered by its own fit: label it `in_sample`.
+    """
+    return float(residual_sum_squares(record, beta_DK)[0] / record.tokens) if record.tokens else None

@@ -1,0 +1,194 @@
+"""Micro-batches, the loss, and the accumulated gradient of the summed loss_X (spec sections 2, 5 and 7).
+
+Shape suffixes: T tokens of one response, B position bins, P prompts.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ray_probe.core.baselines import MODES, Mode, PublishedFit, ShardBaseline, mu_hat_by_mode
+from ray_probe.core.loss import Estimator, advantages, baseline_target, response_loss
+from ray_probe.core.records import PROMPT_COLUMNS, bin_of, position_bins
+from ray_probe.errors import ConfigError
+from ray_probe.sequence_processor import SequenceProcessor, to_float64
+from ray_probe.sequences import Array, BatchedSequences, LogprobResults
+
+Baseline = PublishedFit | ShardBaseline | None
+
+
+@dataclass(frozen=True)
+class ResponseTerms:
+    """What the loss of one response is built from, all detached, float64.
+
+    Attributes:
+        baseline_T: `b_j = H_j + mu_hat_j`, nats, a tensor without gradient.
+        advantage_T: `A_j` of the configured mode, nats.
+        target_T: `r_j`, nats.
+        advantage_by_mode: `A_j` of every mode that can be formed, nats.
+    """
+
+    baseline_T: Tensor
+    advantage_T: Array
+    target_T: Array
+    advantage_by_mode: dict[Mode, Array]
+
+
+@dataclass
+class SumsX:
+    """Sums over the responses of one call of `accumulate_sum_X`.
+
+    Attributes:
+        prompt_rows_P3: for each prompt: responses, total entropy (nats), total length (tokens).
+        eos_only: responses that ended at once.
+        truncated: responses cut at the cap.
+        advantage: by mode, sum of A (nats) and of A^2 (nats^2) over tokens; absent where a mode cannot be formed.
+        bin_weight_B: tokens by position bin.
+        bin_target_B: sum of the target r by position bin, nats.
+        bin_mu_hat_B: sum of the configured `mu_hat` by position bin, nats.
+    """
+
+    prompt_rows_P3: Array
+    eos_only: int
+    truncated: int
+    advantage: dict[Mode, Array]
+    bin_weight_B: Array
+    bin_target_B: Array
+    bin_mu_hat_B: Array
+
+    @property
+    def sequences(self) -> int:
+        """Responses counted."""
+        return int(self.prompt_rows_P3[:, 0].sum())
+
+    @property
+    def tokens(self) -> int:
+        """Response tokens counted."""
+        return int(self.prompt_rows_P3[:, 2].sum())
+
+
+class ProbeComponents:
+    """Builds `loss_X` and accumulates its gradient.
+
+    Args:
+        processor: the policy.
+        estimator: `rb_residual`, or `naive` as the noisy reference.
+        pathwise: keep the pathwise term; False only to look at the score term alone.
+    """
+
+    def __init__(self, processor: SequenceProcessor, estimator: Estimator = "rb_residual", pathwise: bool = True) -> None:
+        self.processor = processor
+        self.estimator: Estimator = estimator
+        self.pathwise = pathwise and estimator == "rb_residual"
+
+    def accumulate_sum_X(self, sequences: BatchedSequences, baseline: Baseline) -> SumsX:
+        """Add the gradient of `loss_X` summed over all responses into `.grad`, micro-batch by micro-batch.
+
+        Leaves +grad J's estimate (of the sum, not the mean) in `.grad`: an ascent direction of entropy.
+
+        Args:
+            sequences: the responses; every one counts, those with EOS alone and those cut at the cap too.
+            baseline: a published fit, a fit without the shard's own record (`PublishedFit.for_shard`), or None for
+                mode `none`. With `leave_one_out` only the second can be right, so a whole fit is refused.
+
+        Raises:
+            ConfigError: a whole `leave_one_out` fit was passed.
+        """
+        shard_baseline = _shard_baseline(baseline)
+        sums = self._empty_sums(sequences)
+        group = sequences.shape[1]
+        flat = 0
+        for part in sequences.micro_batches(self.processor.generation.tf_batch_size):
+            results = self.processor.teacher_force_logprobs(
+                part, with_grad=True, compute_rb=True, return_baseline_features=shard_baseline is not None
+            )
+            terms = [self.response_terms(results, b, 0, shard_baseline) for b in range(part.shape[0])]
+            self._loss(results, iter(terms)).backward()  # type: ignore[no-untyped-call]
+            for b, term in enumerate(terms):
+                self._add_response(sums, flat // group, part.tokens(b, 0)[1].tolist(), results, b, term)
+                flat += 1
+        return sums
+
+    def _build_X_loss_rb_residual(self, results: LogprobResults, baseline: Baseline) -> Tensor:
+        """The scalar `loss_X`, summed over the responses of `results`, with graph."""
+        shard_baseline = _shard_baseline(baseline)
+        groups, group = results.shape
+        terms = (self.response_terms(results, b, g, shard_baseline) for b in range(groups) for g in range(group))
+        return self._loss(results, terms)
+
+    def response_terms(self, results: LogprobResults, b: int, g: int, baseline: ShardBaseline | None) -> ResponseTerms:
+        """Baseline, target and advantages of one response; see `ResponseTerms`."""
+        assert results.rb_entropies is not None, "score with compute_rb=True"
+        entropy_T, surprisal_T = results.rb_entropies[b][g], results.entropies[b][g]
+        position_T = np.arange(len(entropy_T))
+        features = results.baseline_feats_torch
+        if features is not None:
+            assert not features[b][g].requires_grad, "features are detached"
+        phi_TD = None if features is None else to_float64(features[b][g])
+        if baseline is None:
+            mu_hats: dict[Mode, Array] = {"none": np.zeros(len(entropy_T))}
+            mu_hat_T = mu_hats["none"]
+        else:
+            mu_hat_T = baseline.mu_hat(baseline.mode, position_T, phi_TD)
+            mu_hats = dict(mu_hat_by_mode(baseline, position_T, phi_TD))
+        by_mode = {mode: advantages(entropy_T, surprisal_T, mu, self.estimator) for mode, mu in mu_hats.items()}
+        return ResponseTerms(
+            torch.from_numpy(entropy_T + mu_hat_T),
+            advantages(entropy_T, surprisal_T, mu_hat_T, self.estimator),
+            baseline_target(entropy_T, surprisal_T, self.estimator),
+            by_mode,
+        )
+
+    def _loss(self, results: LogprobResults, terms: Iterator[ResponseTerms]) -> Tensor:
+        pathwise = results.rb_entropies_torch
+        groups, group = results.shape
+        losses = [
+            response_loss(
+                results.logprobs[b][g],
+                pathwise[b][g] if self.pathwise and pathwise is not None else None,
+                next(terms).advantage_T,
+            )
+            for b in range(groups)
+            for g in range(group)
+        ]
+        return torch.stack(losses).sum()
+
+    def _empty_sums(self, sequences: BatchedSequences) -> SumsX:
+        bins = position_bins(self.processor.generation.max_new_tokens)
+        rows = np.zeros((sequences.shape[0], len(PROMPT_COLUMNS)))
+        return SumsX(rows, 0, 0, {mode: np.zeros(2) for mode in MODES}, *(np.zeros(bins) for _ in range(3)))
+
+    def _add_response(
+        self, sums: SumsX, prompt: int, response: list[int], results: LogprobResults, b: int, term: ResponseTerms
+    ) -> None:
+        assert results.rb_entropies is not None
+        length = len(response)
+        ended = self.processor.ended(response)
+        sums.prompt_rows_P3[prompt] += (1.0, results.rb_entropies[b][0].sum(), length)
+        sums.eos_only += ended and length == 1
+        sums.truncated += not ended
+        for mode in list(sums.advantage):
+            if mode in term.advantage_by_mode:
+                values_T = term.advantage_by_mode[mode]
+                sums.advantage[mode] += (values_T.sum(), (values_T**2).sum())
+            else:
+                del sums.advantage[mode]
+        bins_T = bin_of(np.arange(length), self.processor.generation.max_new_tokens)
+        mu_hat_T = term.baseline_T.numpy() - results.rb_entropies[b][0]
+        for total_B, values in ((sums.bin_weight_B, 1.0), (sums.bin_target_B, term.target_T), (sums.bin_mu_hat_B, mu_hat_T)):
+            np.add.at(total_B, bins_T, values)
+
+
+def _shard_baseline(baseline: Baseline) -> ShardBaseline | None:
+    if not isinstance(baseline, PublishedFit):
+        return baseline
+    if baseline.rule.fit == "leave_one_out":
+        raise ConfigError(
+            "estimator.baseline.fit: got a whole 'leave_one_out' fit; pass fit.for_shard(record) of these sequences"
+        )
+    return baseline.for_shard(None)
+
+

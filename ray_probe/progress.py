@@ -1,0 +1,41 @@
+"""What a run tells while it works; no import, so that every layer can speak it."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Progress:
+    """A snapshot of a run at work.
+
+    Attributes:
+        round: the round at hand, from 0.
+        rounds: rounds in the run.
+        shards: shards in the round.
+        collected: shards of the round whose record is in.
+        accumulated: shards of the round whose gradient is in.
+        tokens: response tokens sampled since the run (or its resumption) started.
+        elapsed_s: seconds since then.
+        actors_asked: rollout actors asked for.
+        actors_alive: rollout actors that answer.
+        version: newest version of beta; 0 before the first.
+        variance_ratio: mean squared advantage of the configured mode over that of `none`, over the shards so far; None
+            before any.
+        note: one line on something worth reading (a retry, a warning), or None.
+    """
+
+    round: int
+    rounds: int
+    shards: int
+    collected: int
+    accumulated: int
+    tokens: int
+    elapsed_s: float
+    actors_asked: int
+    actors_alive: int
+    version: int
+    variance_ratio: float | None
+    note: str | None = None
+
+
+Listener = Callable[[Progress], None]

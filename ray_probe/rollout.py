@@ -1,0 +1,239 @@
+"""What a rollout actor does, as a plain class: collect a shard's record, then add its gradient (spec section 7).
+
+Between the two an actor keeps of each shard its token ids and its record, and no graph.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from ray_probe.checkpoints import check_vocabulary, load_model, load_tokenizer
+from ray_probe.config import ProbeConfig
+from ray_probe.core.baselines import BaselineRule, PublishedFit
+from ray_probe.core.loss import baseline_target
+from ray_probe.core.parity import ParityStats
+from ray_probe.core.records import Record, record_of_tokens, with_prompts
+from ray_probe.errors import NonFiniteError, ShardError
+from ray_probe.fitter import Delivery, Receipt
+from ray_probe.gradients import GradientSum, Layout, Vector
+from ray_probe.plan import Shard
+from ray_probe.probe_components import ProbeComponents, SumsX
+from ray_probe.sequence_processor import SequenceProcessor, to_float64
+from ray_probe.sequences import BatchedSequences, LogprobResults
+
+
+@dataclass(frozen=True, eq=False)
+class Collected:
+    """Report on a shard's first half: the record for the fitter, and what only the run needs.
+
+    Attributes:
+        delivery: the record, on its way to the fitter.
+        parity: log q when sampled against log q when scored.
+        tokens: response tokens.
+        generate_s: seconds of sampling.
+        teacher_force_s: seconds of scoring without gradient.
+    """
+
+    delivery: Delivery
+    parity: ParityStats
+    tokens: int
+    generate_s: float
+    teacher_force_s: float
+
+
+@dataclass(frozen=True, eq=False)
+class ShardSums:
+    """Report on a shard whose gradient is in: everything that estimates are made of.
+
+    Attributes:
+        round: round in the plan.
+        shard: index in the round.
+        version: the fit whose baseline was used.
+        own_left_out: the shard's own record was left out of it.
+        fitted: some record was left to fit on.
+        prompt_ids_P: prompt indices in the file.
+        sums: counts, entropy and advantage sums.
+        gradient_norm_sq: squared norm of the shard's gradient sum.
+        backward_s: seconds of scoring with gradient and backward.
+    """
+
+    round: int
+    shard: int
+    version: int
+    own_left_out: bool
+    fitted: bool
+    prompt_ids_P: npt.NDArray[np.int64]
+    sums: SumsX
+    gradient_norm_sq: float
+    backward_s: float
+
+
+@dataclass
+class _Held:
+    sequences: BatchedSequences
+    prompt_ids_P: npt.NDArray[np.int64]
+    record: Record
+
+
+@dataclass
+class RoundGradient:
+    """An actor's gradient of a round: the flat sum, and exactly the shards inside it."""
+
+    round: int
+    shards: tuple[int, ...]
+    vector: Vector = field(repr=False)
+
+
+class Rollout:
+    """Generates, scores and differentiates shards of one policy.
+
+    Args:
+        components: processor and loss.
+        gradient: the gradient of the round.
+        rule: how the baseline is formed.
+        policy_id: the policy that records are marked with.
+    """
+
+    def __init__(
+        self, components: ProbeComponents, gradient: GradientSum, rule: BaselineRule, policy_id: str
+    ) -> None:
+        self._components = components
+        self._gradient = gradient
+        self._rule = rule
+        self._policy_id = policy_id
+        self._round = -1
+        self._held: dict[int, _Held] = {}
+        self._added: dict[int, ShardSums] = {}
+
+    @property
+    def layout(self) -> Layout:
+        """Names and shapes of the trainable parameters."""
+        return self._gradient.layout
+
+    @property
+    def eos_ids(self) -> tuple[int, ...]:
+        """Ids that end a response."""
+        return self._components.processor.eos_ids
+
+    def collect(self, shard: Shard) -> Collected:
+        """Sample and score a shard without gradient; keep its tokens, return its record."""
+        self._enter(shard.round)
+        processor = self._components.processor
+        started = time.monotonic()
+        texts = [ref.text for ref in shard.prompts]
+        sequences = processor.generate(texts, shard.responses_per_prompt, shard.response_seeds())
+        generated = time.monotonic()
+        results = processor.teacher_force_logprobs(sequences, compute_rb=True, return_baseline_features=True)
+        prompt_ids_P = np.array([ref.index for ref in shard.prompts], np.int64)
+        record = self._record(results, prompt_ids_P)
+        self._held[shard.index] = _Held(sequences, prompt_ids_P, record)
+        delivery = Delivery(self._policy_id, self._rule.features, shard.round, shard.index, record.pack())
+        finished = time.monotonic()
+        parity = _parity(sequences, results)
+        return Collected(delivery, parity, record.tokens, generated - started, finished - generated)
+
+    def acknowledge(self, shard: Shard, receipt: Receipt) -> None:
+        """Keep the record that counts: where another came first, that one is left out of the fit."""
+        if receipt.kept is not None:
+            self._held[shard.index].record = Record.unpack(receipt.kept)
+
+    def holds(self, shard: Shard) -> bool:
+        """Whether the shard was collected here in the round at hand."""
+        return shard.round == self._round and shard.index in self._held
+
+    def accumulate(self, shard: Shard, fit: PublishedFit) -> ShardSums:
+        """Add the shard's gradient under its baseline to the round's sum, once however often it is asked for."""
+        if not self.holds(shard):
+            raise ShardError(f"shard {shard.id}: was not collected here; collect it first")
+        if shard.index in self._added:
+            return self._added[shard.index]
+        started = time.monotonic()
+        held = self._held[shard.index]
+        inside = fit.round >= shard.round
+        own = held.record if inside and fit.rule.fit == "leave_one_out" else None
+        baseline = fit.for_shard(own)
+        self._gradient.clear()
+        sums = self._components.accumulate_sum_X(held.sequences, baseline)
+        norm_sq = self._gradient.add_shard()
+        self._added[shard.index] = result = ShardSums(
+            shard.round, shard.index, fit.version, own is not None, baseline.fitted, held.prompt_ids_P, sums, norm_sq,
+            time.monotonic() - started,
+        )  # fmt: skip
+        return result
+
+    def round_gradient(self, round_number: int) -> RoundGradient:
+        """The gradient summed over the shards that were accumulated here in this round."""
+        self._enter(round_number)
+        return RoundGradient(round_number, tuple(sorted(self._added)), self._gradient.flat())
+
+    def _enter(self, round_number: int) -> None:
+        if round_number != self._round:
+            self._round = round_number
+            self._held, self._added = {}, {}
+            self._gradient.reset()
+
+    def _record(self, results: LogprobResults, prompt_ids_P: npt.NDArray[np.int64]) -> Record:
+        assert results.rb_entropies is not None and results.baseline_feats_torch is not None
+        pairs = list(zip(_flat(results.rb_entropies), _flat(results.entropies), strict=True))
+        target_T = np.concatenate([baseline_target(h, s, self._components.estimator) for h, s in pairs])
+        phi_TD = to_float64(torch.cat(_flat(results.baseline_feats_torch)))
+        if not (np.isfinite(phi_TD).all() and np.isfinite(target_T).all()):
+            raise NonFiniteError("features: NaN or infinity in a shard's statistics; it was not sent")
+        position_T = np.concatenate([np.arange(len(entropy_T)) for entropy_T, _ in pairs])
+        record = record_of_tokens(phi_TD, target_T[:, None], position_T, self._rule.cap)
+        rows = np.array(
+            [(len(group), sum(h.sum() for h in group), sum(len(h) for h in group)) for group in results.rb_entropies]
+        )
+        return with_prompts(record, prompt_ids_P, rows)
+
+
+def _flat(nested: list[list]) -> list:  # type: ignore[type-arg]
+    return [item for group in nested for item in group]
+
+
+def _parity(sequences: BatchedSequences, results: LogprobResults) -> ParityStats:
+    assert sequences.sample_logprobs is not None
+    return ParityStats.of(
+        np.concatenate(_flat(sequences.sample_logprobs)),
+        -np.concatenate(_flat(results.entropies)),
+        np.concatenate(_flat(results.outside_nucleus)),
+    )
+
+
+def baseline_rule(config: ProbeConfig) -> BaselineRule:
+    """The baseline of a configuration."""
+    baseline = config.estimator.baseline
+    return BaselineRule(
+        baseline.mode, baseline.fit, baseline.ridge_lambda, baseline.ema_decay, tuple(baseline.features),
+        config.generation.max_new_tokens,
+    )  # fmt: skip
+
+
+def build_rollout(
+    config: ProbeConfig,
+    directory: Path,
+    policy_id: str,
+    device: str = "cpu",
+    on_progress: Callable[[int], None] = lambda tokens: None,
+) -> Rollout:
+    """Load the checkpoint and put a rollout together.
+
+    Args:
+        config: the run's configuration.
+        directory: the checkpoint's directory on this node.
+        policy_id: what records are marked with.
+        device: `cpu` or `cuda`.
+        on_progress: told of tokens done.
+    """
+    model = load_model(directory, config.model.dtype, device)
+    tokenizer = load_tokenizer(directory)
+    check_vocabulary(directory, model, tokenizer)
+    rule = baseline_rule(config)
+    processor = SequenceProcessor(model, tokenizer, config.generation, rule.features, on_progress)
+    components = ProbeComponents(processor, config.estimator.x_estimator_mode, config.generation.rb_requires_grad)
+    return Rollout(components, GradientSum(model, config.model.trainable), rule, policy_id)
