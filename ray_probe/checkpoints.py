@@ -106,7 +106,9 @@ def _directory(settings: ModelConfig) -> Path:
         raise _refuse(settings.path, f"no such directory (relative paths start at {Path.cwd()})")
     from huggingface_hub import snapshot_download
 
-    found = _guarded(settings.path, snapshot_download, settings.path, revision=settings.revision, allow_patterns=_HASHED)
+    found = _guarded(
+        settings.path, snapshot_download, settings.path, revision=settings.revision, allow_patterns=_HASHED
+    )
     return Path(found)
 
 

@@ -79,7 +79,9 @@ class Plan:
     def __post_init__(self) -> None:
         needed = self.rounds * self.prompts_per_round
         if not self.usable:
-            raise PromptsError("data.prompts: no prompt is left to use; raise data.max_prompt_tokens or add shorter ones")
+            raise PromptsError(
+                "data.prompts: no prompt is left to use; raise data.max_prompt_tokens or add shorter ones"
+            )
         if not self.repeat and needed > len(self.usable):
             raise PromptsError(
                 bad_value("data.repeat", False, f"{needed} prompts are needed and {len(self.usable)} can be used")

@@ -79,7 +79,9 @@ class ProbeComponents:
         pathwise: keep the pathwise term; False only to look at the score term alone.
     """
 
-    def __init__(self, processor: SequenceProcessor, estimator: Estimator = "rb_residual", pathwise: bool = True) -> None:
+    def __init__(
+        self, processor: SequenceProcessor, estimator: Estimator = "rb_residual", pathwise: bool = True
+    ) -> None:
         self.processor = processor
         self.estimator: Estimator = estimator
         self.pathwise = pathwise and estimator == "rb_residual"
@@ -178,7 +180,11 @@ class ProbeComponents:
                 del sums.advantage[mode]
         bins_T = bin_of(np.arange(length), self.processor.generation.max_new_tokens)
         mu_hat_T = term.baseline_T.numpy() - results.rb_entropies[b][0]
-        for total_B, values in ((sums.bin_weight_B, 1.0), (sums.bin_target_B, term.target_T), (sums.bin_mu_hat_B, mu_hat_T)):
+        for total_B, values in (
+            (sums.bin_weight_B, 1.0),
+            (sums.bin_target_B, term.target_T),
+            (sums.bin_mu_hat_B, mu_hat_T),
+        ):
             np.add.at(total_B, bins_T, values)
 
 
@@ -190,5 +196,3 @@ def _shard_baseline(baseline: Baseline) -> ShardBaseline | None:
             "estimator.baseline.fit: got a whole 'leave_one_out' fit; pass fit.for_shard(record) of these sequences"
         )
     return baseline.for_shard(None)
-
-

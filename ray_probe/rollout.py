@@ -15,7 +15,7 @@ import torch
 from ray_probe.checkpoints import check_vocabulary, load_model, load_tokenizer
 from ray_probe.config import ProbeConfig
 from ray_probe.core.baselines import BaselineRule, PublishedFit
-from ray_probe.core.loss import baseline_target
+from ray_probe.core.loss import Estimator, baseline_target
 from ray_probe.core.parity import ParityStats
 from ray_probe.core.records import Record, record_of_tokens, with_prompts
 from ray_probe.errors import NonFiniteError, ShardError
@@ -99,9 +99,7 @@ class Rollout:
         policy_id: the policy that records are marked with.
     """
 
-    def __init__(
-        self, components: ProbeComponents, gradient: GradientSum, rule: BaselineRule, policy_id: str
-    ) -> None:
+    def __init__(self, components: ProbeComponents, gradient: GradientSum, rule: BaselineRule, policy_id: str) -> None:
         self._components = components
         self._gradient = gradient
         self._rule = rule
@@ -130,7 +128,7 @@ class Rollout:
         generated = time.monotonic()
         results = processor.teacher_force_logprobs(sequences, compute_rb=True, return_baseline_features=True)
         prompt_ids_P = np.array([ref.index for ref in shard.prompts], np.int64)
-        record = self._record(results, prompt_ids_P)
+        record = record_of_results(results, prompt_ids_P, self._components.estimator, self._rule.cap)
         self._held[shard.index] = _Held(sequences, prompt_ids_P, record)
         delivery = Delivery(self._policy_id, self._rule.features, shard.round, shard.index, record.pack())
         finished = time.monotonic()
@@ -177,19 +175,30 @@ class Rollout:
             self._held, self._added = {}, {}
             self._gradient.reset()
 
-    def _record(self, results: LogprobResults, prompt_ids_P: npt.NDArray[np.int64]) -> Record:
-        assert results.rb_entropies is not None and results.baseline_feats_torch is not None
-        pairs = list(zip(_flat(results.rb_entropies), _flat(results.entropies), strict=True))
-        target_T = np.concatenate([baseline_target(h, s, self._components.estimator) for h, s in pairs])
-        phi_TD = to_float64(torch.cat(_flat(results.baseline_feats_torch)))
-        if not (np.isfinite(phi_TD).all() and np.isfinite(target_T).all()):
-            raise NonFiniteError("features: NaN or infinity in a shard's statistics; it was not sent")
-        position_T = np.concatenate([np.arange(len(entropy_T)) for entropy_T, _ in pairs])
-        record = record_of_tokens(phi_TD, target_T[:, None], position_T, self._rule.cap)
-        rows = np.array(
-            [(len(group), sum(h.sum() for h in group), sum(len(h) for h in group)) for group in results.rb_entropies]
-        )
-        return with_prompts(record, prompt_ids_P, rows)
+
+def record_of_results(
+    results: LogprobResults, prompt_ids_P: npt.NDArray[np.int64], estimator: Estimator, cap: int
+) -> Record:
+    """The record of a shard's scored responses; scoring needs `compute_rb` and `return_baseline_features`.
+
+    Args:
+        results: the shard's responses, [b][g].
+        prompt_ids_P: id of each prompt b.
+        estimator: decides the baseline's target.
+        cap: max_new_tokens.
+
+    Raises:
+        NonFiniteError: features or targets hold NaN or infinity.
+    """
+    assert results.rb_entropies is not None and results.baseline_feats_torch is not None
+    pairs = list(zip(_flat(results.rb_entropies), _flat(results.entropies), strict=True))
+    target_T = np.concatenate([baseline_target(h, s, estimator) for h, s in pairs])
+    phi_TD = to_float64(torch.cat(_flat(results.baseline_feats_torch)))
+    if not (np.isfinite(phi_TD).all() and np.isfinite(target_T).all()):
+        raise NonFiniteError("features: NaN or infinity in a shard's statistics; it was not sent")
+    position_T = np.concatenate([np.arange(len(entropy_T)) for entropy_T, _ in pairs])
+    rows = [(len(group), sum(h.sum() for h in group), sum(len(h) for h in group)) for group in results.rb_entropies]
+    return with_prompts(record_of_tokens(phi_TD, target_T[:, None], position_T, cap), prompt_ids_P, np.array(rows))
 
 
 def _flat(nested: list[list]) -> list:  # type: ignore[type-arg]

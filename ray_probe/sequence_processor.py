@@ -99,7 +99,8 @@ class SequenceProcessor:
     @property
     def device(self) -> torch.device:
         """Where the model's weights are."""
-        return next(self.model.parameters()).device
+        device: torch.device = next(self.model.parameters()).device
+        return device
 
     def encode(self, prompt: str) -> list[int]:
         """Token ids of a prompt, with the special tokens that the tokenizer itself adds."""
@@ -242,8 +243,8 @@ class SequenceProcessor:
         )  # fmt: skip
         self.on_progress(len(tokens_T))
         columns = [flat.log_q_T, flat.entropy_T, flat.outside_T]
-        split = [column.split(lengths) for column in columns]
-        feats = flat.features_TD.split(lengths) if flat.features_TD is not None else [None] * len(lengths)
+        split = [torch.split(column, lengths) for column in columns]
+        feats = [None] * len(lengths) if flat.features_TD is None else torch.split(flat.features_TD, lengths)
         return [TokenStatistics(*parts) for parts in zip(*split, feats, strict=True)]
 
 

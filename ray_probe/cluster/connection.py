@@ -1,76 +1,30 @@
-"""Reaching a Ray cluster, or starting one here: every wait is bounded, every refusal is one line.
+"""Connecting to a Ray cluster, or starting one here that ends with us and leaves nothing behind.
 
-Left alone, Ray tries a closed port for minutes, calls a wrong token "Failed to connect" after 20 s, looks 60 s for a
-node on this machine, and joins whatever cluster it finds. Its waits sit in C++ where nothing interrupts them, so
-joining is rehearsed in a child process, which can be ended; that costs about 0.5 s.
+A Ray that is started here is private: it has a temp dir of mode 0700, a token of its own in it, and nothing is
+written to the home directory (a bare ray.init leaves a world-readable token there). Ctrl-C needs no care: Ray blocks
+SIGINT in the processes that it starts and puts workers in process groups of their own, so they outlive the driver's
+KeyboardInterrupt and are shut down in order.
 """
 
 import contextlib
-import json
 import logging
 import math
 import os
-import re
-import secrets
-import shutil
 import signal
-import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from ray_probe.errors import ClusterError, ConfigError, bad_value
+from ray_probe.cluster.environment import env_to_join, env_to_start, environment, private_dir, require_token
+from ray_probe.cluster.reach import check_joinable, find_address
+from ray_probe.errors import ClusterError, bad_value
 
-TCP_S, ANSWER_S, JOIN_S, CHILD_S = 2, 4, 8, 60  # deadlines: TCP connect, first answer, joining, the child in all
-ROOM_S = 5.0  # nodes of a cluster that has just been started register one after the other
-OBJECT_STORE_BYTES = 256 * 2**20  # more spills to the temp dir, and so does a /dev/shm smaller than this
-MAX_TMP_CHARS = 24  # Ray appends up to 83 characters, and a socket's path ends at 107
-
-# One token for every cluster that this process starts: Ray caches it in the process, so a second cluster would
-# refuse us should `_reload_auth` lose its way to drop that cache.
-_TOKEN = secrets.token_hex(32)
-
-# SIGALRM's default action ends the child whatever its threads do. The internals are GcsClient (the one call that
-# tells a refused token from silence, in 10 ms) and the key under which a cluster keeps its versions; on a Ray
-# without them, ray.init under the same alarm still decides, and only says less precisely why not.
-_REHEARSAL = """
-import json, os, signal, socket, sys
-host, port, tcp_s, answer_s, join_s = sys.argv[1], *map(int, sys.argv[2:])
-def tell(**facts):
-    print(json.dumps(facts), flush=True)
-signal.alarm(tcp_s)
-try:
-    socket.create_connection((host.strip("[]"), port)).close()
-except OSError as e:
-    sys.exit(tell(unreachable=e.strerror or str(e)))
-signal.alarm(0)
-tell(reached=True)
-os.environ["RAY_gcs_server_request_timeout_seconds"] = str(answer_s)
-import ray
-signal.alarm(answer_s)
-try:
-    from ray._raylet import GcsClient
-    found = GcsClient(address=f"{host}:{port}").internal_kv_get(b"CLUSTER_METADATA", b"cluster", timeout=answer_s)
-    tell(versions=json.loads(found) if found else {})
-except getattr(ray.exceptions, "AuthenticationError", ()):
-    sys.exit(tell(refused=True))
-except (ImportError, AttributeError, TypeError):
-    pass
-except Exception as e:
-    sys.exit(tell(failed=str(e)))
-signal.alarm(join_s)
-try:
-    ray.init(address=f"{host}:{port}", log_to_driver=False, logging_level="CRITICAL")
-    tell(joined=True)
-    ray.shutdown()
-except Exception as e:
-    tell(failed=f"{e}: {e.__cause__ or ''}")
-"""
+ROOM_S = 3.0  # nodes of a cluster that has just been started register one after the other
+EXIT_S = 5.0  # for processes to follow ray.shutdown (measured: none was left when it returned)
+OBJECT_STORE_BYTES = 256 * 2**20  # more spills to the temp dir; a /dev/shm smaller than this is not used at all
 
 
 @dataclass(frozen=True)
@@ -91,7 +45,7 @@ class Demand:
 
 @dataclass(frozen=True)
 class ClusterInfo:
-    """The connected cluster; `temp_dir` and `token_path` are None unless it was started here (with our token)."""
+    """The connected cluster; `temp_dir`, and `token_path` for others who join it, only when it was started here."""
 
     address: str
     ray_version: str
@@ -122,22 +76,25 @@ def connected(
         ClusterError: unreachable, token refused, other versions, no node here, or too small; within seconds.
         ConfigError: the address is not null, auto or host:port.
     """
+    _refuse_second_connection(address)
     with contextlib.ExitStack() as stack:
-        temp_dir, how = None, {}
+        temp_dir: str | None = None
         if address is None:
             if warning := slots_warning(demand, os.cpu_count() or 1):
                 log(warning)
-            temp_dir = stack.enter_context(_private_dir())
-            stack.enter_context(_environment(_env_to_start(temp_dir)))
-            cpus = max(1, math.ceil(demand.slots * demand.cpus_per_actor))
-            how = {"address": "local", "num_cpus": cpus, "include_dashboard": False, "_temp_dir": f"{temp_dir}/r"}
-            how["object_store_memory"] = OBJECT_STORE_BYTES
+            temp_dir = stack.enter_context(private_dir())
+            stack.enter_context(environment(env_to_start(temp_dir)))
+            require_token(address)
+            where = _local_options(demand, temp_dir)
         else:
-            how["address"] = find_address(address)
-            stack.enter_context(_environment(_env_to_join(address, token_path)))
-            _rehearse(how["address"])
-        info = stack.enter_context(_session(how, namespace, runtime_env, temp_dir))
-        _wait_for_room(demand, 1.0 if info.owned else ROOM_S)
+            found = find_address(address)
+            stack.enter_context(environment(env_to_join(address, token_path)))
+            require_token(address)
+            check_joinable(found)
+            where = {"address": found}
+        stack.enter_context(_session({**where, "namespace": namespace, "runtime_env": runtime_env or None}, temp_dir))
+        nodes = _wait_for_room(demand, ROOM_S if temp_dir is None else 1.0)
+        info = _describe(nodes, temp_dir)
         log(
             f"cluster: {'started' if info.owned else 'joined'} Ray {info.ray_version} at {info.address}: "
             f"nodes {info.nodes}, CPUs {info.cpus:g}, GPUs {info.gpus:g}"
@@ -150,15 +107,6 @@ def slots_warning(demand: Demand, cores: int) -> str | None:
     if demand.slots * demand.cpus_per_actor <= cores:
         return None
     return f"cluster: {demand.slots} slots x {demand.cpus_per_actor:g} CPU will share this machine's {cores} cores"
-
-
-def version_mismatch(theirs: Mapping[str, str], ours: tuple[str, str], level: str = "patch") -> str | None:
-    """Both (Ray, Python) versions when they differ; `level` is how far Python's is compared, patch or minor."""
-    their_ray, their_python = theirs.get("ray_version", "?"), theirs.get("python_version", "?")
-    parts = 2 if level == "minor" else 3
-    if (their_ray, their_python.split(".")[:parts]) == (ours[0], ours[1].split(".")[:parts]):
-        return None
-    return f"the cluster has Ray {their_ray} and Python {their_python}, this process Ray {ours[0]} and Python {ours[1]}"
 
 
 def shortfall(demand: Demand, nodes: Sequence[Mapping[str, float]]) -> str | None:
@@ -174,28 +122,121 @@ def shortfall(demand: Demand, nodes: Sequence[Mapping[str, float]]) -> str | Non
     if room >= demand.actors:
         return None
     each = " + ".join(f"{amount:g} {name}" for name, amount in one.items())
-    return f"cluster.actors: asked {demand.actors} x ({each}), each on one node; the {len(nodes)} nodes have room for {room}"
+    return f"cluster.actors: asked {demand.actors} x ({each}), and the {len(nodes)} node(s) have room for {room}"
 
 
-def find_address(address: str) -> str:
-    """The host:port behind `auto`, or `address` itself.
-
-    `auto` is RAY_ADDRESS or the note that `ray start` leaves. Ray would also search the machine's processes, and so
-    find private clusters that nobody meant to be joined.
-    """
-    found = address
-    if address == "auto":
-        note = Path(os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp", "ray", "ray_current_cluster")
-        found = os.environ.get("RAY_ADDRESS") or (note.read_text().strip() if note.is_file() else "auto")
-        if found == "auto":
-            remedy = f"there is neither RAY_ADDRESS nor {note}; give host:port, or null to start Ray here"
-            raise ClusterError(bad_value("cluster.address", address, remedy))
-    match = re.fullmatch(r"(\[[0-9a-fA-F:.]+\]|[^\s:/\[\]]+):(\d{1,5})", found)
-    if not match or not 0 < int(match[2]) < 65536:
-        raise ConfigError(bad_value("cluster.address", found, "use null, auto or host:port"))
-    return found
+def _local_options(demand: Demand, temp_dir: str) -> dict[str, Any]:
+    """What ray.init needs to start Ray here; "local" joins nothing, whatever RAY_ADDRESS says."""
+    return {
+        "address": "local",
+        "num_cpus": max(1, math.ceil(demand.slots * demand.cpus_per_actor)),
+        "include_dashboard": False,
+        "object_store_memory": OBJECT_STORE_BYTES,
+        "_temp_dir": os.path.join(temp_dir, "r"),  # Ray opens its own directories to all; the parent is ours alone
+    }
 
 
-def _rehearse(address: str) -> None:
-    """Join and leave in a child process; raise what kept it from joining."""
-    ...
+def _refuse_second_connection(address: str | None) -> None:
+    """A process has one Ray connection; nothing may be changed under one that is open."""
+    ray: Any = sys.modules.get("ray")
+    if ray is not None and ray.is_initialized():
+        remedy = "this process is connected to a Ray cluster already; call ray.shutdown() first"
+        raise ClusterError(bad_value("cluster.address", address, remedy))
+
+
+@contextlib.contextmanager
+def _session(options: Mapping[str, Any], temp_dir: str | None) -> Iterator[None]:
+    """ray.init and ray.shutdown around the block, with what Ray leaves behind put right."""
+    with _signals_as_before():
+        try:
+            _init(options)
+            yield
+        finally:
+            with _without_ctrl_c():
+                _leave(temp_dir)
+
+
+def _init(options: Mapping[str, Any]) -> None:
+    import ray
+
+    try:
+        ray.init(**options, log_to_driver=False, logging_level=logging.ERROR)
+    except Exception as error:
+        reason = " ".join(str(error).split())[:300]
+        raise ClusterError(f"cluster: ray.init at {options['address']} failed: {reason}") from error
+
+
+@contextlib.contextmanager
+def _signals_as_before() -> Iterator[None]:
+    """Put SIGTERM's handler back: Ray makes it a SystemExit, which cleans up, but forgets to undo that."""
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if before is not None and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, before)
+
+
+@contextlib.contextmanager
+def _without_ctrl_c() -> Iterator[None]:
+    """Keep a second Ctrl-C from cutting the clean-up short; it is bounded and takes about 1.5 s."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _leave(temp_dir: str | None) -> None:
+    """Disconnect; end what a start or a shutdown that was cut short has left running."""
+    import psutil  # type: ignore[import-untyped]  # Ray brings its own copy
+    import ray
+
+    ours = []
+    if temp_dir:
+        for child in psutil.Process().children():
+            with contextlib.suppress(psutil.Error):
+                if any(temp_dir in word for word in child.cmdline()):
+                    ours += [child, *child.children(recursive=True)]
+    started = ray.is_initialized()
+    ray.shutdown()
+    _, left = psutil.wait_procs(ours, timeout=EXIT_S if started else 0)
+    for process in left:
+        with contextlib.suppress(psutil.Error):
+            process.kill()
+    psutil.wait_procs(left, timeout=EXIT_S)
+
+
+def _alive_nodes() -> list[dict[str, float]]:
+    import ray
+
+    return [dict(node["Resources"]) for node in ray.nodes() if node["Alive"]]
+
+
+def _wait_for_room(demand: Demand, seconds: float) -> list[dict[str, float]]:
+    """The resources of the nodes, once they hold the actors that were asked for, or else a ClusterError."""
+    deadline = time.monotonic() + seconds
+    while (problem := shortfall(demand, nodes := _alive_nodes())) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    if problem:
+        raise ClusterError(problem)
+    return nodes
+
+
+def _describe(nodes: Sequence[Mapping[str, float]], temp_dir: str | None) -> ClusterInfo:
+    import ray
+
+    in_file = temp_dir is not None and not os.environ.get("RAY_AUTH_TOKEN")
+    return ClusterInfo(
+        address=ray.get_runtime_context().gcs_address,
+        ray_version=ray.__version__,
+        nodes=len(nodes),
+        cpus=sum(node.get("CPU", 0.0) for node in nodes),
+        gpus=sum(node.get("GPU", 0.0) for node in nodes),
+        owned=temp_dir is not None,
+        temp_dir=temp_dir,
+        token_path=os.environ.get("RAY_AUTH_TOKEN_PATH") if in_file else None,
+    )

@@ -73,7 +73,9 @@ REGISTRY: dict[str, Feature] = {
     for feature in (
         Feature("H", "entropy of q, nats", lambda view: view.entropy_T),
         Feature("top1", "largest probability in q", _top1),
-        Feature("margin", "difference of the two largest kept logits over temperature, nats; 0 if one is kept", _margin),
+        Feature(
+            "margin", "difference of the two largest kept logits over temperature, nats; 0 if one is kept", _margin
+        ),
         Feature("head_mass", "mass of the full softmax inside the nucleus", _head_mass),
         Feature("two_point_entropy", "entropy of (head_mass, 1 - head_mass), nats", _two_point_entropy),
         Feature("logit_var", "variance of the scaled logits under q, nats^2", _logit_var),

@@ -103,7 +103,9 @@ def violation(stats: ParityStats, dtype: str, tolerance_nats: float | None) -> s
     """
     allowed = TOLERANCE_NATS[dtype] if tolerance_nats is None else tolerance_nats
     if not stats.mean_gap <= allowed:
-        return f"generation.parity_tolerance: got a mean gap of {stats.mean_gap:.3g} nats; at most {allowed:g} is allowed"
+        return (
+            f"generation.parity_tolerance: got a mean gap of {stats.mean_gap:.3g} nats; at most {allowed:g} is allowed"
+        )
     share = OUTSIDE_SHARE[dtype]
     if stats.outside_share > share and binomial_tail(stats.outside, stats.tokens, share) < SIGNIFICANCE:
         return (

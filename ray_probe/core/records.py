@@ -84,7 +84,8 @@ class Record:
     @property
     def shape(self) -> Shape:
         """Sizes of this record's arrays."""
-        return Shape(*self.cross_DK.shape, len(self.bin_weight_B))
+        features, targets = self.cross_DK.shape
+        return Shape(features, targets, len(self.bin_weight_B))
 
     @classmethod
     def zero(cls, shape: Shape) -> Self:
@@ -127,7 +128,9 @@ class Record:
             self.gram_DD, self.cross_DK, self.target_sum_K, self.target_gram_KK, self.bin_sum_BK, self.bin_weight_B,
             self.prompt_ids_P, self.prompt_rows_P3,
         )  # fmt: skip
-        return np.concatenate([np.array([*header, *counts], np.float64), *(a.ravel().astype(np.float64) for a in arrays)])
+        return np.concatenate(
+            [np.array([*header, *counts], np.float64), *(a.ravel().astype(np.float64) for a in arrays)]
+        )
 
     @classmethod
     def unpack(cls, packed: Array) -> Self:
@@ -140,10 +143,14 @@ class Record:
         body = packed[_HEADER + 3 :]
         if min(d, k, b, p) < 0 or len(body) != sum(sizes):
             raise RecordError(f"record: got {len(packed)} numbers, which do not fit its own header")
-        arrays = [part.reshape(s) for part, s in zip(np.split(body, np.cumsum(sizes)[:-1]), shapes, strict=True)]
-        arrays[6] = arrays[6].astype(np.int64)
+        parts = [part.reshape(s) for part, s in zip(np.split(body, np.cumsum(sizes)[:-1]), shapes, strict=True)]
         sequences, tokens, weight = packed[_HEADER : _HEADER + 3]
-        return cls(int(sequences), int(tokens), float(weight), *arrays)
+        *sums, ids_P, rows_P3 = parts
+        gram, cross, target_sum, target_gram, bin_sum, bin_weight = sums
+        return cls(
+            int(sequences), int(tokens), float(weight), gram, cross, target_sum, target_gram, bin_sum, bin_weight,
+            ids_P.astype(np.int64), rows_P3,
+        )  # fmt: skip
 
 
 def _merge_prompts(left: Record, right: Record, sign: int) -> tuple[IntArray, Array]:
@@ -173,7 +180,7 @@ def record_of_tokens(phi_TD: Array, target_TK: Array, position_T: IntArray, cap:
         cap: max_new_tokens.
     """
     bins_T, count = bin_of(position_T, cap), position_bins(cap)
-    bin_sum = np.stack([np.bincount(bins_T, column, count) for column in target_TK.T], axis=1)
+    bin_sum: Array = np.stack([np.bincount(bins_T, column, count) for column in target_TK.T], axis=1, dtype=np.float64)
     return Record(
         0, len(phi_TD), float(len(phi_TD)), phi_TD.T @ phi_TD, phi_TD.T @ target_TK, target_TK.sum(axis=0),
         target_TK.T @ target_TK, bin_sum, np.bincount(bins_T, minlength=count).astype(np.float64),
@@ -187,7 +194,9 @@ def with_prompts(record: Record, prompt_ids: IntArray, rows: Array) -> Record:
     sequences = int(rows[:, 0].sum())
     values = {field.name: getattr(empty, field.name) for field in fields(empty)}
     order = np.argsort(prompt_ids, kind="stable")
-    listed = Record(**(values | {"sequences": sequences, "prompt_ids_P": prompt_ids[order], "prompt_rows_P3": rows[order]}))
+    listed = Record(
+        **(values | {"sequences": sequences, "prompt_ids_P": prompt_ids[order], "prompt_rows_P3": rows[order]})
+    )
     return record + listed
 
 

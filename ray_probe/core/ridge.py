@@ -35,7 +35,7 @@ class RidgeFit:
 def solve(gram_DD: Array, cross_DK: Array, ridge_lambda: float) -> Array | None:
     """`(gram + lambda I)^-1 cross` [D, K], float64, or None when the solve fails or is not finite."""
     try:
-        beta_DK = np.linalg.solve(gram_DD + ridge_lambda * np.eye(len(gram_DD)), cross_DK)
+        beta_DK: Array = np.linalg.solve(gram_DD + ridge_lambda * np.eye(len(gram_DD)), cross_DK).astype(np.float64)
     except np.linalg.LinAlgError:
         return None
     if not np.isfinite(beta_DK).all():
@@ -47,7 +47,9 @@ def solve(gram_DD: Array, cross_DK: Array, ridge_lambda: float) -> Array | None:
 def residual_sum_squares(record: Record, beta_DK: Array) -> Array:
     """`r^T r - 2 beta^T Phi^T r + beta^T Phi^T Phi beta` of each target [K], nats^2: no row is needed."""
     quadratic = np.einsum("dk,de,ek->k", beta_DK, record.gram_DD, beta_DK)
-    return np.diag(record.target_gram_KK) - 2.0 * np.einsum("dk,dk->k", beta_DK, record.cross_DK) + quadratic
+    linear = np.einsum("dk,dk->k", beta_DK, record.cross_DK)
+    result: Array = np.diag(record.target_gram_KK) - 2.0 * linear + quadratic
+    return result
 
 
 def fit(record: Record, ridge_lambda: float) -> RidgeFit | None:

@@ -1,0 +1,120 @@
+"""The environment variables and the private directory with which Ray is started or joined.
+
+Ray reads RAY_AUTH_* from the environment of each process, so the variables are set around a session and put back.
+"""
+
+import contextlib
+import os
+import secrets
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from ray_probe.errors import ClusterError, bad_value
+
+MAX_TMP_CHARS = 24  # the path of a socket ends at 107 characters, of which Ray and we use up to 83
+
+# One token for every cluster that this process starts: Ray caches it in the process, so a second cluster would
+# refuse us should `_reload_auth` find no way to drop that cache.
+_TOKEN = secrets.token_hex(32)
+
+
+@contextlib.contextmanager
+def private_dir() -> Iterator[str]:
+    """A directory with a short path that only we can enter, with our token in it, for the block."""
+    parent = tempfile.gettempdir()
+    path = tempfile.mkdtemp(prefix="rp-", dir=parent if len(parent) <= MAX_TMP_CHARS else "/tmp")
+    try:
+        descriptor = os.open(_own_token(path), os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with open(descriptor, "w") as file:
+            file.write(_TOKEN)
+        yield path
+    finally:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def env_to_start(temp_dir: str) -> dict[str, str | None]:
+    """Variables for a Ray that is started here; what the user has said about tokens stands."""
+    changes: dict[str, str | None] = {"RAY_USAGE_STATS_ENABLED": "0"}
+    changes["RAY_ENABLE_UV_RUN_RUNTIME_ENV"] = "0"  # or, under `uv run`, every worker builds the project's environment
+    if os.environ.get("RAY_AUTH_MODE", "token").lower() == "token":
+        changes["RAY_AUTH_MODE"] = "token"
+        if not (os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH")):
+            changes["RAY_AUTH_TOKEN_PATH"] = _own_token(temp_dir)
+    return changes
+
+
+def env_to_join(address: str, token_path: str | None) -> dict[str, str | None]:
+    """Variables for joining. As in Ray, a token lying ready is used for `auto` only, not sent to any named host."""
+    if token_path is not None:
+        return {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": token_path, "RAY_AUTH_TOKEN": None}
+    if address == "auto" and "RAY_AUTH_MODE" not in os.environ and token_place():
+        return {"RAY_AUTH_MODE": "token"}
+    return {}
+
+
+@contextlib.contextmanager
+def environment(changes: Mapping[str, str | None]) -> Iterator[None]:
+    """Set variables (None: unset) for the block, for Ray in this process too, and put the old ones back."""
+    before = {name: os.environ.get(name) for name in (*changes, "PYTHONBREAKPOINT")}  # ray.init leaves its own there
+    try:
+        _set(changes)
+        yield
+    finally:
+        _set(before)
+
+
+def token_mode() -> bool:
+    """Whether Ray in this environment sends and asks for a token."""
+    return os.environ.get("RAY_AUTH_MODE", "").lower() == "token"
+
+
+def token_place() -> str | None:
+    """Where Ray finds its token, or None where it finds none; never the token itself."""
+    if os.environ.get("RAY_AUTH_TOKEN"):
+        return "RAY_AUTH_TOKEN"
+    if os.environ.get("RAY_ENABLE_K8S_TOKEN_AUTH"):
+        return "the service account's token"
+    path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
+    with contextlib.suppress(OSError):
+        return str(path) if path.read_bytes().strip() else None
+    return None
+
+
+def require_token(address: str | None) -> None:
+    """Refuse token mode without a token, before Ray does: it ends the process (SIGABRT)."""
+    if token_mode() and token_place() is None:
+        places = "RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH or ~/.ray/auth_token"
+        remedy = f"RAY_AUTH_MODE is token, but there is no readable token in {places}"
+        raise ClusterError(bad_value("cluster.address", address, remedy))
+
+
+def _own_token(temp_dir: str) -> str:
+    return os.path.join(temp_dir, "token")
+
+
+def _set(values: Mapping[str, str | None]) -> None:
+    for name, value in values.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
+    _reload_auth()
+
+
+def _reload_auth() -> None:
+    """Have a Ray that is loaded already read RAY_AUTH_* again: it keeps mode and token in the process.
+
+    Internals of Ray, used as its own tests do: the mode first, then the token. A thread that is still ending the
+    last session aborts the process when it finds mode "token" and no token, so then the cache is left alone. On a
+    Ray without these internals it always is, which one token for all clusters makes harmless.
+    """
+    if "ray" not in sys.modules or (token_mode() and token_place() is None):
+        return
+    internals: Any = sys.modules.get("ray._raylet")
+    with contextlib.suppress(AttributeError):
+        internals.Config.initialize("")
+        internals.AuthenticationTokenLoader.instance().reset_cache()

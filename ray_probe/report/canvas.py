@@ -1,0 +1,118 @@
+"""What the plots share: one look without global state, a colour for each mode, numbers that may be missing."""
+
+import math
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import numpy.typing as npt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
+
+Array = npt.NDArray[np.float64]
+
+NAME_CHARS = 28
+SMALL = 9.5
+# Okabe and Ito's palette, which colour-blind readers can tell apart; the markers say the same in grey.
+MODE_COLOR = {"none": "#7F7F7F", "constant": "#E69F00", "residual_mu": "#009E73", "regression": "#0072B2"}
+MODE_MARKER = {"none": "o", "constant": "s", "residual_mu": "^", "regression": "D"}
+BLUE, VERMILION, PURPLE, INK, FAINT = "#0072B2", "#D55E00", "#A0457E", "#222222", "#888888"
+
+
+def canvas(title: str, x_label: str, y_label: str) -> tuple[Figure, Axes]:
+    """A figure with one dressed pair of axes."""
+    figure = Figure(figsize=(7.2, 4.5), layout="constrained")
+    axes = figure.add_subplot()
+    dress(axes, title, x_label, y_label)
+    return figure, axes
+
+
+def dress(axes: Axes, title: str, x_label: str, y_label: str) -> None:
+    """Title, labels, a faint grid behind the data, no box."""
+    axes.set_title(title, loc="left", fontsize=12.5, fontweight="bold", color=INK)
+    axes.set_xlabel(x_label, fontsize=11)
+    axes.set_ylabel(y_label, fontsize=11)
+    axes.tick_params(labelsize=10)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(axis="both", color="#E4E4E4", linewidth=0.8)
+    axes.set_axisbelow(True)
+
+
+def nothing(figure: Figure, axes: Axes, why: str) -> Figure:
+    """Say in an empty figure why there is nothing to draw."""
+    axes.text(0.5, 0.5, why, transform=axes.transAxes, ha="center", va="center", fontsize=13, color=FAINT)
+    axes.set_xticks([])
+    axes.set_yticks([])
+    axes.spines[:].set_visible(False)
+    return figure
+
+
+def floats(values: Iterable[float | None]) -> Array:
+    """Values as float64 [n], with NaN for what is missing."""
+    return np.array([np.nan if value is None else value for value in values], dtype=np.float64)
+
+
+def closed(heights: Array) -> Array:
+    """Heights of n bins as n + 1 points of a step that is drawn from edge to edge."""
+    return np.append(heights, heights[-1:])
+
+
+def log_if_wide(axes: Axes, values: Array, widest: float) -> bool:
+    """A logarithmic y axis for positive values whose ratio is past `widest`, else a linear one from 0; whether log."""
+    known = values[np.isfinite(values)]
+    wide = bool(known.size and known.min() > 0 and known.max() > widest * known.min())
+    if wide:
+        axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0), numticks=9))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.yaxis.set_minor_locator(NullLocator())
+    else:
+        axes.set_ylim(bottom=0)
+    return wide
+
+
+def room_above(axes: Axes, heights: Array, log: bool) -> None:
+    """Limits that leave room for labels above bars; on a log axis the bars start a factor 3 below the lowest."""
+    known = heights[np.isfinite(heights)]
+    if log:
+        low, high = known.min() / 3, known.max()
+        axes.set_ylim(low, high * (high / low) ** 0.2)
+    elif known.size and known.max() > 0:
+        axes.set_ylim(0, 1.18 * known.max())
+
+
+def symlog(axes: Axes, smallest: float, largest: float) -> None:
+    """A symmetric logarithmic x axis for these absolute values, with few enough ticks to be read."""
+    first, last = math.floor(math.log10(smallest)), math.floor(math.log10(largest))
+    axes.set_xscale("symlog", linthresh=10.0**first, linscale=0.5)
+    powers = range(last, first, -max(1, math.ceil((last - first) / 3)))
+    ticks = sorted([0.0, *(sign * 10.0**power for power in powers for sign in (-1, 1))])
+    axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    axes.xaxis.set_minor_locator(NullLocator())
+
+
+def in_background(axes: Axes, counts: Array, edges: Array, label: str) -> None:
+    """Faint counts by bin behind the data, on a second axis that keeps to the lower third."""
+    behind = axes.twinx()
+    behind.stairs(counts, edges, fill=True, color="#BBBBBB", alpha=0.35, linewidth=0)
+    behind.set_ylabel(label, color=FAINT, fontsize=SMALL, loc="bottom")
+    behind.set_ylim(0, 3.2 * counts.max())
+    ticks = MaxNLocator(2, integer=True).tick_values(0, counts.max())
+    behind.set_yticks([tick for tick in ticks if 0 <= tick <= counts.max()])
+    behind.tick_params(colors=FAINT, length=0, labelsize=SMALL)
+    behind.spines[:].set_visible(False)
+    axes.set_zorder(behind.get_zorder() + 1)
+    axes.patch.set_visible(False)
+
+
+def whole_rounds(axes: Axes, rounds: Sequence[int]) -> None:
+    """Ticks at whole rounds only, and room on both sides when there is one."""
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    if rounds:
+        axes.set_xlim(min(rounds) - 0.5, max(rounds) + 0.5)
+
+
+def short(name: str) -> str:
+    """A name cut in its middle to what fits beside an axis."""
+    half = (NAME_CHARS - 3) // 2
+    return name if len(name) <= NAME_CHARS else f"{name[:half]}...{name[-half:]}"

@@ -1,0 +1,189 @@
+"""The plots of a run. Every figure is built by a function of its own, so that it can be inspected unsaved."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from ray_probe.report.canvas import (
+    BLUE,
+    INK,
+    MODE_COLOR,
+    MODE_MARKER,
+    PURPLE,
+    SMALL,
+    VERMILION,
+    canvas,
+    closed,
+    dress,
+    floats,
+    in_background,
+    log_if_wide,
+    nothing,
+    room_above,
+    short,
+    symlog,
+    whole_rounds,
+)
+from ray_probe.report.caveats import Result, baseline_of
+from ray_probe.report.numbers import number, with_error
+
+Rounds = list[dict[str, Any]]
+
+DPI = 150
+SYMLOG_RANGE = 100.0
+SMALLEST_SHOWN = 1e-8  # of the largest: room for less would be taken from the others
+BARS_LOG_RANGE = 60.0
+LINES_LOG_RANGE = 8.0
+
+
+def write_plots(result: Result, rounds: Rounds, directory: Path) -> list[Path]:
+    """Write every plot as a PNG into the directory (made if need be); returns the paths.
+
+    Args:
+        result: the object of result.json.
+        rounds: the objects of rounds.jsonl, in order.
+        directory: where the files go.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    paths = []
+    for name, figure in figures(result, rounds).items():
+        paths.append(directory / f"{name}.png")
+        figure.savefig(paths[-1], dpi=DPI, format="png")
+    return paths
+
+
+def figures(result: Result, rounds: Rounds) -> dict[str, Figure]:
+    """All figures by file name without suffix."""
+    return {
+        "advantage_by_mode": advantage_by_mode(result),
+        "beta_by_feature": beta_by_feature(result),
+        "residual_by_position": residual_by_position(result),
+        "entropy_by_round": entropy_by_round(result, rounds),
+        "advantage_by_round": advantage_by_round(result, rounds),
+    }
+
+
+def advantage_by_mode(result: Result) -> Figure:
+    """Bars of the mean squared advantage by mode, with standard errors and the ratio to `none`."""
+    figure, axes = canvas("Noise of the score term, by baseline", "", "mean square of A, nats² per token")
+    squares, errors = result.get("advantage_mean_square") or {}, result.get("advantage_mean_square_se") or {}
+    ratios = result.get("advantage_mean_square_ratio") or {}
+    modes = [mode for mode in MODE_COLOR if mode in squares]
+    heights, error_bars = floats(squares[mode] for mode in modes), floats(errors.get(mode) for mode in modes)
+    bars = axes.bar(range(len(modes)), heights, width=0.68, color=[MODE_COLOR[mode] for mode in modes])
+    axes.errorbar(range(len(modes)), heights, error_bars, fmt="none", ecolor=INK, elinewidth=1.4, capsize=4)
+    room_above(axes, heights, log_if_wide(axes, heights, BARS_LOG_RANGE))
+    for mode, bar, height, error in zip(modes, bars, heights, error_bars, strict=True):
+        ratio = ratios.get(mode) or {}
+        times = "" if mode == "none" else f"\nratio to none\n{with_error(ratio.get('value'), ratio.get('se'))}"
+        top = np.nansum([height, error])
+        axes.annotate(
+            number(float(height), 3) + times, (bar.get_x() + bar.get_width() / 2, top), (0, 4),
+            textcoords="offset points", ha="center", va="bottom", fontsize=SMALL, color=INK,
+        )  # fmt: skip
+    used = baseline_of(result).get("mode")
+    axes.set_xticks(range(len(modes)), [f"{mode}\n(in use)" if mode == used else mode for mode in modes])
+    axes.grid(axis="x", visible=False)
+    return figure
+
+
+def beta_by_feature(result: Result) -> Figure:
+    """Horizontal bars of beta, the first feature on top; the axis is symlog when the values range widely."""
+    beta = result.get("beta") or {}
+    names, r2 = beta.get("features") or [], beta.get("r2")
+    title = f"Fitted baseline, version {number(beta.get('version'))}" + ("" if r2 is None else f", R² = {r2:.3f}")
+    x_label = "beta, nats per unit of the feature\n(units differ: bar lengths do not rank features)"
+    figure, axes = canvas(title, x_label, "")
+    figure.set_size_inches(7.2, 1.6 + 0.42 * max(3, len(names)))
+    if not beta.get("values"):
+        axes.set_xlabel("")
+        return nothing(figure, axes, f"beta could not be fitted\nfallback: {beta.get('fallback') or 'none'}")
+    values = floats(beta["values"])
+    sizes = np.abs(values[np.isfinite(values) & (values != 0)])
+    if sizes.size and sizes.max() > SYMLOG_RANGE * sizes.min():
+        symlog(axes, max(float(sizes.min()), SMALLEST_SHOWN * float(sizes.max())), float(sizes.max()))
+    colors = [VERMILION if value < 0 else BLUE for value in values]
+    axes.barh(range(len(names)), values, height=0.66, color=colors)
+    for index, value in enumerate(values):
+        axes.annotate(
+            number(float(value), 3), (value if np.isfinite(value) else 0.0, index), (-5 if value < 0 else 5, 0),
+            textcoords="offset points", va="center", ha="right" if value < 0 else "left", fontsize=SMALL, color=INK,
+        )  # fmt: skip
+    axes.axvline(0.0, color=INK, linewidth=0.9)
+    axes.set_yticks(range(len(names)), [short(name) for name in names])
+    room = 0.5 if len(names) > 2 else 1.0
+    axes.set_ylim(len(names) - 1 + room, -room)
+    axes.margins(x=0.18)
+    axes.grid(axis="y", visible=False)
+    return figure
+
+
+def residual_by_position(result: Result) -> Figure:
+    """Mean target and mean fitted `mu_hat` by position, what is left shaded, token counts behind."""
+    figure, axes = canvas("What the baseline explains, by position", "token position j", "mean by position, nats")
+    positions = result.get("positions") or {}
+    tokens = floats(positions.get("tokens") or [])
+    if not tokens.sum():
+        return nothing(figure, axes, "no tokens")
+    edges = floats(positions["edges"])
+    target, mu_hat = (np.where(tokens > 0, floats(positions[key]), np.nan) for key in ("target_mean", "mu_hat_mean"))
+    in_background(axes, tokens, edges, "tokens in the bin")
+    naive = result.get("config", {}).get("estimator", {}).get("x_estimator_mode") == "naive"
+    followed = f"target r: {'surprisal' if naive else 'entropy'} of what follows j"
+    axes.stairs(target, edges, baseline=None, color=INK, linewidth=2.0, label=followed)
+    mode = str(baseline_of(result).get("mode"))
+    fitted = f"explained by the baseline ({mode})"
+    axes.stairs(mu_hat, edges, baseline=None, color=MODE_COLOR.get(mode, BLUE), linewidth=2.0, label=fitted)
+    axes.fill_between(
+        edges, closed(target), closed(mu_hat), step="post", color=VERMILION, alpha=0.35, linewidth=0,
+        label="left over: mean of A",
+    )  # fmt: skip
+    axes.set_xlim(edges[0], edges[-1])
+    axes.set_ylim(bottom=min(0.0, float(np.nanmin([target, mu_hat]))))
+    axes.legend(frameon=False, fontsize=SMALL)
+    return figure
+
+
+def entropy_by_round(result: Result, rounds: Rounds) -> Figure:
+    """Entropy per sequence and per token of each round with standard errors, the pooled value as a band."""
+    figure = Figure(figsize=(7.2, 5.4), layout="constrained")
+    upper, lower = figure.subplots(2, 1, sharex=True)
+    dress(upper, "Entropy of responses, by round", "", "nats per sequence")
+    dress(lower, "", "round", "nats per token")
+    pooled, at = result.get("entropy") or {}, [entry["round"] for entry in rounds]
+    for axes, key in ((upper, "per_sequence"), (lower, "per_token")):
+        value, error = floats([pooled.get(key), pooled.get(f"{key}_se")])
+        if np.isfinite(value):
+            half = float(np.nan_to_num(error))
+            axes.axhspan(value - half, value + half, color=PURPLE, alpha=0.18, linewidth=0)
+            label = f"all rounds: {with_error(float(value), float(error))}"
+            axes.axhline(value, color=PURPLE, linewidth=1.2, linestyle="--", label=label)
+        means = floats(entry["entropy"].get(key) for entry in rounds)
+        errors = floats(entry["entropy"].get(f"{key}_se") for entry in rounds)
+        axes.errorbar(at, means, errors, fmt="o", color=PURPLE, capsize=4, elinewidth=1.4, label="one round ± 1 se")
+        axes.legend(frameon=False, fontsize=SMALL, ncols=2)
+        axes.margins(y=0.3)
+    whole_rounds(lower, at)
+    figure.align_ylabels()
+    return figure
+
+
+def advantage_by_round(result: Result, rounds: Rounds) -> Figure:
+    """Mean squared advantage of each round by mode."""
+    figure, axes = canvas("Noise of the score term, by round", "round", "mean square of A, nats² per token")
+    at, used, drawn = [entry["round"] for entry in rounds], baseline_of(result).get("mode"), []
+    for mode, color in MODE_COLOR.items():
+        entries = [entry["advantage"].get(mode) or {} for entry in rounds]
+        heights = floats(entry.get("mean_square") for entry in entries)
+        if np.isfinite(heights).any():
+            label = f"{mode} (in use)" if mode == used else mode
+            width = 2.6 if mode == used else 1.5
+            axes.plot(at, heights, color=color, marker=MODE_MARKER[mode], markersize=6.5, linewidth=width, label=label)
+            drawn.append(heights)
+    log_if_wide(axes, np.concatenate(drawn) if drawn else np.empty(0), LINES_LOG_RANGE)
+    whole_rounds(axes, at)
+    if drawn:
+        figure.legend(loc="outside lower center", ncols=4, frameon=False, fontsize=SMALL)
+    return figure

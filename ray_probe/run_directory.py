@@ -1,0 +1,122 @@
+"""What a run leaves on disk, and what a resumed run reads back (spec section 9).
+
+A round is finished when its line stands in rounds.jsonl: its gradient and its sums were written before.
+"""
+
+import json
+import os
+import secrets
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import safetensors.numpy
+
+from ray_probe.errors import ConfigError, bad_value
+from ray_probe.estimates import Totals
+
+Vector = npt.NDArray[np.float64]
+
+
+def default_name(config_path: Path) -> str:
+    """CONFIG-UTCTIME-4HEX, in the characters that run names may have."""
+    stem = "".join(c if c.isascii() and c.isalnum() else "-" for c in config_path.stem.lower()).strip("-") or "run"
+    return f"{stem[:40]}-{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write, fsync, rename: a reader sees the old file or the new one."""
+    temporary = path.with_name(path.name + ".tmp")
+    with temporary.open("wb") as stream:
+        stream.write(data)
+        stream.flush()
+        os.fsync(stream.fileno())
+    temporary.replace(path)
+
+
+class RunDirectory:
+    """The files of one run."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @classmethod
+    def create(cls, parent: Path, name: str) -> "RunDirectory":
+        """Make a new run directory (0700). Raises ConfigError when it exists or cannot be made."""
+        path = parent / name
+        try:
+            parent.mkdir(parents=True, exist_ok=True)
+            path.mkdir(mode=0o700)
+            (path / "state").mkdir()
+        except FileExistsError:
+            remedy = f"choose another output.name, or go on with it: run --resume {path}"
+            raise ConfigError(bad_value("output.name", name, f"{path} exists; {remedy}")) from None
+        except OSError as error:
+            raise ConfigError(bad_value("output.dir", str(parent), f"cannot be written ({error.strerror})")) from None
+        return cls(path)
+
+    @classmethod
+    def open(cls, path: Path) -> "RunDirectory":
+        """Open the directory of an earlier run. Raises ConfigError when it is none."""
+        if not (path / "manifest.json").is_file() or not (path / "config.yaml").is_file():
+            raise ConfigError(bad_value("--resume", str(path), "need the directory of a run, with config.yaml in it"))
+        return cls(path)
+
+    @property
+    def ledger(self) -> Path:
+        """File of accepted records."""
+        return self.path / "ledger.jsonl"
+
+    @property
+    def config(self) -> Path:
+        """The resolved configuration."""
+        return self.path / "config.yaml"
+
+    def write_json(self, name: str, value: Mapping[str, Any]) -> None:
+        """Write one JSON file, atomically; NaN is refused."""
+        write_atomically(self.path / name, json.dumps(value, indent=1, allow_nan=False).encode() + b"\n")
+
+    def read_json(self, name: str) -> dict[str, Any]:
+        """Read one JSON file of the run. Raises ConfigError when it is missing or damaged."""
+        try:
+            value: dict[str, Any] = json.loads((self.path / name).read_bytes())
+        except (OSError, ValueError) as error:
+            raise ConfigError(bad_value("--resume", str(self.path / name), f"cannot be read ({error})")) from None
+        return value
+
+    def commit_round(self, number: int, totals: Totals, gradient: Vector, summary: dict[str, Any]) -> None:
+        """Make a round count: its cumulative gradient and its sums first, then its line in rounds.jsonl."""
+        write_atomically(self._gradient(number), safetensors.numpy.save({"sum": gradient}))
+        self.write_json(f"state/round-{number:06d}.json", totals.to_json())
+        with (self.path / "rounds.jsonl").open("ab") as stream:
+            stream.write(json.dumps(summary, allow_nan=False).encode() + b"\n")
+            stream.flush()
+            os.fsync(stream.fileno())
+        self._gradient(number - 1).unlink(missing_ok=True)
+
+    def finished_rounds(self) -> list[dict[str, Any]]:
+        """The lines of rounds.jsonl; a torn last line is cut off the file, its round was never finished."""
+        path = self.path / "rounds.jsonl"
+        if not path.exists():
+            return []
+        whole, _, torn = path.read_bytes().rpartition(b"\n")
+        if torn:
+            write_atomically(path, whole + b"\n" if whole else b"")
+        return [json.loads(line) for line in whole.splitlines()]
+
+    def restore(self, rounds: int) -> tuple[list[Totals], Vector | None]:
+        """Totals of each finished round, and the gradient summed over them (None for no round)."""
+        parts = [Totals.from_json(self.read_json(f"state/round-{number:06d}.json")) for number in range(rounds)]
+        if not parts:
+            return [], None
+        return parts, safetensors.numpy.load(self._gradient(rounds - 1).read_bytes())["sum"]
+
+    def save_gradient(self, by_name: Mapping[str, npt.NDArray[Any]]) -> None:
+        """Write gradient.safetensors: the mean gradient by parameter name."""
+        write_atomically(self.path / "gradient.safetensors", safetensors.numpy.save(dict(by_name)))
+
+    def _gradient(self, number: int) -> Path:
+        return self.path / "state" / f"gradient-{number:06d}.safetensors"

@@ -1,0 +1,280 @@
+"""Connecting: what is refused, how soon, in which words; and that a Ray started here leaves nothing behind.
+
+Ray keeps state in its process, so every test that connects does so in a Python of its own.
+"""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from ray_probe.cluster.connection import Demand, shortfall, slots_warning
+from ray_probe.cluster.environment import env_to_join, env_to_start, require_token
+from ray_probe.cluster.reach import check_joinable, find_address, version_mismatch
+from ray_probe.errors import ClusterError, ConfigError
+
+TOKEN = "0123456789abcdef" * 4
+ONE = Demand(actors=1, cpus_per_actor=1, gpus_per_actor=0, resources={}, slots=1)
+OURS = ("2.60.0", "3.11.7")
+
+
+def demand(actors: int = 2, cpus: float = 1, gpus: float = 0, slots: int = 2, **resources: float) -> Demand:
+    return Demand(actors, cpus, gpus, resources, slots)
+
+
+@pytest.fixture
+def no_ray_variables(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """A home directory of its own and none of the user's RAY_* variables."""
+    for name in [n for n in os.environ if n.startswith("RAY_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    return tmp_path
+
+
+# Decisions, without a cluster
+
+
+def test_slots_past_the_cores_are_warned_of() -> None:
+    assert slots_warning(demand(slots=4, cpus=0.5), cores=2) is None
+    warning = slots_warning(demand(slots=4), cores=2)
+    assert warning is not None and "4 slots x 1 CPU" in warning and "2 cores" in warning
+
+
+def test_a_demand_that_fits_is_no_shortfall() -> None:
+    assert shortfall(demand(actors=3), [{"CPU": 2}, {"CPU": 1}]) is None
+    assert shortfall(demand(actors=3, cpus=0.1), [{"CPU": 0.3}]) is None
+    assert shortfall(demand(actors=0, gpus=1), []) is None
+
+
+@pytest.mark.parametrize(
+    ("asked", "words"),
+    [
+        (demand(gpus=1), "cluster.gpus_per_actor: asked 2 x 1 GPU, the cluster has 0"),
+        (demand(actors=5), "cluster.cpus_per_actor: asked 5 x 1 CPU, the cluster has 4"),
+        (demand(fast_disk=1), "cluster.resources: asked 2 x 1 fast_disk, the cluster has 0"),
+        (demand(cpus=2, actors=1), None),
+        (demand(cpus=1.5), None),
+        (demand(cpus=3, actors=1), "cluster.actors: asked 1 x (3 CPU), and the 2 node(s) have room for 0"),
+    ],
+)
+def test_a_shortfall_names_what_was_asked_and_what_is_there(asked: Demand, words: str | None) -> None:
+    found = shortfall(asked, [{"CPU": 2}, {"CPU": 2}])
+    assert found is None if words is None else found is not None and found.startswith(words)
+
+
+@pytest.mark.parametrize(
+    ("theirs", "level", "same"),
+    [
+        ({"ray_version": "2.60.0", "python_version": "3.11.7"}, "patch", True),
+        ({"ray_version": "2.59.1", "python_version": "3.11.7"}, "patch", False),
+        ({"ray_version": "2.60.0", "python_version": "3.12.1"}, "patch", False),
+        ({"ray_version": "2.60.0", "python_version": "3.11.9"}, "patch", False),
+        ({"ray_version": "2.60.0", "python_version": "3.11.9"}, "minor", True),
+        ({}, "patch", False),
+    ],
+)
+def test_a_version_mismatch_names_both_sides(theirs: dict[str, str], level: str, same: bool) -> None:
+    found = version_mismatch(theirs, OURS, level)
+    assert (found is None) == same
+    for version in [] if found is None else [*theirs.values(), *OURS]:
+        assert version in str(found)
+
+
+@pytest.mark.parametrize("address", ["ray://h:1", "http://h:8265", "h", "h:0", "h:70000", "local", ":6379", "a b:1"])
+def test_an_address_of_another_kind_is_a_config_error(address: str) -> None:
+    with pytest.raises(ConfigError, match=r"cluster\.address: got"):
+        find_address(address)
+
+
+def test_auto_is_ray_address_or_the_note_of_ray_start_and_nothing_else(
+    no_ray_variables: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_TMPDIR", str(no_ray_variables))
+    with pytest.raises(ClusterError, match="'auto'"):
+        find_address("auto")
+    (no_ray_variables / "ray").mkdir()
+    (no_ray_variables / "ray" / "ray_current_cluster").write_text("10.0.0.1:6379")
+    assert find_address("auto") == "10.0.0.1:6379"
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.2:6379")
+    assert find_address("auto") == "10.0.0.2:6379"
+    assert find_address("[::1]:6379") == "[::1]:6379"
+
+
+def test_what_the_user_said_about_tokens_stands(no_ray_variables: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert env_to_start("/tmp/x")["RAY_AUTH_TOKEN_PATH"] == "/tmp/x/token"
+    assert env_to_join("auto", None) == {}
+    monkeypatch.setenv("RAY_AUTH_TOKEN", TOKEN)
+    assert "RAY_AUTH_TOKEN_PATH" not in env_to_start("/tmp/x")
+    assert env_to_join("auto", None) == {"RAY_AUTH_MODE": "token"}
+    assert env_to_join("h:1", None) == {}
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    assert "RAY_AUTH_MODE" not in env_to_start("/tmp/x")
+
+
+def test_token_mode_without_a_token_is_refused_before_ray_aborts(
+    no_ray_variables: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    require_token("h:1")
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    with pytest.raises(ClusterError, match="no readable token"):
+        require_token("h:1")
+
+
+# Nothing there
+
+
+def test_an_unreachable_port_is_told_within_3_s() -> None:
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))  # bound and not listening: nobody else can take it
+        address = f"127.0.0.1:{held.getsockname()[1]}"
+        start = time.monotonic()
+        with pytest.raises(ClusterError, match="no Ray cluster answers there") as refusal:
+            check_joinable(address)
+    assert time.monotonic() - start < 3
+    assert address in str(refusal.value) and "\n" not in str(refusal.value)
+
+
+def test_a_port_that_accepts_and_never_answers_is_told_within_6_s() -> None:
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen(8)
+        start = time.monotonic()
+        with pytest.raises(ClusterError, match="no Ray cluster answered in time"):
+            check_joinable(f"127.0.0.1:{silent.getsockname()[1]}")
+    assert time.monotonic() - start < 6
+
+
+# With a cluster
+
+COMMON = """
+import json, os, signal, sys, time
+from ray_probe.cluster.connection import Demand, connected
+from ray_probe.errors import ClusterError
+class Answer:
+    def pid(self):
+        return os.getpid()
+def ask():
+    import ray
+    return ray.get(ray.remote(num_cpus=1)(Answer).remote().pid.remote(), timeout=20)
+def refused(*args, **named):
+    start = time.monotonic()
+    try:
+        with connected(*args, log=logged.append, **named):
+            return ["connected", 0]
+    except ClusterError as error:
+        return [str(error), time.monotonic() - start]
+logged, facts = [], {}
+one = Demand(actors=1, cpus_per_actor=1, gpus_per_actor=0, resources={}, slots=1)
+"""
+
+OWN = """
+def family(temp_dir):
+    import psutil
+    return [p.pid for p in psutil.Process().children(recursive=True) if p.status() != "zombie"]
+before = dict(os.environ)
+with connected(None, "test", Demand(1, 1, 0, {}, 4), log=logged.append) as first:
+    facts["modes"] = [oct(os.stat(path).st_mode & 0o777) for path in (first.temp_dir, first.token_path)]
+    facts["twice"] = refused(None, "test", one)
+    facts["first"] = [ask(), first.cpus, first.owned]
+facts["dir_left"] = os.path.exists(first.temp_dir)
+try:
+    with connected(None, "test", one, log=logged.append) as second:
+        facts["second"] = ask()
+        facts["family"] = len(family(second.temp_dir))
+        os.killpg(0, signal.SIGINT)
+        time.sleep(10)
+except KeyboardInterrupt:
+    facts["interrupted"] = True
+    facts["processes_left"], facts["dir_left_too"] = family(second.temp_dir), os.path.exists(second.temp_dir)
+facts["variables"] = {k: v for k, v in os.environ.items() if before.get(k) != v and k != "RAY_CLIENT_MODE"}
+facts["handler"] = signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+print(json.dumps({**facts, "logged": logged}))
+"""
+
+JOIN = """
+address, token_path = sys.argv[1:]
+wrong = os.path.join(os.environ["HOME"], "wrong")
+open(wrong, "w").write("f" * 64)
+facts["wrong"] = refused(address, "test", one, token_path=wrong)
+facts["none"] = refused(address, "test", one)
+facts["gpus"] = refused(address, "test", Demand(1, 1, 2, {}, 1), token_path=token_path)
+with connected(address, "test", one, token_path=token_path, log=logged.append) as joined:
+    facts["joined"] = [ask(), joined.owned, joined.nodes]
+with connected(address, "test", one, token_path=token_path, log=logged.append):
+    facts["again"] = ask()
+os.remove(wrong)
+print(json.dumps({**facts, "logged": logged}))
+"""
+
+HEAD = """
+import sys
+from ray_probe.cluster.connection import Demand, connected
+with connected(None, "head", Demand(1, 1, 0, {}, 1), log=lambda line: None) as info:
+    print(info.address, info.token_path, flush=True)
+    sys.stdin.read()
+"""
+
+
+def run_python(code: str, home: Path, *args: str) -> dict:
+    """The JSON that a script printed; the script leads its own process group, and so gets Ctrl-C alone."""
+    clean = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")} | {"HOME": str(home)}
+    done = subprocess.run(
+        [sys.executable, "-c", COMMON + code, *args], env=clean, capture_output=True, text=True, timeout=60,
+        start_new_session=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.cluster
+@pytest.mark.own_cluster
+def test_a_ray_started_here_works_twice_and_leaves_nothing_behind_even_on_ctrl_c(tmp_path: Path) -> None:
+    facts = run_python(OWN, tmp_path)
+    assert facts["modes"] == ["0o700", "0o600"]
+    assert facts["twice"][0].startswith("cluster.address: got None; this process is connected")
+    assert facts["first"][1:] == [4, True] and facts["second"] and facts["family"] >= 5
+    assert facts["interrupted"] and facts["processes_left"] == []
+    assert not facts["dir_left"] and not facts["dir_left_too"]
+    assert facts["variables"] == {} and facts["handler"]
+    assert list(tmp_path.iterdir()) == []
+    if (os.cpu_count() or 1) < 4:
+        assert "4 slots" in facts["logged"][0]
+
+
+@pytest.fixture(scope="module")
+def head() -> Iterator[list[str]]:
+    """A cluster with a token, started by another process: its address and token path."""
+    with tempfile.TemporaryDirectory(prefix="rp-", dir="/tmp") as home:
+        clean = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")} | {"HOME": home}
+        process = subprocess.Popen(
+            [sys.executable, "-c", HEAD], env=clean, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        assert process.stdin and process.stdout
+        try:
+            yield process.stdout.readline().split()
+        finally:
+            process.stdin.close()
+            process.wait(20)
+
+
+@pytest.mark.cluster
+@pytest.mark.own_cluster
+def test_joining_tells_a_wrong_token_and_a_small_cluster_and_leaves_the_cluster_up(
+    head: list[str], tmp_path: Path
+) -> None:
+    facts = run_python(JOIN, tmp_path, *head)
+    message, seconds = facts["wrong"]
+    assert "the cluster refused the token" in message and "wrong" in message and seconds < 5
+    message, seconds = facts["none"]
+    assert "refused the token (sent: none" in message and seconds < 5
+    message, seconds = facts["gpus"]
+    assert message.startswith("cluster.gpus_per_actor: asked 1 x 2 GPU, the cluster has 0") and seconds < 10
+    assert facts["joined"][1:] == [False, 1] and facts["again"]
+    assert list(tmp_path.iterdir()) == []

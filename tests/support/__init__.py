@@ -1,0 +1,1 @@
+"""What tests share: tiny checkpoints and an oracle of their own."""

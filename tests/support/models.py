@@ -1,0 +1,55 @@
+"""Tiny real transformers checkpoints, made on the spot."""
+
+from typing import Any
+
+import torch
+import transformers
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+
+from ray_probe.config import GenerationSettings
+from ray_probe.sequence_processor import SequenceProcessor
+
+transformers.logging.set_verbosity_error()
+transformers.logging.disable_progress_bar()
+
+EOS = 0
+
+
+def character_tokenizer(characters: str, pad: bool = True) -> transformers.PreTrainedTokenizerFast:
+    """One token a character; id 0 ends a response, the last id pads (a tokenizer without one has no pad token)."""
+    words = ["<eos>", *characters, *(["<pad>"] if pad else [])]
+    model = models.WordLevel({word: index for index, word in enumerate(words)}, unk_token="<eos>")
+    tokenizer = Tokenizer(model)
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
+    tokenizer.decoder = decoders.Fuse()
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, eos_token="<eos>", pad_token="<pad>" if pad else None
+    )
+
+
+def tiny_gpt2(vocabulary: int, dtype: torch.dtype = torch.float64, seed: int = 0, positions: int = 32) -> Any:
+    """A LayerNorm model whose entropies vary; LayerNorm computes in float64, Llama's norm does not."""
+    torch.manual_seed(seed)
+    config = transformers.GPT2Config(
+        vocab_size=vocabulary, n_positions=positions, n_embd=8, n_layer=1, n_head=2, initializer_range=0.6,
+        eos_token_id=EOS, bos_token_id=None, attn_pdrop=0.3, resid_pdrop=0.3, embd_pdrop=0.3,
+    )  # fmt: skip
+    return transformers.GPT2LMHeadModel(config).to(dtype)
+
+
+def tiny_llama(vocabulary: int, seed: int = 0, positions: int = 64, spread: float = 0.5, **settings: Any) -> Any:
+    """A Llama of a few thousand parameters, float32."""
+    torch.manual_seed(seed)
+    config = transformers.LlamaConfig(
+        vocab_size=vocabulary, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
+        max_position_embeddings=positions, initializer_range=spread, eos_token_id=EOS, bos_token_id=None, **settings,
+    )  # fmt: skip
+    return transformers.LlamaForCausalLM(config)
+
+
+def processor(model: Any, characters: str, features: Any = None, **generation: Any) -> SequenceProcessor:
+    """A processor on a tiny model with the character tokenizer that fits it."""
+    pad = model.config.vocab_size > len(characters) + 1
+    tokenizer = character_tokenizer(characters, pad)
+    extra = {} if features is None else {"features": features}
+    return SequenceProcessor(model, tokenizer, GenerationSettings(**generation), **extra)

@@ -1,0 +1,60 @@
+"""A result.json and its rounds as a run would leave them, to be spoilt by tests."""
+
+from typing import Any
+
+MODES = ("none", "constant", "residual_mu", "regression")
+SQUARES = dict(zip(MODES, (412.3, 118.2, 24.6, 17.91), strict=True))
+
+
+def a_result() -> dict[str, Any]:
+    """A finished run of four rounds with nothing to warn of."""
+    baseline = {"mode": "regression", "fit": "leave_one_out"}
+    return {
+        "config": {
+            "model": {"path": "configs/models/[tiny]"},
+            "estimator": {"x_estimator_mode": "rb_residual", "baseline": baseline},
+            "generation": {"max_new_tokens": 64, "rb_requires_grad": True},
+        },
+        "beta": {
+            "features": ["H", "top1", "pos_frac"], "values": [0.8123, -4.31, -39.02], "version": 4, "round": 3,
+            "ridge_lambda": 1e-3, "tokens": 81234, "sequences": 2048, "r2": 0.8342, "condition_number": 3.21e5,
+            "fallback": None,
+        },
+        "advantage_variance": dict(zip(MODES, (172.1, 115.8, 24.11, 17.55), strict=True)),
+        "advantage_mean_square": dict(SQUARES),
+        "advantage_mean_square_se": {mode: 0.021 * square for mode, square in SQUARES.items()},
+        "advantage_mean_square_ratio": {mode: {"value": SQUARES[mode] / 412.3, "se": 0.001} for mode in MODES},
+        "advantage_paired": [{"mode": "regression", "against": "constant", "difference": -100.29, "se": 2.04}],
+        "entropy": {"per_sequence": 28.412, "per_sequence_se": 0.618, "per_token": 0.9213, "per_token_se": 0.0131},
+        "gradient": {"norm": 3.214, "norm_sq_debiased": 7.921, "trace_cov": 4813.2, "snr": 3.37, "cos_pathwise": None},
+        "parity": {"mean_gap": 2.1e-7, "p99_gap": 1.2e-6, "max_gap": 3.4e-5, "outside_nucleus": 2.2e-5},
+        "counts": {
+            "rounds": 4, "shards": 32, "sequences": 2048, "tokens": 81234, "eos_only": 12, "truncated": 61,
+            "shards_retried": 1, "actors": 5, "unfitted_shards": 0,
+        },
+        "partial": False,
+        "conflicts": [],
+        "timing": {
+            "seconds": 182.4, "tokens_per_second": 445.4, "generate_s": 301.2, "teacher_force_s": 98.1,
+            "backward_s": 255.0, "fit_s": 0.21, "wait_s": 33.9,
+        },
+        "positions": {
+            "edges": [0.0, 16.0, 32.0, 48.0, 64.0], "tokens": [900, 500, 0, 20],
+            "target_mean": [30.0, 20.0, None, 1.0], "mu_hat_mean": [28.0, 21.0, None, 2.5],
+        },
+    }  # fmt: skip
+
+
+def some_rounds(count: int = 3) -> list[dict[str, Any]]:
+    """Lines of rounds.jsonl, all rounds alike."""
+    advantage = {mode: {"mean": 0.1, "variance": square, "mean_square": square} for mode, square in SQUARES.items()}
+    entropy = {"per_sequence": 28.0, "per_sequence_se": 1.2, "per_token": 0.92, "per_token_se": 0.03}
+    return [{"round": index, "advantage": advantage, "entropy": dict(entropy)} for index in range(count)]
+
+
+def set_in(result: dict[str, Any], dotted: str, value: Any) -> None:
+    """Set what a dotted path of keys leads to."""
+    *path, last = dotted.split(".")
+    for key in path:
+        result = result[key]
+    result[last] = value
