@@ -37,7 +37,7 @@ def _partial(result: Result) -> str | None:
         return None
     return (
         f"PARTIAL: {_how_many(len(lost), 'shard')} given up: {_listed(lost)}. Leaving out what failed can bias every "
-        "figure here (long responses fail first)."
+        "figure here (often it is the longest responses that fail)."
     )
 
 

@@ -138,7 +138,7 @@ def residual_by_position(result: Result) -> Figure:
     axes.stairs(mu_hat, edges, baseline=None, color=MODE_COLOR.get(mode, BLUE), linewidth=2.0, label=fitted)
     axes.fill_between(
         edges, closed(target), closed(mu_hat), step="post", color=VERMILION, alpha=0.35, linewidth=0,
-        label="left over: mean of A",
+        zorder=0.9, label="left over: mean of A",
     )  # fmt: skip
     axes.set_xlim(edges[0], edges[-1])
     axes.set_ylim(bottom=min(0.0, float(np.nanmin([target, mu_hat]))))

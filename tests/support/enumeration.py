@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from support.models import EOS
 from torch import Tensor
+
+from support.models import EOS
 
 
 def oracle_nucleus(scaled_V: Tensor, top_p: float) -> Tensor:

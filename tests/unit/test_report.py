@@ -13,7 +13,7 @@ from ray_probe.report.table import responses_for_snr, result_table
 
 def shown(result: dict[str, Any], width: int = 100) -> str:
     stream = io.StringIO()
-    Console(file=stream, width=width).print(result_table(result))
+    Console(file=stream, width=width, _environ={}).print(result_table(result))
     return stream.getvalue()
 
 
