@@ -206,6 +206,7 @@ class OfflineEntropyProbe:
         finished = len(directory.finished_rounds())
         self._parts, gradient = directory.restore(finished)
         self._gradient = np.zeros(backend.layout.size) if gradient is None else gradient
+        self._beta = backend.beta()
 
     @property
     def finished_rounds(self) -> int:
@@ -227,7 +228,7 @@ class OfflineEntropyProbe:
         """Write result.json (and gradient.safetensors when configured) from the rounds that are finished."""
         totals = merged(self._parts)
         norm_sq = float(self._gradient @ self._gradient)
-        result = build_result(to_dict(self._config), self._backend.beta(), totals, norm_sq, self._backend.actors)
+        result = build_result(to_dict(self._config), self._beta, totals, norm_sq, self._backend.actors)
         self._directory.write_json("result.json", result)
         if self._config.output.save_gradient:
             self._directory.save_gradient(self._backend.layout.unflatten(self._gradient / totals.sequences))
@@ -246,10 +247,11 @@ class OfflineEntropyProbe:
         totals.conflicts = outcome.conflicts
         totals.counts |= {"shards_retried": outcome.retried, "regenerated": outcome.regenerated}
         self._add_times(totals, outcome, time.monotonic() - started)
-        self._gradient = self._gradient + outcome.gradient
-        self._parts.append(totals)
+        gradient = self._gradient + outcome.gradient
         summary = round_summary(number, totals, outcome.beta, outcome.records)
-        self._directory.commit_round(number, totals, self._gradient, summary)
+        self._directory.commit_round(number, totals, gradient, summary)
+        self._parts.append(totals)
+        self._gradient, self._beta = gradient, outcome.beta
 
     def _add_times(self, totals: Totals, outcome: RoundOutcome, wall_s: float) -> None:
         seconds = totals.seconds

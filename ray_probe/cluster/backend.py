@@ -73,6 +73,11 @@ class RayBackend:
         layout: Layout = self.info["layout"]
         return layout
 
+    @property
+    def pids(self) -> dict[int, int]:
+        """Process ids of the started rollout actors, by actor."""
+        return self._pool.pids
+
     def start(self) -> None:
         """Start the rollout actors; returns when the first is ready.
 

@@ -18,6 +18,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import psutil
+
 from ray_probe.cluster.environment import env_to_join, env_to_start, environment, private_dir, require_token
 from ray_probe.cluster.reach import check_joinable, find_address
 from ray_probe.errors import ClusterError, bad_value
@@ -192,7 +194,6 @@ def _without_ctrl_c() -> Iterator[None]:
 
 def _leave(temp_dir: str | None) -> None:
     """Disconnect; end what a start or a shutdown that was cut short has left running."""
-    import psutil  # type: ignore[import-untyped]  # Ray brings its own copy
     import ray
 
     ours = []

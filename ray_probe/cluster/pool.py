@@ -4,6 +4,7 @@ An actor that died or stands still is never asked again: its process is killed, 
 nothing that the old one may still deliver is read.
 """
 
+import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ START_DEADLINE_S = 600.0
 STALL_DEADLINE_S = 300.0
 WATCH_EVERY_S = 5.0
 MAX_FAILED_STARTS = 3
+_COLOURS = re.compile(r"\x1b\[[0-9;]*m")  # Ray colours the names in its messages
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,7 @@ def task_error(error: Exception) -> Exception:
 
 def first_line(error: BaseException) -> str:
     """One line for people: the type and the first line of the text."""
-    text = str(error).strip().splitlines()
+    text = _COLOURS.sub("", str(error)).strip().splitlines()
     return f"{type(error).__name__}: {text[0] if text else ''}"[:300]
 
 
@@ -106,6 +108,7 @@ class Pool:
         self._failed_starts = 0
         self._last_death = "no actor has died"
         self.info: dict[str, Any] = {}
+        self.pids: dict[int, int] = {}
 
     @property
     def alive(self) -> list[int]:
@@ -167,6 +170,7 @@ class Pool:
     def remove(self, actor: int, cause: str) -> None:
         """Kill an actor for good; `wait` starts another."""
         worker = self._workers.pop(actor)
+        self.pids.pop(actor, None)
         ray.kill(worker.handle)
         self._last_death = f"actor {actor}: {cause}"
         self._note(f"actor {actor} is gone ({cause}); {len(self._workers)} of {self.size} left, another is started")
@@ -192,6 +196,7 @@ class Pool:
         if worker.started:
             return Event(number, task, value)
         worker.started, self._failed_starts, self.info = True, 0, value
+        self.pids[number] = value["pid"]
         return None
 
     def _failed(self, number: int, task: Any, cause: Exception) -> Event | None:
