@@ -3,9 +3,8 @@
 import json
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
-import click
 import typer
 from rich.console import Console
 
@@ -15,6 +14,9 @@ EXIT_PARTIAL = 3
 EXIT_CONFLICT = 1
 EXIT_USAGE = 2
 EXIT_INTERRUPTED = 130
+
+# Newer versions of typer bring a click of their own, older ones use the package: both derive from this class.
+_ClickException: Any = next(base for base in typer.BadParameter.__mro__ if base.__name__ == "ClickException")
 
 app = typer.Typer(
     help="Estimates the gradient of response entropy at a checkpoint, with error bars, on a Ray cluster.",
@@ -35,7 +37,9 @@ def run(
     set_: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Set any key of the config; repeatable.")
     ] = None,
-    actors: Annotated[int | None, typer.Option(help="Rollout actors (cluster.actors).", show_default=False)] = None,
+    actors: Annotated[
+        str | None, typer.Option(metavar="N", help="Rollout actors (cluster.actors).", show_default=False)
+    ] = None,
     address: Annotated[
         str | None, typer.Option(help="Ray cluster to join: auto or host:port (cluster.address).", show_default=False)
     ] = None,
@@ -66,6 +70,11 @@ def run(
         console = Console(width=None if sys.stdout.isatty() else 100)
         console.print(result_table(result))
         console.print(f"results, plots and log: {state.directory.path}", soft_wrap=True, highlight=False)
+    return exit_code(result)
+
+
+def exit_code(result: dict[str, Any]) -> int:
+    """What a run that came to its end exits with: 1 for conflicts, 3 for a partial result, else 0."""
     if result["conflicts"]:
         return EXIT_CONFLICT
     return EXIT_PARTIAL if result["partial"] else 0
@@ -87,11 +96,12 @@ def main() -> None:
 def _main() -> int:
     try:
         code = app(standalone_mode=False)
-    except click.exceptions.Exit as exit_:
+    except typer.Exit as exit_:
         return exit_.exit_code
-    except click.ClickException as error:
-        return _refused(f"{error.format_message()} See --help.", EXIT_USAGE)
-    except (KeyboardInterrupt, click.exceptions.Abort):
+    except _ClickException as error:
+        message = error.format_message()
+        return _refused(f"{message} See --help.", EXIT_USAGE) if message else EXIT_USAGE
+    except (KeyboardInterrupt, typer.Abort):
         return _interrupted(None, 0)
     except ProbeError as error:
         return _refused(str(error), error.exit_code)

@@ -214,7 +214,7 @@ def _log_held_back() -> Iterator[Callable[[Path], None]]:
             handler.close()
 
 
-def overrides(settings: Sequence[str], actors: int | None, address: str | None, out: Path | None) -> tuple[str, ...]:
+def overrides(settings: Sequence[str], actors: str | None, address: str | None, out: Path | None) -> tuple[str, ...]:
     """The settings of a command line: `--set` first, then the options that stand for a key."""
     named = {"cluster.actors": actors, "cluster.address": address, "output.dir": out}
     return (*settings, *(f"{key}={value}" for key, value in named.items() if value is not None))

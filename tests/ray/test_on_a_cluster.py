@@ -14,6 +14,7 @@ from ray import cloudpickle
 from safetensors.numpy import load_file, save_file
 from support.checkpoints import raw_config
 
+from ray_probe.cluster.actors import RolloutActor
 from ray_probe.cluster.backend import RayBackend, actor_options
 from ray_probe.cluster.environment import env_to_start, environment, private_dir
 from ray_probe.cluster.pool import Pool
@@ -29,6 +30,7 @@ from ray_probe.run_directory import RunDirectory
 pytestmark = pytest.mark.cluster
 
 FAKE_GPUS = 2
+cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import a test module
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -80,10 +82,11 @@ def on_ray(
     name: str,
     actors: int,
     listen: Callable[[RayBackend], Listener] = lambda backend: lambda progress: None,
+    actor_class: type = RolloutActor,
     **sections: dict[str, Any],
 ) -> Answer:
     prepared: Prepared = prepare(configured(files, cluster={"actors": actors}, **sections))
-    backend = RayBackend(prepared.config, prepared.checkpoint.directory, prepared.policy_id)
+    backend = RayBackend(prepared.config, prepared.checkpoint.directory, prepared.policy_id, actor_class=actor_class)
     directory = RunDirectory.create(Path(prepared.config.output.dir), name)
     try:
         backend.start()
@@ -133,6 +136,39 @@ def test_a_killed_actor_costs_its_shards_a_retry_and_nothing_else(
     assert answer.result["partial"] is False
 
 
+class Poisoned(RolloutActor):
+    """A shard of round 1 fails in one of its halves, every time."""
+
+    poison: tuple[str, int, int]
+
+    def collect(self, shard: Any, fitter: Any, deadline_s: float) -> Any:
+        self._check("collect", shard)
+        return super().collect(shard, fitter, deadline_s)
+
+    def accumulate(self, shard: Any, fit: Any) -> Any:
+        self._check("accumulate", shard)
+        return super().accumulate(shard, fit)
+
+    def _check(self, half: str, shard: Any) -> None:
+        if self.poison == (half, shard.round, shard.index):
+            raise RuntimeError("this shard does not fit in memory, say")
+
+
+@pytest.mark.parametrize("half", ["collect", "accumulate"])
+def test_a_shard_that_always_fails_is_given_up_after_three_attempts_and_listed(
+    files: Path, reference: Answer, half: str
+) -> None:
+    poisoned = type("PoisonedActor", (Poisoned,), {"poison": (half, 1, 2)})
+    notes: list[str] = []
+    answer = on_ray(files, f"poison-{half}", 2, lambda _: lambda p: notes.append(p.note or ""), poisoned)
+    result, whole = answer.result, reference.result
+    assert result["partial"] == ["1/2"]
+    assert result["counts"]["shards"] == whole["counts"]["shards"] - 1
+    assert result["counts"]["sequences"] == whole["counts"]["sequences"] - 3
+    assert sum("shard 1/2 failed" in note for note in notes) == 3
+    assert (result["beta"] == whole["beta"]) == (half == "accumulate"), "the fit may use a record without its gradient"
+
+
 def test_a_checkpoint_with_a_missing_tensor_is_refused_in_its_own_words(files: Path, tmp_path: Path) -> None:
     raw = raw_config(tmp_path, cluster={"actors": 1})
     weights = tmp_path / "model" / "model.safetensors"
@@ -154,9 +190,6 @@ def test_a_gpu_run_without_cuda_ends_with_exit_code_4(files: Path) -> None:
         backend.start()
     backend.close()
     assert refused.value.exit_code == 4
-
-
-cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import a test module
 
 
 class Fake:
