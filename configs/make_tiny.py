@@ -203,8 +203,9 @@ def train(model: LlamaForCausalLM, batches: Iterator[dict[str, torch.Tensor]], s
         model.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        for stepped in (*optimizers, *schedules):
-            stepped.step()
+        for optimizer, schedule in zip(optimizers, schedules, strict=True):
+            optimizer.step()
+            schedule.step()
         if step == steps or time.monotonic() - reported >= REPORT_EVERY_S:
             reported = time.monotonic()
             print(f"step {step}/{steps}  loss {loss.item():.3f} nats/token  {reported - started:.0f} s", flush=True)

@@ -1,0 +1,7 @@
+"""Run all benchmarks: `python -m benchmarks`."""
+
+from benchmarks import actor_memory, baselines
+
+for benchmark in (actor_memory, baselines):
+    print(f"== {benchmark.__name__.removeprefix('benchmarks.')}: {(benchmark.__doc__ or '').splitlines()[0]}")
+    benchmark.main()

@@ -1,0 +1,52 @@
+"""What benchmarks share: a run without Ray in a temporary directory, and where results go."""
+
+import json
+import os
+import platform
+import tempfile
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from ray_probe.config import load_config
+from ray_probe.fitter import Fitter
+from ray_probe.offline_entropy_probe import InProcess, OfflineEntropyProbe
+from ray_probe.preflight import Prepared, prepare
+from ray_probe.rollout import Rollout, baseline_rule, build_rollout
+from ray_probe.run_directory import RunDirectory
+from ray_probe.threads import pin_threads
+
+ROOT = Path(__file__).parents[1]
+DEMO = ROOT / "configs" / "tiny.yaml"
+RESULTS = Path(__file__).parent / "results"
+
+
+def prepare_demo(*overrides: str) -> Prepared:
+    """The demo's run, one thread, with settings changed."""
+    os.chdir(ROOT)
+    pin_threads(1)
+    return prepare(load_config(DEMO, overrides))
+
+
+def build(prepared: Prepared) -> Rollout:
+    """A rollout on the run's checkpoint."""
+    return build_rollout(prepared.config, prepared.checkpoint.directory, prepared.policy_id)
+
+
+def run_in_process(*overrides: str) -> dict[str, Any]:
+    """Run the demo in this process; returns the result."""
+    prepared = prepare_demo(*overrides)
+    with tempfile.TemporaryDirectory() as parent:
+        directory = RunDirectory.create(Path(parent), "benchmark")
+        fitter = Fitter(baseline_rule(prepared.config), prepared.policy_id, directory.ledger)
+        backend = InProcess([build(prepared)], fitter)
+        return OfflineEntropyProbe(prepared.config, prepared.plan, backend, directory).run()
+
+
+def save(name: str, figures: dict[str, Any]) -> None:
+    """Write a benchmark's figures with what they were measured on."""
+    machine = {"platform": platform.platform(), "cores": os.cpu_count(), "torch": version("torch")}
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"{name}.json"
+    path.write_text(json.dumps({"machine": machine} | figures, indent=1) + "\n")
+    print(f"written: {path.relative_to(ROOT)}\n")

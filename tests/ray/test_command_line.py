@@ -1,0 +1,77 @@
+"""The command itself, on a Ray of its own: interrupted after a round, gone on with, and the same answer in the end."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from support.checkpoints import raw_config
+
+from ray_probe.config import config_from_dict
+from ray_probe.fitter import Fitter
+from ray_probe.offline_entropy_probe import InProcess, OfflineEntropyProbe
+from ray_probe.preflight import prepare
+from ray_probe.rollout import baseline_rule, build_rollout
+from ray_probe.run_directory import RunDirectory
+
+pytestmark = [pytest.mark.cluster, pytest.mark.own_cluster]
+
+LAUNCH = Path(__file__).parents[2] / "launch.py"
+ROUNDS = 12
+
+
+def launch(home: Path, *arguments: object) -> subprocess.Popen[str]:
+    environment = os.environ | {"HOME": str(home)}
+    return subprocess.Popen(
+        [sys.executable, str(LAUNCH), "run", *map(str, arguments)],
+        env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+
+def test_ctrl_c_keeps_whole_rounds_and_resume_ends_with_the_uninterrupted_answer(tmp_path: Path) -> None:
+    raw = raw_config(tmp_path, batch={"rounds": ROUNDS}, output={"name": "mine", "save_gradient": True})
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(raw))
+    run = tmp_path / "runs" / "mine"
+
+    first = launch(tmp_path, tmp_path / "run.yaml", "--actors", 1)
+    while not (run / "rounds.jsonl").exists():
+        assert first.poll() is None, first.stderr and first.stderr.read()
+        time.sleep(0.05)
+    first.send_signal(signal.SIGINT)
+    _, said = first.communicate(timeout=60)
+    finished = len((run / "rounds.jsonl").read_text().splitlines())
+    assert first.returncode == 130
+    assert 1 <= finished < ROUNDS
+    assert f"{finished} rounds are kept" in said and f"--resume {run}" in said and "Traceback" not in said
+    assert json.loads((run / "result.json").read_text())["counts"]["rounds"] == finished
+
+    second = launch(tmp_path, "--resume", run, "--actors", 2, "--json")
+    printed, said = second.communicate(timeout=90)
+    assert second.returncode == 0, said
+    result = json.loads((run / "result.json").read_text())
+    assert json.loads(printed) == result
+    assert not (tmp_path / ".ray").exists(), "nothing is written to the home directory"
+
+    prepared = prepare(config_from_dict(raw | {"output": {"dir": str(tmp_path / "other")}}))
+    directory = RunDirectory.create(tmp_path / "other", "reference")
+    rollout = build_rollout(prepared.config, prepared.checkpoint.directory, prepared.policy_id)
+    fitter = Fitter(baseline_rule(prepared.config), prepared.policy_id, directory.ledger)
+    reference = OfflineEntropyProbe(prepared.config, prepared.plan, InProcess([rollout], fitter), directory).run()
+    assert result["beta"] == reference["beta"]
+    assert result["counts"] | {"actors": 1} == reference["counts"]
+    assert result["gradient"]["norm"] == pytest.approx(reference["gradient"]["norm"], rel=1e-5)
+
+    left = {path.name for path in run.iterdir()}
+    assert {
+        "config.yaml", "manifest.json", "ledger.jsonl", "rounds.jsonl", "state", "result.json", "gradient.safetensors",
+        "log.txt", "advantage_by_mode.png", "beta_by_feature.png", "residual_by_position.png", "entropy_by_round.png",
+    } <= left  # fmt: skip
+    log = (run / "log.txt").read_text()
+    assert all(
+        word in log for word in ("x_estimator_mode=", "baseline.mode=", "baseline.fit=", "features=", "ridge_lambda=")
+    )
