@@ -223,7 +223,7 @@ class BaselineConfig(_Section):
     """The baseline `mu_hat` of the score term (spec section 5)."""
 
     mode: Literal["none", "constant", "residual_mu", "regression"] = "regression"
-    """What `mu_hat` is."""
+    """What `mu_hat` is: none, constant, residual_mu or regression."""
     fit: Literal["leave_one_out", "in_sample", "lagged"] = "leave_one_out"
     """Which records the fit used for a shard comes from; in_sample is biased."""
     ridge_lambda: Positive = 1e-3
