@@ -13,9 +13,10 @@ from ray_probe.cluster.pool import Pool, fitter_lost, task_error
 from ray_probe.cluster.round_work import FITTER_DEADLINE_S, RoundWork
 from ray_probe.config import ProbeConfig, to_dict
 from ray_probe.gradients import Layout
-from ray_probe.offline_entropy_probe import RoundOutcome, Tracker
+from ray_probe.offline_entropy_probe import RoundOutcome
 from ray_probe.plan import Shard
 from ray_probe.rollout import baseline_rule
+from ray_probe.tracker import Tracker
 
 
 def actor_options(config: ProbeConfig) -> dict[str, Any]:

@@ -9,9 +9,10 @@ from ray.exceptions import GetTimeoutError, RayActorError
 
 from ray_probe.cluster.pool import Event, Pool, first_line
 from ray_probe.cluster.schedule import MAX_ATTEMPTS, RoundSchedule, Task
-from ray_probe.offline_entropy_probe import RoundOutcome, Tracker
+from ray_probe.offline_entropy_probe import RoundOutcome
 from ray_probe.plan import Shard
 from ray_probe.rollout import Collected, ShardSums
+from ray_probe.tracker import Tracker
 
 FITTER_DEADLINE_S = 60.0
 GRADIENT_DEADLINE_S = 600.0

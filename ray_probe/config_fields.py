@@ -1,0 +1,128 @@
+"""Field types of the config: what each accepts, and the remedy that a refusal names."""
+
+import difflib
+import re
+from collections.abc import Callable, Iterable
+from typing import Annotated, Any
+
+import pydantic_core
+from pydantic import AfterValidator, BeforeValidator, Field, JsonValue, ValidationError, WrapValidator
+
+from ray_probe.errors import MAX_VALUE_CHARS
+
+FEATURE_NAMES = ("H", "top1", "margin", "head_mass", "two_point_entropy", "logit_var", "pos_frac")
+
+
+def _refusal(remedy: str) -> pydantic_core.PydanticCustomError:
+    return pydantic_core.PydanticCustomError("refused", "{remedy}", {"remedy": remedy})
+
+
+def _need(remedy: str) -> WrapValidator:
+    """Whatever is wrong with the value, or deep inside it, becomes one error of the field with this remedy."""
+
+    def check(value: Any, handler: Callable[[Any], Any]) -> Any:
+        try:
+            return handler(value)
+        except ValidationError:
+            raise _refusal(f"need {remedy}") from None
+
+    return WrapValidator(check)
+
+
+def closest(name: str, known: Iterable[str]) -> str | None:
+    """The known word nearest to a misspelt one, or None."""
+    by_lower = {word.lower(): word for word in known}
+    close = difflib.get_close_matches(name[:MAX_VALUE_CHARS].lower(), list(by_lower), n=1)
+    return by_lower[close[0]] if close else None
+
+
+def check_trainable(value: str) -> str:
+    """`all`, or a regular expression that compiles."""
+    if value == "adapter":
+        raise _refusal("not supported yet; use all or a regular expression over parameter names")
+    try:
+        re.compile(value)
+    except (re.error, RecursionError, OverflowError) as error:
+        raise _refusal(f"need all or a regular expression over parameter names ({error})") from None
+    return value
+
+
+def check_features(value: tuple[str, ...]) -> tuple[str, ...]:
+    """Known feature names, each at most once."""
+    for index, name in enumerate(value):
+        if name not in FEATURE_NAMES:
+            close = closest(name, FEATURE_NAMES)
+            hint = f" (did you mean {close!r}?)" if close else ""
+            raise _refusal(f"unknown feature {name[:MAX_VALUE_CHARS]!r}{hint}, known: {', '.join(FEATURE_NAMES)}")
+        if name in value[:index]:
+            raise _refusal(f"the feature {name!r} is repeated, name each at most once")
+    return value
+
+
+def _distinct(value: tuple[int, ...]) -> tuple[int, ...]:
+    if len(set(value)) < len(value):
+        raise ValueError("repeated")
+    return value
+
+
+def _false(value: bool) -> bool:
+    if value:
+        raise ValueError("true")
+    return value
+
+
+def _address(value: str | None) -> str | None:
+    pattern = r"(?:[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?|\[[0-9A-Fa-f]*:[0-9A-Fa-f:.]*\]):([0-9]{1,5})"
+    match = re.fullmatch(pattern, value or "")
+    if value not in (None, "auto") and not (match and 1 <= int(match[1]) <= 65535):
+        raise ValueError("not an address")
+    return value
+
+
+def check_resources(value: dict[str, float]) -> dict[str, float]:
+    """Custom resources only: CPU and GPU have keys of their own."""
+    for name in ("CPU", "GPU"):
+        if name in value:  # Ray itself refuses it, but only when the first actor starts
+            raise _refusal(f"{name} is not a custom resource, set cluster.{name.lower()}s_per_actor")
+    return value
+
+
+_TUPLE = BeforeValidator(lambda value: tuple(value) if isinstance(value, list) else value)
+_NOT_BLANK = Field(pattern=r"^[^\x00]*[^\x00\s][^\x00]*$")
+_NAME = Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$")
+
+Text = Annotated[str, _NOT_BLANK, _need("a string that is not blank (a number needs quotes)")]
+OptionalText = Annotated[Text | None, _need("null or a string that is not blank (a number needs quotes)")]
+Prompts = Annotated[
+    Text | Annotated[tuple[str, ...], Field(min_length=1)],
+    _TUPLE,
+    _need("the path of a JSONL file, or a list of at least one prompt string"),
+]
+NoAdapter = Annotated[None, _need("null: adapters are not supported yet")]
+NoChatTemplate = Annotated[
+    bool, AfterValidator(_false), _need("false: chat templates are not supported yet, write the prompts out")
+]
+RunName = Annotated[
+    Annotated[str, _NAME] | None, _need("null or 1 to 63 of a-z, 0-9, _ and -, with a letter or digit first")
+]
+Address = Annotated[
+    str | None,
+    AfterValidator(_address),
+    _need("null (start Ray here), auto, or host:port with a port from 1 to 65535"),
+]
+Count = Annotated[int, Field(ge=1, lt=2**31), _need("an integer >= 1 and < 2**31")]
+OptionalCount = Annotated[Count | None, _need("null or an integer >= 1 and < 2**31")]
+Seed = Annotated[int, Field(ge=0, lt=2**63), _need("an integer >= 0 and < 2**63")]
+TokenId = Annotated[int, Field(ge=0, lt=2**31)]
+TokenIds = Annotated[
+    Annotated[tuple[TokenId, ...], _TUPLE, AfterValidator(_distinct)] | None,
+    _need("null or a list of distinct token ids >= 0"),
+]
+Positive = Annotated[float, Field(gt=0), _need("a finite number > 0")]
+OptionalPositive = Annotated[Positive | None, _need("null or a finite number > 0")]
+NotNegative = Annotated[float, Field(ge=0), _need("a finite number >= 0")]
+TopP = Annotated[float, Field(gt=0, le=1), _need("a number > 0 and <= 1")]
+Decay = Annotated[float, Field(ge=0, lt=1), _need("a number >= 0 and < 1")]
+FeatureList = Annotated[tuple[str, ...], _TUPLE, Field(min_length=1), _need("a list of at least one feature name")]
+Resources = Annotated[dict[Text, NotNegative], _need("a mapping from resource names to finite numbers >= 0")]
+RuntimeEnv = Annotated[dict[str, JsonValue], _need("a mapping with string keys and plain, finite values")]
