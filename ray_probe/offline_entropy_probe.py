@@ -197,6 +197,15 @@ class OfflineEntropyProbe:
         self._directory.commit_round(number, totals, gradient, summary)
         self._parts.append(totals)
         self._gradient, self._beta = gradient, outcome.beta
+        self._warn(number, totals)
+
+    def _warn(self, number: int, totals: Totals) -> None:
+        """Say where a shard had no fit, or beta fell back: neither biases the gradient, both leave noise in it."""
+        mode, unfitted = self._config.estimator.baseline.mode, totals.counts["unfitted_shards"]
+        if mode != "none" and unfitted:
+            self._tracker.note(f"round {number}: {unfitted} shards had no record but their own to fit on; mu_hat was 0")
+        if mode == "regression" and self._beta["fallback"] is not None:
+            self._tracker.note(f"round {number}: beta could not be fitted; {self._beta['fallback']} stands in for it")
 
     def _add_times(self, totals: Totals, outcome: RoundOutcome, wall_s: float) -> None:
         seconds = totals.seconds

@@ -91,7 +91,9 @@ def execute(request: Request, listener: Listener, run: Run) -> dict[str, Any]:
         demand = Demand(
             cluster.actors, cluster.cpus_per_actor, cluster.gpus_per_actor, cluster.resources, cluster.slots
         )
-        with connected(cluster.address, cluster.namespace, demand, log=logger.info) as info:
+        with connected(
+            cluster.address, cluster.namespace, demand, runtime_env=dict(cluster.runtime_env), log=logger.info
+        ) as info:
             backend = RayBackend(
                 prepared.config, prepared.checkpoint.directory, prepared.policy_id, log=_noter(listener)
             )

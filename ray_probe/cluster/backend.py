@@ -20,16 +20,19 @@ from ray_probe.tracker import Tracker
 
 
 def actor_options(config: ProbeConfig) -> dict[str, Any]:
-    """`ray.remote` options of a rollout actor: its resources, and one thread a CPU that it was given."""
+    """`ray.remote` options of a rollout actor: its resources, and one thread a CPU that it was given.
+
+    The configured `runtime_env` belongs to the connection (Ray takes local directories only there).
+    """
     cluster = config.cluster
-    environment: dict[str, Any] = dict(cluster.runtime_env)
     threads = {"OMP_NUM_THREADS": str(cluster.cpus_per_actor), "TOKENIZERS_PARALLELISM": "false"}
-    environment["env_vars"] = threads | environment.get("env_vars", {})
+    asked: dict[str, Any] = dict(cluster.runtime_env)
+    variables = {name: value for name, value in threads.items() if name not in asked.get("env_vars", {})}
     return {
         "num_cpus": cluster.cpus_per_actor,
         "num_gpus": cluster.gpus_per_actor,
         "resources": dict(cluster.resources),
-        "runtime_env": environment,
+        "runtime_env": {"env_vars": variables},
     }
 
 

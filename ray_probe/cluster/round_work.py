@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+import ray
 from ray.exceptions import GetTimeoutError, RayActorError
 
 from ray_probe.cluster.pool import Event, Pool, first_line
@@ -140,7 +141,7 @@ class RoundWork:
             self._use(fit)
 
     def _use(self, fit: Any) -> None:
-        self._fit = fit
+        self._fit = ray.put(fit)
         self._schedule.fit_ready = True
         self._tracker.fitted(fit.version)
 

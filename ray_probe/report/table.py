@@ -1,6 +1,7 @@
 """The closing table of a run, from result.json (spec section 9): 100 columns, plain without colour."""
 
 import math
+from pathlib import Path
 from typing import Any
 
 from rich import box
@@ -56,7 +57,9 @@ def _heading(result: Result) -> Text:
     if baseline.get("mode") != "none":
         what += f" ({baseline.get('fit', 'n/a')})"
     size = f"{number(counts.get('sequences'))} responses in {number(counts.get('rounds'))} rounds"
-    heading = Text.assemble((str(config.get("model", {}).get("path", "ray_probe")), "bold"), f"   {what}   {size}")
+    path = Path(config.get("model", {}).get("path", "ray_probe"))
+    shown = path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+    heading = Text.assemble((str(shown), "bold"), f"   {what}   {size}")
     if result.get("partial"):
         heading.append("   PARTIAL", "bold red")
     return heading
