@@ -83,6 +83,7 @@ def execute(request: Request, listener: Listener, run: Run) -> dict[str, Any]:
         run: filled in as the run gets on, so that the caller knows what there is when it is interrupted.
     """
     config, run.directory = resolve(request)
+    tell = _teller(listener)
     prepared = prepare(config)
     if run.directory is not None:
         check_same_inputs(prepared, run.directory.read_json("manifest.json"))
@@ -91,13 +92,14 @@ def execute(request: Request, listener: Listener, run: Run) -> dict[str, Any]:
         demand = Demand(
             cluster.actors, cluster.cpus_per_actor, cluster.gpus_per_actor, cluster.resources, cluster.slots
         )
+        if cluster.address is None:
+            tell("starting Ray on this machine")
         with connected(
-            cluster.address, cluster.namespace, demand, runtime_env=dict(cluster.runtime_env), log=logger.info
+            cluster.address, cluster.namespace, demand, runtime_env=dict(cluster.runtime_env), log=tell
         ) as info:
-            backend = RayBackend(
-                prepared.config, prepared.checkpoint.directory, prepared.policy_id, log=_noter(listener)
-            )
+            backend = RayBackend(prepared.config, prepared.checkpoint.directory, prepared.policy_id, log=tell)
             try:
+                tell(f"loading the checkpoint on {cluster.actors} rollout actors")
                 backend.start()
                 probe = _open(prepared, run, backend, info, open_log, listener)
                 run.result = _finish(probe, run)
@@ -164,14 +166,14 @@ def _log_start(config: ProbeConfig, backend: RayBackend, finished: int) -> None:
         logger.warning("estimator.baseline.fit=in_sample biases the gradient by O(1/N); leave_one_out does not")
 
 
-def _noter(listener: Listener) -> Callable[[str], None]:
-    """Notes of the pool outside a round: to the log, and as progress before the first round."""
+def _teller(listener: Listener) -> Callable[[str], None]:
+    """Tells of what happens outside rounds: to the log, and as progress."""
 
-    def note(text: str) -> None:
-        logger.warning(text)
+    def tell(text: str) -> None:
+        logger.info(text)
         listener(Progress(0, 0, 0, 0, 0, 0, 0.0, 0, 0, 0, None, text))
 
-    return note
+    return tell
 
 
 def _logged(listener: Listener) -> Listener:

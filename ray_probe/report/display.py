@@ -58,17 +58,26 @@ class ProgressDisplay:
             self._report(self._last, " done" if kind is None else " stopped")
 
     def __call__(self, progress: Progress) -> None:
-        """Take in a snapshot."""
+        """Take in a snapshot; one of no round is a note alone."""
+        if progress.note is not None:
+            self._note(progress)
+        if progress.rounds == 0:
+            return
         if self._bar is not None:
             self._draw(self._bar, progress)
         else:
             self._write(progress)
         self._last = progress
 
+    def _note(self, progress: Progress) -> None:
+        text = f"{_where(progress)}: {progress.note}" if progress.rounds else str(progress.note)
+        if self._bar is None:
+            self._print(text)
+            return
+        with contextlib.suppress(OSError):
+            self._bar.console.print(Text(text, "yellow" if progress.rounds else ""))
+
     def _draw(self, bar: rich_progress.Progress, progress: Progress) -> None:
-        if progress.note is not None:
-            with contextlib.suppress(OSError):
-                bar.console.print(Text(f"{_where(progress)}: {progress.note}", "yellow"))
         total = HALVES * progress.shards * progress.rounds
         bar.update(
             self._task, description=_where(progress), completed=_halves_done(progress), total=total,
@@ -76,8 +85,6 @@ class ProgressDisplay:
         )  # fmt: skip
 
     def _write(self, progress: Progress) -> None:
-        if progress.note is not None:
-            self._print(f"{_where(progress)} note: {progress.note}")
         last = self._last
         if last is not None and self._ended_round < last.round < progress.round:
             self._end(last)

@@ -1,3 +1,4 @@
+import dataclasses
 import io
 from dataclasses import replace
 from typing import Any
@@ -72,7 +73,7 @@ def test_between_rounds_there_is_a_line_in_ten_seconds_at_most_and_notes_at_once
         clock.now += PLAIN_EVERY_S / 2
         show(a_snapshot())
     lines = stream.getvalue().splitlines()
-    assert lines[2:4] == ["round 1/2 note: shard 3 retried: [actor lost]", "round 1/2 note: shard 2 retried"]
+    assert lines[2:4] == ["round 1/2: shard 3 retried: [actor lost]", "round 1/2: shard 2 retried"]
     assert lines[4].startswith("round 1/2: ")
     assert lines[5].startswith("round 1/2 done: ")
     assert len(lines) == 6
@@ -109,3 +110,10 @@ def test_a_terminal_gets_a_live_bar_and_is_restored_however_it_ends(error: type[
     assert text.index("round 1/2: shard 3 [retried]") < text.rindex("round 1/2")
     for piece in ("50%", "1,250 tok/s", "beta v1", "var ratio 0.0432", "actors 2/3"):
         assert piece in text
+
+
+def test_a_note_of_no_round_is_a_line_alone_and_moves_nothing() -> None:
+    display, stream, _ = plain_display()
+    with display as show:
+        show(dataclasses.replace(a_snapshot(note="starting Ray on this machine"), rounds=0))
+    assert stream.getvalue() == "starting Ray on this machine\n"
