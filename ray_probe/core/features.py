@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ray_probe.core.policy import Policy
+from ray_probe.errors import ConfigError, bad_value
 
 
 @dataclass(frozen=True)
@@ -59,11 +60,12 @@ def _head_mass(view: PrefixView) -> Tensor:
 
 def _two_point_entropy(view: PrefixView) -> Tensor:
     tail_T = _tail_mass(view)
-    return -(torch.xlogy(tail_T, tail_T) + torch.xlogy(1.0 - tail_T, 1.0 - tail_T))
+    entropy_T: Tensor = torch.special.entr(tail_T) + torch.special.entr(1.0 - tail_T)
+    return entropy_T
 
 
 def _logit_var(view: PrefixView) -> Tensor:
-    kept_TV = view.policy.scaled_TV.masked_fill(~view.policy.keep_TV, 0.0)
+    kept_TV = view.policy.scaled_TV.masked_fill(view.policy.q_TV == 0, 0.0)
     mean_T1 = (view.policy.q_TV * kept_TV).sum(dim=-1, keepdim=True)
     return (view.policy.q_TV * (kept_TV - mean_T1).square()).sum(dim=-1)
 
@@ -90,6 +92,9 @@ DEFAULT_FEATURES: tuple[str, ...] = tuple(REGISTRY)
 
 
 def compute_features(names: Sequence[str], view: PrefixView) -> Tensor:
-    """The named features, in the order asked for [T, D], detached. Raises KeyError for an unknown name."""
+    """The named features, in the order asked for [T, D], detached. Raises ConfigError for an unknown name."""
+    for name in names:
+        if name not in REGISTRY:
+            raise ConfigError(bad_value("estimator.baseline.features", name, f"known: {', '.join(REGISTRY)}"))
     with torch.no_grad():
         return torch.stack([REGISTRY[name].compute(view) for name in names], dim=-1)

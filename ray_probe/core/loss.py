@@ -41,9 +41,7 @@ def response_loss(log_q_T: Tensor, entropy_T: Tensor | None, advantage_T: Array)
     Args:
         log_q_T: log q of the sampled tokens, with graph.
         entropy_T: entropies with graph (the pathwise term), or None to leave that term out.
-        advantage_T: detached advantages.
+        advantage_T: advantages; an array, so no gradient can flow through them.
     """
-    weights_T = torch.from_numpy(advantage_T).to(log_q_T.device)
-    assert not weights_T.requires_grad, "advantages are detached"
-    score = (weights_T * log_q_T.double()).sum()
+    score = (torch.from_numpy(advantage_T).to(log_q_T.device) * log_q_T.double()).sum()
     return score if entropy_T is None else score + entropy_T.double().sum()

@@ -10,7 +10,7 @@ TOLERANCE_NATS = {"float32": 1e-3, "float64": 1e-3, "bfloat16": 2e-2}
 OUTSIDE_SHARE = {"float32": 1e-3, "float64": 1e-3, "bfloat16": 1e-2}
 SIGNIFICANCE = 1e-3
 
-_EDGES = np.concatenate([[0.0], np.logspace(-10, 3, 261)])
+_EDGES = np.concatenate([[0.0], np.logspace(-10, 3, 261), [np.inf]])
 
 Array = npt.NDArray[np.float64]
 
@@ -51,7 +51,7 @@ class ParityStats:
             self.tokens + other.tokens,
             self.outside + other.outside,
             self.gap_sum + other.gap_sum,
-            max(self.gap_max, other.gap_max),
+            float(np.maximum(self.gap_max, other.gap_max)),
             self.histogram + other.histogram,
         )
 
@@ -69,7 +69,8 @@ class ParityStats:
         """Upper edge of the histogram bin that holds this quantile of the gap, nats; at most `gap_max`."""
         if not self.tokens:
             return 0.0
-        index = int(np.searchsorted(np.cumsum(self.histogram), math.ceil(share * self.tokens)))
+        rank = max(1, math.ceil(share * self.tokens))
+        index = int(np.searchsorted(np.cumsum(self.histogram), rank))
         return min(float(_EDGES[index]), self.gap_max)
 
 
@@ -83,7 +84,7 @@ def binomial_tail(successes: int, trials: int, share: float) -> float:
     for k in range(successes, trials + 1):
         term = _binomial_term(k, trials, share)
         tail += term
-        if term < 1e-18 * tail:
+        if term <= 1e-18 * tail:
             break
     return tail
 

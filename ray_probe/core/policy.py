@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+_LEAST_LOG_Q = -80.0
+
 
 @dataclass(frozen=True)
 class SamplingRule:
@@ -24,7 +26,7 @@ class Policy:
     Attributes:
         scaled_TV: logits / temperature less the row's maximum (the shift changes no probability), nats.
         keep_TV: bool, the nucleus S.
-        q_TV: probabilities, 0 outside S.
+        q_TV: probabilities; 0 outside S and below exp(-80), which no sum over a vocabulary can tell from 0.
         log_norm_T: logsumexp of `scaled_TV` over S, nats; `log q = scaled - log_norm` inside S.
         threshold_T: smallest kept `scaled` of each row, nats: S is `scaled >= threshold`.
     """
@@ -37,9 +39,12 @@ class Policy:
 
 
 def scaled_logits(logits_TV: Tensor, temperature: float) -> Tensor:
-    """Logits in float32 or wider, divided by the temperature, less each row's maximum [T, V], nats."""
-    wide_TV = logits_TV.to(torch.promote_types(logits_TV.dtype, torch.float32)) / temperature
-    return wide_TV - wide_TV.amax(dim=-1, keepdim=True)
+    """Logits in float32 or wider less each row's maximum, divided by the temperature [T, V], nats.
+
+    In this order, because logits / temperature can be large: it would round away digits of the difference, or overflow.
+    """
+    wide_TV = logits_TV.to(torch.promote_types(logits_TV.dtype, torch.float32))
+    return (wide_TV - wide_TV.amax(dim=-1, keepdim=True)) / temperature
 
 
 def nucleus_threshold(scaled_TV: Tensor, top_p: float) -> Tensor:
@@ -52,7 +57,7 @@ def nucleus_threshold(scaled_TV: Tensor, top_p: float) -> Tensor:
     if top_p >= 1.0:
         return torch.full_like(scaled_TV[..., 0], -torch.inf)
     sorted_TV = torch.sort(scaled_TV, dim=-1, descending=True).values
-    mass_TV = torch.softmax(sorted_TV.double(), dim=-1)
+    mass_TV = torch.softmax(sorted_TV, dim=-1, dtype=torch.float64)
     above_TV = torch.cumsum(mass_TV, dim=-1) - mass_TV
     above_TV[..., 0] = 0.0
     return sorted_TV.masked_fill(above_TV > top_p, torch.inf).amin(dim=-1)
@@ -73,7 +78,9 @@ def sampling_policy(logits_TV: Tensor, rule: SamplingRule, threshold_T: Tensor |
         keep_TV = (scaled_TV >= threshold_T.unsqueeze(-1)) & (scaled_TV > -torch.inf)
         kept_TV = scaled_TV.masked_fill(~keep_TV, -torch.inf)
         log_norm_T = torch.logsumexp(kept_TV, dim=-1)
-        q_TV = torch.exp((kept_TV - log_norm_T.unsqueeze(-1)).clamp(min=-80.0)).masked_fill(~keep_TV, 0.0)
+        log_q_TV = kept_TV - log_norm_T.unsqueeze(-1)
+        # Clamped, because exp is slow where it underflows; then 0, because q meets masked logits as large as -3e38.
+        q_TV = torch.exp(log_q_TV.clamp(min=_LEAST_LOG_Q)).masked_fill(log_q_TV < _LEAST_LOG_Q, 0.0)
     return Policy(scaled_TV, keep_TV, q_TV, log_norm_T, threshold_T)
 
 

@@ -66,8 +66,9 @@ class _Statistics(torch.autograd.Function):
         parts = []
         for chunk in _chunks(rows_T, logits_RV.shape[-1]):
             policy = sampling_policy(logits_RV.index_select(0, rows_T[chunk]), rule)
-            scaled_T = policy.scaled_TV.gather(-1, tokens_T[chunk].unsqueeze(-1)).squeeze(-1)
-            outside_T = scaled_T < policy.threshold_T
+            token_T1 = tokens_T[chunk].unsqueeze(-1)
+            scaled_T = policy.scaled_TV.gather(-1, token_T1).squeeze(-1)
+            outside_T = ~policy.keep_TV.gather(-1, token_T1).squeeze(-1)
             log_q_T = scaled_T - _token_log_norm(policy, scaled_T, outside_T)
             entropy_T = entropy(policy)
             view = PrefixView(policy, entropy_T, position_T[chunk], cap)
@@ -81,6 +82,8 @@ class _Statistics(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled():
+            raise NotImplementedError("token statistics have no second derivative: call backward without create_graph")
         logits_RV, rows_T, tokens_T, entropy_T, outside_T, threshold_T = ctx.saved_tensors
         grad_RV = torch.zeros_like(logits_RV)
         for chunk in _chunks(rows_T, logits_RV.shape[-1]):
@@ -96,7 +99,7 @@ class _Statistics(torch.autograd.Function):
             q_token_T1 = torch.exp(token_scaled_T - log_norm_T).unsqueeze(-1)
             own_T1 = torch.where(outside_T[chunk].unsqueeze(-1), 1.0 - q_token_T1, torch.ones_like(q_token_T1))
             grad_TV.scatter_add_(-1, token_T1, grad_log_q_T1 * own_T1)
-            grad_RV.index_copy_(0, rows_T[chunk], (grad_TV / ctx.rule.temperature).to(grad_RV.dtype))
+            grad_RV.index_add_(0, rows_T[chunk], (grad_TV / ctx.rule.temperature).to(grad_RV.dtype))
         return grad_RV, None, None, None, None, None, None
 
 
@@ -113,7 +116,7 @@ def token_statistics(
 
     Args:
         logits_RV: raw logits [R, V], with or without graph.
-        rows_T: int64 [T], distinct: the row of `logits_RV` that predicts each token.
+        rows_T: int64 [T]: the row of `logits_RV` that predicts each token.
         tokens_T: int64 [T], the sampled tokens Y.
         position_T: int64 [T], position j of each token in its response, from 0.
         rule: temperature and top_p.
