@@ -67,7 +67,7 @@ class Fitter:
         self._previous = self._current = PublishedFit.empty(rule, policy_id)
         self._open: dict[int, Record] = {}
         self._packed: dict[tuple[int, int], npt.NDArray[np.float64]] = {}
-        if ledger_path is not None and ledger_path.exists():
+        if ledger_path is not None:
             self._restore(ledger_path, finished)
         self._ledger = None if ledger_path is None else Ledger(ledger_path)
 
@@ -77,12 +77,15 @@ class Fitter:
         return self._current
 
     def accept(self, delivery: Delivery) -> Receipt:
-        """Take in a shard's record, once. Raises RecordError for one that does not fit the run; it is not merged."""
+        """Take in a shard's record, once.
+
+        Raises RecordError for one that does not fit the run or cannot be written to the ledger; it is not merged.
+        """
         self._check_origin(delivery)
         key = (delivery.round, delivery.shard)
         if key in self._packed:
             kept = self._packed[key]
-            if np.array_equal(kept, delivery.packed):
+            if kept.tobytes() == delivery.packed.tobytes():
                 return Receipt("duplicate")
             return Receipt("different", kept)
         if delivery.round != self._current.round + 1:
@@ -92,7 +95,7 @@ class Fitter:
         if self._ledger is not None:
             self._ledger.append(Entry(delivery.round, delivery.shard, delivery.packed))
         self._open[delivery.shard] = record
-        self._packed[key] = delivery.packed
+        self._packed[key] = delivery.packed.copy()
         return Receipt("accepted")
 
     def close_round(self, round_number: int, shards: Sequence[int]) -> PublishedFit:
@@ -101,12 +104,14 @@ class Fitter:
         With `lagged` that is the fit of the rounds before, with the others the new one. Closing a round again
         returns the same fit. Records of shards that are not listed (they were given up) are dropped.
 
-        Raises RecordError when a listed shard's record is missing.
+        Raises RecordError when another round is open or a listed shard's record is missing.
         """
         if round_number == self._current.round:
             return self._fit_in_use()
+        if round_number != self._current.round + 1:
+            raise RecordError(f"round {round_number}: cannot be closed; round {self._current.round + 1} is open")
         missing = sorted(set(shards) - set(self._open))
-        if round_number != self._current.round + 1 or missing:
+        if missing:
             raise RecordError(f"round {round_number}: cannot be closed; no record of shards {missing} is in")
         self._close(shards)
         return self._fit_in_use()
@@ -137,7 +142,7 @@ class Fitter:
         return self._previous if self._rule.fit == "lagged" else self._current
 
     def _close(self, shards: Sequence[int]) -> None:
-        latest = total((self._open[shard] for shard in sorted(shards)), self._rule.shape)
+        latest = total((self._open[shard] for shard in sorted(set(shards))), self._rule.shape)
         self._previous, self._current = self._current, self._current.after_round(latest)
         self._open = {}
         self._packed = {key: packed for key, packed in self._packed.items() if key[0] == self._current.round}
@@ -151,7 +156,7 @@ class Fitter:
     def _restore(self, path: Path, finished: Sequence[Sequence[int]]) -> None:
         wanted = {(number, shard) for number, shards in enumerate(finished) for shard in shards}
         kept = [entry for entry in read_ledger(path) if (entry.round, entry.shard) in wanted]
-        rewrite_ledger(path, kept)
         for number, shards in enumerate(finished):
             self._open = {entry.shard: Record.unpack(entry.packed) for entry in kept if entry.round == number}
             self.close_round(number, shards)
+        rewrite_ledger(path, kept)

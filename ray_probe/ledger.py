@@ -54,15 +54,20 @@ class Ledger:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+        self._descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW, 0o600)
 
     def append(self, entry: Entry) -> None:
-        """Write one record; on return it is on disk. Raises OSError when it is not."""
+        """Write one record; on return it is on disk. Raises RecordError when it is not: nothing of it stays then."""
         line = _encode(entry)
-        written = os.write(self._descriptor, line)
-        if written != len(line):
-            raise OSError(f"{self._path}: {written} of {len(line)} bytes were written; is the disk full?")
-        os.fsync(self._descriptor)
+        size = os.fstat(self._descriptor).st_size
+        try:
+            written = os.write(self._descriptor, line)
+            if written != len(line):
+                raise OSError(f"{written} of {len(line)} bytes were written")
+            os.fsync(self._descriptor)
+        except OSError as error:
+            os.ftruncate(self._descriptor, size)  # the next record must not go on in a torn line
+            raise RecordError(f"{self._path}: cannot be written ({error}); is the disk full?") from None
 
     def close(self) -> None:
         """Close the file."""
@@ -70,11 +75,11 @@ class Ledger:
 
 
 def read_ledger(path: Path) -> list[Entry]:
-    """All records in the file, in order; a torn last line was never acknowledged and is left out.
+    """All records in the file, in order, none without a file; a torn last line was never acknowledged: left out.
 
     Raises RecordError, naming the line, for damage before the end.
     """
-    lines = path.read_bytes().split(b"\n")
+    lines = path.read_bytes().split(b"\n") if path.exists() else [b""]
     return [_decode(line, f"{path.name} line {number}") for number, line in enumerate(lines[:-1], start=1)]
 
 

@@ -83,9 +83,9 @@ class Plan:
                 "data.prompts: no prompt is left to use; raise data.max_prompt_tokens or add shorter ones"
             )
         if not self.repeat and needed > len(self.usable):
-            raise PromptsError(
-                bad_value("data.repeat", False, f"{needed} prompts are needed and {len(self.usable)} can be used")
-            )
+            remedy = "set it to true, add prompts, or lower batch.rounds or batch.prompts_per_round"
+            there = f"{needed} prompts are needed and {len(self.usable)} can be used"
+            raise PromptsError(bad_value("data.repeat", False, f"{there}; {remedy}"))
 
     def round(self, number: int) -> tuple[Shard, ...]:
         """The shards of one round, in canonical order."""

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import safetensors.numpy
+from safetensors import SafetensorError
 
 from ray_probe.errors import ConfigError, bad_value
 from ray_probe.estimates import Totals
@@ -51,10 +52,10 @@ class RunDirectory:
             parent.mkdir(parents=True, exist_ok=True)
             path.mkdir(mode=0o700)
             (path / "state").mkdir()
-        except FileExistsError:
-            remedy = f"choose another output.name, or go on with it: run --resume {path}"
-            raise ConfigError(bad_value("output.name", name, f"{path} exists; {remedy}")) from None
         except OSError as error:
+            if isinstance(error, FileExistsError) and path.exists():
+                remedy = f"choose another output.name, or go on with it: run --resume {path}"
+                raise ConfigError(bad_value("output.name", name, f"{path} exists; {remedy}")) from None
             raise ConfigError(bad_value("output.dir", str(parent), f"cannot be written ({error.strerror})")) from None
         return cls(path)
 
@@ -84,7 +85,7 @@ class RunDirectory:
         try:
             value: dict[str, Any] = json.loads((self.path / name).read_bytes())
         except (OSError, ValueError) as error:
-            raise ConfigError(bad_value("--resume", str(self.path / name), f"cannot be read ({error})")) from None
+            raise self._unreadable(name, error) from None
         return value
 
     def commit_round(self, number: int, totals: Totals, gradient: Vector, summary: dict[str, Any]) -> None:
@@ -98,25 +99,45 @@ class RunDirectory:
         self._gradient(number - 1).unlink(missing_ok=True)
 
     def finished_rounds(self) -> list[dict[str, Any]]:
-        """The lines of rounds.jsonl; a torn last line is cut off the file, its round was never finished."""
+        """The lines of rounds.jsonl; a torn last line is cut off the file, its round was never finished.
+
+        Raises ConfigError, naming the line, for damage before the end.
+        """
         path = self.path / "rounds.jsonl"
         if not path.exists():
             return []
         whole, _, torn = path.read_bytes().rpartition(b"\n")
         if torn:
             write_atomically(path, whole + b"\n" if whole else b"")
-        return [json.loads(line) for line in whole.splitlines()]
+        lines = []
+        for number, line in enumerate(whole.splitlines(), start=1):
+            try:
+                lines.append(json.loads(line))
+            except ValueError as error:
+                raise self._unreadable(f"{path.name} line {number}", error) from None
+        return lines
 
     def restore(self, rounds: int) -> tuple[list[Totals], Vector | None]:
-        """Totals of each finished round, and the gradient summed over them (None for no round)."""
+        """Totals of each finished round, and the gradient summed over them (None for no round).
+
+        Raises ConfigError when a file of theirs is missing or damaged.
+        """
         parts = [Totals.from_json(self.read_json(f"state/round-{number:06d}.json")) for number in range(rounds)]
         if not parts:
             return [], None
-        return parts, safetensors.numpy.load(self._gradient(rounds - 1).read_bytes())["sum"]
+        path = self._gradient(rounds - 1)
+        try:
+            return parts, safetensors.numpy.load(path.read_bytes())["sum"]
+        except (OSError, KeyError, SafetensorError) as error:
+            raise self._unreadable(path.name, error) from None
 
     def save_gradient(self, by_name: Mapping[str, npt.NDArray[Any]]) -> None:
         """Write gradient.safetensors: the mean gradient by parameter name."""
         write_atomically(self.path / "gradient.safetensors", safetensors.numpy.save(dict(by_name)))
+
+    def _unreadable(self, name: str, error: Exception) -> ConfigError:
+        remedy = f"{name} cannot be read ({error}), restore it or start a new run"
+        return ConfigError(bad_value("--resume", str(self.path), remedy))
 
     def _gradient(self, number: int) -> Path:
         return self.path / "state" / f"gradient-{number:06d}.safetensors"

@@ -6,6 +6,7 @@ the table of prompts, which errors clustered by prompt need.
 Shape suffixes: T tokens, D features, K targets (1 today: the future entropy r), B position bins, P prompts.
 """
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from typing import Self
@@ -19,6 +20,8 @@ SCHEMA_VERSION = 1
 MAX_POSITION_BINS = 256
 PROMPT_COLUMNS = ("responses", "entropy", "tokens")
 _HEADER = 5
+_COUNTS = 3
+_LARGEST_WHOLE = 2.0**53
 
 Array = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
@@ -134,23 +137,32 @@ class Record:
 
     @classmethod
     def unpack(cls, packed: Array) -> Self:
-        """Inverse of `pack`. Raises RecordError when version or length do not fit."""
-        if packed.ndim != 1 or packed.dtype != np.float64 or len(packed) < _HEADER or packed[0] != SCHEMA_VERSION:
+        """Inverse of `pack`. Raises RecordError when version or length do not fit, or a count or id is not whole."""
+        start = _HEADER + _COUNTS
+        if packed.ndim != 1 or packed.dtype != np.float64 or len(packed) < start or packed[0] != SCHEMA_VERSION:
             raise RecordError(f"record: need a float64 vector of schema version {SCHEMA_VERSION}")
+        _refuse_unless_whole(packed[1 : start - 1])
         d, k, b, p = (int(size) for size in packed[1:_HEADER])
         shapes = [(d, d), (d, k), (k,), (k, k), (b, k), (b,), (p,), (p, len(PROMPT_COLUMNS))]
-        sizes = [int(np.prod(shape)) for shape in shapes]
-        body = packed[_HEADER + 3 :]
+        sizes = [math.prod(shape) for shape in shapes]
+        body = packed[start:]
         if min(d, k, b, p) < 0 or len(body) != sum(sizes):
             raise RecordError(f"record: got {len(packed)} numbers, which do not fit its own header")
         parts = [part.reshape(s) for part, s in zip(np.split(body, np.cumsum(sizes)[:-1]), shapes, strict=True)]
-        sequences, tokens, weight = packed[_HEADER : _HEADER + 3]
+        sequences, tokens, weight = packed[_HEADER:start]
         *sums, ids_P, rows_P3 = parts
+        _refuse_unless_whole(ids_P)
         gram, cross, target_sum, target_gram, bin_sum, bin_weight = sums
         return cls(
             int(sequences), int(tokens), float(weight), gram, cross, target_sum, target_gram, bin_sum, bin_weight,
             ids_P.astype(np.int64), rows_P3,
         )  # fmt: skip
+
+
+def _refuse_unless_whole(values: Array) -> None:
+    """Counts and ids are whole numbers that float64 holds exactly; NaN and infinity are none."""
+    if not ((np.abs(values) <= _LARGEST_WHOLE) & (values == np.trunc(values))).all():
+        raise RecordError("record: holds a count or an id that is no whole number; it was not merged")
 
 
 def _merge_prompts(left: Record, right: Record, sign: int) -> tuple[IntArray, Array]:
@@ -208,6 +220,11 @@ def check(record: Record, shape: Shape) -> None:
         raise RecordError("record: holds NaN or infinity; it was not merged")
     if record.sequences < 1 or record.tokens < record.sequences or (record.bin_weight_B < 0).any():
         raise RecordError(f"record: got {record.sequences} sequences with {record.tokens} tokens; need 1 token each")
+    responses_P, _, tokens_P = record.prompt_rows_P3.T
+    if (responses_P < 1).any() or responses_P.sum() != record.sequences or tokens_P.sum() != record.tokens:
+        raise RecordError("record: the counts of its prompts do not add up to its own; it was not merged")
+    if not np.isclose(record.bin_weight_B.sum(), record.weight, rtol=1e-9, atol=0):
+        raise RecordError("record: the weights of its position bins do not add up to its own; it was not merged")
     scale = max(float(np.trace(record.gram_DD)), 1e-300)
     if not np.allclose(record.gram_DD, record.gram_DD.T, rtol=0, atol=1e-12 * scale):
         raise RecordError("record: Phi^T Phi is not symmetric; it was not merged")

@@ -11,6 +11,7 @@ import numpy.typing as npt
 from ray_probe.core.records import Record
 
 ILL_CONDITIONED = 1e12
+CONSTANT_TARGET = 1e-12
 
 Array = npt.NDArray[np.float64]
 
@@ -21,7 +22,7 @@ class RidgeFit:
 
     Attributes:
         beta_DK: coefficients, nats per unit of each feature.
-        condition_number: of Phi^T Phi + lambda I, 2-norm.
+        condition_number: of Phi^T Phi + lambda I, 2-norm; finite.
         r2_K: centred coefficient of determination on the rows of the fit itself; None where the target is constant.
         ill_conditioned: the condition number is past 1e12.
     """
@@ -33,7 +34,9 @@ class RidgeFit:
 
 
 def solve(gram_DD: Array, cross_DK: Array, ridge_lambda: float) -> Array | None:
-    """`(gram + lambda I)^-1 cross` [D, K], float64, or None when the solve fails or is not finite."""
+    """`(gram + lambda I)^-1 cross` [D, K], float64, or None when the solve fails or a number of it is not finite."""
+    if not (np.isfinite(gram_DD).all() and np.isfinite(cross_DK).all()):
+        return None
     try:
         beta_DK: Array = np.linalg.solve(gram_DD + ridge_lambda * np.eye(len(gram_DD)), cross_DK).astype(np.float64)
     except np.linalg.LinAlgError:
@@ -59,9 +62,23 @@ def fit(record: Record, ridge_lambda: float) -> RidgeFit | None:
     beta_DK = solve(record.gram_DD, record.cross_DK, ridge_lambda)
     if beta_DK is None:
         return None
-    eigenvalues = np.linalg.eigvalsh(record.gram_DD) + ridge_lambda
-    condition = float(eigenvalues[-1] / eigenvalues[0]) if eigenvalues[0] > 0 else float("inf")
-    centred_K = np.diag(record.target_gram_KK) - record.target_sum_K**2 / record.weight
+    condition = _condition_number(record.gram_DD, ridge_lambda)
+    return RidgeFit(beta_DK, condition, _r2(record, beta_DK), condition > ILL_CONDITIONED)
+
+
+def _condition_number(gram_DD: Array, ridge_lambda: float) -> float:
+    """Rounding can leave eigenvalues of Phi^T Phi below 0; none of the sum's is below lambda."""
+    eigenvalues = np.maximum(np.linalg.eigvalsh(gram_DD), 0.0) + ridge_lambda
+    return min(float(eigenvalues[-1]) / float(eigenvalues[0]), float(np.finfo(np.float64).max))
+
+
+def _r2(record: Record, beta_DK: Array) -> tuple[float | None, ...]:
+    """A spread within the rounding of its own sums is that of a constant target."""
+    square_K = np.diag(record.target_gram_KK)
+    spread_K = square_K - record.target_sum_K**2 / record.weight
+    varies_K = np.isfinite(square_K) & (spread_K > CONSTANT_TARGET * square_K)
     rss_K = residual_sum_squares(record, beta_DK)
-    r2_K = tuple(float(1.0 - rss / tss) if tss > 0 else None for rss, tss in zip(rss_K, centred_K, strict=True))
-    return RidgeFit(beta_DK, condition, r2_K, condition > ILL_CONDITIONED)
+    return tuple(
+        float(1.0 - rss / spread) if varies and np.isfinite(rss) else None
+        for rss, spread, varies in zip(rss_K, spread_K, varies_K, strict=True)
+    )
