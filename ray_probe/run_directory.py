@@ -3,9 +3,11 @@
 A round is finished when its line stands in rounds.jsonl: its gradient and its sums were written before.
 """
 
+import fcntl
 import json
 import os
 import secrets
+import socket
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -43,21 +45,45 @@ class RunDirectory:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._lock: int | None = None
 
     @classmethod
     def create(cls, parent: Path, name: str) -> "RunDirectory":
         """Make a new run directory (0700). Raises ConfigError when it exists or cannot be made."""
         path = parent / name
+        cls.check_free(parent, name)
         try:
             parent.mkdir(parents=True, exist_ok=True)
             path.mkdir(mode=0o700)
             (path / "state").mkdir()
         except OSError as error:
-            if isinstance(error, FileExistsError) and path.exists():
-                remedy = f"choose another output.name, or go on with it: run --resume {path}"
-                raise ConfigError(bad_value("output.name", name, f"{path} exists; {remedy}")) from None
             raise ConfigError(bad_value("output.dir", str(parent), f"cannot be written ({error.strerror})")) from None
         return cls(path)
+
+    @staticmethod
+    def check_free(parent: Path, name: str) -> None:
+        """What `create` would refuse, known before anything is started. Raises ConfigError."""
+        path = parent / name
+        if path.exists():
+            remedy = f"choose another output.name, or go on with it: run --resume {path}"
+            raise ConfigError(bad_value("output.name", name, f"{path} exists; {remedy}"))
+        there = next(place for place in (parent, *parent.parents) if place.exists())
+        if not there.is_dir() or not os.access(there, os.W_OK):
+            raise ConfigError(bad_value("output.dir", str(parent), f"cannot be written in {there}; choose another"))
+
+    def lock(self) -> None:
+        """Hold the directory until this process ends. Raises ConfigError naming the process that holds it."""
+        descriptor = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = os.read(descriptor, 200).decode(errors="replace").strip()
+            os.close(descriptor)
+            remedy = f"{holder or 'another process'} is driving this run; wait for it or stop it"
+            raise ConfigError(bad_value("--resume", str(self.path), remedy)) from None
+        os.truncate(descriptor, 0)
+        os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
+        self._lock = descriptor
 
     @classmethod
     def open(cls, path: Path) -> "RunDirectory":

@@ -85,7 +85,10 @@ def execute(request: Request, listener: Listener, run: Run) -> dict[str, Any]:
     config, run.directory = resolve(request)
     tell = _teller(listener)
     prepared = prepare(config)
-    if run.directory is not None:
+    if run.directory is None:
+        RunDirectory.check_free(Path(prepared.config.output.dir), str(config.output.name))
+    else:
+        run.directory.lock()
         check_same_inputs(prepared, run.directory.read_json("manifest.json"))
     with _log_held_back() as open_log:
         cluster = prepared.config.cluster
@@ -136,6 +139,7 @@ def _open(
     if run.directory is None:
         assert config.output.name is not None
         run.directory = RunDirectory.create(Path(config.output.dir), config.output.name)
+        run.directory.lock()
         run.directory.config.write_text(dump_yaml(config), encoding="utf-8")
         run.directory.write_json("manifest.json", manifest(prepared, backend.info, asdict(info)))
     directory = run.directory

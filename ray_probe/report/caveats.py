@@ -79,7 +79,7 @@ def _score_only(result: Result) -> str | None:
 def _unfitted(result: Result) -> str | None:
     counts = result.get("counts", {})
     unfitted = counts.get("unfitted_shards") or 0
-    if unfitted <= 0:
+    if unfitted <= 0 or baseline_of(result).get("mode") == "none":
         return None
     return (
         f"UNFITTED: {unfitted:,} of {_how_many(counts.get('shards'), 'shard')} had no fit to use, so mu_hat was 0: "

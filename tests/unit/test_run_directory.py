@@ -194,7 +194,7 @@ def test_an_existing_name_is_refused_with_the_way_to_go_on(directory: RunDirecto
 def test_a_place_that_cannot_hold_runs_is_refused(tmp_path: Path):
     (tmp_path / "file").write_text("")
     for parent in (tmp_path / "file", tmp_path / "file" / "below"):
-        with pytest.raises(ConfigError, match=r"output.dir: got .*; cannot be written \("):
+        with pytest.raises(ConfigError, match=r"output.dir: got .*; cannot be written in"):
             RunDirectory.create(parent, "name")
 
 
@@ -232,3 +232,18 @@ def test_default_names_are_names_that_runs_may_have(stem: str):
     name = default_name(Path(f"/somewhere/{stem}.yaml"))
     assert re.fullmatch(r"[a-z0-9][a-z0-9_-]{0,62}", name)
     assert re.search(r"-\d{8}-\d{6}-[0-9a-f]{4}$", name)
+
+
+def test_a_second_driver_is_told_who_holds_the_run(tmp_path: Path) -> None:
+    RunDirectory.create(tmp_path, "mine").lock()
+    with pytest.raises(ConfigError, match=f"process {os.getpid()} on ") as refused:
+        RunDirectory(tmp_path / "mine").lock()
+    assert "\n" not in str(refused.value)
+
+
+def test_a_directory_that_cannot_be_written_is_refused_before_anything_starts(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match=r"output\.dir"):
+        RunDirectory.check_free(tmp_path / "file" / "runs", "mine")
+    RunDirectory.check_free(tmp_path / "not" / "yet", "mine")
+    assert not (tmp_path / "not").exists()
