@@ -6,6 +6,7 @@ would give a missing layer random weights and go on.
 
 import hashlib
 import json
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,8 +21,15 @@ from ray_probe.config import ModelConfig
 from ray_probe.errors import CheckpointError, bad_value
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
-_INDEX = "model.safetensors.index.json"
-_HASHED = ("*.safetensors", "*.json", "*.model", "*.jinja")
+_WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
+_HASHED = ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja")
+# What config.json may set these to (with or without a leading underscore): all else is a kernel whose code transformers
+# may fetch from the hub, or a file other than the one that is checked here.
+_ALLOWED: dict[str, tuple[object, ...]] = {
+    "attn_implementation": (None, "eager", "sdpa"),
+    "experts_implementation": (None, "eager", "batched_mm", "grouped_mm"),
+    "transformers_weights": (None, _WEIGHTS),
+}
 
 
 @dataclass(frozen=True)
@@ -48,11 +56,9 @@ def _refuse(directory: Path | str, remedy: str) -> CheckpointError:
 def inspect_checkpoint(settings: ModelConfig) -> Checkpoint:
     """Check a checkpoint without loading its weights. Raises CheckpointError with one line."""
     directory = _directory(settings)
-    raw = _read_json(directory, "config.json")
-    if "auto_map" in raw or "auto_map" in _read_json(directory, "tokenizer_config.json", required=False):
-        raise _refuse(directory, "it asks for remote code (auto_map), and trust_remote_code is off; convert it first")
+    _check_settings(directory)
     for file in _weight_files(directory):
-        _check_header(file)
+        _check_header(directory, file)
     with _quiet():
         config = _guarded(directory, AutoConfig.from_pretrained, directory)
         tokenizer = load_tokenizer(directory)
@@ -76,6 +82,7 @@ def load_model(directory: Path, dtype: str, device: torch.device | str = "cpu") 
             dtype=DTYPES[dtype],
             use_safetensors=True,
             output_loading_info=True,
+            ignore_mismatched_sizes=True,  # reported with its name below, not refused without one
         )
     for kind in ("missing", "unexpected", "mismatched"):
         names = sorted(str(entry[0] if isinstance(entry, tuple) else entry) for entry in info[f"{kind}_keys"])
@@ -83,15 +90,18 @@ def load_model(directory: Path, dtype: str, device: torch.device | str = "cpu") 
             raise _refuse(directory, f"{len(names)} tensors are {kind}: {_some(names)}; export the checkpoint again")
     not_finite = [name for name, value in model.named_parameters() if not torch.isfinite(value).all()]
     if not_finite:
-        raise _refuse(directory, f"NaN or infinity in {len(not_finite)} tensors: {_some(not_finite)}")
+        remedy = f"NaN or infinity in {len(not_finite)} tensors: {_some(not_finite)}; export the checkpoint again"
+        raise _refuse(directory, remedy)
     return model.to(device).eval()
 
 
 def check_vocabulary(directory: Path, model: Any, tokenizer: Any) -> None:
     """Refuse a tokenizer that can name tokens which the model does not have."""
     rows = model.get_input_embeddings().num_embeddings
-    if len(tokenizer) > rows:
-        raise _refuse(directory, f"its tokenizer has {len(tokenizer)} tokens, the embeddings have {rows} rows")
+    largest = max(tokenizer.get_vocab().values())
+    if largest >= rows:
+        remedy = f"its tokenizer has ids up to {largest}, the embeddings have {rows} rows; resize them, or put in the "
+        raise _refuse(directory, remedy + "tokenizer that the model was trained with")
 
 
 def _some(names: list[str]) -> str:
@@ -99,11 +109,11 @@ def _some(names: list[str]) -> str:
 
 
 def _directory(settings: ModelConfig) -> Path:
-    directory = Path(settings.path)
-    if directory.is_dir():
-        return directory.resolve()
+    if os.path.isdir(settings.path):
+        return Path(settings.path).resolve()
     if settings.local_files_only:
-        raise _refuse(settings.path, f"no such directory (relative paths start at {Path.cwd()})")
+        remedy = f"no such directory; give the directory of a checkpoint (relative paths start at {Path.cwd()})"
+        raise _refuse(settings.path, remedy)
     from huggingface_hub import snapshot_download
 
     found = _guarded(
@@ -120,7 +130,22 @@ def _guarded(directory: Path | str, load: Any, *args: Any, **kwargs: Any) -> Any
         return load(*args, **kwargs)
     except Exception as error:  # loaders raise whatever their parsers raise
         text = str(error).strip().splitlines() or [type(error).__name__]
-        raise _refuse(directory, f"it cannot be loaded ({text[0][:200]})") from error
+        remedy = "check its files, and that this version of transformers knows the model"
+        raise _refuse(directory, f"it cannot be loaded ({text[0][:200]}); {remedy}") from error
+
+
+def _check_settings(directory: Path) -> None:
+    """Refuse JSON files that transformers would not read, or would follow to something else."""
+    raw = _read_json(directory, "config.json")
+    if "auto_map" in raw or "auto_map" in _read_json(directory, "tokenizer_config.json", required=False):
+        raise _refuse(directory, "it asks for remote code (auto_map), and trust_remote_code is off; convert it first")
+    sections = [section for section in (raw, *raw.values()) if isinstance(section, dict)]
+    for key, value in (item for section in sections for item in section.items()):
+        if value not in _ALLOWED.get(key.removeprefix("_"), (value,)):
+            raise _refuse(directory, f"config.json sets {key}, which can bring in other code or weights; remove it")
+    if (directory / "adapter_config.json").is_file():
+        raise _refuse(directory, "it holds an adapter, which is not supported yet; merge it into the weights")
+    _read_json(directory, "generation_config.json", required=False)  # its EOS ids would be dropped without a word
 
 
 def _read_json(directory: Path, name: str, required: bool = True) -> dict[str, Any]:
@@ -131,33 +156,35 @@ def _read_json(directory: Path, name: str, required: bool = True) -> dict[str, A
         return {}
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise _refuse(directory, f"{name} is not JSON ({error})") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise _refuse(directory, f"{name} cannot be read as JSON ({error}); copy it again") from error
     if not isinstance(raw, dict):
-        raise _refuse(directory, f"{name} is not a JSON object")
+        raise _refuse(directory, f"{name} is not a JSON object; copy it again")
     return raw
 
 
 def _weight_files(directory: Path) -> list[Path]:
-    index = _read_json(directory, _INDEX, required=False)
-    if index:
-        files = sorted({directory / name for name in index.get("weight_map", {}).values()})
-        missing = [file.name for file in files if not file.is_file()]
-        if missing:
-            raise _refuse(directory, f"{_INDEX} names {_some(missing)}, which is not there; copy the whole checkpoint")
-        return files
-    files = sorted(directory.glob("*.safetensors"))
-    if not files:
-        raise _refuse(directory, "need *.safetensors (pickle weights are not loaded)")
-    return files
+    """The weight files that transformers will load: one file, else the shards that the index names."""
+    if (directory / _WEIGHTS).is_file():
+        return [directory / _WEIGHTS]
+    if not (directory / _INDEX).is_file():
+        raise _refuse(directory, f"it has no {_WEIGHTS}; export it with safetensors (pickle weights are not loaded)")
+    shards = _read_json(directory, _INDEX).get("weight_map")
+    if not isinstance(shards, dict) or not shards or not all(isinstance(name, str) for name in shards.values()):
+        raise _refuse(directory, f"{_INDEX} has no weight_map of file names; copy the whole checkpoint")
+    names = sorted(set(shards.values()))
+    missing = [name for name in names if not (directory / name).is_file()]
+    if missing:
+        raise _refuse(directory, f"{_INDEX} names {_some(missing)}, which is not there; copy the whole checkpoint")
+    return [directory / name for name in names]
 
 
-def _check_header(file: Path) -> None:
+def _check_header(directory: Path, file: Path) -> None:
     try:
         with safe_open(file, framework="pt") as tensors:
             tensors.keys()
     except (SafetensorError, OSError) as error:
-        raise _refuse(file, f"it is truncated or damaged ({error}); copy or export it again") from error
+        raise _refuse(directory, f"{file.name} is truncated or damaged ({error}); copy or export it again") from error
 
 
 def _fingerprint(directory: Path) -> str:

@@ -5,6 +5,7 @@ shard that fails half-way leaves nothing behind.
 """
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,6 +37,13 @@ class Layout:
         return {name: part.reshape(s) for name, part, s in zip(self.names, parts, self.shapes, strict=True)}
 
 
+def accumulate_wide(parameters: Iterable[torch.nn.Parameter]) -> None:
+    """Have `.grad` of these parameters accumulate in float32 or wider, whatever the weights' dtype."""
+    for parameter in parameters:
+        if parameter.is_floating_point():
+            parameter.grad_dtype = torch.promote_types(parameter.dtype, torch.float32)
+
+
 def select_trainable(model: torch.nn.Module, trainable: str) -> dict[str, torch.nn.Parameter]:
     """Make exactly the chosen parameters require a gradient, accumulated in float32 or wider.
 
@@ -51,11 +59,11 @@ def select_trainable(model: torch.nn.Module, trainable: str) -> dict[str, torch.
         wanted = trainable == "all" or re.search(trainable, name) is not None
         parameter.requires_grad_(wanted)
         if wanted:
-            parameter.grad_dtype = torch.promote_types(parameter.dtype, torch.float32)
             chosen[name] = parameter
     if not chosen:
         some = ", ".join(name for name, _ in list(model.named_parameters())[:3])
         raise ConfigError(bad_value("model.trainable", trainable, f"no parameter matches; there are {some}, ..."))
+    accumulate_wide(chosen.values())
     return chosen
 
 

@@ -11,6 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from ray_probe import __version__
 from ray_probe.checkpoints import Checkpoint, inspect_checkpoint
 from ray_probe.config import ProbeConfig
 from ray_probe.errors import ConfigError, PromptsError, bad_value
@@ -18,7 +19,7 @@ from ray_probe.plan import Plan
 from ray_probe.prompts import PromptSet, load_prompts
 from ray_probe.sequence_processor import context_length
 
-PACKAGES = ("ray-probe", "torch", "transformers", "tokenizers", "ray", "numpy")
+PACKAGES = ("torch", "transformers", "tokenizers", "ray", "numpy")
 TOKENIZE_BATCH = 10_000
 
 
@@ -69,7 +70,7 @@ def manifest(prepared: Prepared, actor: dict[str, Any], cluster: dict[str, Any])
     return {
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": sys.argv,
-        "versions": {name: version(name) for name in PACKAGES} | {"python": platform.python_version()},
+        "versions": _versions(),
         "platform": platform.platform(),
         "device": actor["device"],
         "threads_per_actor": actor["threads"],
@@ -88,6 +89,12 @@ def manifest(prepared: Prepared, actor: dict[str, Any], cluster: dict[str, Any])
             shard.id: [ref.index for ref in shard.prompts] for n in range(plan.rounds) for shard in plan.round(n)
         },
     }
+
+
+def _versions() -> dict[str, str]:
+    """Ours from the code that runs: a checkout need not be installed."""
+    own = {"ray-probe": __version__, "python": platform.python_version()}
+    return own | {name: version(name) for name in PACKAGES}
 
 
 def check_same_inputs(prepared: Prepared, earlier: dict[str, Any]) -> None:
@@ -158,6 +165,7 @@ def _too_long(where: str, length: int, config: ProbeConfig, context: int | None)
 def _lengths(checkpoint: Checkpoint, texts: Sequence[str]) -> list[int]:
     lengths: list[int] = []
     for start in range(0, len(texts), TOKENIZE_BATCH):
-        encoded = checkpoint.tokenizer(list(texts[start : start + TOKENIZE_BATCH]))["input_ids"]
+        part = list(texts[start : start + TOKENIZE_BATCH])
+        encoded = checkpoint.tokenizer(part, verbose=False)["input_ids"]
         lengths += [len(ids) for ids in encoded]
     return lengths

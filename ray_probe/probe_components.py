@@ -14,6 +14,7 @@ from ray_probe.core.baselines import MODES, Mode, PublishedFit, ShardBaseline, m
 from ray_probe.core.loss import Estimator, advantages, baseline_target, response_loss
 from ray_probe.core.records import PROMPT_COLUMNS, bin_of, position_bins
 from ray_probe.errors import ConfigError
+from ray_probe.gradients import accumulate_wide
 from ray_probe.sequence_processor import SequenceProcessor, to_float64
 from ray_probe.sequences import Array, BatchedSequences, LogprobResults
 
@@ -71,7 +72,7 @@ class SumsX:
 
 
 class ProbeComponents:
-    """Builds `loss_X` and accumulates its gradient.
+    """Builds `loss_X` and accumulates its gradient, in float32 or wider whatever the weights' dtype.
 
     Args:
         processor: the policy.
@@ -82,6 +83,7 @@ class ProbeComponents:
     def __init__(
         self, processor: SequenceProcessor, estimator: Estimator = "rb_residual", pathwise: bool = True
     ) -> None:
+        accumulate_wide(processor.model.parameters())
         self.processor = processor
         self.estimator: Estimator = estimator
         self.pathwise = pathwise and estimator == "rb_residual"

@@ -19,7 +19,7 @@ from ray_probe.config import GenerationSettings
 from ray_probe.core.features import DEFAULT_FEATURES
 from ray_probe.core.policy import SamplingRule, sample, sampling_policy
 from ray_probe.core.token_statistics import TokenStatistics, token_statistics
-from ray_probe.errors import CheckpointError, NonFiniteError, PromptsError, bad_value
+from ray_probe.errors import CheckpointError, ConfigError, NonFiniteError, PromptsError, bad_value
 from ray_probe.sequences import Array, BatchedSequences, LogprobResults, TokenRow, pack_sequences
 
 Seed = int | Sequence[int]
@@ -39,14 +39,20 @@ def context_length(model_config: Any) -> int | None:
 def resolve_eos_ids(explicit: Sequence[int] | None, *sources: Any) -> tuple[int, ...]:
     """Ids that end a response: the explicit ones, else the union of `eos_token_id` of the sources, ascending.
 
-    Raises CheckpointError when none is named anywhere: then only the user can say what ends a response.
+    Raises CheckpointError when none is named anywhere (then only the user can say what ends a response), or when one
+    is no integer.
     """
     if explicit is not None:
         return tuple(explicit)
     found: set[int] = set()
     for source in sources:
         value = getattr(source, "eos_token_id", None)
-        found.update([value] if isinstance(value, int) else value or ())
+        ids = value if isinstance(value, list | tuple) else [] if value is None else [value]
+        if not all(isinstance(token, int) for token in ids):
+            raise CheckpointError(
+                bad_value("eos_token_id", value, "need integers in the checkpoint, or set generation.eos_token_ids")
+            )
+        found.update(ids)
     if not found:
         raise CheckpointError(
             "generation.eos_token_ids: got null, and the checkpoint names no EOS token; "
@@ -90,9 +96,7 @@ class SequenceProcessor:
         self.on_progress = on_progress
         accepted = inspect.signature(model.forward).parameters
         if "past_key_values" not in accepted:
-            raise CheckpointError(
-                bad_value("model.path", type(model).__name__, "need a decoder-only model with a key-value cache")
-            )
+            raise self._no_cache()
         self._takes_positions = "position_ids" in accepted
         self._keeps_logits = "logits_to_keep" in accepted
 
@@ -104,7 +108,7 @@ class SequenceProcessor:
 
     def encode(self, prompt: str) -> list[int]:
         """Token ids of a prompt, with the special tokens that the tokenizer itself adds."""
-        return list(self.tokenizer(prompt)["input_ids"])
+        return list(self.tokenizer(prompt, verbose=False)["input_ids"])
 
     def ended(self, response: Sequence[int]) -> bool:
         """Whether the response ended at an EOS token rather than at the cap."""
@@ -123,9 +127,13 @@ class SequenceProcessor:
             decode: fill `responses_text`.
 
         Raises:
+            ConfigError: there is not one seed a response.
             PromptsError: a prompt has no token, or prompt plus cap is longer than the model's context.
             NonFiniteError: the model's logits hold NaN or infinity.
         """
+        if [len(group) for group in seeds] != [responses_per_prompt] * len(prompts):
+            shape = f"need one a response, {len(prompts)} x {responses_per_prompt}"
+            raise ConfigError(bad_value("seeds", [len(group) for group in seeds], shape))
         encoded = [self.encode(prompt) for prompt in prompts]
         self._check_prompts(encoded)
         rows = [encoded[b] for b in range(len(prompts)) for _ in range(responses_per_prompt)]
@@ -168,8 +176,13 @@ class SequenceProcessor:
         return response_uniforms(seed, self.generation.max_new_tokens)
 
     def _pad_id(self) -> int:
+        """Any id that has an embedding: what is padding is said by the mask."""
         pad = self.tokenizer.pad_token_id
-        return int(pad) if pad is not None else (self.eos_ids[0] if self.eos_ids else 0)
+        return 0 if pad is None else int(pad)
+
+    def _no_cache(self) -> CheckpointError:
+        remedy = "need a decoder-only model with a key-value cache"
+        return CheckpointError(bad_value("model.path", type(self.model).__name__, remedy))
 
     def _check_prompts(self, encoded: Iterable[Sequence[int]]) -> None:
         limit = context_length(self.model.config)
@@ -210,7 +223,9 @@ class SequenceProcessor:
         cache = None
         for step in range(cap):
             output = self._forward(ids, mask, 1, past_key_values=cache, use_cache=True)
-            cache = output.past_key_values
+            cache = getattr(output, "past_key_values", None)
+            if cache is None:
+                raise self._no_cache()
             policy = sampling_policy(output.logits[:, -1], self.rule)
             token_N, log_q_N = sample(policy, uniforms[:, step])
             tokens_NT[alive, step] = token_N[alive]

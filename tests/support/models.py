@@ -1,12 +1,13 @@
 """Tiny real transformers checkpoints, made on the spot."""
 
+from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 
-from ray_probe.config import GenerationSettings
+from ray_probe.config import GenerationSettings, ProbeConfig, config_from_dict
 from ray_probe.sequence_processor import SequenceProcessor
 
 transformers.logging.set_verbosity_error()
@@ -45,6 +46,57 @@ def tiny_llama(vocabulary: int, seed: int = 0, positions: int = 64, spread: floa
         max_position_embeddings=positions, initializer_range=spread, eos_token_id=EOS, bos_token_id=None, **settings,
     )  # fmt: skip
     return transformers.LlamaForCausalLM(config)
+
+
+_SHARED = {"initializer_range": 0.5, "eos_token_id": EOS, "bos_token_id": None}
+_TWO_LAYERS = _SHARED | {
+    "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "pad_token_id": None,
+    "max_position_embeddings": 64,
+}  # fmt: skip
+_GROUPED = _TWO_LAYERS | {"num_key_value_heads": 1}
+_SETTINGS: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama": ("Llama", _GROUPED),
+    "llama_tied": ("Llama", _GROUPED | {"tie_word_embeddings": True}),
+    "gpt2": ("GPT2", _SHARED | {"n_positions": 64, "n_embd": 16, "n_layer": 2, "n_head": 2}),
+    "opt": ("OPT", {
+        "hidden_size": 16, "word_embed_proj_dim": 16, "ffn_dim": 32, "num_hidden_layers": 2, "num_attention_heads": 2,
+        "max_position_embeddings": 64, "init_std": 0.5, "eos_token_id": EOS, "bos_token_id": None, "pad_token_id": 1,
+    }),
+    "gemma2": ("Gemma2", _GROUPED | {
+        "head_dim": 8, "query_pre_attn_scalar": 8, "sliding_window": 4, "final_logit_softcapping": 5.0,
+        "attn_logit_softcapping": 5.0,
+    }),
+    "mistral": ("Mistral", _GROUPED | {"sliding_window": 4}),
+    "gpt_neox": ("GPTNeoX", _TWO_LAYERS),
+    "bloom": ("Bloom", _SHARED | {"hidden_size": 16, "n_layer": 2, "n_head": 2, "pad_token_id": None}),
+    "qwen2": ("Qwen2", _GROUPED),
+}  # fmt: skip
+ARCHITECTURES = tuple(_SETTINGS)
+
+
+def tiny_model(architecture: str, vocabulary: int, seed: int = 0) -> Any:
+    """A model of `ARCHITECTURES` with random float32 weights.
+
+    Among them are learned, offset, rotary and no positions, tied heads, soft-capped logits, and attention windows of
+    4 tokens (Gemma 2 and Mistral).
+    """
+    family, settings = _SETTINGS[architecture]
+    torch.manual_seed(seed)
+    config = getattr(transformers, f"{family}Config")(vocab_size=vocabulary, **settings)
+    return transformers.AutoModelForCausalLM.from_config(config)
+
+
+def save_checkpoint(directory: Path, model: Any, characters: str) -> Path:
+    """A checkpoint directory of the model with the character tokenizer that fits it."""
+    model.save_pretrained(directory)
+    character_tokenizer(characters, pad=model.config.vocab_size > len(characters) + 1).save_pretrained(directory)
+    return directory
+
+
+def probe_config(checkpoint: Path, **sections: dict[str, Any]) -> ProbeConfig:
+    """A config on the checkpoint; sections as in YAML, `data` with the prompts among them."""
+    model = {"path": str(checkpoint)} | sections.pop("model", {})
+    return config_from_dict({"model": model, **sections})
 
 
 def processor(model: Any, characters: str, features: Any = None, **generation: Any) -> SequenceProcessor:

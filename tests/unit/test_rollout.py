@@ -1,0 +1,400 @@
+"""Rollouts, fitter and run without a cluster: one answer however shards are dealt, and nothing half done counts."""
+
+import copy
+import dataclasses
+import json
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from support.models import probe_config, save_checkpoint, tiny_llama
+
+from ray_probe.checkpoints import load_model, load_tokenizer
+from ray_probe.config import ProbeConfig
+from ray_probe.core.baselines import MODES, PublishedFit
+from ray_probe.core.policy import SamplingRule
+from ray_probe.errors import NonFiniteError, ParityError, ShardError
+from ray_probe.fitter import Fitter
+from ray_probe.gradients import GradientSum
+from ray_probe.offline_entropy_probe import InProcess, OfflineEntropyProbe
+from ray_probe.plan import Plan, Shard
+from ray_probe.probe_components import ProbeComponents
+from ray_probe.progress import Progress
+from ray_probe.rollout import Rollout, baseline_rule, build_rollout
+from ray_probe.run_directory import RunDirectory
+from ray_probe.sequence_processor import SequenceProcessor
+
+TEXTS = ("abc", "f", "dde", "ab", "ecab", "bb", "cafe")
+POLICY = "policy"
+ROUNDS = 3
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_checkpoint(tmp_path_factory.mktemp("rollout") / "checkpoint", tiny_llama(8), "abcdef")
+
+
+def settings(checkpoint: Path, mode: str = "regression", fit: str = "leave_one_out", **sections: Any) -> ProbeConfig:
+    estimator = {"baseline": {"mode": mode, "fit": fit}} | sections.pop("estimator", {})
+    generation = {"max_new_tokens": 8, "tf_batch_size": 3, "gen_batch_size": 4} | sections.pop("generation", {})
+    batch = {"prompts_per_round": 5, "responses_per_prompt": 2, "shard_prompts": 2, "rounds": ROUNDS}
+    data = {"prompts": list(TEXTS), "seed": 4}
+    return probe_config(checkpoint, data=data, batch=batch, generation=generation, estimator=estimator, **sections)
+
+
+def plan_of(config: ProbeConfig) -> Plan:
+    batch = config.batch
+    return Plan(
+        TEXTS, tuple(range(len(TEXTS))), config.data.seed, batch.prompts_per_round, batch.responses_per_prompt,
+        batch.shard_prompts, batch.rounds, True,
+    )  # fmt: skip
+
+
+def rollout_of(config: ProbeConfig) -> Rollout:
+    return build_rollout(config, Path(config.model.path), POLICY)
+
+
+def processor_of(rollout: Rollout) -> SequenceProcessor:
+    return rollout._components.processor
+
+
+@dataclasses.dataclass
+class Job:
+    """A run in this process."""
+
+    config: ProbeConfig
+    path: Path
+    rollouts: list[Rollout]
+
+    @classmethod
+    def of(cls, config: ProbeConfig, path: Path, rollouts: int = 1) -> "Job":
+        RunDirectory.create(path.parent, path.name)
+        return cls(config, path, [rollout_of(config) for _ in range(rollouts)])
+
+    def run(self, listener: Callable[[Progress], None] = lambda progress: None) -> dict[str, Any]:
+        directory = RunDirectory(self.path)
+        finished = [line["records"] for line in directory.finished_rounds()]
+        fitter = Fitter(baseline_rule(self.config), POLICY, directory.ledger, finished)
+        backend = InProcess(self.rollouts, fitter)
+        self.probe = OfflineEntropyProbe(self.config, plan_of(self.config), backend, directory, listener)
+        return self.probe.run()
+
+    @property
+    def gradient(self) -> np.ndarray:
+        """Summed over all responses."""
+        return self.probe._gradient
+
+    @property
+    def lines(self) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in (self.path / "rounds.jsonl").read_text().splitlines()]
+
+
+def untimed(result: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in result.items() if key != "timing"}
+
+
+def collected(config: ProbeConfig) -> tuple[Rollout, tuple[Shard, ...], PublishedFit]:
+    """A rollout that has collected round 0, and the fit of that round."""
+    rollout, fitter, shards = rollout_of(config), Fitter(baseline_rule(config), POLICY), plan_of(config).round(0)
+    for shard in shards:
+        fitter.accept(rollout.collect(shard).delivery)
+    return rollout, shards, fitter.close_round(0, [shard.index for shard in shards])
+
+
+# One answer
+
+
+def test_the_number_of_rollouts_changes_neither_beta_nor_counts_and_gradients_by_rounding_only(
+    checkpoint: Path, tmp_path: Path
+):
+    config = settings(checkpoint)
+    jobs = [Job.of(config, tmp_path / f"run{n}", n) for n in (1, 2, 3)]
+    first, *others = [job.run() for job in jobs]
+    assert first["beta"]["values"] and first["beta"]["fallback"] is None
+    assert first["counts"]["shards"] == 9 and first["counts"]["sequences"] == 30
+    for job, result in zip(jobs[1:], others, strict=True):
+        assert result["beta"] == first["beta"], "bit for bit"
+        assert {**result["counts"], "actors": 1} == first["counts"]
+        assert result["entropy"] == first["entropy"]
+        distance = np.linalg.norm(job.gradient - jobs[0].gradient)
+        assert distance <= 1e-5 * np.linalg.norm(jobs[0].gradient)
+
+
+def test_the_run_is_the_same_run_again_from_the_same_seed_and_another_from_another(checkpoint: Path, tmp_path: Path):
+    results = [Job.of(settings(checkpoint), tmp_path / name).run() for name in ("a", "b")]
+    assert untimed(results[0]) == untimed(results[1])
+    other = settings(checkpoint)
+    other = other.model_copy(update={"data": other.data.model_copy(update={"seed": 5})})
+    assert Job.of(other, tmp_path / "c").run()["beta"]["values"] != results[0]["beta"]["values"]
+
+
+@pytest.mark.parametrize("estimator", ["rb_residual", "naive"])
+@pytest.mark.parametrize("fit", ["leave_one_out", "in_sample", "lagged"])
+def test_every_fit_and_mode_runs_and_writes_its_advantages_round_by_round(
+    checkpoint: Path, tmp_path: Path, fit: str, estimator: str
+):
+    gradients = {}
+    for mode in MODES:
+        config = settings(checkpoint, mode, fit, estimator={"x_estimator_mode": estimator})
+        job = Job.of(config, tmp_path / mode)
+        result = job.run()
+        assert [line["round"] for line in job.lines] == [0, 1, 2]
+        for line in job.lines:
+            for name in MODES:
+                values = line["advantage"][name]
+                assert values["mean"] is not None and values["variance"] >= 0, "mean of G_j - b_j, and its variance"
+                assert values["mean_square"] == pytest.approx(values["variance"] + values["mean"] ** 2)
+        assert result["gradient"]["norm"] > 0 and result["partial"] is False
+        assert result["counts"]["unfitted_shards"] == (3 if fit == "lagged" else 0)
+        gradients[mode] = job.gradient
+    for left, right in ((a, b) for a in MODES for b in MODES if a < b):
+        assert np.linalg.norm(gradients[left] - gradients[right]) > 1e-4 * np.linalg.norm(gradients[left])
+
+
+def test_the_written_advantages_are_those_of_the_scored_responses(checkpoint: Path, tmp_path: Path):
+    """Mean of G_j - b_j under the configured fit, formed here from results, features and the published fit alone."""
+    config = settings(checkpoint, fit="in_sample")
+    job = Job.of(config, tmp_path / "run")
+    job.run()
+    rollout, shards, fit = collected(config)
+    advantages: dict[str, list[float]] = {"none": [], "constant": [], "residual_mu": [], "regression": []}
+    for shard in shards:
+        results = processor_of(rollout).teacher_force_logprobs(
+            rollout._held[shard.index].sequences, compute_rb=True, return_baseline_features=True
+        )
+        for group, features in zip(results.rb_entropies, results.baseline_feats_torch, strict=True):
+            for entropy, phi in zip(group, features, strict=True):
+                residual = np.cumsum(entropy[::-1])[::-1] - entropy
+                total = fit.total
+                by_position = np.divide(
+                    total.bin_sum_BK[:, 0], total.bin_weight_B, where=total.bin_weight_B > 0, out=np.zeros(8)
+                )
+                advantages["none"] += list(residual)
+                advantages["constant"] += list(residual - total.target_sum_K[0] / total.weight)
+                advantages["residual_mu"] += list(residual - by_position[: len(entropy)])
+                advantages["regression"] += list(residual - phi.double().numpy() @ fit.ridge.beta_DK[:, 0])
+    written = job.lines[0]["advantage"]
+    for mode, values in advantages.items():
+        assert written[mode]["mean"] == pytest.approx(np.mean(values), abs=1e-9)
+        assert written[mode]["variance"] == pytest.approx(np.var(values), rel=1e-9)
+    assert written["regression"]["variance"] < written["residual_mu"]["variance"] < written["none"]["variance"]
+
+
+# Once, whole, and only what was collected
+
+
+def test_a_shard_that_is_accumulated_twice_counts_once(checkpoint: Path):
+    rollout, shards, fit = collected(settings(checkpoint))
+    first = [rollout.accumulate(shard, fit) for shard in shards]
+    once = rollout.round_gradient(0)
+    assert all(rollout.accumulate(shard, fit) is report for shard, report in zip(shards, first, strict=True))
+    again = rollout.round_gradient(0)
+    assert once.shards == again.shards == (0, 1, 2)
+    np.testing.assert_array_equal(once.vector, again.vector)
+    assert all(report.own_left_out and report.fitted and report.version == 1 for report in first)
+
+
+def test_a_shard_collected_again_gives_the_same_record_to_the_bit(checkpoint: Path):
+    config = settings(checkpoint)
+    rollout, shard = rollout_of(config), plan_of(config).round(0)[1]
+    packed = [
+        rollout_of(config).collect(shard).delivery.packed,
+        *(rollout.collect(shard).delivery.packed for _ in "ab"),
+    ]
+    for other in packed[1:]:
+        np.testing.assert_array_equal(packed[0], other)
+
+
+def test_a_shard_that_was_not_collected_here_is_refused(checkpoint: Path):
+    config = settings(checkpoint)
+    rollout, shards, fit = collected(config)
+    with pytest.raises(ShardError, match=r"^shard 0/1: was not collected here; collect it first$"):
+        rollout_of(config).accumulate(shards[1], fit)
+    later = plan_of(config).round(1)[0]
+    assert rollout.holds(shards[0]) and not rollout.holds(later)
+    with pytest.raises(ShardError, match=r"^shard 1/0"):
+        rollout.accumulate(later, fit)
+
+
+def test_a_shard_that_fails_half_way_leaves_the_sum_untouched_and_can_be_done_again(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+):
+    config = settings(checkpoint)
+    rollout, shards, fit = collected(config)
+    rollout.accumulate(shards[0], fit)
+    before = rollout.round_gradient(0)
+    scoring = SequenceProcessor.teacher_force_logprobs
+
+    def fails_at_the_second_micro_batch() -> Callable[..., Any]:
+        calls = iter([None])
+
+        def score(*arguments: Any, **options: Any) -> Any:
+            if next(calls, "over") == "over":
+                raise NonFiniteError("logits: broken on purpose")
+            return scoring(*arguments, **options)
+
+        return score
+
+    monkeypatch.setattr(SequenceProcessor, "teacher_force_logprobs", fails_at_the_second_micro_batch())
+    with pytest.raises(NonFiniteError):
+        rollout.accumulate(shards[1], fit)
+    monkeypatch.undo()
+    after = rollout.round_gradient(0)
+    assert after.shards == before.shards == (0,)
+    np.testing.assert_array_equal(after.vector, before.vector)
+    for shard in shards[1:]:
+        rollout.accumulate(shard, fit)
+    other, _, _ = collected(config)
+    for shard in shards:
+        other.accumulate(shard, fit)
+    np.testing.assert_array_equal(rollout.round_gradient(0).vector, other.round_gradient(0).vector)
+
+
+def test_a_new_round_starts_empty(checkpoint: Path):
+    config = settings(checkpoint)
+    rollout, shards, fit = collected(config)
+    rollout.accumulate(shards[0], fit)
+    rollout.collect(plan_of(config).round(1)[0])
+    gradient = rollout.round_gradient(1)
+    assert gradient.shards == () and gradient.vector.shape == (rollout.layout.size,) and not gradient.vector.any()
+    assert not rollout.holds(shards[0])
+
+
+def test_no_gradient_and_no_graph_is_held_between_shards(checkpoint: Path):
+    rollout, shards, fit = collected(settings(checkpoint))
+    rollout.accumulate(shards[0], fit)
+    assert all(parameter.grad is None for parameter in processor_of(rollout).model.parameters())
+
+
+def test_the_record_that_counts_is_the_one_left_out(checkpoint: Path):
+    config = settings(checkpoint)
+    rollout, fitter, shards = rollout_of(config), Fitter(baseline_rule(config), POLICY), plan_of(config).round(0)
+    came_first = rollout_of(config).collect(dataclasses.replace(shards[0], seed=9)).delivery
+    fitter.accept(came_first)
+    receipts = [fitter.accept(rollout.collect(shard).delivery) for shard in shards]
+    assert [receipt.status for receipt in receipts] == ["different", "accepted", "accepted"]
+    for shard, receipt in zip(shards, receipts, strict=True):
+        rollout.acknowledge(shard, receipt)
+    records = [rollout._held[shard.index].record for shard in shards]
+    np.testing.assert_array_equal(records[0].pack(), came_first.packed)
+    rest = records[1] + records[2]
+    beta = np.linalg.solve(rest.gram_DD + 1e-3 * np.eye(7), rest.cross_DK[:, 0])
+    fit = fitter.close_round(0, [0, 1, 2])
+    np.testing.assert_allclose(fit.for_shard(records[0]).beta_D, beta, rtol=1e-6)
+
+
+# The parity gate, and going on with a run
+
+
+class OtherScorer(SequenceProcessor):
+    """Scores under another temperature than it samples under."""
+
+    def teacher_force_logprobs(self, *arguments: Any, **options: Any) -> Any:
+        other = copy.copy(self)
+        other.rule = SamplingRule(1.2 * self.rule.temperature, self.rule.top_p)
+        return SequenceProcessor.teacher_force_logprobs(other, *arguments, **options)
+
+
+def test_a_scorer_with_another_temperature_trips_the_parity_gate_after_the_round_is_committed(
+    checkpoint: Path, tmp_path: Path
+):
+    config = settings(checkpoint)
+    job = Job.of(config, tmp_path / "run", rollouts=0)
+    model, rule = load_model(checkpoint, "float32"), baseline_rule(config)
+    scorer = OtherScorer(model, load_tokenizer(checkpoint), config.generation, rule.features)
+    job.rollouts.append(Rollout(ProbeComponents(scorer), GradientSum(model, "all"), rule, POLICY))
+    with pytest.raises(ParityError, match=r"parity_tolerance: got a mean gap of .*1 rounds are kept") as caught:
+        job.run()
+    assert caught.value.exit_code == 5
+    assert "\n" not in str(caught.value)
+    assert [line["round"] for line in job.lines] == [0]
+    result = json.loads((job.path / "result.json").read_text())
+    assert result["parity"]["mean_gap"] > 1e-3 and result["counts"]["rounds"] == 1
+
+
+def test_the_same_policy_passes_the_parity_gate_with_room_to_spare(checkpoint: Path, tmp_path: Path):
+    parity = Job.of(settings(checkpoint), tmp_path / "run").run()["parity"]
+    assert parity["mean_gap"] < 1e-5 and parity["outside_nucleus"] == 0
+
+
+@pytest.mark.parametrize("fit", ["leave_one_out", "lagged"])
+@pytest.mark.parametrize("mode", ["regression", "residual_mu"])
+def test_a_run_stopped_in_a_round_and_resumed_ends_as_one_that_was_not(
+    checkpoint: Path, tmp_path: Path, mode: str, fit: str
+):
+    config = settings(checkpoint, mode, fit)
+    whole = Job.of(config, tmp_path / "whole")
+    expected = whole.run()
+    stopped = Job.of(config, tmp_path / "stopped", rollouts=2)
+
+    def stop_in_round_1(progress: Progress) -> None:
+        if progress.round == 1 and progress.collected == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        stopped.run(stop_in_round_1)
+    assert stopped.probe.finished_rounds == 1
+    resumed = Job(config, stopped.path, [rollout_of(config)])
+    result = resumed.run()
+    assert result["beta"] == expected["beta"], "bit for bit"
+    same, other = untimed(result), untimed(expected)
+    gradients = [part.pop("gradient") for part in (same, other)]
+    assert same == other
+    for name, value in gradients[1].items():
+        assert gradients[0][name] == (value if value is None else pytest.approx(value, rel=1e-4))
+    np.testing.assert_allclose(resumed.gradient, whole.gradient, rtol=0, atol=1e-5 * np.linalg.norm(whole.gradient))
+    assert [line["beta"] for line in resumed.lines] == [line["beta"] for line in whole.lines]
+
+
+# Precision
+
+
+def summed_apart(rollout: Rollout, shards: Iterable[Shard]) -> np.ndarray:
+    """Gradients of single responses, added in float64."""
+    components, total = rollout._components, np.zeros(rollout.layout.size)
+    parameters = list(processor_of(rollout).model.parameters())
+    for shard in shards:
+        for response in rollout._held[shard.index].sequences.micro_batches(1):
+            for parameter in parameters:
+                parameter.grad = None
+            components.accumulate_sum_X(response, None)
+            total += torch.cat([p.grad.flatten() for p in parameters]).double().numpy()
+    return total
+
+
+def test_gradients_of_bfloat16_weights_add_up_in_float32(checkpoint: Path):
+    config = settings(checkpoint, "none", model={"dtype": "bfloat16"}, generation={"tf_batch_size": 1})
+    config = config.model_copy(update={"batch": config.batch.model_copy(update={"prompts_per_round": 60})})
+    rollout, shards, fit = collected(config)
+    model = processor_of(rollout).model
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
+    apart = summed_apart(rollout, shards)
+    assert {parameter.grad.dtype for parameter in model.parameters()} == {torch.float32}
+    for shard in shards:
+        rollout.accumulate(shard, fit)
+    vector = rollout.round_gradient(0).vector
+    assert vector.dtype == np.float32
+    assert np.linalg.norm(vector - apart) < 1e-6 * np.linalg.norm(apart), "bfloat16 sums would be off by 1e-3"
+
+    wide = settings(checkpoint, "none")
+    reference = rollout_of(wide)
+    processor_of(reference).model.load_state_dict(model.state_dict())
+    reference._round, reference._held = 0, rollout._held
+    exact = summed_apart(reference, shards)
+    assert np.linalg.norm(vector - exact) < 0.1 * np.linalg.norm(exact)
+
+
+def test_only_what_is_trainable_is_in_the_gradient(checkpoint: Path):
+    config = settings(checkpoint, model={"trainable": r"layers\.1\.mlp"})
+    rollout, shards, fit = collected(config)
+    rollout.accumulate(shards[0], fit)
+    assert len(rollout.layout.names) == 3 and all("layers.1.mlp" in name for name in rollout.layout.names)
+    vector = rollout.round_gradient(0).vector
+    whole, _, _ = collected(settings(checkpoint))
+    whole.accumulate(shards[0], fit)
+    everything = whole.layout.unflatten(whole.round_gradient(0).vector)
+    for name, part in rollout.layout.unflatten(vector).items():
+        np.testing.assert_allclose(part, everything[name], rtol=1e-5, atol=1e-6 * np.abs(everything[name]).max())
