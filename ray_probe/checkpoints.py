@@ -173,6 +173,9 @@ def _weight_files(directory: Path) -> list[Path]:
     if not isinstance(shards, dict) or not shards or not all(isinstance(name, str) for name in shards.values()):
         raise _refuse(directory, f"{_INDEX} has no weight_map of file names; copy the whole checkpoint")
     names = sorted(set(shards.values()))
+    outside = [name for name in names if Path(name).name != name]
+    if outside:
+        raise _refuse(directory, f"{_INDEX} names {_some(outside)}, which is not in the directory; copy it there")
     missing = [name for name in names if not (directory / name).is_file()]
     if missing:
         raise _refuse(directory, f"{_INDEX} names {_some(missing)}, which is not there; copy the whole checkpoint")

@@ -5,7 +5,7 @@ Between the two an actor keeps of each shard its token ids and its record, and n
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -129,7 +129,7 @@ class Rollout:
         results = processor.teacher_force_logprobs(sequences, compute_rb=True, return_baseline_features=True)
         prompt_ids_P = np.array([ref.index for ref in shard.prompts], np.int64)
         record = record_of_results(results, prompt_ids_P, self._components.estimator, self._rule.cap)
-        self._held[shard.index] = _Held(sequences, prompt_ids_P, record)
+        self._held[shard.index] = _Held(replace(sequences, sample_logprobs=None), prompt_ids_P, record)
         delivery = Delivery(self._policy_id, self._rule.features, shard.round, shard.index, record.pack())
         finished = time.monotonic()
         parity = _parity(sequences, results)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ray_probe.config import GenerationSettings
 from ray_probe.core.features import DEFAULT_FEATURES
-from ray_probe.core.policy import SamplingRule, sample, sampling_policy
+from ray_probe.core.policy import SamplingRule, sample_rows
 from ray_probe.core.token_statistics import TokenStatistics, token_statistics
 from ray_probe.errors import CheckpointError, ConfigError, NonFiniteError, PromptsError, bad_value
 from ray_probe.sequences import Array, BatchedSequences, LogprobResults, TokenRow, pack_sequences
@@ -94,6 +94,10 @@ class SequenceProcessor:
         sources = (getattr(model, "generation_config", None), model.config.get_text_config(), tokenizer)
         self.eos_ids = resolve_eos_ids(generation.eos_token_ids, *sources)
         self.on_progress = on_progress
+        rows = model.get_input_embeddings().num_embeddings
+        if any(token >= rows for token in generation.eos_token_ids or ()):
+            remedy = f"need ids below the {rows} tokens of the model"
+            raise ConfigError(bad_value("generation.eos_token_ids", list(self.eos_ids), remedy))
         accepted = inspect.signature(model.forward).parameters
         if "past_key_values" not in accepted:
             raise self._no_cache()
@@ -226,8 +230,7 @@ class SequenceProcessor:
             cache = getattr(output, "past_key_values", None)
             if cache is None:
                 raise self._no_cache()
-            policy = sampling_policy(output.logits[:, -1], self.rule)
-            token_N, log_q_N = sample(policy, uniforms[:, step])
+            token_N, log_q_N = sample_rows(output.logits[:, -1], self.rule, uniforms[:, step])
             tokens_NT[alive, step] = token_N[alive]
             logq_NT[:, step] = log_q_N
             self.on_progress(int(alive.sum()))

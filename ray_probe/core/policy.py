@@ -3,11 +3,13 @@
 Shape suffixes: T rows (one a token), V vocabulary.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+CHUNK_ELEMENTS = 1 << 21
 _LEAST_LOG_Q = -80.0
 
 
@@ -82,6 +84,22 @@ def sampling_policy(logits_TV: Tensor, rule: SamplingRule, threshold_T: Tensor |
         # Clamped, because exp is slow where it underflows; then 0, because q meets masked logits as large as -3e38.
         q_TV = torch.exp(log_q_TV.clamp(min=_LEAST_LOG_Q)).masked_fill(log_q_TV < _LEAST_LOG_Q, 0.0)
     return Policy(scaled_TV, keep_TV, q_TV, log_norm_T, threshold_T)
+
+
+def row_chunks(rows: int, vocabulary: int) -> Iterator[slice]:
+    """Slices of rows whose [T, V] tables stay below `CHUNK_ELEMENTS` numbers (or hold one row)."""
+    size = max(1, CHUNK_ELEMENTS // vocabulary)
+    return (slice(start, start + size) for start in range(0, rows, size))
+
+
+def sample_rows(logits_TV: Tensor, rule: SamplingRule, uniform_T: Tensor) -> tuple[Tensor, Tensor]:
+    """`sample` from raw logits, in row chunks: no [T, V] table is held beyond the logits themselves."""
+    parts = [
+        sample(sampling_policy(logits_TV[chunk], rule), uniform_T[chunk])
+        for chunk in row_chunks(logits_TV.shape[0], logits_TV.shape[-1])
+    ]
+    tokens, log_q = zip(*parts, strict=True)
+    return torch.cat(tokens), torch.cat(log_q)
 
 
 def sample(policy: Policy, uniform_T: Tensor) -> tuple[Tensor, Tensor]:

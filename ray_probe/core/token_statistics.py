@@ -9,7 +9,7 @@ Closed form with the nucleus S held fixed (spec section 2), a = logits / tempera
 Shape suffixes: R rows of the logits, T rows that are scored, V vocabulary, D features.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,9 +17,7 @@ import torch
 from torch import Tensor
 
 from ray_probe.core.features import PrefixView, compute_features
-from ray_probe.core.policy import Policy, SamplingRule, entropy, sampling_policy
-
-CHUNK_ELEMENTS = 1 << 21
+from ray_probe.core.policy import Policy, SamplingRule, entropy, row_chunks, sampling_policy
 
 
 @dataclass(frozen=True)
@@ -37,11 +35,6 @@ class TokenStatistics:
     entropy_T: Tensor
     outside_T: Tensor
     features_TD: Tensor | None
-
-
-def _chunks(rows_T: Tensor, vocabulary: int) -> Iterator[slice]:
-    size = max(1, CHUNK_ELEMENTS // vocabulary)
-    return (slice(start, start + size) for start in range(0, rows_T.shape[0], size))
 
 
 def _token_log_norm(policy: Policy, token_scaled_T: Tensor, outside_T: Tensor) -> Tensor:
@@ -64,7 +57,7 @@ class _Statistics(torch.autograd.Function):
         cap: int,
     ) -> tuple[Tensor, ...]:
         parts = []
-        for chunk in _chunks(rows_T, logits_RV.shape[-1]):
+        for chunk in row_chunks(rows_T.shape[0], logits_RV.shape[-1]):
             policy = sampling_policy(logits_RV.index_select(0, rows_T[chunk]), rule)
             token_T1 = tokens_T[chunk].unsqueeze(-1)
             scaled_T = policy.scaled_TV.gather(-1, token_T1).squeeze(-1)
@@ -86,7 +79,7 @@ class _Statistics(torch.autograd.Function):
             raise NotImplementedError("token statistics have no second derivative: call backward without create_graph")
         logits_RV, rows_T, tokens_T, entropy_T, outside_T, threshold_T = ctx.saved_tensors
         grad_RV = torch.zeros_like(logits_RV)
-        for chunk in _chunks(rows_T, logits_RV.shape[-1]):
+        for chunk in row_chunks(rows_T.shape[0], logits_RV.shape[-1]):
             policy = sampling_policy(logits_RV.index_select(0, rows_T[chunk]), ctx.rule, threshold_T[chunk])
             token_T1 = tokens_T[chunk].unsqueeze(-1)
             grad_log_q_T1, grad_entropy_T1 = (g[chunk].unsqueeze(-1) for g in gradients[:2])

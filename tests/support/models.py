@@ -35,7 +35,13 @@ def tiny_gpt2(vocabulary: int, dtype: torch.dtype = torch.float64, seed: int = 0
         vocab_size=vocabulary, n_positions=positions, n_embd=8, n_layer=1, n_head=2, initializer_range=0.6,
         eos_token_id=EOS, bos_token_id=None, attn_pdrop=0.3, resid_pdrop=0.3, embd_pdrop=0.3,
     )  # fmt: skip
-    return transformers.GPT2LMHeadModel(config).to(dtype)
+    model = transformers.GPT2LMHeadModel(config)
+    own = torch.Generator().manual_seed(seed)  # weights that no version of transformers changes
+    with torch.no_grad():
+        for weight in model.parameters():
+            if weight.dim() > 1:
+                weight.normal_(0.0, 0.6, generator=own)
+    return model.to(dtype)
 
 
 def tiny_llama(vocabulary: int, seed: int = 0, positions: int = 64, spread: float = 0.5, **settings: Any) -> Any:

@@ -135,6 +135,12 @@ def _(path: Path) -> None:
     edit_json(path / INDEX, weight_map={"lm_head.weight": "model-00002-of-00002.safetensors"})
 
 
+@spoil("index names a file elsewhere", "../elsewhere.safetensors", "copy it there")
+def _(path: Path) -> None:
+    (path / WEIGHTS).rename(path.parent / "elsewhere.safetensors")
+    edit_json(path / INDEX, weight_map={"lm_head.weight": "../elsewhere.safetensors"})
+
+
 @spoil("index without a map", "no weight_map", "copy the whole checkpoint")
 def _(path: Path) -> None:
     (path / WEIGHTS).unlink()

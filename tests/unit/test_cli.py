@@ -40,7 +40,9 @@ REFUSED = [
     ),
     pytest.param(["run", "{dir}/run.yaml", "--set", "batch.rounds=-1"], ["batch.rounds", "-1", ">= 1"], id="range"),
     pytest.param(["run", "{dir}/run.yaml", "--actors", "0"], ["cluster.actors", "0", ">= 1"], id="no actors"),
-    pytest.param(["run", "{dir}/run.yaml", "--actors", "two"], ["cluster.actors", "two", ">= 1"], id="actors not a number"),
+    pytest.param(
+        ["run", "{dir}/run.yaml", "--actors", "two"], ["cluster.actors", "two", ">= 1"], id="actors not a number"
+    ),
     pytest.param(["run", "{dir}/run.yaml", "--address", "nowhere"], ["cluster.address", "nowhere"], id="address"),
     pytest.param(["run", "{dir}/run.yaml", "--frobnicate"], ["--frobnicate"], id="unknown option"),
     pytest.param(["frobnicate"], ["frobnicate"], id="unknown command"),

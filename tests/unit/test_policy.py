@@ -9,7 +9,8 @@ from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from ray_probe.core.policy import Policy, SamplingRule, entropy, sample, sampling_policy
+from ray_probe.core import policy as policy_module
+from ray_probe.core.policy import Policy, SamplingRule, entropy, sample, sample_rows, sampling_policy
 
 LAST_UNIFORM = 1.0 - 2.0**-53
 
@@ -280,3 +281,13 @@ def test_a_row_is_sampled_alike_alone_and_among_others():
         token_1, log_q_1 = sample(sampling_policy(logits_TV[t : t + 1], rule), uniform_T[t : t + 1])
         assert token_1.item() == together_T[t].item()
         torch.testing.assert_close(log_q_1[0], log_q_T[t], atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("elements", [1, 30, 10**9])
+def test_sampling_in_row_chunks_changes_no_bit(monkeypatch: pytest.MonkeyPatch, elements: int):
+    rule, logits_TV = SamplingRule(0.7, 0.8), torch.randn(50, 12, generator=torch.Generator().manual_seed(1))
+    uniform_T = torch.rand(50, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    tokens_T, log_q_T = sample(sampling_policy(logits_TV, rule), uniform_T)
+    monkeypatch.setattr(policy_module, "CHUNK_ELEMENTS", elements)
+    chunked = sample_rows(logits_TV, rule, uniform_T)
+    assert torch.equal(chunked[0], tokens_T) and torch.equal(chunked[1], log_q_T)

@@ -167,6 +167,11 @@ def test_an_empty_list_of_eos_ids_leaves_only_the_cap():
     assert not any(policy.ended(response) for response in found)
 
 
+def test_an_explicit_eos_id_that_the_model_does_not_have_is_refused():
+    with pytest.raises(ConfigError, match=r"^generation\.eos_token_ids: got \[7, 99\]; need ids below the \d+ tokens"):
+        processor(tiny_model("llama", VOCABULARY), CHARACTERS, eos_token_ids=[7, 99])
+
+
 def without_eos(vocabulary: int = VOCABULARY) -> tuple[Any, Any]:
     model, tokenizer = tiny_model("llama", vocabulary), character_tokenizer(CHARACTERS)
     model.config.eos_token_id = model.generation_config.eos_token_id = tokenizer.eos_token = None

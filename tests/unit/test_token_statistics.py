@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ray_probe.core import token_statistics as module
+from ray_probe.core import policy as module
 from ray_probe.core.features import DEFAULT_FEATURES
 from ray_probe.core.policy import SamplingRule
 from ray_probe.core.token_statistics import TokenStatistics, token_statistics
