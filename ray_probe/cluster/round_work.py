@@ -87,8 +87,9 @@ class RoundWork:
         )
 
     def _step(self) -> None:
+        alive = self._pool.alive
         for actor in self._pool.idle:
-            task = self._schedule.next_task(actor)
+            task = self._schedule.next_task(actor, alive)
             if task is not None:
                 self._submit(actor, task)
         for event in self._pool.wait(POLL_S):

@@ -5,7 +5,7 @@ its tokens. When an actor is lost, every shard whose gradient it had not committ
 that are in stay in. A shard that keeps failing is given up after `MAX_ATTEMPTS`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -30,7 +30,7 @@ class _Entry:
     state: State = "waiting"
     actor: int | None = None
     record_in: bool = False
-    attempts: int = 0
+    failed_on: set[int] = field(default_factory=set)
     causes: list[str] = field(default_factory=list)
 
 
@@ -74,15 +74,22 @@ class RoundSchedule:
                 result[entry.actor] = (*result.get(entry.actor, ()), index)
         return result
 
-    def next_task(self, actor: int) -> Task | None:
-        """What an idle actor does next: a gradient for a shard that it holds, else a shard that waits."""
+    def next_task(self, actor: int, alive: Collection[int] = ()) -> Task | None:
+        """What an idle actor does next: a gradient for a shard that it holds, else a shard that waits.
+
+        Args:
+            actor: the idle actor.
+            alive: all actors that work. A shard that failed on this one is left to another of them that has not
+                tried it, so that one bad actor cannot use up every shard's attempts.
+        """
         if self.fit_ready:
             for entry in self._entries.values():
                 if entry.state == "held" and entry.actor == actor:
                     entry.state = "accumulating"
                     return Task("accumulate", entry.shard)
         for entry in self._entries.values():
-            if entry.state == "waiting":
+            fresh = set(alive) - entry.failed_on
+            if entry.state == "waiting" and (actor not in entry.failed_on or not fresh):
                 entry.state, entry.actor = "collecting", actor
                 return Task("collect", entry.shard)
         return None
@@ -100,9 +107,10 @@ class RoundSchedule:
     def failed(self, shard: Shard, cause: str) -> bool:
         """The shard's task failed; returns whether the shard is given up."""
         entry = self._entries[shard.index]
-        entry.attempts += 1
         entry.causes.append(cause)
-        if entry.attempts >= MAX_ATTEMPTS:
+        if entry.actor is not None:
+            entry.failed_on.add(entry.actor)
+        if len(entry.causes) >= MAX_ATTEMPTS:
             entry.state, entry.actor = "given_up", None
             return True
         self._requeue(entry)

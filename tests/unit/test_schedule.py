@@ -86,7 +86,7 @@ class Simulation:
     def deal(self, at_most: int) -> None:
         idle = [number for number, actor in self.actors.items() if actor.task is None]
         for number in self.random.sample(idle, min(at_most, len(idle))):
-            task = self.schedule.next_task(number)
+            task = self.schedule.next_task(number, list(self.actors))
             if task is not None:
                 self.check_task(number, task)
                 self.actors[number].task = task
@@ -253,6 +253,18 @@ def test_a_shard_is_given_up_after_exactly_three_attempts_with_its_last_cause():
     accumulate(schedule, 0)
     assert schedule.complete and schedule.actor_lost(2) == 0
     assert schedule.given_up == {"7/0": "cause 2"}, "given up for good"
+
+
+def test_one_bad_actor_cannot_use_up_the_attempts_of_a_shard():
+    schedule = RoundSchedule(some_shards(2))
+    for index in (0, 1):
+        task = schedule.next_task(0, [0, 1])
+        assert task is not None and task.shard.index == index
+        schedule.failed(task.shard, "this actor fails at everything")
+    assert schedule.next_task(0, [0, 1]) is None, "both shards are left to the other actor"
+    task = schedule.next_task(1, [0, 1])
+    assert task is not None and task.shard.index == 0
+    assert schedule.next_task(0, [0]) is not None, "alone, it must try again"
 
 
 def test_a_death_charges_only_the_shard_in_hand():
