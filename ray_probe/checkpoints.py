@@ -7,6 +7,7 @@ would give a missing layer random weights and go on.
 import hashlib
 import json
 import os
+import platform
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -102,6 +103,16 @@ def check_vocabulary(directory: Path, model: Any, tokenizer: Any) -> None:
     if largest >= rows:
         remedy = f"its tokenizer has ids up to {largest}, the embeddings have {rows} rows; resize them, or put in the "
         raise _refuse(directory, remedy + "tokenizer that the model was trained with")
+
+
+def check_fingerprint(directory: Path, expected: str) -> None:
+    """Refuse a checkpoint that is not the one that the run measures: overwritten since, or another node's copy."""
+    found = _fingerprint(directory)
+    if found != expected:
+        remedy = (
+            f"its files on node {platform.node()} have the fingerprint {found[:12]}, the run measures {expected[:12]}"
+        )
+        raise _refuse(directory, f"{remedy}; keep a checkpoint as it is while it is measured")
 
 
 def _some(names: list[str]) -> str:

@@ -59,5 +59,9 @@ class RecordError(ProbeError):
     """A shard's record does not fit the run or its own arithmetic; it was not merged."""
 
 
+class OutputError(ProbeError):
+    """A file of the run cannot be written: the disk is full, say."""
+
+
 class ShardError(ProbeError):
     """A shard could not be done, or came twice with different bytes."""

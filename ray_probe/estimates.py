@@ -3,7 +3,7 @@
 Shape suffixes: S shards, M modes, P prompts, B position bins.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from ray_probe.core.baselines import MODES
 from ray_probe.core.parity import ParityStats
-from ray_probe.core.variance import clustered_ratio, gradient_noise
+from ray_probe.core.variance import GradientNoise, clustered_ratio, gradient_noise
 from ray_probe.rollout import Collected, ShardSums
 
 COUNTS = ("eos_only", "truncated", "unfitted_shards", "shards_retried", "regenerated")
@@ -61,6 +61,10 @@ class Totals:
     def tokens(self) -> int:
         """Response tokens inside."""
         return int(self.sizes_S3[:, 1].sum())
+
+    def repeated_prompts(self, responses_per_prompt: int) -> int:
+        """Prompts that were used more than once."""
+        return sum(int(row[0]) > responses_per_prompt for row in self.prompts.values())
 
     def add_shard(self, report: ShardSums) -> None:
         """Count one shard whose record and gradient are both in."""
@@ -176,23 +180,27 @@ def advantage_by_mode(totals: Totals) -> dict[str, dict[str, float | None]]:
     return result
 
 
-def _estimate(numerator_S: Array, denominator_S: Array, key: str = "value") -> dict[str, float | None]:
+def _estimate(
+    numerator_S: Array, denominator_S: Array, independent: bool, key: str = "value"
+) -> dict[str, float | None]:
     with np.errstate(invalid="ignore", divide="ignore"):
         value, error = clustered_ratio(numerator_S, denominator_S)
-    return {key: _number(value), "se": _number(error)}
+    return {key: _number(value), "se": _number(error) if independent else None}
 
 
-def _advantage_sections(totals: Totals) -> dict[str, Any]:
+def _advantage_sections(totals: Totals, independent: bool) -> dict[str, Any]:
+    """Advantages by mode; their errors take shards for clusters, so there are none unless those are independent."""
     by_mode = advantage_by_mode(totals)
     tokens_S = totals.sizes_S3[:, 1]
     squares: dict[str, Array] = {mode: totals.advantage_SM2[:, index, 1] for index, mode in enumerate(MODES)}
     return {
         "advantage_variance": {mode: values["variance"] for mode, values in by_mode.items()},
         "advantage_mean_square": {mode: values["mean_square"] for mode, values in by_mode.items()},
-        "advantage_mean_square_se": {mode: _estimate(squares[mode], tokens_S)["se"] for mode in MODES},
-        "advantage_mean_square_ratio": {mode: _estimate(squares[mode], squares["none"]) for mode in MODES},
+        "advantage_mean_square_se": {mode: _estimate(squares[mode], tokens_S, independent)["se"] for mode in MODES},
+        "advantage_mean_square_ratio": {mode: _estimate(squares[mode], squares["none"], independent) for mode in MODES},
         "advantage_paired": [
-            {"mode": mode, "against": against} | _estimate(squares[mode] - squares[against], tokens_S, "difference")
+            {"mode": mode, "against": against}
+            | _estimate(squares[mode] - squares[against], tokens_S, independent, "difference")
             for mode, against in PAIRS
         ],
     }
@@ -210,7 +218,13 @@ def _positions(totals: Totals, cap: int) -> dict[str, list[float | None]]:
     }
 
 
-def round_summary(number: int, totals: Totals, fit: dict[str, Any], records: Sequence[int]) -> dict[str, Any]:
+def round_summary(
+    number: int,
+    totals: Totals,
+    fit: dict[str, Any],
+    records: Sequence[int],
+    by_actor: Mapping[int, Sequence[int]],
+) -> dict[str, Any]:
     """One line of rounds.jsonl; `records` are the shards whose record the fit holds."""
     return {
         "round": number,
@@ -222,6 +236,7 @@ def round_summary(number: int, totals: Totals, fit: dict[str, Any], records: Seq
         "shards_retried": totals.counts["shards_retried"],
         "given_up": totals.given_up,
         "records": list(records),
+        "shards_by_actor": {str(actor): list(shards) for actor, shards in by_actor.items()},
         "beta_version": fit["version"],
         "beta": fit["values"],
         "advantage": advantage_by_mode(totals),
@@ -252,13 +267,16 @@ def build_result(
         gradient_norm_sq: squared norm of the gradient summed over all responses.
         actors: rollout actors asked for.
     """
+    repeated = totals.repeated_prompts(config["batch"]["responses_per_prompt"])
     noise = gradient_noise(gradient_norm_sq, totals.sizes_S3[:, 2], totals.sizes_S3[:, 0])
+    if repeated:  # shards that share a prompt are not independent, and no shard figure can tell how much
+        noise = GradientNoise(noise.norm, None, None, None)
     seconds = totals.seconds
     return {
         "schema_version": 1,
         "config": config,
         "beta": beta,
-        **_advantage_sections(totals),
+        **_advantage_sections(totals, independent=not repeated),
         "entropy": entropy_estimate(totals),
         "gradient": vars(noise) | {"cos_pathwise": None},
         "parity": _parity(totals.parity),
@@ -269,6 +287,7 @@ def build_result(
             "sequences": totals.sequences,
             "tokens": totals.tokens,
             **totals.counts,
+            "repeated_prompts": repeated,
             "actors": actors,
         },
         "partial": totals.given_up or False,

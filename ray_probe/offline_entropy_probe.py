@@ -7,7 +7,7 @@ A backend turns the shards of a round into reports and one summed gradient; `InP
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -42,6 +42,7 @@ class RoundOutcome:
         conflicts: ids of shards that came twice with different bytes on a CPU.
         regenerated: the same on CUDA, where it is no error.
         retried: shards that were done again.
+        by_actor: actor -> the shards whose gradient is from it.
         fit_s: seconds from the last record to the fit.
     """
 
@@ -54,6 +55,7 @@ class RoundOutcome:
     conflicts: list[str] = field(default_factory=list)
     regenerated: int = 0
     retried: int = 0
+    by_actor: dict[int, tuple[int, ...]] = field(default_factory=dict)
     fit_s: float = 0.0
 
 
@@ -121,7 +123,19 @@ class InProcess:
         for rollout in self._rollouts:
             outcome.gradient += rollout.round_gradient(shards[0].round).vector
         outcome.beta = self._fitter.beta()
+        outcome.by_actor = {
+            number: tuple(shard.index for shard, rollout in dealt if rollout is self._rollouts[number])
+            for number in range(self.actors)
+        }
         return outcome
+
+
+class _Committed(NamedTuple):
+    """Everything of the whole rounds that are on disk: their totals, the gradient summed over them, the global fit."""
+
+    parts: tuple[Totals, ...]
+    gradient: Vector
+    beta: dict[str, Any]
 
 
 class OfflineEntropyProbe:
@@ -149,14 +163,14 @@ class OfflineEntropyProbe:
         self._directory = directory
         self._tracker = Tracker(listener, plan.rounds, config.estimator.baseline.mode, backend.actors)
         finished = len(directory.finished_rounds())
-        self._parts, gradient = directory.restore(finished)
-        self._gradient = np.zeros(backend.layout.size) if gradient is None else gradient
-        self._beta = backend.beta()
+        parts, gradient = directory.restore(finished)
+        start = np.zeros(backend.layout.size) if gradient is None else gradient
+        self._committed = _Committed(tuple(parts), start, backend.beta())
 
     @property
     def finished_rounds(self) -> int:
         """Whole rounds that are committed."""
-        return len(self._parts)
+        return len(self._committed.parts)
 
     def run(self) -> dict[str, Any]:
         """Work off the rounds that are not finished yet and return the result, which is on disk then.
@@ -164,6 +178,8 @@ class OfflineEntropyProbe:
         Raises:
             ParityError: the scored policy is not the policy that sampled; the round is committed, then the run stops.
         """
+        if self.finished_rounds:
+            self._check_parity()
         for number in range(self.finished_rounds, self._plan.rounds):
             self._run_round(number)
             self._check_parity()
@@ -171,12 +187,13 @@ class OfflineEntropyProbe:
 
     def finish(self) -> dict[str, Any]:
         """Write result.json (and gradient.safetensors when configured) from the rounds that are finished."""
-        totals = merged(self._parts)
-        norm_sq = float(self._gradient @ self._gradient)
-        result = build_result(to_dict(self._config), self._beta, totals, norm_sq, self._backend.actors)
+        parts, gradient, beta = self._committed
+        totals = merged(parts)
+        norm_sq = float(gradient @ gradient)
+        result = build_result(to_dict(self._config), beta, totals, norm_sq, self._backend.actors)
         self._directory.write_json("result.json", result)
         if self._config.output.save_gradient:
-            self._directory.save_gradient(self._backend.layout.unflatten(self._gradient / totals.sequences))
+            self._directory.save_gradient(self._backend.layout.unflatten(gradient / totals.sequences))
         return result
 
     def _run_round(self, number: int) -> None:
@@ -192,20 +209,21 @@ class OfflineEntropyProbe:
         totals.conflicts = outcome.conflicts
         totals.counts |= {"shards_retried": outcome.retried, "regenerated": outcome.regenerated}
         self._add_times(totals, outcome, time.monotonic() - started)
-        gradient = self._gradient + outcome.gradient
-        summary = round_summary(number, totals, outcome.beta, outcome.records)
+        parts, before, _ = self._committed
+        gradient = before + outcome.gradient
+        summary = round_summary(number, totals, outcome.beta, outcome.records, outcome.by_actor)
         self._directory.commit_round(number, totals, gradient, summary)
-        self._parts.append(totals)
-        self._gradient, self._beta = gradient, outcome.beta
+        self._committed = _Committed((*parts, totals), gradient, outcome.beta)  # at once: Ctrl-C can come anywhere
         self._warn(number, totals)
 
     def _warn(self, number: int, totals: Totals) -> None:
         """Say where a shard had no fit, or beta fell back: neither biases the gradient, both leave noise in it."""
         mode, unfitted = self._config.estimator.baseline.mode, totals.counts["unfitted_shards"]
+        fallback = self._committed.beta["fallback"]
         if mode != "none" and unfitted:
             self._tracker.note(f"round {number}: {unfitted} shards had no record but their own to fit on; mu_hat was 0")
-        if mode == "regression" and self._beta["fallback"] is not None:
-            self._tracker.note(f"round {number}: beta could not be fitted; {self._beta['fallback']} stands in for it")
+        if mode == "regression" and fallback is not None:
+            self._tracker.note(f"round {number}: beta could not be fitted; {fallback} stands in for it")
 
     def _add_times(self, totals: Totals, outcome: RoundOutcome, wall_s: float) -> None:
         seconds = totals.seconds
@@ -215,7 +233,7 @@ class OfflineEntropyProbe:
         seconds["wait_s"] = max(0.0, wall_s * self._backend.actors - busy_s)
 
     def _check_parity(self) -> None:
-        parity = merged(self._parts).parity
+        parity = merged(self._committed.parts).parity
         problem = violation(parity, self._config.model.dtype, self._config.generation.parity_tolerance)
         if problem is not None:
             self.finish()

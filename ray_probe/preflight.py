@@ -7,19 +7,17 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from ray_probe import __version__
 from ray_probe.checkpoints import Checkpoint, inspect_checkpoint
-from ray_probe.config import ProbeConfig
+from ray_probe.config import ProbeConfig, to_dict
 from ray_probe.errors import ConfigError, PromptsError, bad_value
 from ray_probe.plan import Plan
 from ray_probe.prompts import PromptSet, load_prompts
 from ray_probe.sequence_processor import context_length
+from ray_probe.versions import package_versions
 
-PACKAGES = ("torch", "transformers", "tokenizers", "ray", "numpy")
 TOKENIZE_BATCH = 10_000
 
 
@@ -70,7 +68,7 @@ def manifest(prepared: Prepared, actor: dict[str, Any], cluster: dict[str, Any])
     return {
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": sys.argv,
-        "versions": _versions(),
+        "versions": package_versions() | {"python": platform.python_version()},
         "platform": platform.platform(),
         "device": actor["device"],
         "threads_per_actor": actor["threads"],
@@ -83,18 +81,13 @@ def manifest(prepared: Prepared, actor: dict[str, Any], cluster: dict[str, Any])
             "skipped_as_too_long": prepared.skipped,
         },
         "policy_id": prepared.policy_id,
+        "config_sha256": _config_sha256(config),
         "eos_token_ids": list(actor["eos_ids"]),
         "seed": config.data.seed,
         "shard_plan": {
             shard.id: [ref.index for ref in shard.prompts] for n in range(plan.rounds) for shard in plan.round(n)
         },
     }
-
-
-def _versions() -> dict[str, str]:
-    """Ours from the code that runs: a checkout need not be installed."""
-    own = {"ray-probe": __version__, "python": platform.python_version()}
-    return own | {name: version(name) for name in PACKAGES}
 
 
 def check_same_inputs(prepared: Prepared, earlier: dict[str, Any]) -> None:
@@ -108,11 +101,26 @@ def check_same_inputs(prepared: Prepared, earlier: dict[str, Any]) -> None:
         "model.path": (prepared.checkpoint.fingerprint, earlier["checkpoint"]["fingerprint"]),
         "data.prompts": (prepared.prompts.sha256, earlier["prompts"]["sha256"]),
         "generation": (prepared.policy_id, earlier["policy_id"]),
+        "config.yaml": (_config_sha256(prepared.config), earlier["config_sha256"]),
     }
     for field, (current, before) in now.items():
         if current != before:
             remedy = f"the run was started with {before[:12]}; restore it, or start a new run"
             raise ConfigError(bad_value(field, current[:12], remedy))
+
+
+def changed_since(earlier: dict[str, Any], threads: int) -> list[str]:
+    """What else fixes a result's bits and differs from the manifest of an earlier start, one line each."""
+    now = package_versions() | {"python": platform.python_version()}
+    then = earlier["versions"] | {"threads": earlier["threads_per_actor"]}
+    return [f"{name} was {then.get(name)}, is {value}" for name, value in (now | {"threads": threads}).items()
+            if then.get(name) != value]  # fmt: skip
+
+
+def _config_sha256(config: ProbeConfig) -> str:
+    """Of all settings that must not change when a run goes on."""
+    fixed = {name: value for name, value in to_dict(config).items() if name not in ("cluster", "output")}
+    return hashlib.sha256(json.dumps(fixed, sort_keys=True).encode()).hexdigest()
 
 
 def _absolute(config: ProbeConfig, checkpoint: Checkpoint) -> ProbeConfig:
@@ -128,7 +136,7 @@ def _policy_id(config: ProbeConfig, checkpoint: Checkpoint) -> str:
     generation = config.generation
     parts = [
         checkpoint.fingerprint, config.model.dtype, generation.temperature, generation.top_p,
-        generation.max_new_tokens, generation.eos_token_ids,
+        generation.max_new_tokens, generation.eos_token_ids, config.estimator.x_estimator_mode,
     ]  # fmt: skip
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 

@@ -3,12 +3,13 @@
 A round is finished when its line stands in rounds.jsonl: its gradient and its sums were written before.
 """
 
+import contextlib
 import fcntl
 import json
 import os
 import secrets
 import socket
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ import numpy.typing as npt
 import safetensors.numpy
 from safetensors import SafetensorError
 
-from ray_probe.errors import ConfigError, bad_value
+from ray_probe.errors import ConfigError, OutputError, bad_value
 from ray_probe.estimates import Totals
 
 Vector = npt.NDArray[np.float64]
@@ -30,14 +31,25 @@ def default_name(config_path: Path) -> str:
     return f"{stem[:40]}-{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
 
 
+@contextlib.contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """Disk errors become one line that names the file."""
+    try:
+        yield
+    except OSError as error:
+        raise OutputError(
+            f"{path}: cannot be written ({error.strerror}); make room, then go on with run --resume"
+        ) from error
+
+
 def write_atomically(path: Path, data: bytes) -> None:
-    """Write, fsync, rename: a reader sees the old file or the new one."""
+    """Write, fsync, rename: a reader sees the old file or the new one. Raises OutputError when it cannot."""
     temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("wb") as stream:
+    with _writing(path), temporary.open("wb") as stream:
         stream.write(data)
         stream.flush()
         os.fsync(stream.fileno())
-    temporary.replace(path)
+        temporary.replace(path)
 
 
 class RunDirectory:
@@ -118,7 +130,8 @@ class RunDirectory:
         """Make a round count: its cumulative gradient and its sums first, then its line in rounds.jsonl."""
         write_atomically(self._gradient(number), safetensors.numpy.save({"sum": gradient}))
         self.write_json(f"state/round-{number:06d}.json", totals.to_json())
-        with (self.path / "rounds.jsonl").open("ab") as stream:
+        lines = self.path / "rounds.jsonl"
+        with _writing(lines), lines.open("ab") as stream:
             stream.write(json.dumps(summary, allow_nan=False).encode() + b"\n")
             stream.flush()
             os.fsync(stream.fileno())

@@ -11,9 +11,9 @@ from typing import Any
 from ray_probe.cluster.backend import RayBackend
 from ray_probe.cluster.connection import ClusterInfo, Demand, connected
 from ray_probe.config import ProbeConfig, dump_yaml, load_config
-from ray_probe.errors import ConfigError, bad_value
+from ray_probe.errors import ConfigError, ProbeError, bad_value
 from ray_probe.offline_entropy_probe import OfflineEntropyProbe
-from ray_probe.preflight import Prepared, check_same_inputs, manifest, prepare
+from ray_probe.preflight import Prepared, changed_since, check_same_inputs, manifest, prepare
 from ray_probe.progress import Listener, Progress
 from ray_probe.report.plots import write_plots
 from ray_probe.run_directory import RunDirectory, default_name
@@ -70,6 +70,8 @@ def resolve(request: Request) -> tuple[ProbeConfig, RunDirectory | None]:
     for override in request.overrides:
         if override.split(".", 1)[0] not in FREE_SECTIONS:
             raise ConfigError(bad_value("--set", override, "a resumed run takes only cluster.* and output.* settings"))
+        if override.split("=", 1)[0] in ("output.dir", "output.name"):
+            raise ConfigError(bad_value("--set", override, "a resumed run stays in its directory; leave this out"))
     directory = RunDirectory.open(request.resume.resolve())
     return load_config(directory.config, request.overrides), directory
 
@@ -89,7 +91,10 @@ def execute(request: Request, listener: Listener, run: Run) -> dict[str, Any]:
         RunDirectory.check_free(Path(prepared.config.output.dir), str(config.output.name))
     else:
         run.directory.lock()
-        check_same_inputs(prepared, run.directory.read_json("manifest.json"))
+        earlier = run.directory.read_json("manifest.json")
+        check_same_inputs(prepared, earlier)
+        for change in changed_since(earlier, config.cluster.cpus_per_actor):
+            tell(f"since the run was started, {change}: the last bits of what follows may differ")
     with _log_held_back() as open_log:
         cluster = prepared.config.cluster
         demand = Demand(
@@ -100,7 +105,13 @@ def execute(request: Request, listener: Listener, run: Run) -> dict[str, Any]:
         with connected(
             cluster.address, cluster.namespace, demand, runtime_env=dict(cluster.runtime_env), log=tell
         ) as info:
-            backend = RayBackend(prepared.config, prepared.checkpoint.directory, prepared.policy_id, log=tell)
+            backend = RayBackend(
+                prepared.config,
+                prepared.checkpoint.directory,
+                prepared.policy_id,
+                prepared.checkpoint.fingerprint,
+                tell,
+            )
             try:
                 tell(f"loading the checkpoint on {cluster.actors} rollout actors")
                 backend.start()
@@ -114,12 +125,13 @@ def execute(request: Request, listener: Listener, run: Run) -> dict[str, Any]:
 
 
 def _finish(probe: OfflineEntropyProbe, run: Run) -> dict[str, Any]:
-    """Run to the end; on Ctrl-C write what the finished rounds give before passing it on."""
+    """Run to the end; on Ctrl-C or an error write what the finished rounds give before passing it on."""
     try:
         return probe.run()
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, ProbeError):
         if probe.finished_rounds:
-            run.result = probe.finish()
+            with contextlib.suppress(ProbeError):  # a full disk, say: the first error is the one to tell
+                run.result = probe.finish()
         raise
     finally:
         run.finished_rounds = probe.finished_rounds

@@ -46,16 +46,30 @@ class RolloutActor:
     def __init__(self) -> None:
         self._tokens = 0
 
-    def start(self, config: dict[str, Any], directory: str, policy_id: str) -> dict[str, Any]:
+    def start(
+        self, config: dict[str, Any], directory: str, policy_id: str, fingerprint: str, versions: dict[str, str]
+    ) -> dict[str, Any]:
         """Load the checkpoint. Not in the constructor, whose errors would lose their type.
 
+        Args:
+            config: the run's configuration.
+            directory: the checkpoint's directory on this node.
+            policy_id: what records are marked with.
+            fingerprint: of the checkpoint that the run measures.
+            versions: of the packages that the driver runs.
+
         Raises:
-            ClusterError: a GPU was asked for and this process sees none.
+            CheckpointError: what was loaded here is another checkpoint, or none.
+            ClusterError: a GPU was asked for and this process sees none, or this node has other versions.
         """
         import torch
 
+        from ray_probe.checkpoints import check_fingerprint
         from ray_probe.rollout import build_rollout
         from ray_probe.threads import pin_threads
+        from ray_probe.versions import check_versions, cpu_model
+
+        check_versions(versions)
 
         settings = config_from_dict(config)
         pin_threads(settings.cluster.cpus_per_actor)
@@ -68,11 +82,12 @@ class RolloutActor:
             )
         device = "cuda" if wants_gpu else "cpu"
         self._rollout = build_rollout(settings, Path(directory), policy_id, device, self._on_progress)
+        check_fingerprint(Path(directory), fingerprint)  # after loading: weights may be overwritten while one reads
         return {
             "layout": self._rollout.layout,
             "eos_ids": self._rollout.eos_ids,
             "device": torch.cuda.get_device_name() if wants_gpu else device,
-            "on_cpu": not wants_gpu,
+            "cpu": None if wants_gpu else cpu_model(),
             "threads": torch.get_num_threads(),
             "pid": os.getpid(),
         }
@@ -80,7 +95,10 @@ class RolloutActor:
     def collect(self, shard: Any, fitter: Any, deadline_s: float) -> tuple[Any, str]:
         """Collect a shard and deliver its record to the fitter; returns the report and the fitter's answer."""
         report = self._rollout.collect(shard)
-        receipt: Receipt = ray.get(fitter.accept.remote(report.delivery), timeout=deadline_s)
+        try:
+            receipt: Receipt = ray.get(fitter.accept.remote(report.delivery), timeout=deadline_s)
+        except ray.exceptions.GetTimeoutError:
+            raise ClusterError(f"fitter: did not answer in {deadline_s:.0f} s; go on with run --resume") from None
         self._rollout.acknowledge(shard, receipt)
         return report, receipt.status
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
+from ray.exceptions import RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from ray_probe.cluster.actors import FitterActor
@@ -17,6 +17,7 @@ from ray_probe.offline_entropy_probe import RoundOutcome
 from ray_probe.plan import Shard
 from ray_probe.rollout import baseline_rule
 from ray_probe.tracker import Tracker
+from ray_probe.versions import package_versions
 
 
 def actor_options(config: ProbeConfig) -> dict[str, Any]:
@@ -43,6 +44,7 @@ class RayBackend:
         config: the run's configuration.
         directory: the checkpoint's directory, on every node.
         policy_id: what records and fits are marked with.
+        fingerprint: of the checkpoint, which every actor compares with what it loaded.
         log: told of deaths and replacements, one line each.
         pool_options: passed on to `Pool`; for tests.
     """
@@ -52,13 +54,14 @@ class RayBackend:
         config: ProbeConfig,
         directory: Path,
         policy_id: str,
+        fingerprint: str,
         log: Callable[[str], None] = lambda text: None,
         **pool_options: Any,
     ) -> None:
         self._config = config
         self._policy_id = policy_id
         self._fitter: Any = None
-        arguments = (to_dict(config), str(directory), policy_id)
+        arguments = (to_dict(config), str(directory), policy_id, fingerprint, package_versions())
         self._pool = Pool(self.actors, actor_options(config), arguments, log, **pool_options)
 
     @property
@@ -82,13 +85,13 @@ class RayBackend:
         """Process ids of the started rollout actors, by actor."""
         return self._pool.pids
 
-    def start(self) -> None:
-        """Start the rollout actors; returns when the first is ready.
+    def start(self, wait_for: int = 1) -> None:
+        """Start the rollout actors; returns when so many are ready.
 
         Raises:
             ProbeError: the checkpoint or the device is refused by an actor, or no actor starts.
         """
-        self._pool.start()
+        self._pool.start(wait_for)
 
     def open(self, ledger: Path, finished: Sequence[Sequence[int]] = ()) -> None:
         """Start the fitter, on this node, beside its ledger.
@@ -127,5 +130,5 @@ class RayBackend:
             return ray.get(getattr(self._fitter, method).remote(*args), timeout=FITTER_DEADLINE_S)
         except RayTaskError as error:
             raise task_error(error) from None
-        except (RayActorError, GetTimeoutError) as error:
+        except RayError as error:
             raise fitter_lost(error) from error

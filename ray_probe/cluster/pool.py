@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import ray
-from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
+from ray.exceptions import RayActorError, RayError, RayTaskError
 
 from ray_probe.cluster.actors import RolloutActor
 from ray_probe.errors import ClusterError, ProbeError
@@ -19,6 +19,8 @@ from ray_probe.errors import ClusterError, ProbeError
 START_DEADLINE_S = 600.0
 STALL_DEADLINE_S = 300.0
 WATCH_EVERY_S = 5.0
+PLACE_DEADLINE_S = 30.0
+PAUSE_S = 3 * WATCH_EVERY_S
 MAX_FAILED_STARTS = 3
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")  # Ray colours the names in its messages
 
@@ -52,6 +54,12 @@ class _Worker:
     heartbeat: Any = None
     tokens: int = -1
     moved: float = 0.0
+
+
+def _demand(options: dict[str, Any]) -> dict[str, float]:
+    """Resources of one actor under Ray's names, zeros left out."""
+    asked = {"CPU": options.get("num_cpus", 0), "GPU": options.get("num_gpus", 0), **options.get("resources", {})}
+    return {name: float(amount) for name, amount in asked.items() if amount}
 
 
 def task_error(error: Exception) -> Exception:
@@ -106,9 +114,12 @@ class Pool:
         self._workers: dict[int, _Worker] = {}
         self._next = 0
         self._failed_starts = 0
+        self._demand = _demand(options)
         self._last_death = "no actor has died"
+        self._watched = clock()
         self.info: dict[str, Any] = {}
         self.pids: dict[int, int] = {}
+        self.cpus: set[str | None] = set()
 
     @property
     def alive(self) -> list[int]:
@@ -120,15 +131,24 @@ class Pool:
         """Actors that wait for a task."""
         return [number for number in self.alive if self._workers[number].reference is None]
 
-    def start(self) -> None:
-        """Start all actors; returns when the first has loaded its checkpoint.
+    @property
+    def one_kind_of_cpu(self) -> bool:
+        """Every actor so far computed on the same kind of CPU: then a shard's bytes are its own, whoever made them."""
+        return len(self.cpus) == 1 and None not in self.cpus
+
+    def forgive(self) -> None:
+        """Try again to start what failed to: what kept actors from starting may be over."""
+        self._failed_starts = 0
+
+    def start(self, wait_for: int = 1) -> None:
+        """Start all actors; returns when so many have loaded their checkpoint.
 
         Raises:
             ProbeError: what the checkpoint or the device of an actor is refused for.
             ClusterError: no actor started in time.
         """
         self.replenish()
-        while not self.alive:
+        while len(self.alive) < wait_for:
             self.wait(1.0)
 
     def replenish(self) -> None:
@@ -160,10 +180,10 @@ class Pool:
         return events + self._watch()
 
     def ask(self, actor: int, method: str, *args: Any, deadline_s: float) -> Any:
-        """Call an idle actor and wait. Raises RayActorError or GetTimeoutError, with the actor gone then."""
+        """Call an idle actor and wait. Raises RayError when that fails, with the actor gone then."""
         try:
             return ray.get(getattr(self._workers[actor].handle, method).remote(*args), timeout=deadline_s)
-        except (RayActorError, GetTimeoutError) as error:
+        except RayError as error:
             self.remove(actor, first_line(error))
             raise
 
@@ -173,7 +193,8 @@ class Pool:
         self.pids.pop(actor, None)
         ray.kill(worker.handle)
         self._last_death = f"actor {actor}: {cause}"
-        self._note(f"actor {actor} is gone ({cause}); {len(self._workers)} of {self.size} left, another is started")
+        more = "another is started" if self._failed_starts < MAX_FAILED_STARTS else "no more are started in this round"
+        self._note(f"actor {actor} is gone ({cause}); {len(self._workers)} of {self.size} left, {more}")
 
     def close(self) -> None:
         """Kill all actors."""
@@ -189,7 +210,7 @@ class Pool:
             value = ray.get(reference, timeout=60)
         except RayTaskError as error:
             return self._failed(number, task, task_error(error))
-        except (RayActorError, GetTimeoutError) as error:
+        except RayError as error:
             self._failed_starts += not worker.started
             self.remove(number, first_line(error))
             return Event(number, task, died=first_line(error))
@@ -197,14 +218,16 @@ class Pool:
             return Event(number, task, value)
         worker.started, self._failed_starts, self.info = True, 0, value
         self.pids[number] = value["pid"]
+        self.cpus.add(value["cpu"])
         return None
 
     def _failed(self, number: int, task: Any, cause: Exception) -> Event | None:
-        if isinstance(cause, ProbeError):
-            raise cause
+        started = self._workers[number].started
+        if isinstance(cause, ProbeError) and (started or not self.info):
+            raise cause  # a replacement that cannot load what others have loaded is a failed start, no more
         if isinstance(cause, RayActorError):
             raise fitter_lost(cause) from cause
-        if self._workers[number].started:
+        if started:
             return Event(number, task, error=first_line(cause))
         self._failed_starts += 1
         self.remove(number, first_line(cause))
@@ -213,18 +236,34 @@ class Pool:
     def _watch(self) -> list[Event]:
         """Kill what stands still: by tokens done, never by wall time, which would favour short responses."""
         now, events = self._clock(), []
+        paused, self._watched = now - self._watched > PAUSE_S, now
         for number, worker in list(self._workers.items()):
             if worker.reference is None:
                 continue
-            if worker.started:
-                self._count_tokens(worker, now)
+            if paused:
+                worker.moved = now  # we stood still ourselves: nothing is known of the others
+            self._count_tokens(worker, now)
             limit = self._stall_deadline_s if worker.started else self._start_deadline_s
+            if not worker.started and worker.tokens < 0 and now - worker.since > PLACE_DEADLINE_S:
+                self._refuse_without_room()
             if now - max(worker.since, worker.moved) > limit:
                 cause = f"no token in {limit:.0f} s" if worker.started else f"did not start in {limit:.0f} s"
                 self._failed_starts += not worker.started
                 self.remove(number, cause)
                 events.append(Event(number, worker.task, died=cause))
         return events
+
+    def _refuse_without_room(self) -> None:
+        """An actor that has no process yet, and no room to get one. Raises ClusterError unless others work on."""
+        free = ray.available_resources()
+        lacking = [name for name, amount in self._demand.items() if free.get(name, 0.0) < amount]
+        if lacking and not self.alive:
+            asked = ", ".join(f"{amount:g} {name}" for name, amount in self._demand.items())
+            there = ", ".join(f"{free.get(name, 0.0):g} {name}" for name in self._demand)
+            raise ClusterError(
+                f"cluster.actors: got {self.size}; none was placed in {PLACE_DEADLINE_S:.0f} s: each asks for {asked}, "
+                f"free are {there}; wait until others are done, or ask for less"
+            )
 
     def _count_tokens(self, worker: _Worker, now: float) -> None:
         if worker.heartbeat is None:
@@ -238,5 +277,6 @@ class Pool:
             except Exception:  # the task's own reference tells of the death
                 tokens = worker.tokens
             if tokens != worker.tokens:
-                worker.tokens, worker.moved = tokens, now
+                worker.tokens = tokens
+                worker.moved = now if worker.started else worker.moved
             worker.heartbeat = None

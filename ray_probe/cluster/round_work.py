@@ -6,10 +6,11 @@ from typing import Any
 
 import numpy as np
 import ray
-from ray.exceptions import GetTimeoutError, RayActorError
+from ray.exceptions import RayError
 
 from ray_probe.cluster.pool import Event, Pool, first_line
 from ray_probe.cluster.schedule import MAX_ATTEMPTS, RoundSchedule, Task
+from ray_probe.errors import ClusterError
 from ray_probe.offline_entropy_probe import RoundOutcome
 from ray_probe.plan import Shard
 from ray_probe.rollout import Collected, ShardSums
@@ -56,6 +57,8 @@ class RoundWork:
         self._collected: dict[int, Collected] = {}
         self._sums: dict[int, ShardSums] = {}
         self._different: list[str] = []
+        self._lost_in_reduce: list[str] = []
+        pool.forgive()
 
     def run(self, size: int) -> RoundOutcome:
         """Returns when every shard that was not given up is in the gradient, exactly once.
@@ -72,7 +75,7 @@ class RoundWork:
             self._close_records()
             gradient = self._reduce(size)
         counted = [index for shards in self._schedule.accumulated_by().values() for index in shards]
-        on_cpu = self._pool.info["on_cpu"]
+        one_kind = self._pool.one_kind_of_cpu
         return RoundOutcome(
             gradient=gradient,
             collected=[self._collected[index] for index in counted],
@@ -80,9 +83,10 @@ class RoundWork:
             records=self._schedule.records,
             beta=self._ask_fitter("beta"),
             given_up=list(self._schedule.given_up),
-            conflicts=sorted(set(self._different)) if on_cpu else [],
-            regenerated=0 if on_cpu else len(self._different),
+            conflicts=sorted(set(self._different)) if one_kind else [],
+            regenerated=0 if one_kind else len(self._different),
             retried=self._schedule.retried,
+            by_actor=self._schedule.accumulated_by(),
             fit_s=self._fit_s,
         )
 
@@ -152,13 +156,24 @@ class RoundWork:
         for actor, shards in self._schedule.accumulated_by().items():
             try:
                 part = self._pool.ask(actor, "round_gradient", self._round, deadline_s=GRADIENT_DEADLINE_S)
-            except (RayActorError, GetTimeoutError) as error:
-                self._tracker.note(f"actor {actor} died before its gradient was in ({first_line(error)})")
-                self._lost(actor)
+            except RayError as error:
+                self._lost_before_commit(actor, first_line(error))
                 return None
             if part.shards != shards:
-                self._pool.remove(actor, f"its gradient holds shards {part.shards}, {shards} were asked for")
-                self._lost(actor)
+                cause = f"its gradient holds shards {part.shards}, {shards} were asked for"
+                self._pool.remove(actor, cause)
+                self._lost_before_commit(actor, cause)
                 return None
             total += part.vector
         return total
+
+    def _lost_before_commit(self, actor: int, cause: str) -> None:
+        """Have the actor's shards done again, unless that came to nothing too often."""
+        self._lost_in_reduce.append(cause)
+        if len(self._lost_in_reduce) >= MAX_ATTEMPTS:
+            raise ClusterError(
+                f"round {self._round}: its gradient could not be fetched {MAX_ATTEMPTS} times, last: {cause}; "
+                "give actors more memory or fewer parameters (model.trainable), then go on with run --resume"
+            )
+        self._tracker.note(f"actor {actor} was lost before its gradient was in ({cause}); its shards are done again")
+        self._lost(actor)

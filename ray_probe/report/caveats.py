@@ -9,7 +9,9 @@ CONDITION_LIMIT = 1e12
 TRUNCATED_LIMIT = 0.05
 EOS_ONLY_LIMIT = 0.5
 SHARDS_LISTED = 12
+FEW_SHARDS = 8
 
+FEW_SHARDS = 8
 Result = dict[str, Any]
 
 
@@ -87,6 +89,27 @@ def _unfitted(result: Result) -> str | None:
     )
 
 
+def _repeated(result: Result) -> str | None:
+    repeated = result.get("counts", {}).get("repeated_prompts") or 0
+    if repeated <= 0:
+        return None
+    return (
+        f"REPEATED: {repeated:,} prompts were used more than once, so shards are not independent and the gradient's "
+        "noise and the errors by shard are n/a; give more prompts, or fewer rounds."
+    )
+
+
+def _few_shards(result: Result) -> str | None:
+    counts, baseline = result.get("counts", {}), baseline_of(result)
+    shards, rounds = counts.get("shards") or 0, counts.get("rounds") or 1
+    if baseline.get("mode") == "none" or baseline.get("fit") != "leave_one_out" or not 1 < shards < FEW_SHARDS * rounds:
+        return None
+    return (
+        f"FEW SHARDS: {shards / rounds:.3g} a round; below {FEW_SHARDS} the shards' baselines, fitted on one another, "
+        "make norm² de-biased too large (the gradient itself stays unbiased). Lower batch.shard_prompts."
+    )
+
+
 def _ill_conditioned(result: Result) -> str | None:
     beta = result.get("beta") or {}
     if not ill_conditioned(beta):
@@ -140,5 +163,6 @@ def _shard_name(shard: Any) -> str:
 
 
 _CHECKS = (
-    _partial, _conflicts, _fallback, _in_sample, _score_only, _unfitted, _ill_conditioned, _truncated, _eos_only,
+    _partial, _conflicts, _fallback, _in_sample, _score_only, _unfitted, _repeated, _few_shards, _ill_conditioned,
+    _truncated, _eos_only,
 )  # fmt: skip

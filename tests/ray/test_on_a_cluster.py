@@ -12,8 +12,9 @@ import pytest
 import ray
 from ray import cloudpickle
 from safetensors.numpy import load_file, save_file
-from support.checkpoints import raw_config
+from support.checkpoints import raw_config, write_checkpoint
 
+from ray_probe.cluster import pool as pool_module
 from ray_probe.cluster.actors import RolloutActor
 from ray_probe.cluster.backend import RayBackend, actor_options
 from ray_probe.cluster.environment import env_to_start, environment, private_dir
@@ -53,6 +54,11 @@ def configured(files: Path, **sections: dict[str, Any]) -> ProbeConfig:
     return config_from_dict(raw_config(files, **sections))
 
 
+def backend_of(prepared: Prepared, **pool_options: Any) -> RayBackend:
+    checkpoint = prepared.checkpoint
+    return RayBackend(prepared.config, checkpoint.directory, prepared.policy_id, checkpoint.fingerprint, **pool_options)
+
+
 class Answer:
     """What must be the same: beta to the bit, counts, and the gradient to rounding."""
 
@@ -60,6 +66,7 @@ class Answer:
         self.result = result
         self.beta = result["beta"]
         self.counts = {k: v for k, v in result["counts"].items() if k not in ("actors", "shards_retried")}
+        self.rounds = directory.finished_rounds()
         self.gradient = directory.restore(result["counts"]["rounds"])[1]
 
     def assert_same(self, other: "Answer") -> None:
@@ -86,10 +93,10 @@ def on_ray(
     **sections: dict[str, Any],
 ) -> Answer:
     prepared: Prepared = prepare(configured(files, cluster={"actors": actors}, **sections))
-    backend = RayBackend(prepared.config, prepared.checkpoint.directory, prepared.policy_id, actor_class=actor_class)
+    backend = backend_of(prepared, actor_class=actor_class)
     directory = RunDirectory.create(Path(prepared.config.output.dir), name)
     try:
-        backend.start()
+        backend.start(wait_for=actors)
         backend.open(directory.ledger)
         probe = OfflineEntropyProbe(prepared.config, prepared.plan, backend, directory, listen(backend))
         return Answer(probe.run(), directory)
@@ -108,6 +115,7 @@ def test_any_number_of_actors_gives_the_in_process_answer(files: Path, reference
     answer.assert_same(reference)
     assert answer.result["counts"]["shards_retried"] == 0
     assert answer.result["counts"]["actors"] == actors
+    assert any(len(line["shards_by_actor"]) == actors for line in answer.rounds), "all of them took part"
 
 
 def test_lagged_fit_on_actors_gives_the_in_process_answer(files: Path) -> None:
@@ -169,6 +177,61 @@ def test_a_shard_that_always_fails_is_given_up_after_three_attempts_and_listed(
     assert (result["beta"] == whole["beta"]) == (half == "accumulate"), "the fit may use a record without its gradient"
 
 
+class DiesInReduce(RolloutActor):
+    """Its process ends whenever its gradient is asked for."""
+
+    def round_gradient(self, round_number: int) -> Any:
+        os._exit(1)
+
+
+def test_a_gradient_that_can_never_be_fetched_ends_the_run_with_its_cause(files: Path) -> None:
+    with pytest.raises(ClusterError, match="round 0: its gradient could not be fetched 3 times") as failed:
+        on_ray(files, "dies-in-reduce", 1, actor_class=DiesInReduce)
+    assert failed.value.exit_code == 4
+
+
+def test_a_replacement_refuses_weights_that_were_overwritten_and_the_rest_goes_on(
+    tmp_path: Path, reference: Answer
+) -> None:
+    swapped: list[int] = []
+
+    def swapper(backend: RayBackend) -> Listener:
+        def listen(progress: Progress) -> None:
+            if not swapped and progress.round == 1 and progress.collected >= 1:
+                write_checkpoint(tmp_path / "model", seed=1)
+                swapped.append(min(backend.pids.values()))
+                os.kill(swapped[0], signal.SIGKILL)
+
+        return listen
+
+    raw_config(tmp_path)
+    answer = on_ray(tmp_path, "swapped", 2, swapper)
+    assert swapped
+    answer.assert_same(reference)
+
+
+def test_a_checkpoint_that_changed_before_the_start_is_refused(tmp_path: Path) -> None:
+    prepared = prepare(config_from_dict(raw_config(tmp_path, cluster={"actors": 1})))
+    write_checkpoint(tmp_path / "model", seed=1)
+    backend = backend_of(prepared)
+    with pytest.raises(CheckpointError, match=r"fingerprint .* the run measures") as refused:
+        backend.start()
+    backend.close()
+    assert "\n" not in str(refused.value)
+
+
+def test_a_cluster_without_free_room_is_told_with_what_is_asked_and_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pool_module, "PLACE_DEADLINE_S", 1.0)
+    taken = Pool(1, {"num_cpus": 8}, ("well",), lambda text: None, actor_class=Fake)
+    taken.start()
+    crowded = Pool(1, {"num_cpus": 1}, ("well",), lambda text: None, actor_class=Fake)
+    with pytest.raises(ClusterError, match=r"each asks for 1 CPU, free are 0 CPU") as failed:
+        crowded.start()
+    crowded.close()
+    taken.close()
+    assert failed.value.exit_code == 4
+
+
 def test_a_checkpoint_with_a_missing_tensor_is_refused_in_its_own_words(files: Path, tmp_path: Path) -> None:
     raw = raw_config(tmp_path, cluster={"actors": 1})
     weights = tmp_path / "model" / "model.safetensors"
@@ -176,7 +239,7 @@ def test_a_checkpoint_with_a_missing_tensor_is_refused_in_its_own_words(files: P
     del tensors["model.layers.1.mlp.up_proj.weight"]
     save_file(tensors, weights, metadata={"format": "pt"})
     prepared = prepare(config_from_dict(raw))
-    backend = RayBackend(prepared.config, prepared.checkpoint.directory, prepared.policy_id)
+    backend = backend_of(prepared)
     with pytest.raises(CheckpointError, match=r"missing: model\.layers\.1\.mlp\.up_proj\.weight") as refused:
         backend.start()
     backend.close()
@@ -185,7 +248,7 @@ def test_a_checkpoint_with_a_missing_tensor_is_refused_in_its_own_words(files: P
 
 def test_a_gpu_run_without_cuda_ends_with_exit_code_4(files: Path) -> None:
     prepared = prepare(configured(files, cluster={"actors": 1, "gpus_per_actor": 1}))
-    backend = RayBackend(prepared.config, prepared.checkpoint.directory, prepared.policy_id)
+    backend = backend_of(prepared)
     with pytest.raises(ClusterError, match="sees no CUDA device") as refused:
         backend.start()
     backend.close()
@@ -200,7 +263,7 @@ class Fake:
             os._exit(1)
         if behaviour == "raise":
             raise RuntimeError("no such device")
-        return {"pid": os.getpid(), "on_cpu": True}
+        return {"pid": os.getpid(), "cpu": "a cpu"}
 
     def tokens_done(self) -> int:
         return 0

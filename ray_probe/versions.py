@@ -1,0 +1,30 @@
+"""What fixes a result's bits beside its inputs: the packages and the kind of CPU."""
+
+import platform
+from importlib.metadata import version
+from pathlib import Path
+
+from ray_probe import __version__
+from ray_probe.errors import ClusterError
+
+PACKAGES = ("torch", "transformers", "tokenizers", "ray", "numpy")
+
+
+def package_versions() -> dict[str, str]:
+    """Versions by package name; ours from the code that runs, because a checkout need not be installed."""
+    return {"ray-probe": __version__} | {name: version(name) for name in PACKAGES}
+
+
+def check_versions(driver: dict[str, str]) -> None:
+    """Refuse a node whose packages are not the driver's. Raises ClusterError naming both versions."""
+    here = package_versions()
+    other = [f"{name} {here[name]} instead of {driver[name]}" for name in driver if here.get(name) != driver[name]]
+    if other:
+        raise ClusterError(f"cluster: node {platform.node()} has {', '.join(other)}; install the same on every node")
+
+
+def cpu_model() -> str:
+    """The kind of CPU, as the kernel names it."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
