@@ -179,7 +179,7 @@ class OutputConfig(_Section):
     name: RunName = None
     """Name of the run directory; null: CONFIG-UTCTIME-4HEX."""
     save_gradient: bool = False
-    """Write the mean gradient to gradient.safetensors, 4 bytes a parameter or more."""
+    """Write the mean gradient to gradient.safetensors, 8 bytes a parameter."""
 
 
 class ProbeConfig(_Section):

@@ -31,7 +31,7 @@ class Prepared:
         prompts: all prompts of the file.
         skipped: prompts left out as too long.
         plan: rounds of shards.
-        policy_id: names checkpoint and sampling policy on every record and beta.
+        policy_id: names checkpoint, sampling policy and target (x_estimator_mode) on every record and beta.
     """
 
     config: ProbeConfig

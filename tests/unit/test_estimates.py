@@ -25,7 +25,7 @@ from ray_probe.rollout import Collected, ShardSums
 
 CAP = 4
 BETA = Fitter(BaselineRule("regression", "leave_one_out", 1e-3, 0.9, ("H",), CAP), "policy").beta()
-CONFIG = {"generation": {"max_new_tokens": CAP}}
+CONFIG = {"generation": {"max_new_tokens": CAP}, "batch": {"responses_per_prompt": 1000}}
 LENGTHS = (1, 4, 2, 3)
 
 
@@ -150,7 +150,7 @@ def test_entropy_of_nothing_is_null():
 
 
 def test_advantage_statistics_of_a_round_are_the_direct_ones():
-    statistics = round_summary(0, a_round(0), BETA, [0, 1, 2])["advantage"]
+    statistics = round_summary(0, a_round(0), BETA, [0, 1, 2], {0: (0, 1), 1: (2,)})["advantage"]
     for mode in MODES:
         a = np.concatenate([some_advantages(0, shard)[mode] for shard in range(3)])
         assert statistics[mode] == pytest.approx({"mean": a.mean(), "variance": a.var(), "mean_square": (a**2).mean()})
@@ -215,7 +215,7 @@ def test_the_result_has_every_key_and_is_json_without_nan(rounds: int, shards: i
         "rounds": rounds, "shards": rounds * shards, "actors": 2, "sequences": 4 * rounds * shards,
         "tokens": rounds * (10 * shards + shards * (shards - 1) // 2), "eos_only": rounds * shards,
         "truncated": 2 * rounds * shards, "unfitted_shards": rounds * (shards > 2), "shards_retried": 0,
-        "regenerated": 0,
+        "regenerated": 0, "repeated_prompts": 0,
     }  # fmt: skip
     assert (result["partial"], result["conflicts"]) == (False, [])
     alone = rounds * shards == 1
@@ -259,8 +259,23 @@ def test_positions_are_means_by_bin_and_null_where_nobody_was():
 def test_a_line_of_a_round_is_json_and_says_which_records_the_fit_holds():
     totals = a_round(2)
     totals.given_up = ["2/3"]
-    line = round_summary(2, totals, BETA, [0, 1, 2, 3])
+    line = round_summary(2, totals, BETA, [0, 1, 2, 3], {0: (0, 1, 2, 3)})
     assert json.loads(json.dumps(line, allow_nan=False)) == line
     assert (line["round"], line["shards"], line["given_up"], line["records"]) == (2, 3, ["2/3"], [0, 1, 2, 3])
     assert (line["sequences"], line["tokens"], line["seconds"]) == (12, 33, 10.0)
     assert line["beta_version"] == BETA["version"] and line["entropy"] == entropy_estimate(totals)
+
+
+def test_where_prompts_came_back_no_error_takes_their_shards_for_independent():
+    totals = merged([a_round(0), a_round(1)])
+    once = build_result(CONFIG, BETA, totals, 123.0, actors=2)
+    most = int(max(row[0] for row in totals.prompts.values()))
+    config = CONFIG | {"batch": {"responses_per_prompt": most - 1}}
+    again = build_result(config, BETA, totals, 123.0, actors=2)
+    assert once["counts"]["repeated_prompts"] == 0 < again["counts"]["repeated_prompts"]
+    assert again["gradient"]["norm"] == once["gradient"]["norm"]
+    assert {again["gradient"][name] for name in ("norm_sq_debiased", "trace_cov", "snr")} == {None}
+    assert set(again["advantage_mean_square_se"].values()) == {None}
+    assert {pair["se"] for pair in again["advantage_paired"]} == {None}
+    assert again["advantage_mean_square"] == once["advantage_mean_square"]
+    assert again["entropy"] == once["entropy"], "its errors are clustered by prompt and stay right"

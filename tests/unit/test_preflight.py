@@ -11,7 +11,7 @@ import torch
 import transformers
 from support.models import probe_config, save_checkpoint, tiny_gpt2
 
-from ray_probe import __version__, preflight
+from ray_probe import __version__, versions
 from ray_probe.config import ProbeConfig
 from ray_probe.errors import CheckpointError, ConfigError, PromptsError
 from ray_probe.preflight import Prepared, check_same_inputs, manifest, prepare
@@ -151,6 +151,7 @@ def test_a_missing_checkpoint_is_refused(job):
         {"generation": {"max_new_tokens": 7}},
         {"generation": {"eos_token_ids": [0, 3]}},
         {"model": {"dtype": "bfloat16"}},
+        {"estimator": {"x_estimator_mode": "naive"}},
     ],
 )
 def test_another_policy_has_another_id(job, sections: dict[str, Any]):
@@ -163,7 +164,7 @@ def test_another_policy_has_another_id(job, sections: dict[str, Any]):
         {"data": {"seed": 7}},
         {"batch": {"shard_prompts": 1, "rounds": 9}},
         {"generation": {"gen_batch_size": 1, "tf_batch_size": 1}},
-        {"estimator": {"x_estimator_mode": "naive"}},
+        {"estimator": {"baseline": {"mode": "none"}}},
         {"cluster": {"actors": 1}},
     ],
 )
@@ -206,7 +207,7 @@ def test_the_manifest_needs_no_installed_package_of_ours(job, monkeypatch: pytes
             raise PackageNotFoundError(name)
         return version(name)
 
-    monkeypatch.setattr(preflight, "version", not_installed)
+    monkeypatch.setattr(versions, "version", not_installed)
     assert manifest(prepare(job()), ACTOR, {})["versions"]["ray-probe"] == __version__
 
 

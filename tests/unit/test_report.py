@@ -164,3 +164,14 @@ def test_numbers_keep_their_significant_digits() -> None:
     assert [percent(*pair) for pair in ((61, 2048), (0, 10), (5, 0), (None, 3), (10, 10))] == [
         "3 %", "0 %", "n/a", "n/a", "100 %",
     ]  # fmt: skip
+
+
+def test_repeated_prompts_and_few_shards_are_warned_of_when_due() -> None:
+    assert not any(text.startswith(("REPEATED", "FEW SHARDS")) for text in caveats(a_result()))
+    repeated, few = a_result(), a_result()
+    repeated["counts"]["repeated_prompts"] = 3
+    assert any(text.startswith("REPEATED: 3 prompts") for text in caveats(repeated))
+    few["counts"] |= {"shards": 4, "rounds": 2}
+    assert any(text.startswith("FEW SHARDS: 2 a round") for text in caveats(few))
+    few["config"]["estimator"]["baseline"]["mode"] = "none"
+    assert not any(text.startswith("FEW SHARDS") for text in caveats(few))

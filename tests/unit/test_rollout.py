@@ -85,7 +85,7 @@ class Job:
     @property
     def gradient(self) -> np.ndarray:
         """Summed over all responses."""
-        return self.probe._gradient
+        return self.probe._committed.gradient
 
     @property
     def lines(self) -> list[dict[str, Any]]:
@@ -313,6 +313,9 @@ def test_a_scorer_with_another_temperature_trips_the_parity_gate_after_the_round
     assert [line["round"] for line in job.lines] == [0]
     result = json.loads((job.path / "result.json").read_text())
     assert result["parity"]["mean_gap"] > 1e-3 and result["counts"]["rounds"] == 1
+    with pytest.raises(ParityError, match="1 rounds are kept"):
+        Job(config, job.path, job.rollouts).run()
+    assert [line["round"] for line in job.lines] == [0], "going on does not open the gate, and works no round before it"
 
 
 def test_the_same_policy_passes_the_parity_gate_with_room_to_spare(checkpoint: Path, tmp_path: Path):

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ray_probe.errors import ConfigError
+from ray_probe.errors import ConfigError, OutputError
 from ray_probe.estimates import Totals
 from ray_probe.run_directory import RunDirectory, default_name, write_atomically
 
@@ -247,3 +247,16 @@ def test_a_directory_that_cannot_be_written_is_refused_before_anything_starts(tm
         RunDirectory.check_free(tmp_path / "file" / "runs", "mine")
     RunDirectory.check_free(tmp_path / "not" / "yet", "mine")
     assert not (tmp_path / "not").exists()
+
+
+def test_a_full_disk_is_one_line_that_names_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    directory = RunDirectory.create(tmp_path, "mine")
+
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OutputError, match=r"gradient-000000.*No space left on device.*--resume") as refused:
+        directory.commit_round(0, some_totals(0), gradient_through(0), {"round": 0})
+    assert "\n" not in str(refused.value)
+    assert directory.finished_rounds() == []
