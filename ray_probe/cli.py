@@ -1,7 +1,10 @@
 """The command line: parse, build, run. Every refusal is one line on stderr and an exit code (spec section 8)."""
 
+import contextlib
 import json
+import signal
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -59,7 +62,8 @@ def run(
     request = Request(config, resume, overrides(set_ or [], actors, address, out))
     state = Run()
     try:
-        with ProgressDisplay() as display:
+        # Ray prints what befalls its workers to stdout, which belongs to the result.
+        with _terminated_as_interrupted(), ProgressDisplay() as display, contextlib.redirect_stdout(sys.stderr):
             result = execute(request, display, state)
     except KeyboardInterrupt:
         return _interrupted(state.directory.path if state.directory else None, state.finished_rounds)
@@ -71,6 +75,16 @@ def run(
         console.print(result_table(result))
         console.print(f"results, plots and log: {state.directory.path}", soft_wrap=True, highlight=False)
     return exit_code(result)
+
+
+@contextlib.contextmanager
+def _terminated_as_interrupted() -> Iterator[None]:
+    """SIGTERM, as schedulers send it, ends a run as Ctrl-C does."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def exit_code(result: dict[str, Any]) -> int:

@@ -3,6 +3,8 @@
 import contextlib
 import logging
 import logging.handlers
+import signal
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -105,6 +107,8 @@ def execute(request: Request, listener: Listener, run: Run) -> dict[str, Any]:
         with connected(
             cluster.address, cluster.namespace, demand, runtime_env=dict(cluster.runtime_env), log=tell
         ) as info:
+            if threading.current_thread() is threading.main_thread():
+                signal.signal(signal.SIGTERM, signal.default_int_handler)  # Ray has put a handler of its own there
             backend = RayBackend(
                 prepared.config,
                 prepared.checkpoint.directory,

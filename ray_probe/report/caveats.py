@@ -89,6 +89,13 @@ def _unfitted(result: Result) -> str | None:
     )
 
 
+def _unfinished(result: Result) -> str | None:
+    planned, rounds = result.get("config", {}).get("batch", {}).get("rounds"), result.get("counts", {}).get("rounds")
+    if planned is None or rounds is None or rounds >= planned:
+        return None
+    return f"UNFINISHED: {rounds} of {planned} rounds; run --resume goes on with it."
+
+
 def _repeated(result: Result) -> str | None:
     repeated = result.get("counts", {}).get("repeated_prompts") or 0
     if repeated <= 0:
@@ -163,6 +170,6 @@ def _shard_name(shard: Any) -> str:
 
 
 _CHECKS = (
-    _partial, _conflicts, _fallback, _in_sample, _score_only, _unfitted, _repeated, _few_shards, _ill_conditioned,
-    _truncated, _eos_only,
+    _unfinished, _partial, _conflicts, _fallback, _in_sample, _score_only, _unfitted, _repeated, _few_shards,
+    _ill_conditioned, _truncated, _eos_only,
 )  # fmt: skip

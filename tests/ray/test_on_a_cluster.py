@@ -5,12 +5,14 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import ray
 from ray import cloudpickle
+from ray.exceptions import ActorUnavailableError
 from safetensors.numpy import load_file, save_file
 from support.checkpoints import raw_config, write_checkpoint
 
@@ -18,7 +20,8 @@ from ray_probe.cluster import pool as pool_module
 from ray_probe.cluster.actors import RolloutActor
 from ray_probe.cluster.backend import RayBackend, actor_options
 from ray_probe.cluster.environment import env_to_start, environment, private_dir
-from ray_probe.cluster.pool import Pool
+from ray_probe.cluster.pool import Event, Pool
+from ray_probe.cluster.round_work import RoundWork
 from ray_probe.config import ProbeConfig, config_from_dict
 from ray_probe.errors import CheckpointError, ClusterError
 from ray_probe.fitter import Fitter
@@ -27,6 +30,7 @@ from ray_probe.preflight import Prepared, prepare
 from ray_probe.progress import Listener, Progress
 from ray_probe.rollout import baseline_rule, build_rollout
 from ray_probe.run_directory import RunDirectory
+from ray_probe.tracker import Tracker
 
 pytestmark = pytest.mark.cluster
 
@@ -177,17 +181,42 @@ def test_a_shard_that_always_fails_is_given_up_after_three_attempts_and_listed(
     assert (result["beta"] == whole["beta"]) == (half == "accumulate"), "the fit may use a record without its gradient"
 
 
-class DiesInReduce(RolloutActor):
-    """Its process ends whenever its gradient is asked for."""
+class LosesGradients:
+    """A pool without processes: tasks are done at once, and the actor is gone whenever its gradient is asked for."""
 
-    def round_gradient(self, round_number: int) -> Any:
-        os._exit(1)
+    def __init__(self) -> None:
+        self.actor, self.asked, self.events = 0, 0, list[Event]()
+
+    @property
+    def alive(self) -> list[int]:
+        return [self.actor]
+
+    idle = alive
+
+    def forgive(self) -> None:
+        pass
+
+    def submit(self, actor: int, task: Any, method: str, *arguments: Any) -> None:
+        collected, accumulated = SimpleNamespace(tokens=1), SimpleNamespace(sums=SimpleNamespace(advantage={}))
+        self.events.append(Event(actor, task, (collected, "accepted") if method == "collect" else accumulated))
+
+    def wait(self, timeout_s: float) -> list[Event]:
+        events, self.events = self.events, []
+        return events
+
+    def ask(self, actor: int, method: str, *arguments: Any, deadline_s: float) -> Any:
+        self.actor, self.asked = self.actor + 1, self.asked + 1
+        raise ActorUnavailableError("out of memory, say", None)
 
 
 def test_a_gradient_that_can_never_be_fetched_ends_the_run_with_its_cause(files: Path) -> None:
-    with pytest.raises(ClusterError, match="round 0: its gradient could not be fetched 3 times") as failed:
-        on_ray(files, "dies-in-reduce", 1, actor_class=DiesInReduce)
-    assert failed.value.exit_code == 4
+    pool = LosesGradients()
+    shards = prepare(configured(files)).plan.round(0)
+    tracker = Tracker(lambda progress: None, 1, "none", 1)
+    work = RoundWork(shards, pool, None, lambda *asked: SimpleNamespace(version=1), tracker, lagged=False)
+    with pytest.raises(ClusterError, match=r"round 0: .* could not be fetched 3 times, last: .*memory") as failed:
+        work.run(size=5)
+    assert failed.value.exit_code == 4 and pool.asked == 3
 
 
 def test_a_replacement_refuses_weights_that_were_overwritten_and_the_rest_goes_on(
