@@ -221,7 +221,7 @@ class OfflineEntropyProbe:
         mode, unfitted = self._config.estimator.baseline.mode, totals.counts["unfitted_shards"]
         fallback = self._committed.beta["fallback"]
         if mode != "none" and unfitted:
-            self._tracker.note(f"round {number}: {unfitted} shards had no record but their own to fit on; mu_hat was 0")
+            self._tracker.note(f"round {number}: {unfitted} shards had no record to fit on; mu_hat was 0 for them")
         if mode == "regression" and fallback is not None:
             self._tracker.note(f"round {number}: beta could not be fitted; {fallback} stands in for it")
 

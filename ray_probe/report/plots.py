@@ -74,7 +74,7 @@ def advantage_by_mode(result: Result) -> Figure:
     heights, error_bars = floats(squares[mode] for mode in modes), floats(errors.get(mode) for mode in modes)
     bars = axes.bar(range(len(modes)), heights, width=0.68, color=[MODE_COLOR[mode] for mode in modes])
     axes.errorbar(range(len(modes)), heights, error_bars, fmt="none", ecolor=INK, elinewidth=1.4, capsize=4)
-    room_above(axes, heights, log_if_wide(axes, heights, BARS_LOG_RANGE))
+    room_above(axes, heights + np.nan_to_num(error_bars), log_if_wide(axes, heights, BARS_LOG_RANGE))
     for mode, bar, height, error in zip(modes, bars, heights, error_bars, strict=True):
         ratio = ratios.get(mode) or {}
         times = "" if mode == "none" else f"\nratio to none\n{with_error(ratio.get('value'), ratio.get('se'))}"
