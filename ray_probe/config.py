@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import pydantic_core
-from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError, model_validator
 
 from ray_probe.config_fields import (
     FEATURE_NAMES,
@@ -16,8 +16,6 @@ from ray_probe.config_fields import (
     Count,
     Decay,
     FeatureList,
-    NoAdapter,
-    NoChatTemplate,
     NotNegative,
     OptionalCount,
     OptionalPositive,
@@ -35,6 +33,7 @@ from ray_probe.config_fields import (
     check_resources,
     check_trainable,
     closest,
+    refusal,
 )
 from ray_probe.errors import MAX_VALUE_CHARS, ConfigError, bad_value
 from ray_probe.yaml_loader import apply_override, dump_yaml_text, load_yaml
@@ -60,23 +59,25 @@ class ModelConfig(_Section):
     """Branch, tag or commit of a hub model; null: its default branch."""
     local_files_only: bool = True
     """Never go to the network for a checkpoint."""
-    adapter: NoAdapter = None
-    """PEFT adapter directory; not supported yet."""
+    adapter: OptionalText = None
+    """PEFT adapter directory; null: none."""
     dtype: Literal["float32", "bfloat16", "float64"] = "float32"
     """Precision of the weights; gradients accumulate in float32 or wider."""
     trainable: Annotated[Text, AfterValidator(check_trainable)] = "all"
-    """Parameters of the gradient: all, or a regular expression over parameter names."""
+    """Parameters of the gradient: all, adapter (the adapter's alone), or a regular expression over parameter names."""
+    cache_dir: OptionalText = None
+    """Directory on each node that a checkpoint is copied to once, before it is loaded; null: loaded where it lies."""
 
 
 class DataConfig(_Section):
     """The prompts."""
 
     prompts: Prompts
-    """Path of a JSONL file with one prompt a line, or a list of prompts."""
+    """Path of a JSONL or parquet file with one prompt a row, a data set (`datasets:NAME:SPLIT`), or a list."""
     field: Text = "prompt"
-    """Name of the JSONL field that holds the prompt."""
-    chat_template: NoChatTemplate = False
-    """Put prompts through the tokenizer's chat template; not supported yet."""
+    """Name of the field that holds the prompt."""
+    chat_template: bool = False
+    """Put prompts (a string or a list of messages) through the tokenizer's chat template."""
     max_prompt_tokens: OptionalCount = None
     """Longest prompt, in tokens; null: no limit but the model's context."""
     on_long: Literal["error", "skip"] = "error"
@@ -96,8 +97,23 @@ class BatchConfig(_Section):
     """Responses sampled for each prompt."""
     shard_prompts: Count = 4
     """Prompts in a shard: the unit of work, retry and determinism."""
-    rounds: Count = 4
-    """Rounds in the run."""
+    rounds: OptionalCount = 4
+    """Rounds in the run; null: as many whole rounds as `max_sequences` or `max_seconds` allow."""
+    max_sequences: OptionalCount = None
+    """No round starts that would bring the run past so many responses; null: no limit."""
+    max_seconds: OptionalPositive = None
+    """No round starts once the rounds before took so many seconds; null: no limit."""
+
+    @model_validator(mode="after")
+    def _has_an_end(self) -> "BatchConfig":
+        if self.rounds is None and self.max_sequences is None and self.max_seconds is None:
+            remedy = "need a number of rounds, batch.max_sequences or batch.max_seconds: without one the run has no end"
+            raise refusal(remedy, field="rounds", value=None)
+        needed = self.prompts_per_round * self.responses_per_prompt
+        if self.max_sequences is not None and self.max_sequences < needed:
+            remedy = f"need at least {needed}, one round of prompts_per_round x responses_per_prompt"
+            raise refusal(remedy, field="max_sequences", value=self.max_sequences)
+        return self
 
 
 class GenerationSettings(_Section):
@@ -155,7 +171,7 @@ class ClusterConfig(_Section):
     actors: Count = 2
     """Rollout actors asked for at the start."""
     max_actors: Count = 4
-    """Actor slots that a Ray started here declares, for scaling; see `slots`."""
+    """Actor slots that a Ray started here declares: how far `scale` can go there."""
     gpus_per_actor: NotNegative = 0.0
     """GPUs of each actor; 0 runs on the CPU."""
     cpus_per_actor: Count = 1
@@ -180,6 +196,8 @@ class OutputConfig(_Section):
     """Name of the run directory; null: CONFIG-UTCTIME-4HEX."""
     save_gradient: bool = False
     """Write the mean gradient to gradient.safetensors, 8 bytes a parameter."""
+    commit_rounds: Count = 1
+    """Rounds between two commits of the gradient; what an actor had not committed is done again when it dies."""
 
 
 class ProbeConfig(_Section):
@@ -263,6 +281,9 @@ def _one_line(error: pydantic_core.ErrorDetails, source: str) -> str:
     if kind == "missing":
         what = _section_at(location[:-1]).model_fields[location[-1]].description.rstrip(".")
         return f"{dotted}: missing; need {what[0].lower()}{what[1:]}"
+    if "field" in error.get("ctx", {}):
+        about = error["ctx"]
+        return bad_value(f"{dotted}.{about['field']}", about["value"], about["remedy"])
     if kind == "model_type":
         remedy = f"need a mapping with keys from {_names(_section_at(location))}"
     elif kind == "literal_error":

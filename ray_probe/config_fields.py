@@ -13,8 +13,9 @@ from ray_probe.errors import MAX_VALUE_CHARS
 FEATURE_NAMES = ("H", "top1", "margin", "head_mass", "two_point_entropy", "logit_var", "pos_frac")
 
 
-def _refusal(remedy: str) -> pydantic_core.PydanticCustomError:
-    return pydantic_core.PydanticCustomError("refused", "{remedy}", {"remedy": remedy})
+def refusal(remedy: str, **of_section: Any) -> pydantic_core.PydanticCustomError:
+    """An error whose text is this remedy; a check of a whole section names its `field` and `value` too."""
+    return pydantic_core.PydanticCustomError("refused", "{remedy}", {"remedy": remedy, **of_section})
 
 
 def _need(remedy: str) -> WrapValidator:
@@ -24,7 +25,7 @@ def _need(remedy: str) -> WrapValidator:
         try:
             return handler(value)
         except ValidationError:
-            raise _refusal(f"need {remedy}") from None
+            raise refusal(f"need {remedy}") from None
 
     return WrapValidator(check)
 
@@ -37,13 +38,11 @@ def closest(name: str, known: Iterable[str]) -> str | None:
 
 
 def check_trainable(value: str) -> str:
-    """`all`, or a regular expression that compiles."""
-    if value == "adapter":
-        raise _refusal("not supported yet; use all or a regular expression over parameter names")
+    """`all`, `adapter`, or a regular expression that compiles."""
     try:
         re.compile(value)
     except (re.error, RecursionError, OverflowError) as error:
-        raise _refusal(f"need all or a regular expression over parameter names ({error})") from None
+        raise refusal(f"need all, adapter, or a regular expression over parameter names ({error})") from None
     return value
 
 
@@ -53,21 +52,15 @@ def check_features(value: tuple[str, ...]) -> tuple[str, ...]:
         if name not in FEATURE_NAMES:
             close = closest(name, FEATURE_NAMES)
             hint = f" (did you mean {close!r}?)" if close else ""
-            raise _refusal(f"unknown feature {name[:MAX_VALUE_CHARS]!r}{hint}, known: {', '.join(FEATURE_NAMES)}")
+            raise refusal(f"unknown feature {name[:MAX_VALUE_CHARS]!r}{hint}, known: {', '.join(FEATURE_NAMES)}")
         if name in value[:index]:
-            raise _refusal(f"the feature {name!r} is repeated, name each at most once")
+            raise refusal(f"the feature {name!r} is repeated, name each at most once")
     return value
 
 
 def _distinct(value: tuple[int, ...]) -> tuple[int, ...]:
     if len(set(value)) < len(value):
         raise ValueError("repeated")
-    return value
-
-
-def _false(value: bool) -> bool:
-    if value:
-        raise ValueError("true")
     return value
 
 
@@ -83,7 +76,7 @@ def check_resources(value: dict[str, float]) -> dict[str, float]:
     """Custom resources only: CPU and GPU have keys of their own."""
     for name in ("CPU", "GPU"):
         if name in value:  # Ray itself refuses it, but only when the first actor starts
-            raise _refusal(f"{name} is not a custom resource, set cluster.{name.lower()}s_per_actor")
+            raise refusal(f"{name} is not a custom resource, set cluster.{name.lower()}s_per_actor")
     return value
 
 
@@ -96,11 +89,7 @@ OptionalText = Annotated[Text | None, _need("null or a string that is not blank 
 Prompts = Annotated[
     Text | Annotated[tuple[str, ...], Field(min_length=1)],
     _TUPLE,
-    _need("the path of a JSONL file, or a list of at least one prompt string"),
-]
-NoAdapter = Annotated[None, _need("null: adapters are not supported yet")]
-NoChatTemplate = Annotated[
-    bool, AfterValidator(_false), _need("false: chat templates are not supported yet, write the prompts out")
+    _need("the path of a JSONL or parquet file, a data set, or a list of at least one prompt string"),
 ]
 RunName = Annotated[
     Annotated[str, _NAME] | None, _need("null or 1 to 63 of a-z, 0-9, _ and -, with a letter or digit first")

@@ -161,7 +161,7 @@ class OfflineEntropyProbe:
         self._plan = plan
         self._backend = backend
         self._directory = directory
-        self._tracker = Tracker(listener, plan.rounds, config.estimator.baseline.mode, backend.actors)
+        self._tracker = Tracker(listener, plan.round_count, config.estimator.baseline.mode, backend.actors)
         finished = len(directory.finished_rounds())
         parts, gradient = directory.restore(finished)
         start = np.zeros(backend.layout.size) if gradient is None else gradient
@@ -180,8 +180,8 @@ class OfflineEntropyProbe:
         """
         if self.finished_rounds:
             self._check_parity()
-        for number in range(self.finished_rounds, self._plan.rounds):
-            self._run_round(number)
+        while self._goes_on():
+            self._run_round(self.finished_rounds)
             self._check_parity()
         return self.finish()
 
@@ -195,6 +195,13 @@ class OfflineEntropyProbe:
         if self._config.output.save_gradient:
             self._directory.save_gradient(self._backend.layout.unflatten(gradient / totals.sequences))
         return result
+
+    def _goes_on(self) -> bool:
+        """Whether plan and budget (whole rounds) allow another round; the first one always starts."""
+        parts, rounds, limit_s = self._committed.parts, self._plan.round_count, self._config.batch.max_seconds
+        in_plan = rounds is None or len(parts) < rounds
+        in_time = limit_s is None or not parts or sum(part.seconds["seconds"] for part in parts) < limit_s
+        return in_plan and in_time
 
     def _run_round(self, number: int) -> None:
         shards = self._plan.round(number)

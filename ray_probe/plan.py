@@ -63,7 +63,7 @@ class Plan:
         prompts_per_round: B.
         responses_per_prompt: G.
         shard_prompts: prompts in one shard; a round's last shard may hold fewer.
-        rounds: number of rounds.
+        rounds: number of rounds, or None where something else ends the run.
         repeat: go round again, reshuffled, when the file is used up.
     """
 
@@ -73,11 +73,11 @@ class Plan:
     prompts_per_round: int
     responses_per_prompt: int
     shard_prompts: int
-    rounds: int
+    rounds: int | None
     repeat: bool
 
     def __post_init__(self) -> None:
-        needed = self.rounds * self.prompts_per_round
+        needed = (self.rounds or 1) * self.prompts_per_round
         if not self.usable:
             raise PromptsError(
                 "data.prompts: no prompt is left to use; raise data.max_prompt_tokens or add shorter ones"
@@ -86,6 +86,14 @@ class Plan:
             remedy = "set it to true, add prompts, or lower batch.rounds or batch.prompts_per_round"
             there = f"{needed} prompts are needed and {len(self.usable)} can be used"
             raise PromptsError(bad_value("data.repeat", False, f"{there}; {remedy}"))
+
+    @property
+    def round_count(self) -> int | None:
+        """Rounds that the prompts and the plan allow; None: no end."""
+        if self.repeat:
+            return self.rounds
+        there = len(self.usable) // self.prompts_per_round
+        return there if self.rounds is None else self.rounds
 
     def round(self, number: int) -> tuple[Shard, ...]:
         """The shards of one round, in canonical order."""

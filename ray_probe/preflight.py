@@ -51,7 +51,7 @@ def prepare(config: ProbeConfig) -> Prepared:
     batch = config.batch
     plan = Plan(
         prompts.texts, usable, config.data.seed, batch.prompts_per_round, batch.responses_per_prompt,
-        batch.shard_prompts, batch.rounds, config.data.repeat,
+        batch.shard_prompts, _rounds(config), config.data.repeat,
     )  # fmt: skip
     return Prepared(resolved, checkpoint, prompts, len(prompts) - len(usable), plan, _policy_id(config, checkpoint))
 
@@ -85,9 +85,20 @@ def manifest(prepared: Prepared, actor: dict[str, Any], cluster: dict[str, Any])
         "eos_token_ids": list(actor["eos_ids"]),
         "seed": config.data.seed,
         "shard_plan": {
-            shard.id: [ref.index for ref in shard.prompts] for n in range(plan.rounds) for shard in plan.round(n)
+            shard.id: [ref.index for ref in shard.prompts]
+            for n in range(plan.round_count or 0)
+            for shard in plan.round(n)
         },
     }
+
+
+def _rounds(config: ProbeConfig) -> int | None:
+    """Rounds that the configuration allows; None where only time ends the run."""
+    batch = config.batch
+    allowed = [] if batch.rounds is None else [batch.rounds]
+    if batch.max_sequences is not None:
+        allowed.append(batch.max_sequences // (batch.prompts_per_round * batch.responses_per_prompt))
+    return min(allowed, default=None)
 
 
 def check_same_inputs(prepared: Prepared, earlier: dict[str, Any]) -> None:

@@ -12,7 +12,7 @@ from ray_probe.rollout import ShardSums
 class Tracker:
     """Tells a listener how a run is doing; backends call it as shards come in."""
 
-    def __init__(self, listener: Listener, rounds: int, mode: str, actors: int) -> None:
+    def __init__(self, listener: Listener, rounds: int | None, mode: str, actors: int) -> None:
         self._listener = listener
         self._rounds = rounds
         self._mode_index = [str(known) for known in MODES].index(mode)

@@ -70,15 +70,16 @@ class ProgressDisplay:
         self._last = progress
 
     def _note(self, progress: Progress) -> None:
-        text = f"{_where(progress)}: {progress.note}" if progress.rounds else str(progress.note)
+        in_round = progress.rounds != 0
+        text = f"{_where(progress)}: {progress.note}" if in_round else str(progress.note)
         if self._bar is None:
             self._print(text)
             return
         with contextlib.suppress(OSError):
-            self._bar.console.print(Text(text, "yellow" if progress.rounds else ""))
+            self._bar.console.print(Text(text, "yellow" if in_round else ""))
 
     def _draw(self, bar: rich_progress.Progress, progress: Progress) -> None:
-        total = HALVES * progress.shards * progress.rounds
+        total = None if progress.rounds is None else HALVES * progress.shards * progress.rounds
         bar.update(
             self._task, description=_where(progress), completed=_halves_done(progress), total=total,
             status=_status(progress),
@@ -125,7 +126,7 @@ def _halves_done(progress: Progress) -> int:
 
 
 def _where(progress: Progress) -> str:
-    return f"round {progress.round + 1}/{progress.rounds}"
+    return f"round {progress.round + 1}" + ("" if progress.rounds is None else f"/{progress.rounds}")
 
 
 def _speed(progress: Progress) -> str:
@@ -148,10 +149,10 @@ def _status(progress: Progress) -> str:
 
 
 def _plain(progress: Progress) -> str:
-    total = HALVES * progress.shards * progress.rounds
-    done = 100 * _halves_done(progress) // total if total else 0
+    total = HALVES * progress.shards * (progress.rounds or 0)
+    done = f"{100 * _halves_done(progress) // total} % of the run, " if total else ""
     return (
         f"records {progress.collected}/{progress.shards}, gradients {progress.accumulated}/{progress.shards}, "
-        f"{done} % of the run, {_speed(progress)} tokens/s, {_beta(progress)}, variance ratio {_ratio(progress)}, "
+        f"{done}{_speed(progress)} tokens/s, {_beta(progress)}, variance ratio {_ratio(progress)}, "
         f"actors {progress.actors_alive}/{progress.actors_asked}, {progress.elapsed_s:.0f} s"
     )

@@ -48,11 +48,12 @@ def fields(model: type[BaseModel] = ProbeConfig, prefix: str = "") -> dict:
 
 
 COUNTS = [
-    "batch.prompts_per_round", "batch.responses_per_prompt", "batch.shard_prompts", "batch.rounds",
+    "batch.prompts_per_round", "batch.responses_per_prompt", "batch.shard_prompts", "output.commit_rounds",
     "generation.max_new_tokens", "generation.gen_batch_size", "generation.tf_batch_size",
     "cluster.actors", "cluster.max_actors", "cluster.cpus_per_actor",
 ]  # fmt: skip
-FLAGS = ["model.local_files_only", "data.repeat", "generation.rb_requires_grad", "output.save_gradient"]
+FLAGS = ["model.local_files_only", "data.repeat", "data.chat_template", "generation.rb_requires_grad",
+         "output.save_gradient"]  # fmt: skip
 TEXTS = ["model.path", "data.field", "cluster.namespace", "output.dir"]
 NUMBERS = {
     "generation.temperature": ("need a finite number > 0", [0, -1.0]),
@@ -77,14 +78,17 @@ REFUSED = [
     *[(name, bad, "need true or false") for name in FLAGS for bad in (0, 1, "true", None)],
     *[(name, bad, "need a string that is not blank") for name in TEXTS for bad in ("", " \n", 7, None, True, "a\0b")],
     *[("model.revision", bad, "need null or a string that is not blank") for bad in ("", 1e10, 7)],
-    ("model.adapter", "dir", "adapters are not supported yet"),
-    ("model.trainable", "adapter", "not supported yet; use all or a regular expression"),
-    ("model.trainable", "layers.(0", "need all or a regular expression over parameter names (missing )"),
+    *[(name, bad, "need null or a string that is not blank") for name in ("model.adapter", "model.cache_dir")
+      for bad in ("", 7, True)],
+    ("model.trainable", "layers.(0", "need all, adapter, or a regular expression over parameter names (missing )"),
     ("model.trainable", "", "need a string that is not blank"),
-    ("data.chat_template", True, "chat templates are not supported yet"),
-    ("data.chat_template", 0, "need false"),
-    *[("data.prompts", bad, "need the path of a JSONL file, or a list") for bad in ([], "", 7, None, ["a", 7], {})],
-    *[("data.max_prompt_tokens", bad, "need null or an integer >= 1") for bad in (0, -5, True, "9", 1.5)],
+    *[("data.prompts", bad, "need the path of a JSONL or parquet file, a data set, or a list")
+      for bad in ([], "", 7, None, ["a", 7], {})],
+    *[(name, bad, "need null or an integer >= 1") for bad in (0, -5, True, "9", 1.5)
+      for name in ("data.max_prompt_tokens", "batch.rounds", "batch.max_sequences")],
+    *[("batch.max_seconds", bad, "need null or a finite number > 0") for bad in (0, -1.0, "9", math.inf)],
+    ("batch.rounds", None, "need a number of rounds, batch.max_sequences or batch.max_seconds"),
+    ("batch.max_sequences", 127, "need at least 128, one round"),
     *[("data.seed", bad, "need an integer >= 0") for bad in (-1, 2**63, 1.0, "0", True, None)],
     *[("generation.eos_token_ids", bad, "need null or a list of distinct token ids >= 0")
       for bad in (2, [-1], [1, 1], ["</s>"], [True], [1.0])],
@@ -151,7 +155,8 @@ UNKNOWN = {
     "modle": "did you mean 'model'?",
     "generation.Temperature": "did you mean 'generation.temperature'?",
     "estimator.baseline.ridge_lamda": "did you mean 'estimator.baseline.ridge_lambda'?",
-    "batch.zzz": "known keys: prompts_per_round, responses_per_prompt, shard_prompts, rounds",
+    "batch.zzz": "known keys: prompts_per_round, responses_per_prompt, shard_prompts, rounds, "
+    "max_sequences, max_seconds",
     "estimator.zzz": "known keys: x_estimator_mode, baseline",
 }
 
@@ -182,7 +187,7 @@ def test_a_section_that_is_no_mapping_is_refused(section, bad):
 
 def test_a_missing_required_field_is_named_in_full():
     assert refusal({"data": {"prompts": "p"}}).startswith("model.path: missing; need checkpoint directory")
-    assert refusal({"model": {"path": "m"}}).startswith("data.prompts: missing; need path of a JSONL file")
+    assert refusal({"model": {"path": "m"}}).startswith("data.prompts: missing; need path of a JSONL or parquet file")
 
 
 def test_of_several_errors_the_unknown_key_comes_first_and_the_rest_are_counted():
@@ -194,10 +199,11 @@ def test_the_defaults_are_those_of_the_specification():
     config = config_from_dict(MINIMAL)
     assert to_dict(config) == {
         "model": {"path": "m", "revision": None, "local_files_only": True, "adapter": None, "dtype": "float32",
-                  "trainable": "all"},
+                  "trainable": "all", "cache_dir": None},
         "data": {"prompts": "p.jsonl", "field": "prompt", "chat_template": False, "max_prompt_tokens": None,
                  "on_long": "error", "repeat": True, "seed": 0},
-        "batch": {"prompts_per_round": 32, "responses_per_prompt": 4, "shard_prompts": 4, "rounds": 4},
+        "batch": {"prompts_per_round": 32, "responses_per_prompt": 4, "shard_prompts": 4, "rounds": 4,
+                  "max_sequences": None, "max_seconds": None},
         "generation": {"temperature": 1.0, "top_p": 0.95, "max_new_tokens": 64, "eos_token_ids": None,
                        "gen_batch_size": 32, "tf_batch_size": 8, "rb_requires_grad": True, "parity_tolerance": None},
         "estimator": {"x_estimator_mode": "rb_residual", "baseline": {
@@ -205,7 +211,7 @@ def test_the_defaults_are_those_of_the_specification():
             "ema_decay": 0.9}},
         "cluster": {"address": None, "namespace": "ray_probe", "actors": 2, "max_actors": 4, "gpus_per_actor": 0,
                     "cpus_per_actor": 1, "resources": {}, "runtime_env": {}},
-        "output": {"dir": "runs", "name": None, "save_gradient": False},
+        "output": {"dir": "runs", "name": None, "save_gradient": False, "commit_rounds": 1},
     }  # fmt: skip
 
 
@@ -245,7 +251,7 @@ def test_overrides_win_over_the_file_in_order(tmp_path):
 
 @pytest.mark.parametrize(("override", "start"), [
     ("batch.rounds", "--set: got 'batch.rounds'; need dotted.key=value"),
-    ("batch.rounds=many", "batch.rounds: got 'many'; need an integer >= 1"),
+    ("batch.rounds=many", "batch.rounds: got 'many'; need null or an integer >= 1"),
     ("batch.rounds=[1", "batch.rounds: got '[1'; "),
     ("generation.temperature=.nan", "generation.temperature: got nan; need a finite number > 0"),
     ("batch=3", "batch: got 3; need a mapping"),
