@@ -10,7 +10,7 @@ class Progress:
 
     Attributes:
         round: the round at hand, from 0.
-        rounds: rounds in the run, None where a budget ends it; 0 in a note from outside rounds, which says nothing else.
+        rounds: rounds in the run, None where a budget ends it; 0 in a note from outside rounds, all else is empty then.
         shards: shards in the round.
         collected: shards of the round whose record is in.
         accumulated: shards of the round whose gradient is in.
