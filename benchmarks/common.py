@@ -8,11 +8,13 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from ray_probe.assembly import build_rollout
 from ray_probe.config import load_config
 from ray_probe.fitter import Fitter
 from ray_probe.offline_entropy_probe import InProcess, OfflineEntropyProbe
 from ray_probe.preflight import Prepared, prepare
-from ray_probe.rollout import Rollout, baseline_rule, build_rollout
+from ray_probe.rollout import Rollout
+from ray_probe.rules import baseline_rule
 from ray_probe.run_directory import RunDirectory
 from ray_probe.threads import pin_threads
 

@@ -14,9 +14,9 @@ from ray_probe.core.baselines import MODES, Mode, PublishedFit, ShardBaseline, m
 from ray_probe.core.loss import Estimator, advantages, baseline_target, response_loss
 from ray_probe.core.records import PROMPT_COLUMNS, bin_of, position_bins
 from ray_probe.errors import ConfigError
-from ray_probe.gradients import accumulate_wide
 from ray_probe.sequence_processor import SequenceProcessor, to_float64
 from ray_probe.sequences import Array, BatchedSequences, LogprobResults
+from ray_probe.trainable import accumulate_wide
 
 Baseline = PublishedFit | ShardBaseline | None
 

@@ -4,16 +4,12 @@ Between the two an actor keeps of each shard its token ids and its record, and n
 """
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from ray_probe.checkpoints import check_vocabulary, load_model, load_tokenizer
-from ray_probe.config import ProbeConfig
 from ray_probe.core.baselines import BaselineRule, PublishedFit
 from ray_probe.core.loss import Estimator, baseline_target
 from ray_probe.core.parity import ParityStats
@@ -23,7 +19,7 @@ from ray_probe.fitter import Delivery, Receipt
 from ray_probe.gradients import GradientSum, Layout, Vector
 from ray_probe.plan import Shard
 from ray_probe.probe_components import ProbeComponents, SumsX
-from ray_probe.sequence_processor import SequenceProcessor, to_float64
+from ray_probe.sequence_processor import to_float64
 from ray_probe.sequences import BatchedSequences, LogprobResults
 
 
@@ -212,37 +208,3 @@ def _parity(sequences: BatchedSequences, results: LogprobResults) -> ParityStats
         -np.concatenate(_flat(results.entropies)),
         np.concatenate(_flat(results.outside_nucleus)),
     )
-
-
-def baseline_rule(config: ProbeConfig) -> BaselineRule:
-    """The baseline of a configuration."""
-    baseline = config.estimator.baseline
-    return BaselineRule(
-        baseline.mode, baseline.fit, baseline.ridge_lambda, baseline.ema_decay, tuple(baseline.features),
-        config.generation.max_new_tokens,
-    )  # fmt: skip
-
-
-def build_rollout(
-    config: ProbeConfig,
-    directory: Path,
-    policy_id: str,
-    device: str = "cpu",
-    on_progress: Callable[[int], None] = lambda tokens: None,
-) -> Rollout:
-    """Load the checkpoint and put a rollout together.
-
-    Args:
-        config: the run's configuration.
-        directory: the checkpoint's directory on this node.
-        policy_id: what records are marked with.
-        device: `cpu` or `cuda`.
-        on_progress: told of tokens done.
-    """
-    model = load_model(directory, config.model.dtype, device)
-    tokenizer = load_tokenizer(directory)
-    check_vocabulary(directory, model, tokenizer)
-    rule = baseline_rule(config)
-    processor = SequenceProcessor(model, tokenizer, config.generation, rule.features, on_progress)
-    components = ProbeComponents(processor, config.estimator.x_estimator_mode, config.generation.rb_requires_grad)
-    return Rollout(components, GradientSum(model, config.model.trainable), rule, policy_id)

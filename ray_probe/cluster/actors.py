@@ -64,8 +64,8 @@ class RolloutActor:
         """
         import torch
 
+        from ray_probe.assembly import build_rollout
         from ray_probe.checkpoints import check_fingerprint
-        from ray_probe.rollout import build_rollout
         from ray_probe.threads import pin_threads
         from ray_probe.versions import check_versions, cpu_model
 

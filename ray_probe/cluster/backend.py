@@ -15,7 +15,7 @@ from ray_probe.config import ProbeConfig, to_dict
 from ray_probe.gradients import Layout
 from ray_probe.offline_entropy_probe import RoundOutcome
 from ray_probe.plan import Shard
-from ray_probe.rollout import baseline_rule
+from ray_probe.rules import baseline_rule
 from ray_probe.tracker import Tracker
 from ray_probe.versions import package_versions
 

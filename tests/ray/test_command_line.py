@@ -12,11 +12,12 @@ import pytest
 import yaml
 from support.checkpoints import raw_config
 
+from ray_probe.assembly import build_rollout
 from ray_probe.config import config_from_dict
 from ray_probe.fitter import Fitter
 from ray_probe.offline_entropy_probe import InProcess, OfflineEntropyProbe
 from ray_probe.preflight import prepare
-from ray_probe.rollout import baseline_rule, build_rollout
+from ray_probe.rules import baseline_rule
 from ray_probe.run_directory import RunDirectory
 
 pytestmark = [pytest.mark.cluster, pytest.mark.own_cluster]

@@ -16,6 +16,7 @@ from ray.exceptions import ActorUnavailableError
 from safetensors.numpy import load_file, save_file
 from support.checkpoints import raw_config, write_checkpoint
 
+from ray_probe.assembly import build_rollout
 from ray_probe.cluster import pool as pool_module
 from ray_probe.cluster.actors import RolloutActor
 from ray_probe.cluster.backend import RayBackend, actor_options
@@ -28,7 +29,7 @@ from ray_probe.fitter import Fitter
 from ray_probe.offline_entropy_probe import InProcess, OfflineEntropyProbe
 from ray_probe.preflight import Prepared, prepare
 from ray_probe.progress import Listener, Progress
-from ray_probe.rollout import baseline_rule, build_rollout
+from ray_probe.rules import baseline_rule
 from ray_probe.run_directory import RunDirectory
 from ray_probe.tracker import Tracker
 

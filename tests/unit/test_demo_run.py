@@ -5,11 +5,12 @@ from typing import Any
 
 import pytest
 
+from ray_probe.assembly import build_rollout
 from ray_probe.config import load_config
 from ray_probe.fitter import Fitter
 from ray_probe.offline_entropy_probe import InProcess, OfflineEntropyProbe
 from ray_probe.preflight import prepare
-from ray_probe.rollout import baseline_rule, build_rollout
+from ray_probe.rules import baseline_rule
 from ray_probe.run_directory import RunDirectory
 
 ROOT = Path(__file__).parents[2]

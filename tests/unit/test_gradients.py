@@ -6,7 +6,8 @@ import torch
 from support.models import tiny_gpt2, tiny_llama
 
 from ray_probe.errors import ConfigError, NonFiniteError
-from ray_probe.gradients import GradientSum, Layout, select_trainable
+from ray_probe.gradients import GradientSum, Layout
+from ray_probe.trainable import select_trainable
 
 
 def fill(model: torch.nn.Module, seed: int) -> None:

@@ -12,6 +12,7 @@ import pytest
 import torch
 from support.models import probe_config, save_checkpoint, tiny_llama
 
+from ray_probe.assembly import build_rollout
 from ray_probe.checkpoints import load_model, load_tokenizer
 from ray_probe.config import ProbeConfig
 from ray_probe.core.baselines import MODES, PublishedFit
@@ -23,7 +24,8 @@ from ray_probe.offline_entropy_probe import InProcess, OfflineEntropyProbe
 from ray_probe.plan import Plan, Shard
 from ray_probe.probe_components import ProbeComponents
 from ray_probe.progress import Progress
-from ray_probe.rollout import Rollout, baseline_rule, build_rollout
+from ray_probe.rollout import Rollout
+from ray_probe.rules import baseline_rule
 from ray_probe.run_directory import RunDirectory
 from ray_probe.sequence_processor import SequenceProcessor
 
