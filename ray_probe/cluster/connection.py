@@ -1,9 +1,9 @@
 """Connecting to a Ray cluster, or starting one here that ends with us and leaves nothing behind.
 
-A Ray that is started here is private: it has a temp dir of mode 0700, a token of its own in it, and nothing is
-written to the home directory (a bare ray.init leaves a world-readable token there). Ctrl-C needs no care: Ray blocks
-SIGINT in the processes that it starts and puts workers in process groups of their own, so they outlive the driver's
-KeyboardInterrupt and are shut down in order.
+A Ray that is started here is private: it listens on loopback, has a temp dir of mode 0700 with a token of its own in
+it, and nothing is written to the home directory (a bare ray.init leaves a world-readable token there). Ctrl-C needs
+no care: Ray blocks SIGINT in the processes that it starts and puts workers in process groups of their own, so they
+outlive the driver's KeyboardInterrupt and are shut down in order.
 """
 
 import contextlib
@@ -20,7 +20,14 @@ from typing import Any
 
 import psutil
 
-from ray_probe.cluster.environment import env_to_join, env_to_start, environment, private_dir, require_token
+from ray_probe.cluster.environment import (
+    env_to_join,
+    env_to_start,
+    environment,
+    on_loopback,
+    private_dir,
+    require_token,
+)
 from ray_probe.cluster.reach import check_joinable, find_address
 from ray_probe.errors import ClusterError, bad_value
 
@@ -63,16 +70,25 @@ class ClusterInfo:
 def connected(
     address: str | None,
     namespace: str,
-    demand: Demand,
+    demand: Demand | None,
     *,
     runtime_env: dict[str, Any] | None = None,
     token_path: str | None = None,
+    loopback: bool = False,
     log: Callable[[str], None],
 ) -> Iterator[ClusterInfo]:
     """Connect this process to the cluster at `address` (None: start Ray here), and disconnect at the end.
 
     A cluster started here ends with the block, its processes and temp dir too, also on exceptions and Ctrl-C.
-    `token_path` names the token of a cluster that another ray_probe started (its `ClusterInfo.token_path`).
+
+    Args:
+        address: null, auto or host:port.
+        namespace: Ray namespace of this process.
+        demand: what the cluster must have room for; None asks for nothing.
+        runtime_env: Ray runtime environment of this process's actors.
+        token_path: the token of a cluster that another ray_probe started (its `ClusterInfo.token_path`).
+        loopback: the cluster was started by another ray_probe on this machine.
+        log: told what was connected to.
 
     Raises:
         ClusterError: unreachable, token refused, other versions, no node here, or too small; within seconds.
@@ -82,20 +98,24 @@ def connected(
     with contextlib.ExitStack() as stack:
         temp_dir: str | None = None
         if address is None:
+            assert demand is not None, "what is started here has a size"
             if warning := slots_warning(demand, os.cpu_count() or 1):
                 log(warning)
             temp_dir = stack.enter_context(private_dir())
             stack.enter_context(environment(env_to_start(temp_dir)))
             require_token(address)
+            stack.enter_context(on_loopback())
             where = _local_options(demand, temp_dir)
         else:
             found = find_address(address)
+            if loopback:
+                stack.enter_context(on_loopback())
             stack.enter_context(environment(env_to_join(address, token_path)))
             require_token(address)
             check_joinable(found)
             where = {"address": found}
         stack.enter_context(_session({**where, "namespace": namespace, "runtime_env": runtime_env or None}, temp_dir))
-        nodes = _wait_for_room(demand, ROOM_S if temp_dir is None else 1.0)
+        nodes = _alive_nodes() if demand is None else _wait_for_room(demand, ROOM_S if temp_dir is None else 1.0)
         info = _describe(nodes, temp_dir)
         log(
             f"cluster: {'started' if info.owned else 'joined'} Ray {info.ray_version} at {info.address}: "
@@ -120,11 +140,17 @@ def shortfall(demand: Demand, nodes: Sequence[Mapping[str, float]]) -> str | Non
             field = {"CPU": "cpus_per_actor", "GPU": "gpus_per_actor"}.get(name, "resources")
             have = f"asked {demand.actors} x {amount:g} {name}, the cluster has {total:g}"
             return f"cluster.{field}: {have}; ask for fewer actors or less for each, or add nodes"
-    room = sum(min((int(node.get(n, 0.0) / a + 1e-9) for n, a in one.items()), default=demand.actors) for node in nodes)
-    if room >= demand.actors:
+    there = room(demand, nodes)
+    if there is None or there >= demand.actors:
         return None
     each = " + ".join(f"{amount:g} {name}" for name, amount in one.items())
-    return f"cluster.actors: asked {demand.actors} x ({each}), and the {len(nodes)} node(s) have room for {room}"
+    return f"cluster.actors: asked {demand.actors} x ({each}), and the {len(nodes)} node(s) have room for {there}"
+
+
+def room(demand: Demand, nodes: Sequence[Mapping[str, float]]) -> int | None:
+    """Actors that nodes with these resources can hold in all; None: any number, as an actor asks for nothing."""
+    one = demand.per_actor()
+    return sum(min(int(node.get(n, 0.0) / a + 1e-9) for n, a in one.items()) for node in nodes) if one else None
 
 
 def _local_options(demand: Demand, temp_dir: str) -> dict[str, Any]:

@@ -67,6 +67,25 @@ def environment(changes: Mapping[str, str | None]) -> Iterator[None]:
         _set(before)
 
 
+@contextlib.contextmanager
+def on_loopback() -> Iterator[None]:
+    """Have a Ray that is started in the block, all of its processes, listen on 127.0.0.1 alone.
+
+    By itself Ray replaces a loopback address by the machine's own and listens on every interface. The switch is the one
+    with which it stays off other interfaces on Windows and macOS; a Ray that is loaded already has read it.
+    """
+    constants: Any = sys.modules.get("ray._private.ray_constants")
+    before = getattr(constants, "ENABLE_RAY_CLUSTER", None)
+    with environment({"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}):
+        if before is not None:
+            constants.ENABLE_RAY_CLUSTER = False
+        try:
+            yield
+        finally:
+            if before is not None:
+                constants.ENABLE_RAY_CLUSTER = before
+
+
 def token_mode() -> bool:
     """Whether Ray in this environment sends and asks for a token."""
     return os.environ.get("RAY_AUTH_MODE", "").lower() == "token"

@@ -202,12 +202,12 @@ JOIN = """
 address, token_path = sys.argv[1:]
 wrong = os.path.join(os.environ["HOME"], "wrong")
 open(wrong, "w").write("f" * 64)
-facts["wrong"] = refused(address, "test", one, token_path=wrong)
+facts["wrong"] = refused(address, "test", one, token_path=wrong, loopback=True)
 facts["none"] = refused(address, "test", one)
-facts["gpus"] = refused(address, "test", Demand(1, 1, 2, {}, 1), token_path=token_path)
-with connected(address, "test", one, token_path=token_path, log=logged.append) as joined:
+facts["gpus"] = refused(address, "test", Demand(1, 1, 2, {}, 1), token_path=token_path, loopback=True)
+with connected(address, "test", one, token_path=token_path, loopback=True, log=logged.append) as joined:
     facts["joined"] = [ask(), joined.owned, joined.nodes]
-with connected(address, "test", one, token_path=token_path, log=logged.append):
+with connected(address, "test", one, token_path=token_path, loopback=True, log=logged.append):
     facts["again"] = ask()
 os.remove(wrong)
 print(json.dumps({**facts, "logged": logged}))

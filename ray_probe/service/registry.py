@@ -1,0 +1,117 @@
+"""Which services and runs of this user are live: a file each (0600) in a directory of the user's own (0700).
+
+Holds where a cluster is and where its token lies, never the token.
+"""
+
+import contextlib
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import psutil
+
+from ray_probe.errors import ConfigError, bad_value
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A live service or run.
+
+    Attributes:
+        name: of the service or run.
+        kind: service or run.
+        address: host:port of the cluster's head.
+        namespace: Ray namespace of its actors.
+        token_path: file of the cluster's token where ray_probe made it, else None.
+        directory: where its files are.
+        started: UTC, ISO 8601.
+        pid: process that it ends with: a run's own, or the head that a service owns; None for a service elsewhere.
+        pid_created: when that process began, seconds since the epoch: a pid may come again.
+    """
+
+    name: str
+    kind: str
+    address: str
+    namespace: str
+    token_path: str | None
+    directory: str
+    started: str
+    pid: int | None = None
+    pid_created: float | None = None
+
+    @property
+    def gone(self) -> bool:
+        """The process that it ends with is no more; False where there is none to look at."""
+        return self.pid is not None and created(self.pid) != self.pid_created
+
+
+def created(pid: int) -> float | None:
+    """When a process began; None when there is none."""
+    with contextlib.suppress(psutil.Error):
+        return psutil.Process(pid).create_time()
+    return None
+
+
+def place() -> Path:
+    """The directory of the entries: `ray_probe` in XDG_STATE_HOME or ~/.local/state."""
+    state = os.environ.get("XDG_STATE_HOME")
+    return (Path(state) if state else Path.home() / ".local" / "state") / "ray_probe"
+
+
+def register(entry: Entry) -> None:
+    """Put an entry down, in the place of an earlier one of its name."""
+    directory = place()
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    directory.chmod(0o700)
+    temporary = directory / f".{entry.name}.{os.getpid()}"
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
+    with open(descriptor, "w", encoding="utf-8") as file:
+        json.dump(asdict(entry), file, indent=1)
+    temporary.replace(directory / f"{entry.name}.json")
+
+
+def unregister(name: str) -> None:
+    """Take an entry away, if it is there."""
+    (place() / f"{name}.json").unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def registered(entry: Entry) -> Iterator[None]:
+    """An entry for the block."""
+    register(entry)
+    try:
+        yield
+    finally:
+        unregister(entry.name)
+
+
+def entries() -> list[Entry]:
+    """Live entries by name; those whose process is gone, and files that cannot be read, are left out."""
+    found = [read(path.stem) for path in sorted(place().glob("*.json"))]
+    return [entry for entry in found if entry is not None and not entry.gone]
+
+
+def read(name: str) -> Entry | None:
+    """The entry of that name, be it live or not; None without one that can be read."""
+    try:
+        return Entry(**json.loads((place() / f"{name}.json").read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def choose(name: str | None) -> Entry:
+    """The entry of that name; None: the only one there is. Raises ConfigError naming what there is."""
+    there = entries()
+    names = ", ".join(f"{entry.name} ({entry.kind})" for entry in there)
+    if name is None:
+        if not there:
+            raise ConfigError("--run: nothing is up; start a service: up CONFIG")
+        if len(there) > 1:
+            raise ConfigError(f"--run: there are {names}; choose one with --run NAME")
+        return there[0]
+    for entry in there:
+        if entry.name == name:
+            return entry
+    raise ConfigError(bad_value("--run", name, f"nothing of that name is up; there is {names or 'nothing'}"))
