@@ -34,12 +34,14 @@ def measure(prompts: int) -> float:
     loaded_kb = _memory_kb("VmRSS")
     for number in range(ROUNDS):
         shards = prepared.plan.round(number)
+        rollout.begin(f"round {number}")
         for shard in shards:
             rollout.acknowledge(shard, fitter.accept(rollout.collect(shard).delivery))
-        fit = fitter.close_round(number, [shard.index for shard in shards])
+        fit = fitter.close_round(number, [shard.index for shard in shards]).for_broadcast()
         for shard in shards:
             rollout.accumulate(shard, fit)
-        rollout.round_gradient(number)
+        for start, stop in rollout.layout.buckets():
+            rollout.bucket(start, stop)
     return (_memory_kb("VmHWM") - loaded_kb) / 1024
 
 

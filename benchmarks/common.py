@@ -10,8 +10,8 @@ from typing import Any
 
 from ray_probe.assembly import build_rollout
 from ray_probe.config import load_config
-from ray_probe.fitter import Fitter
-from ray_probe.offline_entropy_probe import InProcess, OfflineEntropyProbe
+from ray_probe.in_process import InProcess
+from ray_probe.offline_entropy_probe import OfflineEntropyProbe
 from ray_probe.preflight import Prepared, prepare
 from ray_probe.rollout import Rollout
 from ray_probe.rules import baseline_rule
@@ -40,8 +40,7 @@ def run_in_process(*overrides: str) -> dict[str, Any]:
     prepared = prepare_demo(*overrides)
     with tempfile.TemporaryDirectory() as parent:
         directory = RunDirectory.create(Path(parent), "benchmark")
-        fitter = Fitter(baseline_rule(prepared.config), prepared.policy_id, directory.ledger)
-        backend = InProcess([build(prepared)], fitter)
+        backend = InProcess([build(prepared)], baseline_rule(prepared.config), prepared.policy_id, directory)
         return OfflineEntropyProbe(prepared.config, prepared.plan, backend, directory).run()
 
 

@@ -2,14 +2,80 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, Literal
 
-from ray_probe.checkpoints import check_vocabulary, load_model, load_tokenizer
+from ray_probe.checkpoint_files import weight_headers
+from ray_probe.checkpoints import check_vocabulary, load_tokenizer
 from ray_probe.config import ProbeConfig
 from ray_probe.gradients import GradientSum
 from ray_probe.probe_components import ProbeComponents
 from ray_probe.rollout import Rollout
 from ray_probe.rules import baseline_rule
 from ray_probe.sequence_processor import SequenceProcessor
+from ray_probe.swap import Architecture, Policy, can_swap, load_policy, release, swap_weights
+
+OnProgress = Callable[[int], None]
+
+
+class Assembly:
+    """Makes rollouts of one checkpoint after the other, and keeps the model where the next one has the same shape.
+
+    Attributes:
+        way: how the last checkpoint came in: `loaded`, or `swapped` into the model that was there.
+    """
+
+    way: Literal["loaded", "swapped"] = "loaded"
+
+    def __init__(self) -> None:
+        self._policy: Policy | None = None
+
+    def load(
+        self,
+        config: ProbeConfig,
+        directory: Path,
+        adapter: Path | None,
+        policy_id: str,
+        device: str = "cpu",
+        on_progress: OnProgress = lambda tokens: None,
+    ) -> Rollout:
+        """Bring a checkpoint in and put a rollout together; the one before computes with other weights from then on.
+
+        Let go of the rollout before first: its gradient sums are memory too. When this raises there is no model: the
+        next call loads one.
+
+        Args:
+            config: the run's configuration.
+            directory: the checkpoint's directory on this node.
+            adapter: the directory of the adapter on it on this node, or None.
+            policy_id: what records are marked with.
+            device: `cpu` or `cuda`.
+            on_progress: told of tokens done.
+
+        Raises:
+            CheckpointError: it is not what its directory should hold.
+        """
+        model = self._bring_in(directory, adapter, config.model.dtype, device)
+        tokenizer = load_tokenizer(directory)
+        check_vocabulary(directory, model, tokenizer)
+        rule = baseline_rule(config)
+        chat = config.data.chat_template
+        processor = SequenceProcessor(model, tokenizer, config.generation, rule.features, on_progress, chat)
+        components = ProbeComponents(processor, config.estimator.x_estimator_mode, config.generation.rb_requires_grad)
+        return Rollout(components, GradientSum(model, config.model.trainable), rule, policy_id)
+
+    def _bring_in(self, directory: Path, adapter: Path | None, dtype: str, device: str) -> Any:
+        architecture = Architecture.of(directory, adapter, dtype, device)
+        headers = weight_headers(directory)
+        policy, self._policy = self._policy, None  # whatever fails below, nothing half-done is kept
+        if policy is not None and can_swap(policy, architecture, headers):
+            swap_weights(policy, directory, headers, adapter)
+            self._policy, self.way = policy, "swapped"
+            return policy.model
+        if policy is not None:
+            release(policy.model)
+        del policy
+        self._policy, self.way = load_policy(directory, adapter, architecture), "loaded"
+        return self._policy.model
 
 
 def build_rollout(
@@ -17,9 +83,9 @@ def build_rollout(
     directory: Path,
     policy_id: str,
     device: str = "cpu",
-    on_progress: Callable[[int], None] = lambda tokens: None,
+    on_progress: OnProgress = lambda tokens: None,
 ) -> Rollout:
-    """Load the checkpoint and put a rollout together.
+    """Load the checkpoint, and the adapter that the configuration names, and put a rollout together.
 
     Args:
         config: the run's configuration.
@@ -28,10 +94,5 @@ def build_rollout(
         device: `cpu` or `cuda`.
         on_progress: told of tokens done.
     """
-    model = load_model(directory, config.model.dtype, device)
-    tokenizer = load_tokenizer(directory)
-    check_vocabulary(directory, model, tokenizer)
-    rule = baseline_rule(config)
-    processor = SequenceProcessor(model, tokenizer, config.generation, rule.features, on_progress)
-    components = ProbeComponents(processor, config.estimator.x_estimator_mode, config.generation.rb_requires_grad)
-    return Rollout(components, GradientSum(model, config.model.trainable), rule, policy_id)
+    adapter = None if config.model.adapter is None else Path(config.model.adapter)
+    return Assembly().load(config, directory, adapter, policy_id, device, on_progress)

@@ -1,7 +1,7 @@
 """The command line: parse, build, run. Every refusal is one line on stderr and an exit code (spec section 8)."""
 
 import contextlib
-import json
+import os
 import signal
 import sys
 from collections.abc import Iterator
@@ -9,14 +9,13 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
+from ray_probe import commands
 from ray_probe.errors import ProbeError
 
-EXIT_PARTIAL = 3
-EXIT_CONFLICT = 1
 EXIT_USAGE = 2
 EXIT_INTERRUPTED = 130
+EXIT_BROKEN_PIPE = 141
 
 # Newer versions of typer bring a click of their own, older ones use the package: both derive from this class.
 _ClickException: Any = next(base for base in typer.BadParameter.__mro__ if base.__name__ == "ClickException")
@@ -29,26 +28,13 @@ app = typer.Typer(
 )
 
 
-@app.callback()
-def _group() -> None:
-    """Keeps `run` a command by name while it is the only one."""
-
-
 @app.command()
 def run(
     config: Annotated[Path | None, typer.Argument(help="YAML file of the run.", show_default=False)] = None,
-    set_: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Set any key of the config; repeatable.")
-    ] = None,
-    actors: Annotated[
-        str | None, typer.Option(metavar="N", help="Rollout actors (cluster.actors).", show_default=False)
-    ] = None,
-    address: Annotated[
-        str | None, typer.Option(help="Ray cluster to join: auto or host:port (cluster.address).", show_default=False)
-    ] = None,
-    out: Annotated[
-        Path | None, typer.Option(help="Parent of the run directory (output.dir).", show_default=False)
-    ] = None,
+    set_: commands.Settings = None,
+    actors: commands.Actors = None,
+    address: commands.ConfigAddress = None,
+    out: commands.Out = None,
     resume: Annotated[
         Path | None, typer.Option(metavar="RUN_DIR", help="Go on from the last finished round.", show_default=False)
     ] = None,
@@ -56,7 +42,6 @@ def run(
 ) -> int:
     """Measure a checkpoint: sample, score, fit, differentiate; then print a table of results."""
     from ray_probe.report.display import ProgressDisplay
-    from ray_probe.report.table import result_table
     from ray_probe.runner import Request, Run, execute, overrides
 
     request = Request(config, resume, overrides(set_ or [], actors, address, out))
@@ -66,15 +51,17 @@ def run(
         with _terminated_as_interrupted(), ProgressDisplay() as display, contextlib.redirect_stdout(sys.stderr):
             result = execute(request, display, state)
     except KeyboardInterrupt:
-        return _interrupted(state.directory.path if state.directory else None, state.finished_rounds)
+        return _interrupted(state.directory, state.finished_rounds)
     assert state.directory is not None
-    if as_json:
-        print(json.dumps(result, indent=1))
-    else:
-        console = Console(width=None if sys.stdout.isatty() else 100)
-        console.print(result_table(result))
-        console.print(f"results, plots and log: {state.directory.path}", soft_wrap=True, highlight=False)
-    return exit_code(result)
+    return commands.show_result(result, state.directory, as_json)
+
+
+for _command in (
+    commands.up, commands.down, commands.probe, commands.status, commands.beta, commands.variance, commands.results,
+    commands.logs, commands.scale, commands.cancel, commands.drain,
+    commands.doctor,
+):  # fmt: skip
+    app.command()(_command)
 
 
 @contextlib.contextmanager
@@ -87,13 +74,6 @@ def _terminated_as_interrupted() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def exit_code(result: dict[str, Any]) -> int:
-    """What a run that came to its end exits with: 1 for conflicts, 3 for a partial result, else 0."""
-    if result["conflicts"]:
-        return EXIT_CONFLICT
-    return EXIT_PARTIAL if result["partial"] else 0
-
-
 def _interrupted(directory: Path | None, finished_rounds: int) -> int:
     if directory is None:
         print("interrupted before the first round; nothing was written", file=sys.stderr)
@@ -104,7 +84,13 @@ def _interrupted(directory: Path | None, finished_rounds: int) -> int:
 
 def main() -> None:
     """Entry point of `ray-probe` and `launch.py`."""
-    sys.exit(_main())
+    try:
+        code = _main()
+        sys.stdout.flush()
+    except BrokenPipeError:  # who reads has seen enough, as `| head` has
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = EXIT_BROKEN_PIPE
+    sys.exit(code)
 
 
 def _main() -> int:

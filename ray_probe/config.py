@@ -73,11 +73,11 @@ class DataConfig(_Section):
     """The prompts."""
 
     prompts: Prompts
-    """Path of a JSONL or parquet file with one prompt a row, a data set (`datasets:NAME:SPLIT`), or a list."""
+    """Path of a JSONL or parquet file, a data set (`datasets:NAME:SPLIT`, NAME also a directory), or a list."""
     field: Text = "prompt"
     """Name of the field that holds the prompt."""
     chat_template: bool = False
-    """Put prompts (a string or a list of messages) through the tokenizer's chat template."""
+    """Put prompts (strings or lists of messages) through the tokenizer's chat template; false: strings as they are."""
     max_prompt_tokens: OptionalCount = None
     """Longest prompt, in tokens; null: no limit but the model's context."""
     on_long: Literal["error", "skip"] = "error"

@@ -65,3 +65,7 @@ class OutputError(ProbeError):
 
 class ShardError(ProbeError):
     """A shard could not be done, or came twice with different bytes."""
+
+
+class GradientError(ProbeError):
+    """The gradient is none: parameters that nothing reached, or zero in every number; it was not committed."""

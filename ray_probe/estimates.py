@@ -13,7 +13,7 @@ import numpy.typing as npt
 from ray_probe.core.baselines import MODES
 from ray_probe.core.parity import ParityStats
 from ray_probe.core.variance import GradientNoise, clustered_ratio, gradient_noise
-from ray_probe.rollout import Collected, ShardSums
+from ray_probe.messages import Collected, ShardSums
 
 COUNTS = ("eos_only", "truncated", "unfitted_shards", "shards_retried", "regenerated")
 SECONDS = ("seconds", "generate_s", "teacher_force_s", "backward_s", "fit_s", "wait_s")
@@ -239,6 +239,7 @@ def round_summary(
         "shards_by_actor": {str(actor): list(shards) for actor, shards in by_actor.items()},
         "beta_version": fit["version"],
         "beta": fit["values"],
+        "fit": fit,
         "advantage": advantage_by_mode(totals),
         "entropy": entropy_estimate(totals),
         "parity": _parity(totals.parity),

@@ -5,43 +5,15 @@ arrival and the number of actors.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
-
-import numpy as np
-import numpy.typing as npt
+from typing import Any
 
 from ray_probe.core.baselines import TARGET, BaselineRule, PublishedFit
 from ray_probe.core.records import Record, check, total
-from ray_probe.core.variance import in_sample_mean_square
-from ray_probe.errors import RecordError
+from ray_probe.core.variance import in_sample_mean_squares
+from ray_probe.errors import ConfigError, RecordError, bad_value
 from ray_probe.ledger import Entry, Ledger, read_ledger, rewrite_ledger
-
-
-@dataclass(frozen=True, eq=False)
-class Delivery:
-    """A shard's record on its way to the fitter: what it was made under, its place in the plan, and its bytes."""
-
-    policy_id: str
-    features: tuple[str, ...]
-    round: int
-    shard: int
-    packed: npt.NDArray[np.float64]
-
-
-@dataclass(frozen=True, eq=False)
-class Receipt:
-    """The fitter's answer to a delivery.
-
-    Attributes:
-        status: accepted, or a duplicate with equal bytes, or different bytes for a shard that is in already (a
-            conflict on a CPU; `regenerated` on CUDA, where a redone shard may differ in its last bits).
-        kept: the record that counts, where it is not the one delivered; it is what must be left out of the fit.
-    """
-
-    status: Literal["accepted", "duplicate", "different"]
-    kept: npt.NDArray[np.float64] | None = None
+from ray_probe.messages import Array, Delivery, Receipt, ShardKey
 
 
 class Fitter:
@@ -65,8 +37,9 @@ class Fitter:
         self._rule = rule
         self._policy_id = policy_id
         self._previous = self._current = PublishedFit.empty(rule, policy_id)
+        self._betas = [self._report(self._current)]
         self._open: dict[int, Record] = {}
-        self._packed: dict[tuple[int, int], npt.NDArray[np.float64]] = {}
+        self._packed: dict[ShardKey, Array] = {}
         if ledger_path is not None:
             self._restore(ledger_path, finished)
         self._ledger = None if ledger_path is None else Ledger(ledger_path)
@@ -98,13 +71,19 @@ class Fitter:
         self._packed[key] = delivery.packed.copy()
         return Receipt("accepted")
 
-    def close_round(self, round_number: int, shards: Sequence[int]) -> PublishedFit:
+    def close_round(self, round_number: int, shards: Sequence[int], since: int | None = None) -> PublishedFit:
         """Fold the records of these shards, fit, and return the fit that this round's gradients use.
 
         With `lagged` that is the fit of the rounds before, with the others the new one. Closing a round again
         returns the same fit. Records of shards that are not listed (they were given up) are dropped.
 
-        Raises RecordError when another round is open or a listed shard's record is missing.
+        Args:
+            round_number: the open round.
+            shards: the shards whose record counts.
+            since: first of the rounds whose shards may still be done again, and are known then; None: this one.
+
+        Raises:
+            RecordError: another round is open, or a listed shard's record is missing.
         """
         if round_number == self._current.round:
             return self._fit_in_use()
@@ -113,19 +92,41 @@ class Fitter:
         missing = sorted(set(shards) - set(self._open))
         if missing:
             raise RecordError(f"round {round_number}: cannot be closed; no record of shards {missing} is in")
-        self._close(shards)
+        self._close(shards, round_number if since is None else since)
         return self._fit_in_use()
 
-    def beta(self) -> dict[str, Any]:
-        """The current global fit by feature name, as result.json holds it (spec section 9)."""
-        fit, rule = self._current, self._rule
+    def beta(self, version: int | None = None) -> dict[str, Any]:
+        """A global fit by feature name, as result.json holds it (spec section 9): the current one, or an earlier one.
+
+        Raises:
+            ConfigError: there is no such version.
+        """
+        betas = self._betas
+        if version is None:
+            return betas[-1]
+        if not 0 <= version < len(betas):
+            raise ConfigError(bad_value("version", version, f"there are versions 0 to {len(betas) - 1}"))
+        return betas[version]
+
+    def variance(self) -> dict[str, Any]:
+        """How well the current fit explains its own rows, from sums alone: flattering, so it is labelled `in_sample`.
+
+        Mean squared residual of the baseline's target by mode, nats^2 per token.
+        """
+        fit = self._current
+        beta_DK = None if fit.ridge is None else fit.ridge.beta_DK
+        squares = in_sample_mean_squares(fit.total, fit.position_average().mean_B, beta_DK)
+        counts = {"version": fit.version, "tokens": fit.total.tokens, "sequences": fit.total.sequences}
+        return counts | {"in_sample": squares}
+
+    def _report(self, fit: PublishedFit) -> dict[str, Any]:
         ridge = fit.ridge
         return {
-            "features": list(rule.features),
+            "features": list(self._rule.features),
             "values": None if ridge is None else ridge.beta_DK[:, TARGET].tolist(),
             "version": fit.version,
             "round": fit.round,
-            "ridge_lambda": rule.ridge_lambda,
+            "ridge_lambda": self._rule.ridge_lambda,
             "tokens": fit.total.tokens,
             "sequences": fit.total.sequences,
             "r2": None if ridge is None else ridge.r2_K[TARGET],
@@ -133,19 +134,15 @@ class Fitter:
             "fallback": "residual_mu" if ridge is None else None,
         }
 
-    def in_sample_mean_square(self) -> float | None:
-        """Mean squared residual of the current fit on its own rows, nats^2 per token: flattering, see `variance`."""
-        ridge = self._current.ridge
-        return None if ridge is None else in_sample_mean_square(self._current.total, ridge.beta_DK)
-
     def _fit_in_use(self) -> PublishedFit:
         return self._previous if self._rule.fit == "lagged" else self._current
 
-    def _close(self, shards: Sequence[int]) -> None:
+    def _close(self, shards: Sequence[int], since: int) -> None:
         latest = total((self._open[shard] for shard in sorted(set(shards))), self._rule.shape)
         self._previous, self._current = self._current, self._current.after_round(latest)
         self._open = {}
-        self._packed = {key: packed for key, packed in self._packed.items() if key[0] == self._current.round}
+        self._packed = {key: packed for key, packed in self._packed.items() if key[0] >= since}
+        self._betas.append(self._report(self._current))
 
     def _check_origin(self, delivery: Delivery) -> None:
         if delivery.policy_id != self._policy_id:

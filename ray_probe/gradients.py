@@ -1,10 +1,9 @@
-"""The gradient of an actor's round: shard by shard, each shard added whole or not at all.
+"""The gradient on one actor: shard by shard, each shard added whole or not at all.
 
-A shard's gradient is formed in `.grad`, its squared norm is taken, and only then is it added to the round's sum; a
-shard that fails half-way leaves nothing behind.
+A shard's gradient is formed in `.grad`, its squared norm is taken, and only then is it added to the sum; a shard that
+fails half-way leaves nothing behind. The sum is handed out in buckets and changes only when another shard is added.
 """
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,37 +11,25 @@ import numpy.typing as npt
 import torch
 
 from ray_probe.errors import NonFiniteError
+from ray_probe.layout import Layout
 from ray_probe.trainable import select_trainable
 
 Vector = npt.NDArray[np.floating[Any]]
 
 
-@dataclass(frozen=True)
-class Layout:
-    """Names and shapes of the trainable parameters, in the order in which the flat gradient holds them."""
-
-    names: tuple[str, ...]
-    shapes: tuple[tuple[int, ...], ...]
-
-    @property
-    def size(self) -> int:
-        """Numbers in the flat gradient."""
-        return sum(int(np.prod(shape)) for shape in self.shapes)
-
-    def unflatten(self, vector: Vector) -> dict[str, Vector]:
-        """The flat gradient by parameter name."""
-        sizes = [int(np.prod(shape)) for shape in self.shapes]
-        parts = np.split(vector, np.cumsum(sizes)[:-1])
-        return {name: part.reshape(s) for name, part, s in zip(self.names, parts, self.shapes, strict=True)}
-
-
 class GradientSum:
-    """The summed gradient of a round's shards on one actor (two float32 buffers: `.grad` and the sum)."""
+    """The summed gradient of an actor's shards since the last commit (two float32 buffers: `.grad` and the sum)."""
 
     def __init__(self, model: torch.nn.Module, trainable: str) -> None:
         self._parameters = select_trainable(model, trainable)
         self.layout = Layout(tuple(self._parameters), tuple(tuple(p.shape) for p in self._parameters.values()))
         self._sums: list[torch.Tensor] | None = None
+        self._reached: set[int] = set()
+
+    @property
+    def unreached(self) -> tuple[int, ...]:
+        """Parameters, by their place in the layout, that no shard in the sum gave a gradient to."""
+        return tuple(place for place in range(len(self._parameters)) if place not in self._reached)
 
     def clear(self) -> None:
         """Drop what `.grad` holds, before a shard."""
@@ -50,9 +37,10 @@ class GradientSum:
             parameter.grad = None
 
     def reset(self) -> None:
-        """Start a round: the sum of no shard."""
+        """Start anew: the sum of no shard."""
         self.clear()
         self._sums = None
+        self._reached = set()
 
     def add_shard(self) -> float:
         """Add the shard's gradient in `.grad` to the sum; returns its squared norm, float64.
@@ -70,12 +58,18 @@ class GradientSum:
         else:
             for total, grad in zip(self._sums, grads, strict=True):
                 total += grad
+        self._reached |= {place for place, p in enumerate(self._parameters.values()) if p.grad is not None}
         self.clear()
         return norm_sq
 
-    def flat(self) -> Vector:
-        """The sum as one vector in the order of `layout`."""
-        if self._sums is None:
-            return np.zeros(self.layout.size, np.float32)
-        vector: Vector = torch.cat([total.flatten() for total in self._sums]).cpu().numpy()
+    def bucket(self, start: int, stop: int) -> Vector:
+        """A range of the flat sum, in the order of `layout`: a copy of its own, on the CPU."""
+        wide = any(parameter.grad_dtype == torch.float64 for parameter in self._parameters.values())
+        result = torch.zeros(stop - start, dtype=torch.float64 if wide else torch.float32)
+        places = zip(self._sums, self.layout.ranges(), strict=True) if self._sums is not None else ()
+        for total, (_, _, first, last) in places:
+            low, high = max(first, start), min(last, stop)
+            if low < high:
+                result[low - start : high - start] = total.flatten()[low - first : high - first]
+        vector: Vector = result.numpy()
         return vector

@@ -1,141 +1,33 @@
-"""The run: rounds of shards through a backend, committed one by one, and the result (spec sections 7 and 9).
-
-A backend turns the shards of a round into reports and one summed gradient; `InProcess` does it in this process,
-`ray_probe.cluster.backend.RayBackend` on a Ray cluster. Both use the same plain `Rollout` and `Fitter`.
-"""
+"""The run: rounds of shards through a backend, committed in groups, and the result (spec sections 7 and 9)."""
 
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol
-
-import numpy as np
-import numpy.typing as npt
+from typing import Any, NamedTuple
 
 from ray_probe.config import ProbeConfig, to_dict
-from ray_probe.core.parity import violation
+from ray_probe.core.parity import ParityStats, violation
 from ray_probe.core.records import position_bins
-from ray_probe.errors import ParityError, ShardError
+from ray_probe.errors import ParityError
 from ray_probe.estimates import Totals, build_result, merged, round_summary, summed
-from ray_probe.fitter import Fitter
-from ray_probe.gradients import Layout
-from ray_probe.plan import Plan, Shard
+from ray_probe.plan import Plan
 from ray_probe.progress import Listener
-from ray_probe.rollout import Collected, Rollout, ShardSums
 from ray_probe.run_directory import RunDirectory
 from ray_probe.tracker import Tracker
-
-Vector = npt.NDArray[np.float64]
-
-
-@dataclass
-class RoundOutcome:
-    """What a backend makes of a round.
-
-    Attributes:
-        gradient: float64, summed over all responses of the shards in `sums`.
-        collected: first halves, one a shard.
-        sums: second halves; only these shards count.
-        records: shards whose record the fit holds: those in `sums`, and any given up after its record was in.
-        beta: the fitter's global fit after the round.
-        given_up: ids of shards that failed too often.
-        conflicts: ids of shards that came twice with different bytes on a CPU.
-        regenerated: the same on CUDA, where it is no error.
-        retried: shards that were done again.
-        by_actor: actor -> the shards whose gradient is from it.
-        fit_s: seconds from the last record to the fit.
-    """
-
-    gradient: Vector
-    collected: list[Collected] = field(default_factory=list)
-    sums: list[ShardSums] = field(default_factory=list)
-    records: list[int] = field(default_factory=list)
-    beta: dict[str, Any] = field(default_factory=dict)
-    given_up: list[str] = field(default_factory=list)
-    conflicts: list[str] = field(default_factory=list)
-    regenerated: int = 0
-    retried: int = 0
-    by_actor: dict[int, tuple[int, ...]] = field(default_factory=dict)
-    fit_s: float = 0.0
-
-
-class Backend(Protocol):
-    """Where shards are worked on."""
-
-    @property
-    def actors(self) -> int:
-        """Rollout actors asked for."""
-        ...
-
-    @property
-    def layout(self) -> Layout:
-        """Names and shapes of the trainable parameters."""
-        ...
-
-    def run_round(self, shards: Sequence[Shard], tracker: Tracker) -> RoundOutcome:
-        """Work one round off."""
-        ...
-
-    def beta(self) -> dict[str, Any]:
-        """The fitter's current global fit."""
-        ...
-
-
-class InProcess:
-    """Everything in this process, without Ray: shards dealt in turn to the rollouts."""
-
-    def __init__(self, rollouts: Sequence[Rollout], fitter: Fitter) -> None:
-        self._rollouts = rollouts
-        self._fitter = fitter
-
-    @property
-    def actors(self) -> int:
-        """Number of rollouts."""
-        return len(self._rollouts)
-
-    @property
-    def layout(self) -> Layout:
-        """Names and shapes of the trainable parameters."""
-        return self._rollouts[0].layout
-
-    def beta(self) -> dict[str, Any]:
-        """The fitter's current global fit."""
-        return self._fitter.beta()
-
-    def run_round(self, shards: Sequence[Shard], tracker: Tracker) -> RoundOutcome:
-        """Work one round off, shard after shard."""
-        outcome = RoundOutcome(np.zeros(self.layout.size))
-        dealt = [(shard, self._rollouts[shard.index % self.actors]) for shard in shards]
-        for shard, rollout in dealt:
-            report = rollout.collect(shard)
-            rollout.acknowledge(shard, self._fitter.accept(report.delivery))
-            outcome.collected.append(report)
-            tracker.collected(report.tokens)
-        started = time.monotonic()
-        outcome.records = [shard.index for shard in shards]
-        fit = self._fitter.close_round(shards[0].round, outcome.records)
-        outcome.fit_s = time.monotonic() - started
-        tracker.fitted(fit.version)
-        for shard, rollout in dealt:
-            sums = rollout.accumulate(shard, fit)
-            outcome.sums.append(sums)
-            tracker.accumulated(sums)
-        for rollout in self._rollouts:
-            outcome.gradient += rollout.round_gradient(shards[0].round).vector
-        outcome.beta = self._fitter.beta()
-        outcome.by_actor = {
-            number: tuple(shard.index for shard, rollout in dealt if rollout is self._rollouts[number])
-            for number in range(self.actors)
-        }
-        return outcome
+from ray_probe.work import Backend, RoundOutcome, StopCheck, refuse_without_sums
 
 
 class _Committed(NamedTuple):
-    """Everything of the whole rounds that are on disk: their totals, the gradient summed over them, the global fit."""
+    """Everything of the rounds that are on disk: their totals, the gradient's squared norm, the global fit."""
 
-    parts: tuple[Totals, ...]
-    gradient: Vector
+    totals: Totals | None
+    norm_sq: float
     beta: dict[str, Any]
+
+
+class _OpenRound(NamedTuple):
+    """A round that is worked off and not committed."""
+
+    totals: Totals
+    wall_s: float
 
 
 class OfflineEntropyProbe:
@@ -144,9 +36,10 @@ class OfflineEntropyProbe:
     Args:
         config: the run's configuration.
         plan: its shards.
-        backend: where they are worked on.
+        backend: where they are worked on; it goes on from what `directory` holds.
         directory: where the results go.
         listener: told of progress.
+        stop: asked at least once a second whether the run shall end.
     """
 
     def __init__(
@@ -156,93 +49,126 @@ class OfflineEntropyProbe:
         backend: Backend,
         directory: RunDirectory,
         listener: Listener = lambda progress: None,
+        stop: StopCheck = lambda: False,
     ) -> None:
         self._config = config
         self._plan = plan
         self._backend = backend
         self._directory = directory
+        self._stop = stop
         self._tracker = Tracker(listener, plan.round_count, config.estimator.baseline.mode, backend.actors)
-        finished = len(directory.finished_rounds())
-        parts, gradient = directory.restore(finished)
-        start = np.zeros(backend.layout.size) if gradient is None else gradient
-        self._committed = _Committed(tuple(parts), start, backend.beta())
+        parts = directory.restore(len(directory.finished_rounds()))
+        totals = merged(parts) if parts else None
+        self._committed = _Committed(totals, backend.gradient_norm_sq, backend.beta())
+        self._open: list[_OpenRound] = []
 
     @property
     def finished_rounds(self) -> int:
         """Whole rounds that are committed."""
-        return len(self._committed.parts)
+        totals = self._committed.totals
+        return 0 if totals is None else totals.rounds
 
     def run(self) -> dict[str, Any]:
         """Work off the rounds that are not finished yet and return the result, which is on disk then.
 
         Raises:
-            ParityError: the scored policy is not the policy that sampled; the round is committed, then the run stops.
+            ParityError: the scored policy is not the policy that sampled; the rounds are committed, then the run stops.
+            Stopped: `stop` said so; what was committed is kept, rounds that were not are lost.
         """
-        if self.finished_rounds:
-            self._check_parity()
+        self._check_parity()
         while self._goes_on():
-            self._run_round(self.finished_rounds)
+            self._run_round(self.finished_rounds + len(self._open))
+            if len(self._open) == self._config.output.commit_rounds or not self._goes_on():
+                self._commit()
             self._check_parity()
         return self.finish()
 
+    def result(self) -> dict[str, Any] | None:
+        """The result of the rounds that are committed, None before any; other threads may ask while the run is on."""
+        committed = self._committed  # replaced as a whole, never changed
+        if committed.totals is None:
+            return None
+        config, actors = to_dict(self._config), self._backend.actors
+        return build_result(config, committed.beta, committed.totals, committed.norm_sq, actors)
+
     def finish(self) -> dict[str, Any]:
         """Write result.json (and gradient.safetensors when configured) from the rounds that are finished."""
-        parts, gradient, beta = self._committed
-        totals = merged(parts)
-        norm_sq = float(gradient @ gradient)
-        result = build_result(to_dict(self._config), beta, totals, norm_sq, self._backend.actors)
+        result, totals = self.result(), self._committed.totals
+        assert result is not None and totals is not None, "some round is finished"
         self._directory.write_json("result.json", result)
         if self._config.output.save_gradient:
-            self._directory.save_gradient(self._backend.layout.unflatten(gradient / totals.sequences))
+            self._backend.save_gradient(self._directory.gradient, totals.rounds, totals.sequences)
         return result
 
     def _goes_on(self) -> bool:
         """Whether plan and budget (whole rounds) allow another round; the first one always starts."""
-        parts, rounds, limit_s = self._committed.parts, self._plan.round_count, self._config.batch.max_seconds
-        in_plan = rounds is None or len(parts) < rounds
-        in_time = limit_s is None or not parts or sum(part.seconds["seconds"] for part in parts) < limit_s
+        worked, rounds, limit_s = self._worked(), self._plan.round_count, self._config.batch.max_seconds
+        in_plan = rounds is None or sum(part.rounds for part in worked) < rounds
+        in_time = limit_s is None or not worked or sum(part.seconds["seconds"] for part in worked) < limit_s
         return in_plan and in_time
+
+    def _worked(self) -> list[Totals]:
+        """Totals of all rounds so far, committed or not."""
+        committed = self._committed.totals
+        return [*([] if committed is None else [committed]), *(part.totals for part in self._open)]
 
     def _run_round(self, number: int) -> None:
         shards = self._plan.round(number)
         self._tracker.start_round(number, len(shards))
         started = time.monotonic()
-        outcome = self._backend.run_round(shards, self._tracker)
-        if not outcome.sums:
-            raise ShardError(f"round {number}: every shard was given up; see log.txt for the causes")
-        bins = position_bins(self._config.generation.max_new_tokens)
-        totals = summed(outcome.sums, outcome.collected, bins)
+        outcome = self._backend.run_round(shards, self._tracker, self._stop)
+        wall_s = time.monotonic() - started
+        self._open.append(_OpenRound(self._totals(outcome, wall_s), wall_s))
+        self._warn(outcome)
+
+    def _commit(self) -> None:
+        """Put the gradient of the open rounds on disk, then make them count."""
+        started = time.monotonic()
+        outcomes = self._backend.commit()
+        walls_s = [part.wall_s for part in self._open]
+        walls_s[-1] += time.monotonic() - started
+        parts = [self._totals(outcome, wall_s) for outcome, wall_s in zip(outcomes, walls_s, strict=True)]
+        lines = [
+            round_summary(outcome.round, totals, outcome.beta, outcome.records, outcome.by_actor)
+            for outcome, totals in zip(outcomes, parts, strict=True)
+        ]
+        self._directory.commit(parts, lines)
+        before = [] if self._committed.totals is None else [self._committed.totals]
+        # at once, because Ctrl-C can come anywhere
+        self._committed = _Committed(merged([*before, *parts]), self._backend.gradient_norm_sq, outcomes[-1].beta)
+        self._open = []
+        self._backend.settle()
+
+    def _totals(self, outcome: RoundOutcome, wall_s: float) -> Totals:
+        refuse_without_sums(outcome)
+        totals = summed(outcome.sums, outcome.collected, position_bins(self._config.generation.max_new_tokens))
         totals.given_up = outcome.given_up
         totals.conflicts = outcome.conflicts
         totals.counts |= {"shards_retried": outcome.retried, "regenerated": outcome.regenerated}
-        self._add_times(totals, outcome, time.monotonic() - started)
-        parts, before, _ = self._committed
-        gradient = before + outcome.gradient
-        summary = round_summary(number, totals, outcome.beta, outcome.records, outcome.by_actor)
-        self._directory.commit_round(number, totals, gradient, summary)
-        self._committed = _Committed((*parts, totals), gradient, outcome.beta)  # at once: Ctrl-C can come anywhere
-        self._warn(number, totals)
-
-    def _warn(self, number: int, totals: Totals) -> None:
-        """Say where a shard had no fit, or beta fell back: neither biases the gradient, both leave noise in it."""
-        mode, unfitted = self._config.estimator.baseline.mode, totals.counts["unfitted_shards"]
-        fallback = self._committed.beta["fallback"]
-        if mode != "none" and unfitted:
-            self._tracker.note(f"round {number}: {unfitted} shards had no record to fit on; mu_hat was 0 for them")
-        if mode == "regression" and fallback is not None:
-            self._tracker.note(f"round {number}: beta could not be fitted; {fallback} stands in for it")
-
-    def _add_times(self, totals: Totals, outcome: RoundOutcome, wall_s: float) -> None:
         seconds = totals.seconds
         busy_s = sum(seconds[name] for name in ("generate_s", "teacher_force_s", "backward_s"))
         seconds["seconds"] = wall_s
         seconds["fit_s"] = outcome.fit_s
         seconds["wait_s"] = max(0.0, wall_s * self._backend.actors - busy_s)
+        return totals
+
+    def _warn(self, outcome: RoundOutcome) -> None:
+        """Say where a shard had no fit, or beta fell back: neither biases the gradient, both leave noise in it."""
+        mode, unfitted = self._config.estimator.baseline.mode, sum(not report.fitted for report in outcome.sums)
+        fallback = outcome.beta["fallback"]
+        if mode != "none" and unfitted:
+            self._tracker.note(
+                f"round {outcome.round}: {unfitted} shards had no record to fit on; mu_hat was 0 for them"
+            )
+        if mode == "regression" and fallback is not None:
+            self._tracker.note(f"round {outcome.round}: beta could not be fitted; {fallback} stands in for it")
 
     def _check_parity(self) -> None:
-        parity = merged(self._committed.parts).parity
+        parity = sum((part.parity for part in self._worked()), start=ParityStats.zero())
         problem = violation(parity, self._config.model.dtype, self._config.generation.parity_tolerance)
         if problem is not None:
+            if self._open:
+                self._commit()
             self.finish()
             raise ParityError(
                 f"{problem}. The scored policy is not the one that sampled: look at model.dtype, at the padding and "

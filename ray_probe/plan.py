@@ -34,6 +34,11 @@ class Shard:
     responses_per_prompt: int
 
     @property
+    def key(self) -> tuple[int, int]:
+        """Round and index, as a key."""
+        return self.round, self.index
+
+    @property
     def id(self) -> str:
         """Round and index, as results and logs name it."""
         return f"{self.round}/{self.index}"

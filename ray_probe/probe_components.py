@@ -14,6 +14,7 @@ from ray_probe.core.baselines import MODES, Mode, PublishedFit, ShardBaseline, m
 from ray_probe.core.loss import Estimator, advantages, baseline_target, response_loss
 from ray_probe.core.records import PROMPT_COLUMNS, bin_of, position_bins
 from ray_probe.errors import ConfigError
+from ray_probe.messages import SumsX
 from ray_probe.sequence_processor import SequenceProcessor, to_float64
 from ray_probe.sequences import Array, BatchedSequences, LogprobResults
 from ray_probe.trainable import accumulate_wide
@@ -36,39 +37,6 @@ class ResponseTerms:
     advantage_T: Array
     target_T: Array
     advantage_by_mode: dict[Mode, Array]
-
-
-@dataclass
-class SumsX:
-    """Sums over the responses of one call of `accumulate_sum_X`.
-
-    Attributes:
-        prompt_rows_P3: for each prompt: responses, total entropy (nats), total length (tokens).
-        eos_only: responses that ended at once.
-        truncated: responses cut at the cap.
-        advantage: by mode, sum of A (nats) and of A^2 (nats^2) over tokens; absent where a mode cannot be formed.
-        bin_weight_B: tokens by position bin.
-        bin_target_B: sum of the target r by position bin, nats.
-        bin_mu_hat_B: sum of the configured `mu_hat` by position bin, nats.
-    """
-
-    prompt_rows_P3: Array
-    eos_only: int
-    truncated: int
-    advantage: dict[Mode, Array]
-    bin_weight_B: Array
-    bin_target_B: Array
-    bin_mu_hat_B: Array
-
-    @property
-    def sequences(self) -> int:
-        """Responses counted."""
-        return int(self.prompt_rows_P3[:, 0].sum())
-
-    @property
-    def tokens(self) -> int:
-        """Response tokens counted."""
-        return int(self.prompt_rows_P3[:, 2].sum())
 
 
 class ProbeComponents:

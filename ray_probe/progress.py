@@ -37,5 +37,10 @@ class Progress:
     variance_ratio: float | None
     note: str | None = None
 
+    @classmethod
+    def outside(cls, note: str) -> "Progress":
+        """A note from outside rounds."""
+        return cls(0, 0, 0, 0, 0, 0, 0.0, 0, 0, 0, None, note)
+
 
 Listener = Callable[[Progress], None]

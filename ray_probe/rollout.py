@@ -1,10 +1,11 @@
 """What a rollout actor does, as a plain class: collect a shard's record, then add its gradient (spec section 7).
 
-Between the two an actor keeps of each shard its token ids and its record, and no graph.
+Between the two an actor keeps of each shard its token ids and its record, and no graph. The gradient sum goes on over
+the rounds between two commits.
 """
 
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -15,58 +16,13 @@ from ray_probe.core.loss import Estimator, baseline_target
 from ray_probe.core.parity import ParityStats
 from ray_probe.core.records import Record, record_of_tokens, with_prompts
 from ray_probe.errors import NonFiniteError, ShardError
-from ray_probe.fitter import Delivery, Receipt
-from ray_probe.gradients import GradientSum, Layout, Vector
+from ray_probe.gradients import GradientSum, Vector
+from ray_probe.layout import Layout
+from ray_probe.messages import Collected, Delivery, GradientReport, Receipt, ShardKey, ShardSums
 from ray_probe.plan import Shard
-from ray_probe.probe_components import ProbeComponents, SumsX
+from ray_probe.probe_components import ProbeComponents
 from ray_probe.sequence_processor import to_float64
 from ray_probe.sequences import BatchedSequences, LogprobResults
-
-
-@dataclass(frozen=True, eq=False)
-class Collected:
-    """Report on a shard's first half: the record for the fitter, and what only the run needs.
-
-    Attributes:
-        delivery: the record, on its way to the fitter.
-        parity: log q when sampled against log q when scored.
-        tokens: response tokens.
-        generate_s: seconds of sampling.
-        teacher_force_s: seconds of scoring without gradient.
-    """
-
-    delivery: Delivery
-    parity: ParityStats
-    tokens: int
-    generate_s: float
-    teacher_force_s: float
-
-
-@dataclass(frozen=True, eq=False)
-class ShardSums:
-    """Report on a shard whose gradient is in: everything that estimates are made of.
-
-    Attributes:
-        round: round in the plan.
-        shard: index in the round.
-        version: the fit whose baseline was used.
-        own_left_out: the shard's own record was left out of it.
-        fitted: some record was left to fit on.
-        prompt_ids_P: prompt indices in the file.
-        sums: counts, entropy and advantage sums.
-        gradient_norm_sq: squared norm of the shard's gradient sum.
-        backward_s: seconds of scoring with gradient and backward.
-    """
-
-    round: int
-    shard: int
-    version: int
-    own_left_out: bool
-    fitted: bool
-    prompt_ids_P: npt.NDArray[np.int64]
-    sums: SumsX
-    gradient_norm_sq: float
-    backward_s: float
 
 
 @dataclass
@@ -76,21 +32,12 @@ class _Held:
     record: Record
 
 
-@dataclass
-class RoundGradient:
-    """An actor's gradient of a round: the flat sum, and exactly the shards inside it."""
-
-    round: int
-    shards: tuple[int, ...]
-    vector: Vector = field(repr=False)
-
-
 class Rollout:
     """Generates, scores and differentiates shards of one policy.
 
     Args:
         components: processor and loss.
-        gradient: the gradient of the round.
+        gradient: the sum of its shards' gradients.
         rule: how the baseline is formed.
         policy_id: the policy that records are marked with.
     """
@@ -100,9 +47,9 @@ class Rollout:
         self._gradient = gradient
         self._rule = rule
         self._policy_id = policy_id
-        self._round = -1
-        self._held: dict[int, _Held] = {}
-        self._added: dict[int, ShardSums] = {}
+        self._group = ""
+        self._held: dict[ShardKey, _Held] = {}
+        self._added: dict[ShardKey, ShardSums] = {}
 
     @property
     def layout(self) -> Layout:
@@ -114,9 +61,19 @@ class Rollout:
         """Ids that end a response."""
         return self._components.processor.eos_ids
 
+    def begin(self, group: str) -> None:
+        """Start the rounds up to the next commit: nothing of those before is held or summed any more.
+
+        Args:
+            group: names those rounds; beginning the same again changes nothing.
+        """
+        if group != self._group:
+            self._group = group
+            self._held, self._added = {}, {}
+            self._gradient.reset()
+
     def collect(self, shard: Shard) -> Collected:
         """Sample and score a shard without gradient; keep its tokens, return its record."""
-        self._enter(shard.round)
         processor = self._components.processor
         started = time.monotonic()
         texts = [ref.text for ref in shard.prompts]
@@ -125,7 +82,8 @@ class Rollout:
         results = processor.teacher_force_logprobs(sequences, compute_rb=True, return_baseline_features=True)
         prompt_ids_P = np.array([ref.index for ref in shard.prompts], np.int64)
         record = record_of_results(results, prompt_ids_P, self._components.estimator, self._rule.cap)
-        self._held[shard.index] = _Held(replace(sequences, sample_logprobs=None), prompt_ids_P, record)
+        kept = replace(sequences, sample_logprobs=None)
+        self._held[shard.key] = _Held(kept, prompt_ids_P, record.without_prompts())
         delivery = Delivery(self._policy_id, self._rule.features, shard.round, shard.index, record.pack())
         finished = time.monotonic()
         parity = _parity(sequences, results)
@@ -134,42 +92,40 @@ class Rollout:
     def acknowledge(self, shard: Shard, receipt: Receipt) -> None:
         """Keep the record that counts: where another came first, that one is left out of the fit."""
         if receipt.kept is not None:
-            self._held[shard.index].record = Record.unpack(receipt.kept)
-
-    def holds(self, shard: Shard) -> bool:
-        """Whether the shard was collected here in the round at hand."""
-        return shard.round == self._round and shard.index in self._held
+            self._held[shard.key].record = Record.unpack(receipt.kept).without_prompts()
 
     def accumulate(self, shard: Shard, fit: PublishedFit) -> ShardSums:
-        """Add the shard's gradient under its baseline to the round's sum, once however often it is asked for."""
-        if not self.holds(shard):
+        """Add the shard's gradient under its round's fit to the sum, once however often it is asked for."""
+        if shard.key in self._added:
+            return self._added[shard.key]
+        if shard.key not in self._held:
             raise ShardError(f"shard {shard.id}: was not collected here; collect it first")
-        if shard.index in self._added:
-            return self._added[shard.index]
         started = time.monotonic()
-        held = self._held[shard.index]
+        held = self._held[shard.key]
         inside = fit.round >= shard.round
         own = held.record if inside and fit.rule.fit == "leave_one_out" else None
         baseline = fit.for_shard(own)
         self._gradient.clear()
         sums = self._components.accumulate_sum_X(held.sequences, baseline)
         norm_sq = self._gradient.add_shard()
-        self._added[shard.index] = result = ShardSums(
+        self._added[shard.key] = result = ShardSums(
             shard.round, shard.index, fit.version, own is not None, baseline.fitted, held.prompt_ids_P, sums, norm_sq,
             time.monotonic() - started,
         )  # fmt: skip
+        del self._held[shard.key]
         return result
 
-    def round_gradient(self, round_number: int) -> RoundGradient:
-        """The gradient summed over the shards that were accumulated here in this round."""
-        self._enter(round_number)
-        return RoundGradient(round_number, tuple(sorted(self._added)), self._gradient.flat())
+    def gradient_report(self, group: str) -> GradientReport:
+        """What the sum holds of the rounds that were begun under this name: nothing, if it is of others."""
+        shards = tuple(sorted(self._added)) if group == self._group else ()
+        return GradientReport(shards, self._gradient.unreached)
 
-    def _enter(self, round_number: int) -> None:
-        if round_number != self._round:
-            self._round = round_number
-            self._held, self._added = {}, {}
-            self._gradient.reset()
+    def bucket(self, start: int, stop: int, *others: Vector) -> Vector:
+        """A range of the flat gradient sum, with others' added; the sum itself stays until the next `begin`."""
+        result = self._gradient.bucket(start, stop)
+        for other in others:
+            result += other
+        return result
 
 
 def record_of_results(

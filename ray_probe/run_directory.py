@@ -1,6 +1,7 @@
 """What a run leaves on disk, and what a resumed run reads back (spec section 9).
 
-A round is finished when its line stands in rounds.jsonl: its gradient and its sums were written before.
+Rounds are finished when their lines stand in rounds.jsonl: their gradient and their sums were written before. Rounds
+that were committed together (`group` in their lines) are finished together.
 """
 
 import contextlib
@@ -9,20 +10,14 @@ import json
 import os
 import secrets
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-import safetensors.numpy
-from safetensors import SafetensorError
-
-from ray_probe.errors import ConfigError, OutputError, bad_value
+from ray_probe.errors import ConfigError, bad_value
 from ray_probe.estimates import Totals
-
-Vector = npt.NDArray[np.float64]
+from ray_probe.files import write_atomically, writing
 
 
 def default_name(config_path: Path) -> str:
@@ -31,33 +26,12 @@ def default_name(config_path: Path) -> str:
     return f"{stem[:40]}-{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
 
 
-@contextlib.contextmanager
-def _writing(path: Path) -> Iterator[None]:
-    """Disk errors become one line that names the file."""
-    try:
-        yield
-    except OSError as error:
-        raise OutputError(
-            f"{path}: cannot be written ({error.strerror}); make room, then go on with run --resume"
-        ) from error
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write, fsync, rename: a reader sees the old file or the new one. Raises OutputError when it cannot."""
-    temporary = path.with_name(path.name + ".tmp")
-    with _writing(path), temporary.open("wb") as stream:
-        stream.write(data)
-        stream.flush()
-        os.fsync(stream.fileno())
-        temporary.replace(path)
-
-
 class RunDirectory:
     """The files of one run."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._lock: int | None = None
+        self._ends_whole = False
 
     @classmethod
     def create(cls, parent: Path, name: str) -> "RunDirectory":
@@ -67,7 +41,7 @@ class RunDirectory:
         try:
             parent.mkdir(parents=True, exist_ok=True)
             path.mkdir(mode=0o700)
-            (path / "state").mkdir()
+            path.joinpath("state").mkdir()
         except OSError as error:
             raise ConfigError(bad_value("output.dir", str(parent), f"cannot be written ({error.strerror})")) from None
         return cls(path)
@@ -83,19 +57,26 @@ class RunDirectory:
         if not there.is_dir() or not os.access(there, os.W_OK):
             raise ConfigError(bad_value("output.dir", str(parent), f"cannot be written in {there}; choose another"))
 
-    def lock(self) -> None:
-        """Hold the directory until this process ends. Raises ConfigError naming the process that holds it."""
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Hold the directory for the block. Raises ConfigError naming the process that holds it."""
         descriptor = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            holder = os.read(descriptor, 200).decode(errors="replace").strip()
+            self._take(descriptor)
+            os.truncate(descriptor, 0)
+            os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
+            yield
+        finally:
             os.close(descriptor)
-            remedy = f"{holder or 'another process'} is driving this run; wait for it or stop it"
-            raise ConfigError(bad_value("--resume", str(self.path), remedy)) from None
-        os.truncate(descriptor, 0)
-        os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
-        self._lock = descriptor
+
+    def check_unheld(self) -> None:
+        """What `held` would refuse, without holding it. Raises ConfigError."""
+        if (self.path / "lock").exists():
+            descriptor = os.open(self.path / "lock", os.O_RDWR | os.O_CLOEXEC)
+            try:
+                self._take(descriptor)
+            finally:
+                os.close(descriptor)
 
     @classmethod
     def open(cls, path: Path) -> "RunDirectory":
@@ -108,6 +89,16 @@ class RunDirectory:
     def ledger(self) -> Path:
         """File of accepted records."""
         return self.path / "ledger.jsonl"
+
+    @property
+    def state(self) -> Path:
+        """Directory of the committed gradient and sums."""
+        return self.path / "state"
+
+    @property
+    def gradient(self) -> Path:
+        """File of the mean gradient by parameter name."""
+        return self.path / "gradient.safetensors"
 
     @property
     def config(self) -> Path:
@@ -126,57 +117,79 @@ class RunDirectory:
             raise self._unreadable(name, error) from None
         return value
 
-    def commit_round(self, number: int, totals: Totals, gradient: Vector, summary: dict[str, Any]) -> None:
-        """Make a round count: its cumulative gradient and its sums first, then its line in rounds.jsonl."""
-        write_atomically(self._gradient(number), safetensors.numpy.save({"sum": gradient}))
-        self.write_json(f"state/round-{number:06d}.json", totals.to_json())
-        lines = self.path / "rounds.jsonl"
-        with _writing(lines), lines.open("ab") as stream:
-            stream.write(json.dumps(summary, allow_nan=False).encode() + b"\n")
+    def commit(self, parts: Sequence[Totals], lines: Sequence[dict[str, Any]]) -> None:
+        """Make rounds count, all or none: their sums first, then their lines in rounds.jsonl.
+
+        The gradient through the last of them is on disk already.
+        """
+        group = [lines[0]["round"], lines[-1]["round"]]
+        for line, totals in zip(lines, parts, strict=True):
+            self.write_json(f"state/round-{line['round']:06d}.json", totals.to_json())
+        data = b"".join(json.dumps(line | {"group": group}, allow_nan=False).encode() + b"\n" for line in lines)
+        path = self.path / "rounds.jsonl"
+        with writing(path), path.open("ab") as stream:
+            if not self._ends_whole:  # a crash may have left lines that were never finished
+                stream.truncate(len(self._whole_lines()[0]))
+            self._ends_whole = False
+            stream.write(data)
             stream.flush()
             os.fsync(stream.fileno())
-        self._gradient(number - 1).unlink(missing_ok=True)
+        self._ends_whole = True
 
     def finished_rounds(self) -> list[dict[str, Any]]:
-        """The lines of rounds.jsonl; a torn last line is cut off the file, its round was never finished.
+        """The lines of rounds.jsonl. Torn last lines, or part of a group, are left out: they were never finished.
 
         Raises ConfigError, naming the line, for damage before the end.
         """
+        return self._whole_lines()[1]
+
+    def beta(self, version: int | None = None) -> dict[str, Any]:
+        """The global fit of one version, as result.json holds the last; None: the last.
+
+        Raises:
+            ConfigError: no finished round has that version; names those that have.
+        """
+        fits = {line["beta_version"]: line["fit"] for line in self.finished_rounds() if "fit" in line}
+        version = max(fits, default=None) if version is None else version
+        if version not in fits:
+            there = f"there are versions {min(fits)} to {max(fits)}" if fits else "no finished round holds one"
+            raise ConfigError(bad_value("version", version, there))
+        fit: dict[str, Any] = fits[version]
+        return fit
+
+    def restore(self, rounds: int) -> list[Totals]:
+        """Totals of each finished round. Raises ConfigError when a file of theirs is missing or damaged."""
+        return [Totals.from_json(self.read_json(f"state/round-{number:06d}.json")) for number in range(rounds)]
+
+    def _whole_lines(self) -> tuple[bytes, list[dict[str, Any]]]:
+        """What rounds.jsonl holds of finished rounds: the bytes and the objects."""
         path = self.path / "rounds.jsonl"
-        if not path.exists():
-            return []
-        whole, _, torn = path.read_bytes().rpartition(b"\n")
-        if torn:
-            write_atomically(path, whole + b"\n" if whole else b"")
-        lines = []
-        for number, line in enumerate(whole.splitlines(), start=1):
+        whole, end, _ = path.read_bytes().rpartition(b"\n") if path.exists() else (b"", b"", b"")
+        texts, lines = whole.splitlines(keepends=True), []
+        for number, text in enumerate(texts, start=1):
             try:
-                lines.append(json.loads(line))
+                lines.append(json.loads(text))
             except ValueError as error:
                 raise self._unreadable(f"{path.name} line {number}", error) from None
-        return lines
+        finished = _finished(lines)
+        return (whole + end if finished == len(lines) else b"".join(texts[:finished])), lines[:finished]
 
-    def restore(self, rounds: int) -> tuple[list[Totals], Vector | None]:
-        """Totals of each finished round, and the gradient summed over them (None for no round).
-
-        Raises ConfigError when a file of theirs is missing or damaged.
-        """
-        parts = [Totals.from_json(self.read_json(f"state/round-{number:06d}.json")) for number in range(rounds)]
-        if not parts:
-            return [], None
-        path = self._gradient(rounds - 1)
+    def _take(self, descriptor: int) -> None:
         try:
-            return parts, safetensors.numpy.load(path.read_bytes())["sum"]
-        except (OSError, KeyError, SafetensorError) as error:
-            raise self._unreadable(path.name, error) from None
-
-    def save_gradient(self, by_name: Mapping[str, npt.NDArray[Any]]) -> None:
-        """Write gradient.safetensors: the mean gradient by parameter name."""
-        write_atomically(self.path / "gradient.safetensors", safetensors.numpy.save(dict(by_name)))
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = os.read(descriptor, 200).decode(errors="replace").strip()
+            remedy = f"{holder or 'another process'} is driving this run; wait for it or stop it"
+            raise ConfigError(bad_value("--resume", str(self.path), remedy)) from None
 
     def _unreadable(self, name: str, error: Exception) -> ConfigError:
         remedy = f"{name} cannot be read ({error}), restore it or start a new run"
         return ConfigError(bad_value("--resume", str(self.path), remedy))
 
-    def _gradient(self, number: int) -> Path:
-        return self.path / "state" / f"gradient-{number:06d}.safetensors"
+
+def _finished(lines: Sequence[dict[str, Any]]) -> int:
+    """How many of the lines are of groups that are there to the end."""
+    if not lines:
+        return 0
+    first, last = lines[-1].get("group", [len(lines) - 1] * 2)
+    return len(lines) if last == len(lines) - 1 else first

@@ -1,27 +1,29 @@
-"""One run from request to result: files checked, cluster reached, rounds worked off, results written."""
+"""One run from request to result: files checked, cluster reached, a controller given the work and followed.
 
-import contextlib
-import logging
-import logging.handlers
+The same controller that a service has drives the run, so that `status`, `scale` and the other queries work on it.
+"""
+
+import os
 import signal
+import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from ray_probe.cluster.backend import RayBackend
-from ray_probe.cluster.connection import ClusterInfo, Demand, connected
-from ray_probe.config import ProbeConfig, dump_yaml, load_config
-from ray_probe.errors import ConfigError, ProbeError, bad_value
-from ray_probe.offline_entropy_probe import OfflineEntropyProbe
-from ray_probe.preflight import Prepared, changed_since, check_same_inputs, manifest, prepare
+from ray_probe.config import ProbeConfig, load_config, to_dict
+from ray_probe.errors import ConfigError, bad_value
+from ray_probe.measurement import Job
+from ray_probe.prepared import FREE_SECTIONS, Prepared, changed_since, check_same_inputs, few_shards
 from ray_probe.progress import Listener, Progress
-from ray_probe.report.plots import write_plots
 from ray_probe.run_directory import RunDirectory, default_name
+from ray_probe.service import registry
+from ray_probe.service.board import utc_now
 
-logger = logging.getLogger("ray_probe")
-FREE_SECTIONS = ("cluster", "output")
+STOP_S = 60.0
 
 
 @dataclass(frozen=True)
@@ -41,16 +43,9 @@ class Request:
 
 @dataclass
 class Run:
-    """A run as far as it got.
+    """A run as far as it got: where its files are once it has a place, and its whole rounds that are committed."""
 
-    Attributes:
-        directory: where its files are, once it has one.
-        result: the object of result.json, once it is written.
-        finished_rounds: whole rounds that are committed.
-    """
-
-    directory: RunDirectory | None = None
-    result: dict[str, Any] | None = None
+    directory: Path | None = None
     finished_rounds: int = 0
 
 
@@ -75,7 +70,9 @@ def resolve(request: Request) -> tuple[ProbeConfig, RunDirectory | None]:
         if override.split("=", 1)[0] in ("output.dir", "output.name"):
             raise ConfigError(bad_value("--set", override, "a resumed run stays in its directory; leave this out"))
     directory = RunDirectory.open(request.resume.resolve())
-    return load_config(directory.config, request.overrides), directory
+    config = load_config(directory.config, request.overrides)
+    here = config.output.model_copy(update={"dir": str(directory.path.parent), "name": directory.path.name})
+    return config.model_copy(update={"output": here}), directory
 
 
 def execute(request: Request, listener: Listener, run: Run) -> dict[str, Any]:
@@ -86,156 +83,109 @@ def execute(request: Request, listener: Listener, run: Run) -> dict[str, Any]:
         listener: told of progress.
         run: filled in as the run gets on, so that the caller knows what there is when it is interrupted.
     """
-    config, run.directory = resolve(request)
-    tell = _teller(listener)
-    prepared = prepare(config)
-    if run.directory is None:
+    config, directory = resolve(request)
+    notes = _Notes(listener)
+    prepared = _prepared(config, directory, notes)
+    if (warning := few_shards(config)) is not None:
+        notes.tell(f"warning: {warning}")
+    if directory is not None and (result := _done(directory, prepared)) is not None:
+        run.directory = directory.path
+        notes.tell("every round of this run is finished; nothing is left to do")
+        return result
+    output = prepared.config.output
+    path = Path(output.dir) / str(output.name)
+    run.directory = None if directory is None else path
+    try:
+        return _driven(prepared, directory is not None, path, notes, listener)
+    finally:
+        if path.is_dir():
+            run.directory = path
+            run.finished_rounds = len(RunDirectory(path).finished_rounds())
+
+
+class _Notes:
+    """What is told before there is a log; it is written there later."""
+
+    def __init__(self, listener: Listener) -> None:
+        self._listener = listener
+        self.texts: list[str] = []
+
+    def tell(self, text: str) -> None:
+        self.texts.append(text)
+        self._listener(Progress.outside(text))
+
+
+def _prepared(config: ProbeConfig, directory: RunDirectory | None, notes: _Notes) -> Prepared:
+    """The run, checked as far as no cluster is needed."""
+    from ray_probe.preflight import prepare  # brings transformers along
+
+    if directory is None:
+        prepared = prepare(config)
         RunDirectory.check_free(Path(prepared.config.output.dir), str(config.output.name))
-    else:
-        run.directory.lock()
-        earlier = run.directory.read_json("manifest.json")
-        check_same_inputs(prepared, earlier)
-        for change in changed_since(earlier, config.cluster.cpus_per_actor):
-            tell(f"since the run was started, {change}: the last bits of what follows may differ")
-    with _log_held_back() as open_log:
-        cluster = prepared.config.cluster
-        demand = Demand(
-            cluster.actors, cluster.cpus_per_actor, cluster.gpus_per_actor, cluster.resources, cluster.slots
+        return prepared
+    with directory.held():  # told before Ray is started; the controller holds it while it works
+        pass
+    earlier = directory.read_json("manifest.json")
+    created = earlier.get("created")
+    prepared = prepare(config, None if created is None else datetime.fromisoformat(created))
+    check_same_inputs(prepared, earlier)
+    for change in changed_since(earlier, config.cluster.cpus_per_actor):
+        notes.tell(f"since the run was started, {change}: the last bits of what follows may differ")
+    return prepared
+
+
+def _done(directory: RunDirectory, prepared: Prepared) -> dict[str, Any] | None:
+    """The result of a run whose rounds are all finished, or None."""
+    rounds = len(directory.finished_rounds())
+    if rounds and rounds == prepared.plan.round_count and (directory.path / "result.json").exists():
+        result = directory.read_json("result.json")
+        return result if result["counts"]["rounds"] == rounds else None
+    return None
+
+
+def _driven(prepared: Prepared, resume: bool, path: Path, notes: _Notes, listener: Listener) -> dict[str, Any]:
+    """Connect, give a controller the work, and follow it to its end."""
+    from ray_probe.cluster.calls import ask
+    from ray_probe.cluster.connection import Demand, connected
+    from ray_probe.cluster.controller_actor import create, spec_of_run
+    from ray_probe.cluster.placement import this_node
+    from ray_probe.service.client import ProbeClient
+
+    config, name = prepared.config, path.name
+    cluster = config.cluster
+    demand = Demand(cluster.actors, cluster.cpus_per_actor, cluster.gpus_per_actor, cluster.resources, cluster.slots)
+    if cluster.address is None:
+        notes.tell("starting Ray on this machine")
+    with ExitStack() as stack:
+        info = stack.enter_context(
+            connected(cluster.address, cluster.namespace, demand, runtime_env=dict(cluster.runtime_env), log=notes.tell)
         )
-        if cluster.address is None:
-            tell("starting Ray on this machine")
-        with connected(
-            cluster.address, cluster.namespace, demand, runtime_env=dict(cluster.runtime_env), log=tell
-        ) as info:
-            if threading.current_thread() is threading.main_thread():
-                signal.signal(signal.SIGTERM, signal.default_int_handler)  # Ray has put a handler of its own there
-            backend = RayBackend(
-                prepared.config,
-                prepared.checkpoint.directory,
-                prepared.policy_id,
-                prepared.checkpoint.fingerprint,
-                tell,
-            )
-            try:
-                tell(f"loading the checkpoint on {cluster.actors} rollout actors")
-                backend.start()
-                probe = _open(prepared, run, backend, info, open_log, listener)
-                run.result = _finish(probe, run)
-            finally:
-                backend.close()
-    assert run.directory is not None
-    write_plots(run.result, run.directory.finished_rounds(), run.directory.path)
-    return run.result
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, signal.default_int_handler)  # Ray has put a handler of its own there
+        controller = create(spec_of_run(name, config), this_node())
+        client = ProbeClient(controller, name, ExitStack())
+        me = os.getpid()
+        entry = registry.Entry(
+            name, "run", info.address, cluster.namespace, info.token_path, info.owned, str(path), utc_now(), me,
+            registry.created(me),
+        )  # fmt: skip
+        stack.enter_context(registry.registered(entry))
+        stack.callback(client.end_quietly)
+        job = Job(prepared, resume, tuple(sys.argv), asdict(info), tuple(notes.texts))
+        identity = ask(controller, name, "submit", to_dict(config), job, deadline_s=STOP_S)
+        return _followed(client, identity, listener)
 
 
-def _finish(probe: OfflineEntropyProbe, run: Run) -> dict[str, Any]:
-    """Run to the end; on Ctrl-C or an error write what the finished rounds give before passing it on."""
+def _followed(client: Any, identity: str, listener: Listener) -> dict[str, Any]:
+    """The result of the measurement; on Ctrl-C it is stopped with its whole rounds kept, which takes a moment."""
     try:
-        return probe.run()
-    except (KeyboardInterrupt, ProbeError):
-        if probe.finished_rounds:
-            with contextlib.suppress(ProbeError):  # a full disk, say: the first error is the one to tell
-                run.result = probe.finish()
+        result: dict[str, Any] = client.wait(identity, listener)
+        return result
+    except KeyboardInterrupt:
+        listener(Progress.outside("interrupted: keeping the whole rounds; once more to end at once"))
+        client.cancel(identity)
+        client.wait_until_ended(identity, STOP_S)
         raise
-    finally:
-        run.finished_rounds = probe.finished_rounds
-        logger.info("%d rounds are finished", probe.finished_rounds)
-
-
-def _open(
-    prepared: Prepared,
-    run: Run,
-    backend: RayBackend,
-    info: ClusterInfo,
-    open_log: Callable[[Path], None],
-    listener: Listener,
-) -> OfflineEntropyProbe:
-    """Make or reopen the run directory, start the fitter beside it, and set the probe up."""
-    config = prepared.config
-    if run.directory is None:
-        assert config.output.name is not None
-        run.directory = RunDirectory.create(Path(config.output.dir), config.output.name)
-        run.directory.lock()
-        run.directory.config.write_text(dump_yaml(config), encoding="utf-8")
-        run.directory.write_json("manifest.json", manifest(prepared, backend.info, asdict(info)))
-    directory = run.directory
-    open_log(directory.path / "log.txt")
-    finished = [_counted(line) for line in directory.finished_rounds()]
-    _log_start(config, backend, len(finished))
-    backend.open(directory.ledger, finished)
-    return OfflineEntropyProbe(config, prepared.plan, backend, directory, _logged(listener))
-
-
-def _counted(line: dict[str, Any]) -> list[int]:
-    """Shards of a finished round whose record the fit holds."""
-    return list(line["records"])
-
-
-def _log_start(config: ProbeConfig, backend: RayBackend, finished: int) -> None:
-    estimator, baseline = config.estimator, config.estimator.baseline
-    logger.info(
-        "x_estimator_mode=%s baseline.mode=%s baseline.fit=%s features=%s ridge_lambda=%g",
-        estimator.x_estimator_mode, baseline.mode, baseline.fit, ",".join(baseline.features), baseline.ridge_lambda,
-    )  # fmt: skip
-    logger.info(
-        "actors=%d device=%s parameters=%d eos_token_ids=%s first round=%d of %d",
-        config.cluster.actors, backend.info["device"], backend.layout.size, list(backend.info["eos_ids"]), finished,
-        config.batch.rounds,
-    )  # fmt: skip
-    if baseline.mode != "none" and baseline.fit == "in_sample":
-        logger.warning("estimator.baseline.fit=in_sample biases the gradient by O(1/N); leave_one_out does not")
-
-
-def _teller(listener: Listener) -> Callable[[str], None]:
-    """Tells of what happens outside rounds: to the log, and as progress."""
-
-    def tell(text: str) -> None:
-        logger.info(text)
-        listener(Progress(0, 0, 0, 0, 0, 0, 0.0, 0, 0, 0, None, text))
-
-    return tell
-
-
-def _logged(listener: Listener) -> Listener:
-    """Write notes, and the end of each round, into the log too."""
-
-    def listen(progress: Progress) -> None:
-        if progress.note is not None:
-            logger.warning(progress.note)
-        elif progress.accumulated == progress.shards > 0:
-            logger.info(
-                "round %d: gradients of %d shards are in, %d tokens so far, beta version %d",
-                progress.round, progress.shards, progress.tokens, progress.version,
-            )  # fmt: skip
-        listener(progress)
-
-    return listen
-
-
-@contextlib.contextmanager
-def _log_held_back() -> Iterator[Callable[[Path], None]]:
-    """Hold log lines back until the run directory exists, then write them to its log.txt."""
-    held = logging.handlers.MemoryHandler(10_000, flushLevel=logging.CRITICAL + 1)
-    logger.setLevel(logging.INFO)
-    logger.propagate = False
-    logger.addHandler(held)
-    files: list[logging.Handler] = []
-
-    def open_log(path: Path) -> None:
-        file = logging.FileHandler(path, encoding="utf-8")
-        file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-        files.append(file)
-        held.setTarget(file)
-        held.flush()
-        logger.removeHandler(held)
-        logger.addHandler(file)
-
-    try:
-        yield open_log
-    finally:
-        for handler in (held, *files):
-            logger.removeHandler(handler)
-            handler.close()
 
 
 def overrides(settings: Sequence[str], actors: str | None, address: str | None, out: Path | None) -> tuple[str, ...]:

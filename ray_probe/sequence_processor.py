@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ray_probe.chat import begins_with_two_bos, encode_prompts
 from ray_probe.config import GenerationSettings
 from ray_probe.core.features import DEFAULT_FEATURES
 from ray_probe.core.policy import SamplingRule, sample_rows
@@ -76,6 +77,7 @@ class SequenceProcessor:
         generation: the policy and the batch sizes.
         features: names of the baseline features that `teacher_force_logprobs` computes when asked to.
         on_progress: called with the number of tokens done, often enough to tell slow from stuck.
+        chat: prompts are what a chat template made, and hold their special tokens.
     """
 
     def __init__(
@@ -85,6 +87,7 @@ class SequenceProcessor:
         generation: GenerationSettings,
         features: Sequence[str] = DEFAULT_FEATURES,
         on_progress: Callable[[int], None] = lambda tokens: None,
+        chat: bool = False,
     ) -> None:
         self.model = model.eval()
         self.tokenizer = tokenizer
@@ -94,7 +97,8 @@ class SequenceProcessor:
         sources = (getattr(model, "generation_config", None), model.config.get_text_config(), tokenizer)
         self.eos_ids = resolve_eos_ids(generation.eos_token_ids, *sources)
         self.on_progress = on_progress
-        rows = model.get_input_embeddings().num_embeddings
+        self.chat = chat
+        rows = model.get_input_embeddings().weight.shape[0]
         if any(token >= rows for token in generation.eos_token_ids or ()):
             remedy = f"need ids below the {rows} tokens of the model"
             raise ConfigError(bad_value("generation.eos_token_ids", list(self.eos_ids), remedy))
@@ -111,8 +115,8 @@ class SequenceProcessor:
         return device
 
     def encode(self, prompt: str) -> list[int]:
-        """Token ids of a prompt, with the special tokens that the tokenizer itself adds."""
-        return list(self.tokenizer(prompt, verbose=False)["input_ids"])
+        """Token ids of a prompt, as `encode_prompts` gives them."""
+        return encode_prompts(self.tokenizer, [prompt], self.chat)[0]
 
     def ended(self, response: Sequence[int]) -> bool:
         """Whether the response ended at an EOS token rather than at the cap."""
@@ -132,13 +136,13 @@ class SequenceProcessor:
 
         Raises:
             ConfigError: there is not one seed a response.
-            PromptsError: a prompt has no token, or prompt plus cap is longer than the model's context.
+            PromptsError: a prompt has no token, begins with two BOS tokens, or passes the context with the cap.
             NonFiniteError: the model's logits hold NaN or infinity.
         """
         if [len(group) for group in seeds] != [responses_per_prompt] * len(prompts):
             shape = f"need one a response, {len(prompts)} x {responses_per_prompt}"
             raise ConfigError(bad_value("seeds", [len(group) for group in seeds], shape))
-        encoded = [self.encode(prompt) for prompt in prompts]
+        encoded = encode_prompts(self.tokenizer, prompts, self.chat)
         self._check_prompts(encoded)
         rows = [encoded[b] for b in range(len(prompts)) for _ in range(responses_per_prompt)]
         uniforms_NT = np.stack([self._uniforms(seed) for group in seeds for seed in group])
@@ -193,6 +197,8 @@ class SequenceProcessor:
         for index, ids in enumerate(encoded):
             if not ids:
                 raise PromptsError(f"prompt {index}: has no token; give the model at least one")
+            if begins_with_two_bos(self.tokenizer, ids):
+                raise PromptsError(f"prompt {index}: begins with two BOS tokens; write one at most")
             if limit is not None and len(ids) + self.generation.max_new_tokens > limit:
                 raise PromptsError(
                     f"prompt {index}: {len(ids)} tokens plus generation.max_new_tokens "

@@ -5,8 +5,8 @@ import time
 import numpy as np
 
 from ray_probe.core.baselines import MODES
+from ray_probe.messages import ShardSums
 from ray_probe.progress import Listener, Progress
-from ray_probe.rollout import ShardSums
 
 
 class Tracker:

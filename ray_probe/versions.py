@@ -1,6 +1,7 @@
 """What fixes a result's bits beside its inputs: the packages and the kind of CPU."""
 
 import platform
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 
@@ -15,7 +16,7 @@ def package_versions() -> dict[str, str]:
     return {"ray-probe": __version__} | {name: version(name) for name in PACKAGES}
 
 
-def check_versions(driver: dict[str, str]) -> None:
+def check_versions(driver: Mapping[str, str]) -> None:
     """Refuse a node whose packages are not the driver's. Raises ClusterError naming both versions."""
     here = package_versions()
     other = [f"{name} {here[name]} instead of {driver[name]}" for name in driver if here.get(name) != driver[name]]

@@ -146,10 +146,8 @@ def apply_override(raw: dict[str, Any], override: str) -> None:
     Raises:
         ConfigError: when it has another form, or the way to the key leads through something else than a mapping.
     """
-    key, _, text = override.partition("=")
+    key, value = override_of(override)
     parts = key.split(".")
-    if not text.strip() or not all(part and part.isprintable() and " " not in part for part in parts):
-        raise ConfigError(bad_value("--set", override, "need dotted.key=value, as in estimator.baseline.mode=none"))
     section = raw
     for depth, part in enumerate(parts[:-1], start=1):
         if section.get(part) is None:
@@ -157,7 +155,15 @@ def apply_override(raw: dict[str, Any], override: str) -> None:
         section = section[part]
         if not isinstance(section, dict):
             raise ConfigError(bad_value(".".join(parts[:depth]), section, f"need a mapping to set {key!r}"))
-    section[parts[-1]] = parse_scalar(text, key)
+    section[parts[-1]] = value
+
+
+def override_of(override: str) -> tuple[str, Any]:
+    """Key and value of one `dotted.key=value`. Raises ConfigError when it has another form."""
+    key, _, text = override.partition("=")
+    if not text.strip() or not all(part and part.isprintable() and " " not in part for part in key.split(".")):
+        raise ConfigError(bad_value("--set", override, "need dotted.key=value, as in estimator.baseline.mode=none"))
+    return key, parse_scalar(text, key)
 
 
 def dump_yaml_text(data: dict[str, Any]) -> str:

@@ -1,43 +1,91 @@
 """The Ray actors, as thin wrappers around plain classes; `ray.remote` is applied where they are created."""
 
-import os
+import secrets
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import ray
 
-from ray_probe.config import config_from_dict
 from ray_probe.core.baselines import BaselineRule, PublishedFit
-from ray_probe.errors import ClusterError
-from ray_probe.fitter import Delivery, Fitter, Receipt
+from ray_probe.errors import ClusterError, RecordError
+from ray_probe.fitter import Fitter
+from ray_probe.gradient_store import GradientStore
+from ray_probe.layout import Layout
+from ray_probe.loading import Loader, Order
+from ray_probe.messages import Delivery, GradientReport, Receipt
 
 
 class FitterActor:
-    """Owns the records and the fits; numpy only, so that it starts in a moment."""
+    """Owns the records and the fits of one measurement after the other; numpy only, so that it starts in a moment."""
 
-    def __init__(self, rule: BaselineRule, policy_id: str, ledger_path: str, finished: Sequence[Sequence[int]]) -> None:
-        self._arguments = (rule, policy_id, Path(ledger_path), finished)
+    def __init__(self) -> None:
+        self._opening = ""
 
-    def open(self) -> None:
-        """Rebuild from the ledger. Not in the constructor, whose errors would lose their type."""
-        self._fitter = Fitter(*self._arguments)
+    def open(self, rule: BaselineRule, policy_id: str, ledger: str, finished: Sequence[Sequence[int]]) -> str:
+        """Go on from a ledger; returns what `accept` needs."""
+        self._fitter = Fitter(rule, policy_id, Path(ledger), finished)
+        self._opening = secrets.token_hex(8)
+        return self._opening
 
-    def accept(self, delivery: Delivery) -> Receipt:
-        """Take in a shard's record."""
+    def ready(self) -> None:
+        """Answers."""
+
+    def accept(self, opening: str, delivery: Delivery) -> Receipt:
+        """Take in a shard's record. Raises RecordError for one of a measurement that is over."""
+        if opening != self._opening:
+            raise RecordError(f"record: that of shard {delivery.round}/{delivery.shard} is of a measurement before")
         return self._fitter.accept(delivery)
 
-    def close_round(self, round_number: int, shards: Sequence[int]) -> PublishedFit:
-        """Fit; returns the fit that the round's gradients use."""
-        return self._fitter.close_round(round_number, shards)
+    def close_round(self, round_number: int, shards: Sequence[int], since: int) -> PublishedFit:
+        """Fit; returns the fit that the round's gradients use, as actors need it."""
+        return self._fitter.close_round(round_number, shards, since).for_broadcast()
 
     def current(self) -> PublishedFit:
-        """The newest fit."""
-        return self._fitter.current
+        """The newest fit, as actors need it."""
+        return self._fitter.current.for_broadcast()
 
-    def beta(self) -> dict[str, Any]:
-        """The current global fit, as results show it."""
-        return self._fitter.beta()
+    @ray.method(concurrency_group="queries")  # type: ignore[untyped-decorator]
+    def beta(self, version: int | None = None) -> dict[str, Any]:
+        """A global fit, as results show it; None: the current one. Answered while records are taken in."""
+        return self._fitter.beta(version)
+
+    @ray.method(concurrency_group="queries")  # type: ignore[untyped-decorator]
+    def variance(self) -> dict[str, Any]:
+        """How well the current fit explains its own rows. Answered while records are taken in."""
+        return self._fitter.variance()
+
+
+class WriterActor:
+    """Keeps the committed gradient of one measurement after the other on disk; numpy only."""
+
+    def open(self, state: str, layout: Layout, rounds: int) -> float:
+        """Go on from the gradient summed over so many rounds; returns its squared norm."""
+        self._store = GradientStore(Path(state), layout)
+        return self._store.open(rounds)
+
+    def ready(self) -> None:
+        """Answers."""
+
+    def begin(self) -> str:
+        """Start to stage a commit; returns what `add` needs."""
+        return self._store.begin()
+
+    def add(self, staging: str, start: int, stop: int, part: Any) -> None:
+        """Stage a bucket."""
+        self._store.add(staging, start, stop, part)
+
+    def commit(self, rounds: int) -> float:
+        """Put what is staged in place; returns its squared norm."""
+        return self._store.commit(rounds)
+
+    def settle(self) -> None:
+        """Remove the state before."""
+        self._store.settle()
+
+    def save_mean(self, path: str, rounds: int, sequences: int) -> None:
+        """Write the mean gradient by parameter name."""
+        self._store.save_mean(Path(path), rounds, sequences)
 
 
 class RolloutActor:
@@ -45,58 +93,33 @@ class RolloutActor:
 
     def __init__(self) -> None:
         self._tokens = 0
+        self._loader = Loader(self._on_progress)
+        self._rollout: Any = None
 
-    def start(
-        self, config: dict[str, Any], directory: str, policy_id: str, fingerprint: str, versions: dict[str, str]
-    ) -> dict[str, Any]:
-        """Load the checkpoint. Not in the constructor, whose errors would lose their type.
-
-        Args:
-            config: the run's configuration.
-            directory: the checkpoint's directory on this node.
-            policy_id: what records are marked with.
-            fingerprint: of the checkpoint that the run measures.
-            versions: of the packages that the driver runs.
+    def start(self, order: Order) -> dict[str, Any]:
+        """Load a checkpoint, the first or the next. Not in the constructor, whose errors would lose their type.
 
         Raises:
-            CheckpointError: what was loaded here is another checkpoint, or none.
-            ClusterError: a GPU was asked for and this process sees none, or this node has other versions.
+            ProbeError: the checkpoint, the device or this node is refused (see `Loader.load`).
         """
-        import torch
+        self._rollout = None  # its gradient sums are memory too
+        self._rollout, about = self._loader.load(order, ray.util.get_node_ip_address())
+        return about
 
-        from ray_probe.assembly import build_rollout
-        from ray_probe.checkpoints import check_fingerprint
-        from ray_probe.threads import pin_threads
-        from ray_probe.versions import check_versions, cpu_model
+    def collect(self, shard: Any, group: str, fitter: Any, opening: str, deadline_s: float) -> tuple[Any, str]:
+        """Collect a shard and deliver its record to the fitter; returns the report and the fitter's answer.
 
-        check_versions(versions)
-
-        settings = config_from_dict(config)
-        pin_threads(settings.cluster.cpus_per_actor)
-        wants_gpu = settings.cluster.gpus_per_actor > 0
-        if wants_gpu and not torch.cuda.is_available():
-            raise ClusterError(
-                f"cluster.gpus_per_actor: got {settings.cluster.gpus_per_actor:g}; the actor on node "
-                f"{ray.util.get_node_ip_address()} sees no CUDA device, "
-                "use 0 or nodes with GPUs and a CUDA build of torch"
-            )
-        device = "cuda" if wants_gpu else "cpu"
-        self._rollout = build_rollout(settings, Path(directory), policy_id, device, self._on_progress)
-        check_fingerprint(Path(directory), fingerprint)  # after loading: weights may be overwritten while one reads
-        return {
-            "layout": self._rollout.layout,
-            "eos_ids": self._rollout.eos_ids,
-            "device": torch.cuda.get_device_name() if wants_gpu else device,
-            "cpu": None if wants_gpu else cpu_model(),
-            "threads": torch.get_num_threads(),
-            "pid": os.getpid(),
-        }
-
-    def collect(self, shard: Any, fitter: Any, deadline_s: float) -> tuple[Any, str]:
-        """Collect a shard and deliver its record to the fitter; returns the report and the fitter's answer."""
+        Args:
+            shard: what to sample.
+            group: the rounds since the last commit, as `Rollout.begin` takes it.
+            fitter: handle of the fitter.
+            opening: the measurement that the fitter is open on.
+            deadline_s: seconds to wait for the fitter.
+        """
+        self._rollout.begin(group)
         report = self._rollout.collect(shard)
         try:
-            receipt: Receipt = ray.get(fitter.accept.remote(report.delivery), timeout=deadline_s)
+            receipt: Receipt = ray.get(fitter.accept.remote(opening, report.delivery), timeout=deadline_s)
         except ray.exceptions.GetTimeoutError:
             raise ClusterError(f"fitter: did not answer in {deadline_s:.0f} s; go on with run --resume") from None
         self._rollout.acknowledge(shard, receipt)
@@ -106,9 +129,14 @@ class RolloutActor:
         """Add a shard's gradient."""
         return self._rollout.accumulate(shard, fit)
 
-    def round_gradient(self, round_number: int) -> Any:
-        """The summed gradient of the shards accumulated here in this round."""
-        return self._rollout.round_gradient(round_number)
+    def gradient_report(self, group: str) -> GradientReport:
+        """What the gradient sum holds of these rounds."""
+        report: GradientReport = self._rollout.gradient_report(group)
+        return report
+
+    def bucket(self, start: int, stop: int, *others: Any) -> Any:
+        """A range of the gradient sum, with the same range of other actors added."""
+        return self._rollout.bucket(start, stop, *others)
 
     def tokens_done(self) -> int:
         """Tokens sampled and scored since the start: a count that stands still means a stuck actor."""

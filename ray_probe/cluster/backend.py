@@ -1,23 +1,22 @@
-"""The probe's work on a Ray cluster: one fitter actor, a pool of rollout actors."""
+"""The probe's work on a Ray cluster: rollout actors, a fitter and a writer, for one measurement after another."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import ray
-from ray.exceptions import RayError, RayTaskError
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
-from ray_probe.cluster.actors import FitterActor
-from ray_probe.cluster.pool import Pool, fitter_lost, task_error
-from ray_probe.cluster.round_work import FITTER_DEADLINE_S, RoundWork
-from ray_probe.config import ProbeConfig, to_dict
-from ray_probe.gradients import Layout
-from ray_probe.offline_entropy_probe import RoundOutcome
+from ray_probe.cluster.keepers import FitterKeeper, WriterKeeper, fitter_actor, writer_actor
+from ray_probe.cluster.pool import Pool
+from ray_probe.cluster.rounds import RayRounds
+from ray_probe.config import ProbeConfig
+from ray_probe.layout import BUCKET_NUMBERS, Layout
+from ray_probe.loading import Order
 from ray_probe.plan import Shard
+from ray_probe.prepared import Prepared
 from ray_probe.rules import baseline_rule
+from ray_probe.run_directory import RunDirectory
+from ray_probe.service import names
 from ray_probe.tracker import Tracker
-from ray_probe.versions import package_versions
+from ray_probe.work import RoundOutcome, StopCheck
 
 
 def actor_options(config: ProbeConfig) -> dict[str, Any]:
@@ -38,36 +37,42 @@ def actor_options(config: ProbeConfig) -> dict[str, Any]:
 
 
 class RayBackend:
-    """Fitter and rollout actors on the cluster that this process is connected to.
+    """Rollout actors, fitter and writer on the cluster that this process is connected to.
 
     Args:
-        config: the run's configuration.
-        directory: the checkpoint's directory, on every node.
-        policy_id: what records and fits are marked with.
-        fingerprint: of the checkpoint, which every actor compares with what it loaded.
+        config: what the cluster's part of is used: resources and number of actors.
         log: told of deaths and replacements, one line each.
+        name: of the service or run, which the actors' names begin with; None leaves them without.
+        detached: the actors outlive the process that made them.
+        bucket_numbers: numbers of the gradient that are moved at once.
         pool_options: passed on to `Pool`; for tests.
     """
 
     def __init__(
         self,
         config: ProbeConfig,
-        directory: Path,
-        policy_id: str,
-        fingerprint: str,
         log: Callable[[str], None] = lambda text: None,
+        name: str | None = None,
+        detached: bool = False,
+        bucket_numbers: int = BUCKET_NUMBERS,
         **pool_options: Any,
     ) -> None:
         self._config = config
-        self._policy_id = policy_id
-        self._fitter: Any = None
-        arguments = (to_dict(config), str(directory), policy_id, fingerprint, package_versions())
-        self._pool = Pool(self.actors, actor_options(config), arguments, log, **pool_options)
+        self._bucket_numbers = bucket_numbers
+        lasting: dict[str, Any] = {"lifetime": "detached"} if detached else {}
+        options = actor_options(config) | lasting
+        self._pool = Pool(config.cluster.actors, options, log, prefix=name, **pool_options)
+        self._fitter_options = lasting | ({} if name is None else {"name": names.fitter(name)})
+        self._writer_options = lasting | ({} if name is None else {"name": names.writer(name)})
+        self._fitter: FitterKeeper | None = None
+        self._writer: WriterKeeper | None = None
+        self._prepared: Prepared | None = None
+        self._open: RayRounds | None = None
 
     @property
     def actors(self) -> int:
         """Rollout actors asked for."""
-        return self._config.cluster.actors
+        return self._pool.asked
 
     @property
     def info(self) -> dict[str, Any]:
@@ -85,50 +90,70 @@ class RayBackend:
         """Process ids of the started rollout actors, by actor."""
         return self._pool.pids
 
-    def start(self, wait_for: int = 1) -> None:
-        """Start the rollout actors; returns when so many are ready.
+    @property
+    def gradient_norm_sq(self) -> float:
+        """Squared norm of the gradient summed over all rounds committed so far."""
+        return self._rounds.gradient_norm_sq
+
+    def load(self, prepared: Prepared, stop: StopCheck = lambda: False, wait_for: int = 1) -> None:
+        """Have the actors load a checkpoint; returns when so many have, or `stop` says so.
 
         Raises:
             ProbeError: the checkpoint or the device is refused by an actor, or no actor starts.
         """
-        self._pool.start(wait_for)
+        self._open, self._prepared = None, prepared
+        self._pool.load(Order.of(prepared))
+        self._pool.start(wait_for, stop)
 
-    def open(self, ledger: Path, finished: Sequence[Sequence[int]] = ()) -> None:
-        """Start the fitter, on this node, beside its ledger.
+    def open(self, directory: RunDirectory, finished: Sequence[Sequence[int]] = ()) -> None:
+        """Have fitter and writer, on this node, go on from what a run directory holds; one that died is made again.
 
         Args:
-            ledger: file of accepted records.
+            directory: of the run.
             finished: shards of each round that a resumed run keeps.
         """
-        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-        create = ray.remote(FitterActor).options(
-            num_cpus=0, max_restarts=0, scheduling_strategy=here, runtime_env={"env_vars": {"OMP_NUM_THREADS": "1"}}
-        )
-        self._fitter = create.remote(baseline_rule(self._config), self._policy_id, str(ledger), finished)
-        self._ask_fitter("open")
+        assert self._prepared is not None, "`load` comes first"
+        rule = baseline_rule(self._prepared.config)
+        if self._fitter is None or not self._fitter.answers():
+            self._fitter = fitter_actor(self._fitter_options)
+        if self._writer is None or not self._writer.answers():
+            self._writer = writer_actor(self._writer_options)
+        fitter = self._fitter.open_fitter(rule, self._prepared.policy_id, directory.ledger, finished)
+        norm_sq = self._writer.open_writer(directory.state, self.layout, len(finished))
+        self._open = RayRounds(
+            self._pool, fitter, self._writer, self.layout, len(finished), norm_sq, rule.fit == "lagged",
+            self._bucket_numbers,
+        )  # fmt: skip
 
     def beta(self) -> dict[str, Any]:
         """The fitter's current global fit."""
-        report: dict[str, Any] = self._ask_fitter("beta")
-        return report
+        return self._rounds.beta()
 
-    def run_round(self, shards: Sequence[Shard], tracker: Tracker) -> RoundOutcome:
-        """Work one round off; returns when its gradient is here, each shard in it once."""
-        lagged = self._config.estimator.baseline.fit == "lagged"
-        work = RoundWork(shards, self._pool, self._fitter, self._ask_fitter, tracker, lagged)
-        return work.run(self.layout.size)
+    def run_round(self, shards: Sequence[Shard], tracker: Tracker, stop: StopCheck) -> RoundOutcome:
+        """Work one round off; returns when every shard is in an actor's sum, once."""
+        return self._rounds.run_round(shards, tracker, stop)
+
+    def commit(self) -> list[RoundOutcome]:
+        """Bring the actors' sums together and put them on disk."""
+        return self._rounds.commit()
+
+    def settle(self) -> None:
+        """The committed rounds count now: the state before them can go."""
+        self._rounds.settle()
+
+    def save_gradient(self, path: Path, rounds: int, sequences: int) -> None:
+        """Write the gradient summed over so many rounds, divided by the responses, by parameter name."""
+        self._rounds.save_gradient(path, rounds, sequences)
 
     def close(self) -> None:
         """Kill the actors."""
         self._pool.close()
-        if self._fitter is not None:
-            ray.kill(self._fitter)
-            self._fitter = None
+        for keeper in (self._fitter, self._writer):
+            if keeper is not None:
+                keeper.close()
+        self._fitter = self._writer = self._open = None
 
-    def _ask_fitter(self, method: str, *args: Any) -> Any:
-        try:
-            return ray.get(getattr(self._fitter, method).remote(*args), timeout=FITTER_DEADLINE_S)
-        except RayTaskError as error:
-            raise task_error(error) from None
-        except RayError as error:
-            raise fitter_lost(error) from error
+    @property
+    def _rounds(self) -> RayRounds:
+        assert self._open is not None, "`open` comes first"
+        return self._open

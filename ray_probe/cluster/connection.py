@@ -10,6 +10,7 @@ import contextlib
 import logging
 import math
 import os
+import shutil
 import signal
 import sys
 import threading
@@ -30,10 +31,12 @@ from ray_probe.cluster.environment import (
 )
 from ray_probe.cluster.reach import check_joinable, find_address
 from ray_probe.errors import ClusterError, bad_value
+from ray_probe.layout import BUCKET_NUMBERS
 
 ROOM_S = 3.0  # nodes of a cluster that has just been started register one after the other
 EXIT_S = 5.0  # for processes to follow ray.shutdown (measured: none was left when it returned)
-OBJECT_STORE_BYTES = 256 * 2**20  # more spills to the temp dir; a /dev/shm smaller than this is not used at all
+MIN_STORE_BYTES = 2**28
+STORE_BYTES_A_SLOT = 2 * 4 * BUCKET_NUMBERS  # a bucket of the gradient that comes in and one that goes out
 
 
 @dataclass(frozen=True)
@@ -159,9 +162,15 @@ def _local_options(demand: Demand, temp_dir: str) -> dict[str, Any]:
         "address": "local",
         "num_cpus": max(1, math.ceil(demand.slots * demand.cpus_per_actor)),
         "include_dashboard": False,
-        "object_store_memory": OBJECT_STORE_BYTES,
+        "object_store_memory": _store_bytes(demand.slots),
         "_temp_dir": os.path.join(temp_dir, "r"),  # Ray opens its own directories to all; the parent is ours alone
     }
+
+
+def _store_bytes(slots: int) -> int:
+    """Size of the object store: what is more spills to the temp dir; Ray does without a /dev/shm that has less."""
+    free = shutil.disk_usage("/dev/shm").free if os.path.isdir("/dev/shm") else 0
+    return max(MIN_STORE_BYTES, min(slots * STORE_BYTES_A_SLOT, int(0.5 * free)))
 
 
 def _refuse_second_connection(address: str | None) -> None:

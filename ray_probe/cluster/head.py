@@ -18,6 +18,7 @@ from typing import Any
 import psutil
 
 from ray_probe.errors import ClusterError
+from ray_probe.service import registry
 
 START_S = 60.0
 END_S = 20.0
@@ -28,7 +29,7 @@ class Head:
     """A head that runs: its process, where Ray listens, the token's file, and Ray's temp dir."""
 
     pid: int
-    created: float
+    created: float | None
     address: str
     token_path: str | None
     temp_dir: str
@@ -71,7 +72,7 @@ def end(pid: int, created: float | None) -> bool:
     """End a head and everything that it started; returns whether it was there. Raises ClusterError if it stays."""
     try:
         process = psutil.Process(pid)
-        if created is not None and process.create_time() != created:
+        if created is not None and registry.created(pid) != created:
             return False
         children = process.children(recursive=True)
         process.terminate()
@@ -109,7 +110,7 @@ def _serve(ready: Path, slots: int, cpus_per_actor: float, gpus: float) -> None:
     with connected(None, "ray_probe_head", demand, log=lambda text: print(text, flush=True)) as info:
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         me = psutil.Process()
-        head = Head(me.pid, me.create_time(), info.address, info.token_path, str(info.temp_dir))
+        head = Head(me.pid, registry.created(me.pid), info.address, info.token_path, str(info.temp_dir))
         temporary = ready.with_suffix(".tmp")
         temporary.write_text(json.dumps(asdict(head)), encoding="utf-8")
         temporary.replace(ready)

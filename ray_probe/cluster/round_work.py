@@ -1,111 +1,144 @@
-"""One round at work: the schedule's decisions, carried out by pool, fitter and object store."""
+"""The rounds up to a commit at work: the schedule's decisions, carried out by pool, fitter and object store."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import ray
-from ray.exceptions import RayError
 
-from ray_probe.cluster.pool import Event, Pool, first_line
-from ray_probe.cluster.schedule import MAX_ATTEMPTS, RoundSchedule, Task
+from ray_probe.cluster.keepers import ANSWER_DEADLINE_S, OpenFitter
+from ray_probe.cluster.pool import Pool
+from ray_probe.cluster.reduction import Lost, Reduction
+from ray_probe.cluster.schedule import MAX_ATTEMPTS, Schedule, Task
+from ray_probe.cluster.worker import Event
+from ray_probe.core.baselines import PublishedFit
 from ray_probe.errors import ClusterError
-from ray_probe.offline_entropy_probe import RoundOutcome
+from ray_probe.messages import Collected, ShardSums
 from ray_probe.plan import Shard
-from ray_probe.rollout import Collected, ShardSums
 from ray_probe.tracker import Tracker
+from ray_probe.work import (
+    RoundOutcome,
+    StopCheck,
+    check_baseline,
+    new_group,
+    refuse_if_stopped,
+    refuse_without_sums,
+)
 
-FITTER_DEADLINE_S = 60.0
-GRADIENT_DEADLINE_S = 600.0
 POLL_S = 0.5
 
-AskFitter = Callable[..., Any]
+
+@dataclass
+class _Round:
+    """What is known of one of the rounds; a shard that is done again replaces what it said before.
+
+    Attributes:
+        fit: the fit that its gradients use, once it is there, and that fit in the object store.
+        closed: the fitter has folded its records.
+    """
+
+    fit: tuple[PublishedFit, Any] | None = None
+    closed: bool = False
+    fit_s: float = 0.0
+    beta: dict[str, Any] = field(default_factory=dict)
+    collected: dict[int, Collected] = field(default_factory=dict)
+    sums: dict[int, ShardSums] = field(default_factory=dict)
+    different: set[str] = field(default_factory=set)
 
 
-class RoundWork:
-    """Works one round off, whoever dies on the way.
+class GroupWork:
+    """Works off the rounds up to a commit, whoever dies on the way.
 
     Args:
-        shards: the round's shards.
         pool: the rollout actors.
-        fitter: handle of the fitter, which rollout actors deliver to.
-        ask_fitter: calls a method of the fitter under a deadline: returns its value.
+        fitter: which rollout actors deliver to.
         tracker: told of progress.
+        stop: asked between events.
         lagged: gradients use the fit of the rounds before, and wait for nothing.
     """
 
-    def __init__(
-        self,
-        shards: Sequence[Shard],
-        pool: Pool,
-        fitter: Any,
-        ask_fitter: AskFitter,
-        tracker: Tracker,
-        lagged: bool,
-    ) -> None:
-        self._round = shards[0].round
-        self._schedule = RoundSchedule(shards)
+    def __init__(self, pool: Pool, fitter: OpenFitter, tracker: Tracker, stop: StopCheck, lagged: bool) -> None:
+        self._group = new_group()
+        self._schedule = Schedule()
+        self._rounds: dict[int, _Round] = {}
         self._pool = pool
         self._fitter = fitter
-        self._ask_fitter = ask_fitter
         self._tracker = tracker
+        self.stop = stop
         self._lagged = lagged
-        self._closed = False
-        self._fit: Any = None
-        self._fit_s = 0.0
-        self._collected: dict[int, Collected] = {}
-        self._sums: dict[int, ShardSums] = {}
-        self._different: list[str] = []
-        self._lost_in_reduce: list[str] = []
-        pool.forgive()
 
-    def run(self, size: int) -> RoundOutcome:
-        """Returns when every shard that was not given up is in the gradient, exactly once.
+    def run_round(self, shards: Sequence[Shard]) -> RoundOutcome:
+        """Returns when every shard that was not given up is in an actor's sum, exactly once."""
+        number = shards[0].round
+        self._pool.forgive()
+        self._schedule.open_round(shards)
+        self._rounds[number] = _Round()
+        if self._lagged:
+            self._use(number, self._fitter.ask("current"))
+        self._work_off(number)
+        self._rounds[number].beta = self._fitter.ask("beta")
+        return self._outcome(number)
+
+    def commit(self, reduction: Reduction, first: bool) -> list[RoundOutcome]:
+        """Have the sums of all rounds staged; what is lost meanwhile is done again.
 
         Args:
-            size: numbers in the flat gradient.
+            reduction: brings the sums together.
+            first: nothing is committed yet.
+
+        Raises:
+            ClusterError: it failed `MAX_ATTEMPTS` times.
+            ShardError: no shard of a round is left.
         """
-        if self._lagged:
-            self._use(self._ask_fitter("current"))
-        gradient = None
-        while gradient is None:
-            while not self._schedule.complete:
-                self._step()
-            self._close_records()
-            gradient = self._reduce(size)
-        counted = [index for shards in self._schedule.accumulated_by().values() for index in shards]
-        one_kind = self._pool.one_kind_of_cpu
-        return RoundOutcome(
-            gradient=gradient,
-            collected=[self._collected[index] for index in counted],
-            sums=[self._sums[index] for index in counted],
-            records=self._schedule.records,
-            beta=self._ask_fitter("beta"),
-            given_up=list(self._schedule.given_up),
-            conflicts=sorted(set(self._different)) if one_kind else [],
-            regenerated=0 if one_kind else len(self._different),
-            retried=self._schedule.retried,
-            by_actor=self._schedule.accumulated_by(),
-            fit_s=self._fit_s,
+        newest, causes = max(self._rounds), list[str]()
+        while len(causes) < MAX_ATTEMPTS:
+            self._work_off(newest)
+            outcomes = [self._outcome(number) for number in self._rounds]
+            for outcome in outcomes:
+                refuse_without_sums(outcome)
+            lost = reduction.attempt(self._group, self._schedule.accumulated_by(), first)
+            if lost is None:
+                return outcomes
+            self._lost_before_commit(lost)
+            causes.append(lost.cause)
+        raise ClusterError(
+            f"round {newest}: its gradient could not be fetched {MAX_ATTEMPTS} times, last: {causes[-1]}; "
+            "give actors more memory or fewer parameters (model.trainable), then go on with run --resume"
         )
 
-    def _step(self) -> None:
-        alive = self._pool.alive
+    def _work_off(self, newest: int) -> None:
+        while not self._schedule.complete:
+            refuse_if_stopped(self.stop)
+            self._deal()
+            for event in self._pool.wait(POLL_S):
+                self._take(event)
+            self._tracker.actors_asked, self._tracker.actors_alive = self._pool.asked, len(self._pool.alive)
+            self._close_records(newest)
+        self._close_records(newest)
+
+    def _deal(self) -> None:
+        """A task for every idle actor; one that is too many goes once nothing is lost with it."""
+        leaving = self._pool.leaving
+        staying = [actor for actor in self._pool.alive if actor not in leaving]
         for actor in self._pool.idle:
-            task = self._schedule.next_task(actor, alive)
+            task = self._schedule.next_task(actor, staying, actor in leaving)
             if task is not None:
                 self._submit(actor, task)
-        for event in self._pool.wait(POLL_S):
-            self._take(event)
-        self._tracker.actors_alive = len(self._pool.alive)
-        self._close_records()
+            elif actor in leaving and not self._schedule.depends_on(actor):
+                self._pool.release([actor])
 
     def _submit(self, actor: int, task: Task) -> None:
+        shard = task.shard
         if task.kind == "collect":
-            self._pool.submit(actor, task, "collect", task.shard, self._fitter, FITTER_DEADLINE_S)
+            fitter = self._fitter
+            self._pool.submit(
+                actor, task, "collect", shard, self._group, fitter.handle, fitter.opening, ANSWER_DEADLINE_S
+            )
         else:
-            self._pool.submit(actor, task, "accumulate", task.shard, self._fit)
+            fit = self._rounds[shard.round].fit
+            assert fit is not None, "gradients wait for their fit"
+            self._pool.submit(actor, task, "accumulate", shard, fit[1])
 
     def _take(self, event: Event) -> None:
         task: Task | None = event.task
@@ -113,16 +146,26 @@ class RoundWork:
         if task is not None and cause is not None:
             self._failed(task.shard, cause)
         elif task is not None and task.kind == "collect":
-            report, status = event.value
-            self._collected[task.shard.index] = report
-            self._different += [task.shard.id] if status == "different" else []
-            self._tracker.collected(report.tokens, again=self._schedule.collected(task.shard))
+            self._collected(task.shard, *event.value)
         elif task is not None:
-            self._schedule.accumulated(task.shard)
-            self._sums[task.shard.index] = event.value
-            self._tracker.accumulated(event.value)
+            self._accumulated(task.shard, event.value)
         if event.died is not None:
             self._lost(event.actor)
+
+    def _collected(self, shard: Shard, report: Collected, status: str) -> None:
+        part = self._rounds[shard.round]
+        part.collected[shard.index] = report
+        part.different |= {shard.id} if status == "different" else set()
+        self._tracker.collected(report.tokens, again=self._schedule.collected(shard))
+
+    def _accumulated(self, shard: Shard, report: ShardSums) -> None:
+        part = self._rounds[shard.round]
+        assert part.fit is not None, "gradients wait for their fit"
+        check_baseline(report, part.fit[0])
+        self._schedule.accumulated(shard)
+        part.sums[shard.index] = report
+        if shard.round == max(self._rounds):
+            self._tracker.accumulated(report)
 
     def _failed(self, shard: Shard, cause: str) -> None:
         given_up = self._schedule.failed(shard, cause)
@@ -131,49 +174,47 @@ class RoundWork:
 
     def _lost(self, actor: int) -> None:
         lost = self._schedule.actor_lost(actor)
-        if lost:
-            self._tracker.redone(lost)
+        if lost[max(self._rounds)]:
+            self._tracker.redone(lost[max(self._rounds)])
 
-    def _close_records(self) -> None:
-        """Once every record is in: fit, and let the gradients begin."""
-        if self._closed or not self._schedule.records_complete or not self._schedule.records:
+    def _lost_before_commit(self, lost: Lost) -> None:
+        who = f"actors {', '.join(map(str, lost.actors))} were lost" if lost.actors else "the gradient was not fetched"
+        self._tracker.note(f"{who} before the commit ({lost.cause}); what is missing is done again")
+        for actor in lost.actors:
+            self._lost(actor)
+
+    def _close_records(self, number: int) -> None:
+        """Once every record of the newest round is in: fit, and let its gradients begin."""
+        part, records = self._rounds[number], self._schedule.records(number)
+        if part.closed or not self._schedule.records_complete(number) or not records:
             return
         started = time.monotonic()
-        fit = self._ask_fitter("close_round", self._round, self._schedule.records)
-        self._fit_s = time.monotonic() - started
-        self._closed = True
+        fit = self._fitter.ask("close_round", number, records, min(self._rounds))
+        part.fit_s = time.monotonic() - started
+        part.closed = True
         if not self._lagged:
-            self._use(fit)
+            self._use(number, fit)
 
-    def _use(self, fit: Any) -> None:
-        self._fit = ray.put(fit)
-        self._schedule.fit_ready = True
+    def _use(self, number: int, fit: PublishedFit) -> None:
+        self._rounds[number].fit = fit, ray.put(fit)
+        self._schedule.fit_ready(number)
         self._tracker.fitted(fit.version)
 
-    def _reduce(self, size: int) -> Any:
-        """The round's gradient summed over actors, float64, or None when an actor was lost: its shards are redone."""
-        total = np.zeros(size)
-        for actor, shards in self._schedule.accumulated_by().items():
-            try:
-                part = self._pool.ask(actor, "round_gradient", self._round, deadline_s=GRADIENT_DEADLINE_S)
-            except RayError as error:
-                self._lost_before_commit(actor, first_line(error))
-                return None
-            if part.shards != shards:
-                cause = f"its gradient holds shards {part.shards}, {shards} were asked for"
-                self._pool.remove(actor, cause)
-                self._lost_before_commit(actor, cause)
-                return None
-            total += part.vector
-        return total
-
-    def _lost_before_commit(self, actor: int, cause: str) -> None:
-        """Have the actor's shards done again, unless that came to nothing too often."""
-        self._lost_in_reduce.append(cause)
-        if len(self._lost_in_reduce) >= MAX_ATTEMPTS:
-            raise ClusterError(
-                f"round {self._round}: its gradient could not be fetched {MAX_ATTEMPTS} times, last: {cause}; "
-                "give actors more memory or fewer parameters (model.trainable), then go on with run --resume"
-            )
-        self._tracker.note(f"actor {actor} was lost before its gradient was in ({cause}); its shards are done again")
-        self._lost(actor)
+    def _outcome(self, number: int) -> RoundOutcome:
+        part, summed_by = self._rounds[number], self._schedule.accumulated_by()
+        by_actor = {actor: tuple(i for n, i in keys if n == number) for actor, keys in summed_by.items()}
+        counted = [index for shards in by_actor.values() for index in shards]
+        one_kind = self._pool.one_kind_of_cpu
+        return RoundOutcome(
+            round=number,
+            collected=[part.collected[index] for index in counted],
+            sums=[part.sums[index] for index in counted],
+            records=self._schedule.records(number),
+            beta=part.beta,
+            given_up=list(self._schedule.given_up(number)),
+            conflicts=sorted(part.different) if one_kind else [],
+            regenerated=0 if one_kind else len(part.different),
+            retried=self._schedule.retried[number],
+            by_actor={actor: shards for actor, shards in by_actor.items() if shards},
+            fit_s=part.fit_s,
+        )

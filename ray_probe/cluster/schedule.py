@@ -1,14 +1,16 @@
-"""Who does what next in a round: pure decisions, no Ray, no clock.
+"""Who does what next in the rounds up to a commit: pure decisions, no Ray, no clock.
 
-A shard is collected (its record reaches the fitter), then, once the fit is there, accumulated by the actor that holds
-its tokens. When an actor is lost, every shard whose gradient it had not committed is done again by another; records
-that are in stay in. A shard that keeps failing is given up after `MAX_ATTEMPTS`.
+A shard is collected (its record reaches the fitter), then, once its round's fit is there, accumulated by the actor that
+holds its tokens. When an actor is lost, every shard whose gradient was not committed is done again by another, those of
+earlier rounds too; records that are in stay in. A shard that keeps failing is given up after `MAX_ATTEMPTS`.
 """
 
+from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+from ray_probe.messages import ShardKey
 from ray_probe.plan import Shard
 
 MAX_ATTEMPTS = 3
@@ -23,6 +25,9 @@ class Task:
     kind: Literal["collect", "accumulate"]
     shard: Shard
 
+    def __str__(self) -> str:
+        return f"{self.kind} {self.shard.id}"
+
 
 @dataclass
 class _Entry:
@@ -34,79 +39,85 @@ class _Entry:
     causes: list[str] = field(default_factory=list)
 
 
-class RoundSchedule:
-    """State of one round's shards.
+class Schedule:
+    """State of the shards of all rounds since the last commit."""
 
-    Args:
-        shards: the round's shards, in canonical order.
-    """
+    def __init__(self) -> None:
+        self._entries: dict[ShardKey, _Entry] = {}
+        self._fitted: set[int] = set()
+        self.retried: Counter[int] = Counter()
+        """By round, shards that were done again."""
 
-    def __init__(self, shards: Sequence[Shard]) -> None:
-        self._entries = {shard.index: _Entry(shard) for shard in shards}
-        self.fit_ready = False
-        self.retried = 0
+    def open_round(self, shards: Sequence[Shard]) -> None:
+        """Take on one more round's shards, in canonical order."""
+        self._entries |= {shard.key: _Entry(shard) for shard in shards}
 
-    @property
-    def records_complete(self) -> bool:
-        """Every shard's record is in, but for those given up."""
-        return all(entry.record_in or entry.state == "given_up" for entry in self._entries.values())
+    def fit_ready(self, number: int) -> None:
+        """The fit that gradients of this round use is there."""
+        self._fitted.add(number)
 
     @property
     def complete(self) -> bool:
         """Every shard's gradient is in an actor's sum, but for those given up."""
         return all(entry.state in ("accumulated", "given_up") for entry in self._entries.values())
 
-    @property
-    def records(self) -> list[int]:
-        """Shards whose record is in."""
-        return [index for index, entry in self._entries.items() if entry.record_in]
+    def records_complete(self, number: int) -> bool:
+        """Every record of the round is in, but for shards given up."""
+        return all(entry.record_in or entry.state == "given_up" for entry in self._of(number))
 
-    @property
-    def given_up(self) -> dict[str, str]:
-        """Ids of the shards given up, with the last cause."""
-        return {e.shard.id: e.causes[-1] for e in self._entries.values() if e.state == "given_up"}
+    def records(self, number: int) -> list[int]:
+        """Shards of the round whose record is in."""
+        return [entry.shard.index for entry in self._of(number) if entry.record_in]
 
-    def accumulated_by(self) -> dict[int, tuple[int, ...]]:
+    def given_up(self, number: int) -> dict[str, str]:
+        """Ids of the round's shards that were given up, with the last cause."""
+        return {entry.shard.id: entry.causes[-1] for entry in self._of(number) if entry.state == "given_up"}
+
+    def accumulated_by(self) -> dict[int, tuple[ShardKey, ...]]:
         """Actor -> the shards whose gradient is in its sum, ascending."""
-        result: dict[int, tuple[int, ...]] = {}
-        for index, entry in sorted(self._entries.items()):
+        result: dict[int, tuple[ShardKey, ...]] = {}
+        for key, entry in sorted(self._entries.items()):
             if entry.state == "accumulated" and entry.actor is not None:
-                result[entry.actor] = (*result.get(entry.actor, ()), index)
+                result[entry.actor] = (*result.get(entry.actor, ()), key)
         return result
 
-    def next_task(self, actor: int, alive: Collection[int] = ()) -> Task | None:
+    def depends_on(self, actor: int) -> bool:
+        """Whether a shard is at work, held or summed there: what is lost with the actor."""
+        return any(entry.actor == actor for entry in self._entries.values())
+
+    def next_task(self, actor: int, alive: Collection[int] = (), leaving: bool = False) -> Task | None:
         """What an idle actor does next: a gradient for a shard that it holds, else a shard that waits.
 
         Args:
             actor: the idle actor.
             alive: all actors that work. A shard that failed on this one is left to another of them that has not
                 tried it, so that one bad actor cannot use up every shard's attempts.
+            leaving: the actor finishes what it holds and takes on no other shard.
         """
-        if self.fit_ready:
-            for entry in self._entries.values():
-                if entry.state == "held" and entry.actor == actor:
-                    entry.state = "accumulating"
-                    return Task("accumulate", entry.shard)
+        for entry in self._entries.values():
+            if entry.state == "held" and entry.actor == actor and entry.shard.round in self._fitted:
+                entry.state = "accumulating"
+                return Task("accumulate", entry.shard)
         for entry in self._entries.values():
             fresh = set(alive) - entry.failed_on
-            if entry.state == "waiting" and (actor not in entry.failed_on or not fresh):
+            if entry.state == "waiting" and not leaving and (actor not in entry.failed_on or not fresh):
                 entry.state, entry.actor = "collecting", actor
                 return Task("collect", entry.shard)
         return None
 
     def collected(self, shard: Shard) -> bool:
         """The shard's record reached the fitter; returns whether it had been in before."""
-        entry = self._entries[shard.index]
+        entry = self._entries[shard.key]
         again, entry.record_in, entry.state = entry.record_in, True, "held"
         return again
 
     def accumulated(self, shard: Shard) -> None:
         """The shard's gradient is in its actor's sum."""
-        self._entries[shard.index].state = "accumulated"
+        self._entries[shard.key].state = "accumulated"
 
     def failed(self, shard: Shard, cause: str) -> bool:
         """The shard's task failed; returns whether the shard is given up."""
-        entry = self._entries[shard.index]
+        entry = self._entries[shard.key]
         entry.causes.append(cause)
         if entry.actor is not None:
             entry.failed_on.add(entry.actor)
@@ -116,15 +127,18 @@ class RoundSchedule:
         self._requeue(entry)
         return False
 
-    def actor_lost(self, actor: int) -> int:
-        """Requeue everything that only this actor had; returns how many gradients are lost with it."""
-        lost = 0
+    def actor_lost(self, actor: int) -> Counter[int]:
+        """Requeue everything that only this actor had; returns how many gradients are lost with it, by round."""
+        lost: Counter[int] = Counter()
         for entry in self._entries.values():
             if entry.actor == actor and entry.state not in ("waiting", "given_up"):
-                lost += entry.state == "accumulated"
+                lost[entry.shard.round] += entry.state == "accumulated"
                 self._requeue(entry)
         return lost
 
+    def _of(self, number: int) -> list[_Entry]:
+        return [entry for entry in self._entries.values() if entry.shard.round == number]
+
     def _requeue(self, entry: _Entry) -> None:
         entry.state, entry.actor = "waiting", None
-        self.retried += 1
+        self.retried[entry.shard.round] += 1

@@ -8,7 +8,7 @@ Shape suffixes: T tokens, D features, B position bins, K targets.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -138,6 +138,10 @@ class PublishedFit:
             self.rule, self.policy_id, self.version + 1, self.round + 1, everything, latest, self.position_average(),
             fit(everything, self.rule.ridge_lambda),
         )  # fmt: skip
+
+    def for_broadcast(self) -> "PublishedFit":
+        """The fit as actors need it: no baseline reads the table of prompts, which grows with the prompts used."""
+        return replace(self, total=self.total.without_prompts(), latest=self.latest.without_prompts())
 
     def position_average(self, own: Record | None = None) -> PositionAverage:
         """The position average through this round, without the shard `own` of this round."""

@@ -8,7 +8,7 @@ Shape suffixes: T tokens, D features, K targets (1 today: the future entropy r),
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Self
 
 import numpy as np
@@ -122,6 +122,11 @@ class Record:
             ids_P,
             rows_P3,
         )
+
+    def without_prompts(self) -> "Record":
+        """The sums that a fit is made of, without the table of prompts: its size is that of the features alone."""
+        empty = Record.zero(self.shape)
+        return replace(self, prompt_ids_P=empty.prompt_ids_P, prompt_rows_P3=empty.prompt_rows_P3)
 
     def pack(self) -> Array:
         """The record as one float64 vector (header, then every array), for messages, ledgers and digests."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from ray_probe.core.baselines import MODES, TARGET, Mode
 from ray_probe.core.records import Record
 from ray_probe.core.ridge import residual_sum_squares
 
@@ -80,9 +81,25 @@ def gradient_noise(sum_norm_sq: float, shard_norm_sq_C: Array, shard_sequences_C
     return GradientNoise(float(np.sqrt(mean_sq)), debiased, sequences * variance, snr)
 
 
-def in_sample_mean_square(record: Record, beta_DK: Array) -> float | None:
-    """Mean squared residual of the global fit on its own rows, nats^2 per token; None without tokens.
+def in_sample_mean_squares(record: Record, position_mean_B: Array, beta_DK: Array | None) -> dict[Mode, float | None]:
+    """Mean squared residual of the target by mode, on the record's own rows, nats^2 per token; None without tokens.
 
     The closed form answers at any moment without a row, but it is flattered by its own fit: label it `in_sample`.
+
+    Args:
+        record: everything that the fit is made of.
+        position_mean_B: the fit of `residual_mu`, nats.
+        beta_DK: the fit of `regression`, or None where `residual_mu` stands in for it.
     """
-    return float(residual_sum_squares(record, beta_DK)[0] / record.tokens) if record.tokens else None
+    if record.tokens == 0:
+        return dict.fromkeys(MODES)
+    square = float(record.target_gram_KK[TARGET, TARGET])
+    sums_B, weight_B = record.bin_sum_BK[:, TARGET], record.bin_weight_B
+    by_position = square - 2.0 * float(position_mean_B @ sums_B) + float(weight_B @ position_mean_B**2)
+    totals: dict[Mode, float] = {
+        "none": square,
+        "constant": square - float(record.target_sum_K[TARGET]) ** 2 / record.weight,
+        "residual_mu": by_position,
+        "regression": by_position if beta_DK is None else float(residual_sum_squares(record, beta_DK)[TARGET]),
+    }
+    return {mode: max(value, 0.0) / record.weight for mode, value in totals.items()}

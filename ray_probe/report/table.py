@@ -1,26 +1,27 @@
 """The closing table of a run, from result.json (spec section 9): 100 columns, plain without colour."""
 
-import math
-from pathlib import Path
 from typing import Any
 
-from rich import box
 from rich.console import Group, RenderableType
-from rich.constrain import Constrain
 from rich.padding import Padding
-from rich.panel import Panel
-from rich.table import Table
 from rich.text import Text
 
 from ray_probe.report.caveats import Result, baseline_of, caveats, ill_conditioned
 from ray_probe.report.numbers import about, is_missing, number, percent, with_error
+from ray_probe.report.parts import (
+    MODES,
+    SNR_RESOLVED,
+    Row,
+    figures,
+    gradient_rows,
+    page,
+    ruled,
+    shown_path,
+    warned,
+)
 
-WIDTH = 100
-MODES = ("none", "constant", "residual_mu", "regression")
 PHASES = ("generate", "teacher_force", "backward")
-SNR_RESOLVED, SNR_TEN_PERCENT = 1.0, 100.0
-
-Row = tuple[str, str, str, str]
+SNR_TEN_PERCENT = 100.0
 
 
 def result_table(result: Result) -> RenderableType:
@@ -30,13 +31,9 @@ def result_table(result: Result) -> RenderableType:
         result: the object of result.json; figures that are null or absent are shown as n/a.
     """
     measured, checked = _entropy(result) + _gradient(result), _parity(result) + _counts(result) + _timing(result)
-    parts: list[RenderableType] = [_heading(result), _figures(measured), _advantage(result), _figures(_paired(result))]
-    parts += [_beta(result), _figures(checked)]
-    warnings = caveats(result)
-    if warnings:
-        lines = Text("\n").join(Text.assemble("! ", text) for text in warnings)
-        parts.append(Panel(lines, title="read before use", border_style="bold yellow", box=box.HEAVY))
-    return Constrain(Group(*parts), WIDTH)
+    parts: list[RenderableType] = [_heading(result), figures(measured), _advantage(result), figures(_paired(result))]
+    parts += [_beta(result), figures(checked)]
+    return page(*parts, *warned(caveats(result), "read before use"))
 
 
 def responses_for_snr(gradient: dict[str, Any], snr: float) -> float | None:
@@ -57,23 +54,11 @@ def _heading(result: Result) -> Text:
     if baseline.get("mode") != "none":
         what += f" ({baseline.get('fit', 'n/a')})"
     size = f"{number(counts.get('sequences'))} responses in {number(counts.get('rounds'))} rounds"
-    path = Path(config.get("model", {}).get("path", "ray_probe"))
-    shown = path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
-    heading = Text.assemble((str(shown), "bold"), f"   {what}   {size}")
+    path = shown_path(config.get("model", {}).get("path", "ray_probe"))
+    heading = Text.assemble((path, "bold"), f"   {what}   {size}")
     if result.get("partial"):
         heading.append("   PARTIAL", "bold red")
     return heading
-
-
-def _figures(rows: list[Row]) -> RenderableType:
-    table = Table.grid(padding=(0, 2))
-    table.add_column(style="bold", min_width=9)
-    table.add_column(min_width=17)
-    table.add_column(min_width=18)
-    table.add_column(style="dim")
-    for row in rows:
-        table.add_row(*map(Text, row))
-    return Padding(table, (1 if rows else 0, 0, 0, 0))
 
 
 def _entropy(result: Result) -> list[Row]:
@@ -88,31 +73,13 @@ def _entropy(result: Result) -> list[Row]:
 
 def _gradient(result: Result) -> list[Row]:
     gradient, counts = result.get("gradient") or {}, result.get("counts", {})
-    norm_sq, snr = gradient.get("norm_sq_debiased"), gradient.get("snr")
     rows = [
-        ("Gradient", "norm", number(gradient.get("norm")), "noise included, so too large"),
-        ("", "norm² de-biased", number(norm_sq), _root_note(norm_sq)),
-        ("", "trace_cov", number(gradient.get("trace_cov")), f"{number(counts.get('shards'))} shards as clusters"),
-        ("", "snr", number(snr, 3), _snr_note(snr)),
+        *gradient_rows(gradient, f"{number(counts.get('shards'))} shards as clusters"),
         ("", "for SNR 1", *_responses(gradient, SNR_RESOLVED, "")),
         ("", "for 10 % error", *_responses(gradient, SNR_TEN_PERCENT, "RMS of the vector (SNR 100); norm errs less")),
     ]
     cosines = {key: value for key, value in gradient.items() if key.startswith("cos_") and value is not None}
     return rows + [("", key, number(value, 3), "") for key, value in cosines.items()]
-
-
-def _root_note(norm_sq: float | None) -> str:
-    if norm_sq is None or is_missing(norm_sq):
-        return ""
-    return f"so the norm is about {number(math.sqrt(norm_sq), 3)}" if norm_sq > 0 else "not above 0"
-
-
-def _snr_note(snr: float | None) -> str:
-    if snr is None or is_missing(snr):
-        return "needs two shards at least, and noise above 0"
-    if snr <= 0:
-        return "not above 0: the gradient is lost in the noise"
-    return "norm² de-biased / (trace_cov / N)" if snr >= SNR_RESOLVED else "below 1: the direction is mostly noise"
 
 
 def _responses(gradient: dict[str, Any], snr: float, note: str) -> tuple[str, str]:
@@ -126,7 +93,7 @@ def _responses(gradient: dict[str, Any], snr: float, note: str) -> tuple[str, st
 def _advantage(result: Result) -> RenderableType:
     square, variance = result.get("advantage_mean_square") or {}, result.get("advantage_variance") or {}
     errors, ratios = result.get("advantage_mean_square_se") or {}, result.get("advantage_mean_square_ratio") or {}
-    table = _ruled()
+    table = ruled()
     table.add_column("Advantage", min_width=24)
     for title in ("mean square, nats²/token", "ratio to none", "variance, nats²/token"):
         table.add_column(title, justify="right", min_width=18)
@@ -149,16 +116,12 @@ def _paired(result: Result) -> list[Row]:
     return rows
 
 
-def _ruled() -> Table:
-    return Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 2, 0, 0))
-
-
 def _beta(result: Result) -> RenderableType:
     beta = result.get("beta") or {}
     features = beta.get("features") or []
     values = beta.get("values") or [None] * len(features)
     unused = "" if baseline_of(result).get("mode") == "regression" else " (not in use)"
-    table = _ruled()
+    table = ruled()
     table.add_column(f"Beta version {number(beta.get('version'))}{unused}", min_width=24, overflow="fold")
     table.add_column("nats per unit of feature", justify="right")
     for name, value in zip(features, values, strict=True):

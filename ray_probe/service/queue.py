@@ -27,7 +27,9 @@ class Measurement:
         finished: UTC time, or None before.
         cause: why it failed or was cancelled, one line; None otherwise.
         exit_code: what a `run` of it would have ended with; None while it is open.
-        begun: its run directory exists, so that it goes on from there.
+        begun: its run directory exists.
+        policy_id: names checkpoint and sampling policy; None before it began.
+        summary: `rounds`, `sequences`, `entropy`, `gradient` and `beta_version` of its result, once it has ended.
     """
 
     id: str
@@ -40,6 +42,8 @@ class Measurement:
     cause: str | None = None
     exit_code: int | None = None
     begun: bool = False
+    policy_id: str | None = None
+    summary: Mapping[str, Any] | None = None
 
     @property
     def checkpoint(self) -> str:
@@ -92,7 +96,7 @@ class Queue:
         Raises ConfigError naming what there is.
         """
         if identity is None:
-            begun = [item for item in self._items.values() if item.begun or item.state == "running"]
+            begun = [item for item in self._items.values() if item.started is not None]
             found = self.running or (begun[-1] if begun else None)
             if found is None:
                 raise ConfigError("ID: no measurement has been started yet; queue one: probe CHECKPOINT")
@@ -115,9 +119,8 @@ class Queue:
                 bad_value("ID", identity, f"it is {item.state}; only what waits or runs can be cancelled")
             )
         if item.state == "queued":
-            item = self.change(
-                identity, state="cancelled", finished=now, cause="cancelled before it began", exit_code=130
-            )
+            cause = "cancelled; its whole rounds are kept" if item.begun else "cancelled before it began"
+            item = self.change(identity, state="cancelled", finished=now, cause=cause, exit_code=130)
         return item
 
     def to_json(self) -> dict[str, Any]:

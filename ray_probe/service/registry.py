@@ -25,10 +25,11 @@ class Entry:
         address: host:port of the cluster's head.
         namespace: Ray namespace of its actors.
         token_path: file of the cluster's token where ray_probe made it, else None.
+        loopback: ray_probe started the cluster, on this machine alone.
         directory: where its files are.
         started: UTC, ISO 8601.
         pid: process that it ends with: a run's own, or the head that a service owns; None for a service elsewhere.
-        pid_created: when that process began, seconds since the epoch: a pid may come again.
+        pid_created: when that process began, see `created`: a pid may come again.
     """
 
     name: str
@@ -36,6 +37,7 @@ class Entry:
     address: str
     namespace: str
     token_path: str | None
+    loopback: bool
     directory: str
     started: str
     pid: int | None = None
@@ -48,25 +50,40 @@ class Entry:
 
 
 def created(pid: int) -> float | None:
-    """When a process began; None when there is none."""
+    """Seconds from the machine's start to the process's; None when it is gone, or dead and not reaped yet.
+
+    No time of day: that moves, for a process that lives, when the clock is set or a virtual machine wakes up.
+    """
     with contextlib.suppress(psutil.Error):
-        return psutil.Process(pid).create_time()
+        boot_time, process = psutil.boot_time(), psutil.Process(pid)
+        if process.status() != psutil.STATUS_ZOMBIE:
+            return round(process.create_time() - boot_time, 2)  # the kernel counts in hundredths
     return None
 
 
 def place() -> Path:
     """The directory of the entries: `ray_probe` in XDG_STATE_HOME or ~/.local/state."""
-    state = os.environ.get("XDG_STATE_HOME")
-    return (Path(state) if state else Path.home() / ".local" / "state") / "ray_probe"
+    state = os.environ.get("XDG_STATE_HOME", "")
+    return (Path(state) if os.path.isabs(state) else Path.home() / ".local" / "state") / "ray_probe"
 
 
 def register(entry: Entry) -> None:
-    """Put an entry down, in the place of an earlier one of its name."""
+    """Put an entry down, in the place of an earlier one of its name. Raises ConfigError when it cannot be written."""
     directory = place()
-    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    try:
+        _write(directory, entry)
+    except OSError as error:
+        remedy = f"{directory} cannot be written ({error.strerror}); set it to a directory of yours"
+        raise ConfigError(bad_value("XDG_STATE_HOME", str(directory.parent), remedy)) from None
+
+
+def _write(directory: Path, entry: Entry) -> None:
+    for missing in reversed([path for path in (directory, *directory.parents) if not path.exists()]):
+        missing.mkdir(mode=0o700, exist_ok=True)
     directory.chmod(0o700)
     temporary = directory / f".{entry.name}.{os.getpid()}"
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
+    temporary.unlink(missing_ok=True)
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
     with open(descriptor, "w", encoding="utf-8") as file:
         json.dump(asdict(entry), file, indent=1)
     temporary.replace(directory / f"{entry.name}.json")

@@ -39,7 +39,7 @@ class MeasurementInfo(Reply):
     """A measurement and how far it is.
 
     Attributes:
-        id: `m0001`; a run's is its name.
+        id: `m0001`, counting up.
         checkpoint: directory that is measured.
         adapter: directory of the adapter, or None.
         state: queued, running, done, failed or cancelled.

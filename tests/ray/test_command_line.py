@@ -14,8 +14,8 @@ from support.checkpoints import raw_config
 
 from ray_probe.assembly import build_rollout
 from ray_probe.config import config_from_dict
-from ray_probe.fitter import Fitter
-from ray_probe.offline_entropy_probe import InProcess, OfflineEntropyProbe
+from ray_probe.in_process import InProcess
+from ray_probe.offline_entropy_probe import OfflineEntropyProbe
 from ray_probe.preflight import prepare
 from ray_probe.rules import baseline_rule
 from ray_probe.run_directory import RunDirectory
@@ -61,8 +61,8 @@ def test_ctrl_c_keeps_whole_rounds_and_resume_ends_with_the_uninterrupted_answer
     prepared = prepare(config_from_dict(raw | {"output": {"dir": str(tmp_path / "other")}}))
     directory = RunDirectory.create(tmp_path / "other", "reference")
     rollout = build_rollout(prepared.config, prepared.checkpoint.directory, prepared.policy_id)
-    fitter = Fitter(baseline_rule(prepared.config), prepared.policy_id, directory.ledger)
-    reference = OfflineEntropyProbe(prepared.config, prepared.plan, InProcess([rollout], fitter), directory).run()
+    backend = InProcess([rollout], baseline_rule(prepared.config), prepared.policy_id, directory)
+    reference = OfflineEntropyProbe(prepared.config, prepared.plan, backend, directory).run()
     assert result["beta"] == reference["beta"]
     assert result["counts"] | {"actors": 1} == reference["counts"]
     assert result["gradient"]["norm"] == pytest.approx(reference["gradient"]["norm"], rel=1e-5)

@@ -1,73 +1,13 @@
-"""Every response of a tiny policy, with its probability and entropy by an oracle of the tests' own.
+"""The oracle that shares no code with the estimator, and the gradient that the estimator left."""
 
-The oracle restates the definitions of spec section 2 in float64 and shares no code with the project.
-"""
-
-from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from support.models import EOS
+from ray_probe.enumeration import Enumerated, enumerate_policy, oracle_policy
 
-
-def oracle_nucleus(scaled_V: Tensor, top_p: float) -> Tensor:
-    """The tokens such that the mass of strictly more probable ones is at most top_p, by the definition itself."""
-    if top_p >= 1:
-        return torch.ones_like(scaled_V, dtype=torch.bool)
-    mass_V = torch.softmax(scaled_V.detach().double(), dim=-1)
-    above_V = torch.stack([mass_V[scaled_V.detach() > value].sum() for value in scaled_V.detach()])
-    return above_V <= top_p
-
-
-def oracle_policy(logits_V: Tensor, temperature: float, top_p: float) -> tuple[Tensor, Tensor]:
-    """(log q with -inf outside, entropy), with graph, the nucleus held fixed."""
-    scaled_V = logits_V / temperature
-    keep_V = oracle_nucleus(scaled_V, top_p)
-    log_q_V = torch.log_softmax(scaled_V.masked_fill(~keep_V, -torch.inf), dim=-1)
-    kept_V = log_q_V[keep_V]
-    return log_q_V, -(kept_V.exp() * kept_V).sum()
-
-
-def all_responses(vocabulary: int, cap: int, prefix: tuple[int, ...] = ()) -> Iterator[tuple[int, ...]]:
-    """Every response: it ends at EOS or at the cap."""
-    for token in range(vocabulary):
-        response = (*prefix, token)
-        if token == EOS or len(response) == cap:
-            yield response
-        else:
-            yield from all_responses(vocabulary, cap, response)
-
-
-@dataclass
-class Enumerated:
-    """All responses with positive probability, and the exact gradient of their expected entropy."""
-
-    responses: list[tuple[int, ...]]
-    probabilities: list[float]
-    gradient: Tensor
-    entropy: float
-
-
-def enumerate_policy(model: Any, prompt: list[int], cap: int, temperature: float, top_p: float) -> Enumerated:
-    """Enumerate the responses to one prompt and differentiate J = E[sum of entropies] by autograd."""
-    model.eval()
-    parameters = list(model.parameters())
-    objective = torch.zeros((), dtype=torch.float64)
-    responses, probabilities = [], []
-    for response in all_responses(model.config.vocab_size, cap):
-        logits = model(input_ids=torch.tensor([[*prompt, *response]])).logits[0, len(prompt) - 1 : -1]
-        steps = [oracle_policy(row, temperature, top_p) for row in logits]
-        log_probability = torch.stack([log_q[y] for (log_q, _), y in zip(steps, response, strict=True)]).sum()
-        if torch.isinf(log_probability):
-            continue
-        objective = objective + log_probability.exp() * torch.stack([h for _, h in steps]).sum()
-        responses.append(response)
-        probabilities.append(log_probability.exp().item())
-    gradients = torch.autograd.grad(objective, parameters)
-    return Enumerated(responses, probabilities, torch.cat([g.flatten() for g in gradients]), objective.item())
+__all__ = ["Enumerated", "enumerate_policy", "flat_gradient", "oracle_policy"]
 
 
 def flat_gradient(model: Any) -> Tensor:

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import pickle
 import shutil
 from collections.abc import Callable
@@ -11,11 +12,12 @@ from typing import Any
 import pytest
 import safetensors.torch
 import torch
+import transformers
 from support.models import character_tokenizer, save_checkpoint, tiny_gpt2, tiny_llama, tiny_model
 
 from ray_probe.checkpoints import check_vocabulary, inspect_checkpoint, load_model, load_tokenizer
 from ray_probe.config import ModelConfig
-from ray_probe.errors import CheckpointError
+from ray_probe.errors import CheckpointError, ClusterError
 
 CHARACTERS = "abcdef"
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -153,7 +155,28 @@ def _(path: Path) -> None:
     edit_json(path / INDEX, weight_map={"lm_head.weight": 1})
 
 
-@spoil("adapter", "adapter", "merge it")
+@spoil("index names a tensor that its file does not hold", "names extra", "does not hold", "copy the whole checkpoint")
+def _(path: Path) -> None:
+    tensors = safetensors.torch.load_file(path / WEIGHTS)
+    (path / WEIGHTS).rename(path / "model-00001-of-00001.safetensors")
+    edit_json(path / INDEX, weight_map=dict.fromkeys([*tensors, "extra"], "model-00001-of-00001.safetensors"))
+
+
+@spoil("a tensor in two files", "lm_head.weight is in", "in another file too", "copy the whole checkpoint")
+def _(path: Path) -> None:
+    names = [f"model-0000{n}-of-00002.safetensors" for n in (1, 2)]
+    tensors = safetensors.torch.load_file(path / WEIGHTS)
+    safetensors.torch.save_file({"lm_head.weight": tensors["lm_head.weight"] + 1}, path / names[1], {"format": "pt"})
+    (path / WEIGHTS).rename(path / names[0])
+    edit_json(path / INDEX, weight_map=dict.fromkeys(tensors, names[0]) | {"lm_head.weight": names[1]})
+
+
+@spoil("quantised", "quantised (quantization_config)", "export it in float32")
+def _(path: Path) -> None:
+    edit_json(path / "config.json", quantization_config={"quant_method": "gptq", "bits": 4})
+
+
+@spoil("adapter", "holds an adapter", "name it in model.adapter")
 def _(path: Path) -> None:
     edit_json(path / "adapter_config.json", peft_type="LORA", base_model_name_or_path="elsewhere")
     booby_trap(path / "adapter_model.bin")
@@ -299,12 +322,39 @@ def test_shards_of_a_checkpoint_load_as_one(sharded: Path, pristine: Path):
     assert whole.keys() == parts.keys() and all(torch.equal(whole[name], parts[name]) for name in whole)
 
 
-def test_a_damaged_shard_is_named(sharded: Path, tmp_path: Path):
+@pytest.mark.parametrize("cut", [20, -1])
+def test_a_damaged_shard_is_named(sharded: Path, tmp_path: Path, cut: int):
     copied = Path(shutil.copytree(sharded, tmp_path / "c"))
     shard = max(copied.glob("model-*.safetensors"))
-    shard.write_bytes(shard.read_bytes()[:20])
+    shard.write_bytes(shard.read_bytes()[:cut])
     with pytest.raises(CheckpointError, match=f"{shard.name} is truncated or damaged"):
         open_checkpoint(copied)
+
+
+def test_the_model_is_held_in_memory_of_its_own(checkpoint: Path):
+    model = open_checkpoint(checkpoint)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with (checkpoint / WEIGHTS).open("r+b") as file:  # as a trainer that overwrites its checkpoint does
+        file.seek(-8000, os.SEEK_END)
+        file.write(b"\1" * 8000)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+def test_weights_go_to_the_device_tensor_by_tensor_and_what_does_not_fit_is_no_fault_of_the_checkpoint(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+):
+    asked: dict[str, Any] = {}
+
+    def from_pretrained(directory: Path, **settings: Any) -> Any:
+        asked.update(settings)
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has 1 GiB")
+
+    monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", from_pretrained)
+    with pytest.raises(ClusterError, match=r"^model\.path: .*CUDA out of memory\); use a larger one") as caught:
+        load_model(checkpoint, "bfloat16", "cuda")
+    assert caught.value.exit_code == 4
+    assert asked["device_map"] == {"": torch.device("cuda")} and asked["dtype"] == torch.bfloat16
+    assert asked["use_safetensors"] and asked["local_files_only"] and asked["trust_remote_code"] is False
 
 
 @pytest.mark.parametrize("architecture", ["gpt2", "llama_tied", "opt", "gemma2", "bloom"])

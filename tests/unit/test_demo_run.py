@@ -7,8 +7,8 @@ import pytest
 
 from ray_probe.assembly import build_rollout
 from ray_probe.config import load_config
-from ray_probe.fitter import Fitter
-from ray_probe.offline_entropy_probe import InProcess, OfflineEntropyProbe
+from ray_probe.in_process import InProcess
+from ray_probe.offline_entropy_probe import OfflineEntropyProbe
 from ray_probe.preflight import prepare
 from ray_probe.rules import baseline_rule
 from ray_probe.run_directory import RunDirectory
@@ -23,7 +23,7 @@ def result(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         prepared = prepare(load_config(ROOT / "configs" / "tiny.yaml", ["batch.rounds=2"]))
     directory = RunDirectory.create(tmp_path_factory.mktemp("demo"), "demo")
     rollout = build_rollout(prepared.config, prepared.checkpoint.directory, prepared.policy_id)
-    backend = InProcess([rollout], Fitter(baseline_rule(prepared.config), prepared.policy_id))
+    backend = InProcess([rollout], baseline_rule(prepared.config), prepared.policy_id, directory)
     return OfflineEntropyProbe(prepared.config, prepared.plan, backend, directory).run()
 
 

@@ -19,9 +19,8 @@ from ray_probe.estimates import (
     round_summary,
     summed,
 )
-from ray_probe.fitter import Delivery, Fitter
-from ray_probe.probe_components import SumsX
-from ray_probe.rollout import Collected, ShardSums
+from ray_probe.fitter import Fitter
+from ray_probe.messages import Collected, Delivery, ShardSums, SumsX
 
 CAP = 4
 BETA = Fitter(BaselineRule("regression", "leave_one_out", 1e-3, 0.9, ("H",), CAP), "policy").beta()
@@ -128,6 +127,15 @@ def test_merging_rounds_adds_what_is_inside_and_changes_no_round():
     whole.add_shard(some_report(3, 0))
     whole.prompts[0] += 1.0
     assert [canonical(part) for part in parts] == before
+
+
+def test_merging_round_by_round_gives_the_bits_of_merging_all_at_once():
+    parts = [a_round(number) for number in range(4)]
+    running = parts[0]
+    for part in parts[1:]:
+        running = merged([running, part])
+    assert canonical(running) == canonical(merged(parts))
+    assert list(running.prompts) == list(merged(parts).prompts)
 
 
 def test_a_prompt_that_comes_back_is_one_cluster():
@@ -263,7 +271,8 @@ def test_a_line_of_a_round_is_json_and_says_which_records_the_fit_holds():
     assert json.loads(json.dumps(line, allow_nan=False)) == line
     assert (line["round"], line["shards"], line["given_up"], line["records"]) == (2, 3, ["2/3"], [0, 1, 2, 3])
     assert (line["sequences"], line["tokens"], line["seconds"]) == (12, 33, 10.0)
-    assert line["beta_version"] == BETA["version"] and line["entropy"] == entropy_estimate(totals)
+    assert line["fit"] == BETA and line["beta_version"] == BETA["version"] and line["beta"] == BETA["values"]
+    assert line["entropy"] == entropy_estimate(totals)
 
 
 def test_where_prompts_came_back_no_error_takes_their_shards_for_independent():

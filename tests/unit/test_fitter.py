@@ -10,9 +10,11 @@ import pytest
 from ray_probe.core.baselines import BaselineRule, Fit
 from ray_probe.core.records import Record, Shape, record_of_tokens, with_prompts
 from ray_probe.core.ridge import solve
-from ray_probe.errors import RecordError
-from ray_probe.fitter import Delivery, Fitter
+from ray_probe.core.variance import in_sample_mean_squares
+from ray_probe.errors import ConfigError, RecordError
+from ray_probe.fitter import Fitter
 from ray_probe.ledger import read_ledger
+from ray_probe.messages import Delivery
 
 CAP = 8
 FEATURES = ("H", "top1", "pos_frac")
@@ -216,9 +218,62 @@ def test_a_shard_listed_twice_counts_once():
     assert fitter.close_round(0, [0, 0]).total.sequences == 4
 
 
+def test_shards_of_every_round_since_a_commit_are_known_when_they_come_again():
+    fitter = Fitter(rule(), POLICY)
+    for number, since in ((0, 0), (1, 0), (2, 2)):
+        for shard in range(3):
+            assert fitter.accept(delivery(number, shard)).status == "accepted"
+        fitter.close_round(number, range(3), since)
+        before = bits(fitter)
+        for known in range(since, number + 1):
+            assert fitter.accept(delivery(known, 1)).status == "duplicate"
+            late = fitter.accept(other_bytes(known, 2))
+            assert (late.status, late.kept.tobytes()) == ("different", delivery(known, 2).packed.tobytes())
+        assert bits(fitter) == before, "counted once"
+    with pytest.raises(RecordError, match="round: got 1; round 3 is open"):
+        fitter.accept(delivery(1, 1))
+
+
+@pytest.mark.parametrize("resumed", [False, True])
+def test_every_version_can_be_asked_for(resumed: bool, tmp_path: Path):
+    path = tmp_path / "ledger.jsonl"
+    fitter, alone = Fitter(rule(), POLICY, path), []
+    for number in range(3):
+        alone.append(fitter.beta())
+        work_rounds(fitter, number + 1, first=number)
+    if resumed:
+        fitter = Fitter(rule(), POLICY, path, [range(5)] * 3)
+    assert [fitter.beta(version) for version in range(3)] == alone
+    assert [beta["version"] for beta in alone] == [0, 1, 2]
+    assert fitter.beta(3) == fitter.beta() and fitter.beta()["version"] == 3
+    for version in (-1, 4):
+        with pytest.raises(ConfigError, match=rf"^version: got {version}; there are versions 0 to 3$"):
+            fitter.beta(version)
+
+
+def test_variance_is_the_residuals_own_and_says_in_sample():
+    fitter = Fitter(rule(), POLICY)
+    assert fitter.variance() == {
+        "version": 0, "tokens": 0, "sequences": 0,
+        "in_sample": {"none": None, "constant": None, "residual_mu": None, "regression": None},
+    }  # fmt: skip
+    work_rounds(fitter, 2)
+    found, fit = fitter.variance(), fitter.current
+    assert (found["version"], found["tokens"], found["sequences"]) == (2, fit.total.tokens, 40)
+    assert found["in_sample"] == pytest.approx(
+        in_sample_mean_squares(fit.total, fit.position_average().mean_B, fit.ridge.beta_DK)
+    )
+    squares = found["in_sample"]
+    assert (
+        0
+        < squares["constant"]
+        < squares["none"]
+        == pytest.approx(float(fit.total.target_gram_KK[0, 0]) / fit.total.tokens)
+    )
+
+
 def test_beta_says_what_the_result_needs():
     fitter = Fitter(rule(), POLICY)
-    assert fitter.in_sample_mean_square() is None
     empty = fitter.beta()
     assert (empty["version"], empty["round"], empty["values"], empty["fallback"]) == (0, -1, None, "residual_mu")
     assert (empty["r2"], empty["condition_number"], empty["tokens"]) == (None, None, 0)
@@ -229,7 +284,6 @@ def test_beta_says_what_the_result_needs():
         "ridge_lambda": 1e-3, "tokens": fit.total.tokens, "sequences": 40, "r2": fit.ridge.r2_K[0],
         "condition_number": fit.ridge.condition_number, "fallback": None,
     }  # fmt: skip
-    assert 0.0 < fitter.in_sample_mean_square() < 85.0
 
 
 @pytest.mark.parametrize("fit", FITS)

@@ -5,9 +5,9 @@ import pytest
 import torch
 from support.models import tiny_gpt2, tiny_llama
 
-from ray_probe.errors import ConfigError, NonFiniteError
-from ray_probe.gradients import GradientSum, Layout
-from ray_probe.trainable import select_trainable
+from ray_probe.errors import NonFiniteError
+from ray_probe.gradients import GradientSum
+from ray_probe.layout import Layout
 
 
 def fill(model: torch.nn.Module, seed: int) -> None:
@@ -18,39 +18,13 @@ def fill(model: torch.nn.Module, seed: int) -> None:
             parameter.grad = torch.randn(parameter.shape, dtype=parameter.grad_dtype)
 
 
+def summed(gradient: GradientSum) -> np.ndarray:
+    """The whole sum in one bucket."""
+    return gradient.bucket(0, gradient.layout.size)
+
+
 def flat(model: torch.nn.Module) -> np.ndarray:
     return torch.cat([p.grad.flatten() for p in model.parameters() if p.requires_grad]).double().numpy()
-
-
-@pytest.mark.parametrize(
-    ("trainable", "count"), [("all", 21), (r"mlp", 6), (r"^model\.layers\.0\.", 9), (r"layers\.[01]\.mlp\.up", 2)]
-)
-def test_a_regular_expression_selects_parameters_by_name(trainable: str, count: int):
-    model = tiny_llama(8)
-    chosen = select_trainable(model, trainable)
-    assert len(chosen) == count
-    assert {name for name, p in model.named_parameters() if p.requires_grad} == set(chosen)
-
-
-def test_selecting_anew_replaces_the_selection_before():
-    model = tiny_llama(8)
-    select_trainable(model, "mlp")
-    assert len(select_trainable(model, "all")) == 21
-
-
-def test_an_expression_that_matches_nothing_is_refused_with_some_names():
-    with pytest.raises(
-        ConfigError, match=r"^model\.trainable: got 'mpl'; no parameter matches; .*embed_tokens"
-    ) as caught:
-        select_trainable(tiny_llama(8), "mpl")
-    assert caught.value.exit_code == 2
-
-
-def test_frozen_parameters_get_no_gradient():
-    model = tiny_llama(8)
-    chosen = select_trainable(model, r"layers\.1\.self_attn")
-    model(input_ids=torch.tensor([[1, 2, 3]])).logits.square().sum().backward()
-    assert {name for name, p in model.named_parameters() if p.grad is not None} == set(chosen)
 
 
 def test_tied_parameters_are_in_the_layout_once():
@@ -62,25 +36,47 @@ def test_tied_parameters_are_in_the_layout_once():
     assert gradient.layout.size == sum(p.numel() for p in model.parameters())
 
 
-def test_a_flat_gradient_unflattens_to_names_and_shapes_and_back():
+def test_the_layout_says_where_each_parameter_lies_in_the_flat_gradient():
     model = tiny_llama(8)
     gradient = GradientSum(model, "all")
     fill(model, 0)
     by_name = {name: p.grad.clone().numpy() for name, p in model.named_parameters()}
     gradient.add_shard()
-    layout, vector = gradient.layout, gradient.flat()
+    layout, vector = gradient.layout, summed(gradient)
     assert layout.size == len(vector)
-    parts = layout.unflatten(vector)
-    assert list(parts) == list(layout.names) == list(by_name)
-    for name, part in parts.items():
-        np.testing.assert_array_equal(part, by_name[name])
-    np.testing.assert_array_equal(np.concatenate([part.ravel() for part in parts.values()]), vector)
+    assert [name for name, *_ in layout.ranges()] == list(layout.names) == list(by_name)
+    for name, shape, start, stop in layout.ranges():
+        np.testing.assert_array_equal(vector[start:stop].reshape(shape), by_name[name])
 
 
 def test_a_layout_holds_scalars_too():
     layout = Layout(("a", "b"), ((), (2, 3)))
-    parts = layout.unflatten(np.arange(7.0))
-    assert layout.size == 7 and parts["a"].shape == () and parts["b"].tolist() == [[1, 2, 3], [4, 5, 6]]
+    assert layout.size == 7
+    assert list(layout.ranges()) == [("a", (), 0, 1), ("b", (2, 3), 1, 7)]
+
+
+@pytest.mark.parametrize("numbers", [1, 2, 3, 6, 7, 8, 100])
+def test_buckets_tile_the_flat_gradient(numbers: int):
+    buckets = Layout(("a", "b"), ((), (2, 3))).buckets(numbers)
+    assert [place for start, stop in buckets for place in range(start, stop)] == list(range(7))
+    assert all(0 < stop - start <= numbers for start, stop in buckets)
+
+
+@pytest.mark.parametrize("numbers", [1, 7, 100, 1000, 10**6])
+@pytest.mark.parametrize("turned", [False, True])
+def test_buckets_put_together_are_the_sum(numbers: int, turned: bool):
+    model = tiny_llama(8)
+    if turned:  # memory that is not in the order of the flat gradient
+        model.lm_head.weight = torch.nn.Parameter(torch.randn(16, 8).T)
+    gradient = GradientSum(model, "lm_head|norm" if numbers == 1 else "all")
+    assert not gradient.bucket(3, 9).any()
+    fill(model, 0)
+    if turned:
+        model.lm_head.weight.grad = torch.randn(16, 8).T
+    expected = flat(model)
+    gradient.add_shard()
+    buckets = [gradient.bucket(start, stop) for start, stop in gradient.layout.buckets(numbers)]
+    np.testing.assert_array_equal(np.concatenate(buckets), expected.astype(np.float32))
 
 
 def test_shards_add_up_and_each_gives_its_own_squared_norm():
@@ -92,26 +88,45 @@ def test_shards_add_up_and_each_gives_its_own_squared_norm():
         total = total + own
         assert gradient.add_shard() == pytest.approx(own @ own, rel=1e-9)
         assert all(p.grad is None for p in model.parameters())
-    np.testing.assert_allclose(gradient.flat(), total, rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(summed(gradient), total, rtol=1e-6, atol=1e-6)
 
 
-def test_a_parameter_without_a_gradient_counts_as_zero():
+def test_a_parameter_that_a_shard_did_not_reach_counts_as_zero_and_is_told_until_one_does():
     model = tiny_llama(8)
     gradient = GradientSum(model, "mlp")
+    names = gradient.layout.names
+    assert gradient.unreached == tuple(range(6))
     model.model.layers[0].mlp.up_proj.weight.grad = torch.ones(32, 16)
     assert gradient.add_shard() == pytest.approx(512)
-    assert gradient.flat().sum() == 512
+    assert summed(gradient).sum() == 512
+    assert [name for place, name in enumerate(names) if place not in gradient.unreached] == [
+        "model.layers.0.mlp.up_proj.weight"
+    ]
+    model.model.layers[1].mlp.up_proj.weight.grad = torch.zeros(32, 16)
+    gradient.add_shard()
+    assert len(gradient.unreached) == 4, "what was reached stays reached; a gradient of zero is one"
+    gradient.reset()
+    assert gradient.unreached == tuple(range(6))
+
+
+def test_a_shard_that_is_refused_reaches_nothing():
+    model = tiny_llama(8)
+    gradient = GradientSum(model, "mlp")
+    model.model.layers[0].mlp.up_proj.weight.grad = torch.full((32, 16), torch.nan)
+    with pytest.raises(NonFiniteError):
+        gradient.add_shard()
+    assert gradient.unreached == tuple(range(6))
 
 
 def test_a_round_starts_from_zero():
     model = tiny_llama(8)
     gradient = GradientSum(model, "all")
-    assert not gradient.flat().any() and gradient.flat().dtype == np.float32
+    assert not summed(gradient).any() and summed(gradient).dtype == np.float32
     fill(model, 0)
     gradient.add_shard()
     fill(model, 1)
     gradient.reset()
-    assert not gradient.flat().any()
+    assert not summed(gradient).any()
     assert all(p.grad is None for p in model.parameters())
 
 
@@ -121,12 +136,12 @@ def test_a_gradient_that_is_not_finite_is_refused_and_the_sum_is_untouched(value
     gradient = GradientSum(model, "all")
     fill(model, 0)
     gradient.add_shard()
-    before = gradient.flat()
+    before = summed(gradient)
     fill(model, 1)
     model.lm_head.weight.grad[2, 3] = value
     with pytest.raises(NonFiniteError, match=r"^gradient: .*was not added$"):
         gradient.add_shard()
-    np.testing.assert_array_equal(gradient.flat(), before)
+    np.testing.assert_array_equal(summed(gradient), before)
 
 
 def test_a_sum_handed_out_does_not_change_with_later_shards():
@@ -134,7 +149,7 @@ def test_a_sum_handed_out_does_not_change_with_later_shards():
     gradient = GradientSum(model, "all")
     fill(model, 0)
     gradient.add_shard()
-    handed_out = gradient.flat()
+    handed_out = summed(gradient)
     copied = handed_out.copy()
     fill(model, 1)
     gradient.add_shard()
@@ -147,7 +162,7 @@ def test_a_sum_of_one_parameter_does_not_change_with_later_shards_either(single:
     gradient = GradientSum(model, single)
     fill(model, 0)
     gradient.add_shard()
-    handed_out = gradient.flat()
+    handed_out = summed(gradient)
     copied = handed_out.copy()
     fill(model, 1)
     gradient.add_shard()
@@ -165,7 +180,7 @@ def test_gradients_accumulate_in_float32_or_wider(weights: torch.dtype, sums: to
         model(input_ids=torch.tensor([[1, 2, 3]])).logits.square().sum().backward()
     assert {p.grad.dtype for p in model.parameters()} == {sums}
     gradient.add_shard()
-    assert gradient.flat().dtype == (np.float64 if sums == torch.float64 else np.float32)
+    assert summed(gradient).dtype == (np.float64 if sums == torch.float64 else np.float32)
 
 
 def test_many_small_shards_are_not_lost_beside_bfloat16_weights():
@@ -174,4 +189,4 @@ def test_many_small_shards_are_not_lost_beside_bfloat16_weights():
     for _ in range(2000):
         model.lm_head.weight.grad = torch.full((8, 16), 1e-3)
         gradient.add_shard()
-    np.testing.assert_allclose(gradient.flat(), 2.0, rtol=1e-4)
+    np.testing.assert_allclose(summed(gradient), 2.0, rtol=1e-4)

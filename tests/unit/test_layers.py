@@ -25,7 +25,14 @@ def imported_with(modules: list[str]) -> set[str]:
     [
         pytest.param(CORE, {"ray", "fastapi", "transformers", "pydantic", "yaml", "rich"}, id="core"),
         pytest.param(NUMPY_ONLY + FITTER, {"torch", "ray", "transformers", "pydantic"}, id="records, ridge and fitter"),
+        pytest.param(["ray_probe.gradient_store"], {"torch", "ray", "transformers", "pydantic"}, id="the writer"),
         pytest.param(["ray_probe.cluster.actors"], {"torch", "transformers"}, id="the fitter's process"),
+        pytest.param(
+            ["ray_probe.offline_entropy_probe"], {"torch", "ray", "transformers", "matplotlib"}, id="the run itself"
+        ),
+        pytest.param(
+            ["ray_probe.cluster.backend"], {"torch", "transformers", "matplotlib"}, id="the controller's process"
+        ),
         pytest.param(["ray_probe.cli"], {"torch", "ray", "transformers"}, id="the command line's help"),
         pytest.param(["ray_probe.runner"], {"matplotlib.pyplot"}, id="no global state of plots"),
     ],

@@ -239,14 +239,14 @@ def test_a_job_of_two_prompts_and_two_responses_fills_the_features_and_tells_fou
         shards = Plan(("abc", "f"), (0, 1), 0, 2, 2, 1, 1, True).round(0)
         for shard in shards:
             fitter.accept(rollout.collect(shard).delivery)
-            sequences = rollout._held[shard.index].sequences
+            sequences = rollout._held[shard.key].sequences
             results = rollout._components.processor.teacher_force_logprobs(sequences, return_baseline_features=True)
             assert results.shape == (1, 2)
             for g, length in enumerate(sequences.gen_lens[0]):
                 assert results.baseline_feats_torch[0][g].shape == (length, len(features))
         fit = fitter.close_round(0, [0, 1])
         sums = [rollout.accumulate(shard, fit).sums for shard in shards]
-        gradients[mode] = rollout.round_gradient(0).vector
+        gradients[mode] = rollout.bucket(0, rollout.layout.size)
         advantages[mode] = {name: sum(s.advantage[name][1] for s in sums) for name in MODES}
     for left, right in ((a, b) for a in MODES for b in MODES if a < b):
         distance = np.linalg.norm(gradients[left] - gradients[right])

@@ -8,7 +8,8 @@ import pytest
 
 from ray_probe import prompts
 from ray_probe.errors import PromptsError
-from ray_probe.prompts import MAX_LINE_BYTES, PromptSet, load_prompts
+from ray_probe.prompt_rows import MAX_LINE_BYTES
+from ray_probe.prompts import PromptSet, load_prompts
 
 SECRET = "attack at dawn"
 
@@ -50,7 +51,10 @@ REFUSED_LINES = {
     "no field at all": (lines({}), ":1: no field 'prompt'", "fields there: none"),
     "field is a number": (lines({"prompt": 7}), ":1: prompt: a number (int); need a string"),
     "field is null": (GOOD + lines({"prompt": None}), ":2: prompt: null; need a string"),
-    "field is a chat": (lines({"prompt": [{"role": "user", "content": SECRET}]}), "prompt: a list; need a string"),
+    "field is a chat": (
+        lines({"prompt": [{"role": "user", "content": SECRET}]}),
+        ":1: prompt: a list; need a string, or data.chat_template: true for a list of messages",
+    ),
     "blank prompt": (GOOD + lines({"prompt": " \n\t"}), ":2: the prompt is blank; write a prompt or remove it"),
     "empty prompt": (lines({"prompt": ""}), ":1: the prompt is blank"),
     "repeated id": (

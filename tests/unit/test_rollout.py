@@ -1,6 +1,5 @@
 """Rollouts, fitter and run without a cluster: one answer however shards are dealt, and nothing half done counts."""
 
-import copy
 import dataclasses
 import json
 from collections.abc import Callable, Iterable
@@ -10,100 +9,37 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from support.models import probe_config, save_checkpoint, tiny_llama
+from support.runs import (
+    GROUP,
+    POLICY,
+    Job,
+    a_checkpoint,
+    by_name,
+    collected,
+    flat,
+    misscoring_rollout,
+    plan_of,
+    processor_of,
+    rollout_of,
+    settings,
+    untimed,
+)
 
-from ray_probe.assembly import build_rollout
-from ray_probe.checkpoints import load_model, load_tokenizer
-from ray_probe.config import ProbeConfig
-from ray_probe.core.baselines import MODES, PublishedFit
-from ray_probe.core.policy import SamplingRule
+from ray_probe.core.baselines import MODES
+from ray_probe.core.records import Record
 from ray_probe.errors import NonFiniteError, ParityError, ShardError
 from ray_probe.fitter import Fitter
-from ray_probe.gradients import GradientSum
-from ray_probe.offline_entropy_probe import InProcess, OfflineEntropyProbe
-from ray_probe.plan import Plan, Shard
-from ray_probe.probe_components import ProbeComponents
+from ray_probe.messages import GradientReport
+from ray_probe.plan import Shard
 from ray_probe.progress import Progress
 from ray_probe.rollout import Rollout
 from ray_probe.rules import baseline_rule
-from ray_probe.run_directory import RunDirectory
 from ray_probe.sequence_processor import SequenceProcessor
-
-TEXTS = ("abc", "f", "dde", "ab", "ecab", "bb", "cafe")
-POLICY = "policy"
-ROUNDS = 3
 
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_checkpoint(tmp_path_factory.mktemp("rollout") / "checkpoint", tiny_llama(8), "abcdef")
-
-
-def settings(checkpoint: Path, mode: str = "regression", fit: str = "leave_one_out", **sections: Any) -> ProbeConfig:
-    estimator = {"baseline": {"mode": mode, "fit": fit}} | sections.pop("estimator", {})
-    generation = {"max_new_tokens": 8, "tf_batch_size": 3, "gen_batch_size": 4} | sections.pop("generation", {})
-    batch = {"prompts_per_round": 5, "responses_per_prompt": 2, "shard_prompts": 2, "rounds": ROUNDS}
-    data = {"prompts": list(TEXTS), "seed": 4}
-    return probe_config(checkpoint, data=data, batch=batch, generation=generation, estimator=estimator, **sections)
-
-
-def plan_of(config: ProbeConfig) -> Plan:
-    batch = config.batch
-    return Plan(
-        TEXTS, tuple(range(len(TEXTS))), config.data.seed, batch.prompts_per_round, batch.responses_per_prompt,
-        batch.shard_prompts, batch.rounds, True,
-    )  # fmt: skip
-
-
-def rollout_of(config: ProbeConfig) -> Rollout:
-    return build_rollout(config, Path(config.model.path), POLICY)
-
-
-def processor_of(rollout: Rollout) -> SequenceProcessor:
-    return rollout._components.processor
-
-
-@dataclasses.dataclass
-class Job:
-    """A run in this process."""
-
-    config: ProbeConfig
-    path: Path
-    rollouts: list[Rollout]
-
-    @classmethod
-    def of(cls, config: ProbeConfig, path: Path, rollouts: int = 1) -> "Job":
-        RunDirectory.create(path.parent, path.name)
-        return cls(config, path, [rollout_of(config) for _ in range(rollouts)])
-
-    def run(self, listener: Callable[[Progress], None] = lambda progress: None) -> dict[str, Any]:
-        directory = RunDirectory(self.path)
-        finished = [line["records"] for line in directory.finished_rounds()]
-        fitter = Fitter(baseline_rule(self.config), POLICY, directory.ledger, finished)
-        backend = InProcess(self.rollouts, fitter)
-        self.probe = OfflineEntropyProbe(self.config, plan_of(self.config), backend, directory, listener)
-        return self.probe.run()
-
-    @property
-    def gradient(self) -> np.ndarray:
-        """Summed over all responses."""
-        return self.probe._committed.gradient
-
-    @property
-    def lines(self) -> list[dict[str, Any]]:
-        return [json.loads(line) for line in (self.path / "rounds.jsonl").read_text().splitlines()]
-
-
-def untimed(result: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in result.items() if key != "timing"}
-
-
-def collected(config: ProbeConfig) -> tuple[Rollout, tuple[Shard, ...], PublishedFit]:
-    """A rollout that has collected round 0, and the fit of that round."""
-    rollout, fitter, shards = rollout_of(config), Fitter(baseline_rule(config), POLICY), plan_of(config).round(0)
-    for shard in shards:
-        fitter.accept(rollout.collect(shard).delivery)
-    return rollout, shards, fitter.close_round(0, [shard.index for shard in shards])
+    return a_checkpoint(tmp_path_factory.mktemp("rollout"))
 
 
 # One answer
@@ -165,7 +101,7 @@ def test_the_written_advantages_are_those_of_the_scored_responses(checkpoint: Pa
     advantages: dict[str, list[float]] = {"none": [], "constant": [], "residual_mu": [], "regression": []}
     for shard in shards:
         results = processor_of(rollout).teacher_force_logprobs(
-            rollout._held[shard.index].sequences, compute_rb=True, return_baseline_features=True
+            rollout._held[shard.key].sequences, compute_rb=True, return_baseline_features=True
         )
         for group, features in zip(results.rb_entropies, results.baseline_feats_torch, strict=True):
             for entropy, phi in zip(group, features, strict=True):
@@ -191,11 +127,10 @@ def test_the_written_advantages_are_those_of_the_scored_responses(checkpoint: Pa
 def test_a_shard_that_is_accumulated_twice_counts_once(checkpoint: Path):
     rollout, shards, fit = collected(settings(checkpoint))
     first = [rollout.accumulate(shard, fit) for shard in shards]
-    once = rollout.round_gradient(0)
+    once = flat(rollout)
     assert all(rollout.accumulate(shard, fit) is report for shard, report in zip(shards, first, strict=True))
-    again = rollout.round_gradient(0)
-    assert once.shards == again.shards == (0, 1, 2)
-    np.testing.assert_array_equal(once.vector, again.vector)
+    assert rollout.gradient_report(GROUP) == GradientReport(((0, 0), (0, 1), (0, 2)), ())
+    np.testing.assert_array_equal(once, flat(rollout))
     assert all(report.own_left_out and report.fitted and report.version == 1 for report in first)
 
 
@@ -216,7 +151,6 @@ def test_a_shard_that_was_not_collected_here_is_refused(checkpoint: Path):
     with pytest.raises(ShardError, match=r"^shard 0/1: was not collected here; collect it first$"):
         rollout_of(config).accumulate(shards[1], fit)
     later = plan_of(config).round(1)[0]
-    assert rollout.holds(shards[0]) and not rollout.holds(later)
     with pytest.raises(ShardError, match=r"^shard 1/0"):
         rollout.accumulate(later, fit)
 
@@ -227,7 +161,7 @@ def test_a_shard_that_fails_half_way_leaves_the_sum_untouched_and_can_be_done_ag
     config = settings(checkpoint)
     rollout, shards, fit = collected(config)
     rollout.accumulate(shards[0], fit)
-    before = rollout.round_gradient(0)
+    before = flat(rollout)
     scoring = SequenceProcessor.teacher_force_logprobs
 
     def fails_at_the_second_micro_batch() -> Callable[..., Any]:
@@ -244,25 +178,62 @@ def test_a_shard_that_fails_half_way_leaves_the_sum_untouched_and_can_be_done_ag
     with pytest.raises(NonFiniteError):
         rollout.accumulate(shards[1], fit)
     monkeypatch.undo()
-    after = rollout.round_gradient(0)
-    assert after.shards == before.shards == (0,)
-    np.testing.assert_array_equal(after.vector, before.vector)
+    assert rollout.gradient_report(GROUP).shards == ((0, 0),)
+    np.testing.assert_array_equal(flat(rollout), before)
     for shard in shards[1:]:
         rollout.accumulate(shard, fit)
     other, _, _ = collected(config)
     for shard in shards:
         other.accumulate(shard, fit)
-    np.testing.assert_array_equal(rollout.round_gradient(0).vector, other.round_gradient(0).vector)
+    np.testing.assert_array_equal(flat(rollout), flat(other))
 
 
-def test_a_new_round_starts_empty(checkpoint: Path):
-    config = settings(checkpoint)
+def test_the_sum_goes_on_over_the_rounds_of_a_group_and_a_new_group_starts_empty(checkpoint: Path):
+    config = settings(checkpoint, "none")
     rollout, shards, fit = collected(config)
     rollout.accumulate(shards[0], fit)
-    rollout.collect(plan_of(config).round(1)[0])
-    gradient = rollout.round_gradient(1)
-    assert gradient.shards == () and gradient.vector.shape == (rollout.layout.size,) and not gradient.vector.any()
-    assert not rollout.holds(shards[0])
+    first = flat(rollout)
+    later = plan_of(config).round(1)[0]
+    rollout.begin(GROUP)
+    rollout.collect(later)
+    rollout.accumulate(later, fit)
+    assert rollout.gradient_report(GROUP).shards == ((0, 0), (1, 0))
+    assert rollout.gradient_report("other rounds").shards == ()
+    alone = rollout_of(config)
+    alone.begin(GROUP)
+    alone.collect(later)
+    alone.accumulate(later, fit)
+    np.testing.assert_allclose(flat(rollout), first + flat(alone), rtol=1e-5, atol=1e-5)
+    rollout.begin("the rounds after")
+    assert rollout.gradient_report("the rounds after").shards == () and not flat(rollout).any()
+    with pytest.raises(ShardError, match=r"^shard 0/1: was not collected here"):
+        rollout.accumulate(shards[1], fit)
+
+
+def test_what_is_needed_to_form_a_gradient_is_let_go_once_it_is_in(checkpoint: Path):
+    rollout, shards, fit = collected(settings(checkpoint))
+    assert set(rollout._held) == {shard.key for shard in shards}
+    for shard in shards:
+        rollout.accumulate(shard, fit)
+    assert not rollout._held
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("fit", ["leave_one_out", "in_sample"])
+def test_what_a_broadcast_leaves_out_changes_no_bit(checkpoint: Path, mode: str, fit: str):
+    config = settings(checkpoint, mode, fit)
+    sums = []
+    for strip in (False, True):
+        rollout, shards, published = collected(config)
+        sent = published.for_broadcast() if strip else published
+        assert len(sent.total.prompt_ids_P) == (0 if strip else 5)
+        reports = [rollout.accumulate(shard, sent) for shard in shards]
+        sums.append((flat(rollout), reports))
+    np.testing.assert_array_equal(sums[0][0], sums[1][0])
+    for left, right in zip(sums[0][1], sums[1][1], strict=True):
+        assert left.gradient_norm_sq == right.gradient_norm_sq
+        for name in left.sums.advantage:
+            np.testing.assert_array_equal(left.sums.advantage[name], right.sums.advantage[name])
 
 
 def test_no_gradient_and_no_graph_is_held_between_shards(checkpoint: Path):
@@ -280,8 +251,9 @@ def test_the_record_that_counts_is_the_one_left_out(checkpoint: Path):
     assert [receipt.status for receipt in receipts] == ["different", "accepted", "accepted"]
     for shard, receipt in zip(shards, receipts, strict=True):
         rollout.acknowledge(shard, receipt)
-    records = [rollout._held[shard.index].record for shard in shards]
-    np.testing.assert_array_equal(records[0].pack(), came_first.packed)
+    records = [rollout._held[shard.key].record for shard in shards]
+    first = Record.unpack(came_first.packed).without_prompts()
+    np.testing.assert_array_equal(records[0].pack(), first.pack())
     rest = records[1] + records[2]
     beta = np.linalg.solve(rest.gram_DD + 1e-3 * np.eye(7), rest.cross_DK[:, 0])
     fit = fitter.close_round(0, [0, 1, 2])
@@ -291,23 +263,12 @@ def test_the_record_that_counts_is_the_one_left_out(checkpoint: Path):
 # The parity gate, and going on with a run
 
 
-class OtherScorer(SequenceProcessor):
-    """Scores under another temperature than it samples under."""
-
-    def teacher_force_logprobs(self, *arguments: Any, **options: Any) -> Any:
-        other = copy.copy(self)
-        other.rule = SamplingRule(1.2 * self.rule.temperature, self.rule.top_p)
-        return SequenceProcessor.teacher_force_logprobs(other, *arguments, **options)
-
-
 def test_a_scorer_with_another_temperature_trips_the_parity_gate_after_the_round_is_committed(
     checkpoint: Path, tmp_path: Path
 ):
     config = settings(checkpoint)
     job = Job.of(config, tmp_path / "run", rollouts=0)
-    model, rule = load_model(checkpoint, "float32"), baseline_rule(config)
-    scorer = OtherScorer(model, load_tokenizer(checkpoint), config.generation, rule.features)
-    job.rollouts.append(Rollout(ProbeComponents(scorer), GradientSum(model, "all"), rule, POLICY))
+    job.rollouts.append(misscoring_rollout(config))
     with pytest.raises(ParityError, match=r"parity_tolerance: got a mean gap of .*1 rounds are kept") as caught:
         job.run()
     assert caught.value.exit_code == 5
@@ -362,7 +323,7 @@ def summed_apart(rollout: Rollout, shards: Iterable[Shard]) -> np.ndarray:
     components, total = rollout._components, np.zeros(rollout.layout.size)
     parameters = list(processor_of(rollout).model.parameters())
     for shard in shards:
-        for response in rollout._held[shard.index].sequences.micro_batches(1):
+        for response in rollout._held[shard.key].sequences.micro_batches(1):
             for parameter in parameters:
                 parameter.grad = None
             components.accumulate_sum_X(response, None)
@@ -376,18 +337,18 @@ def test_gradients_of_bfloat16_weights_add_up_in_float32(checkpoint: Path):
     rollout, shards, fit = collected(config)
     model = processor_of(rollout).model
     assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
-    apart = summed_apart(rollout, shards)
+    held, apart = dict(rollout._held), summed_apart(rollout, shards)
     assert {parameter.grad.dtype for parameter in model.parameters()} == {torch.float32}
     for shard in shards:
         rollout.accumulate(shard, fit)
-    vector = rollout.round_gradient(0).vector
+    vector = flat(rollout)
     assert vector.dtype == np.float32
     assert np.linalg.norm(vector - apart) < 1e-6 * np.linalg.norm(apart), "bfloat16 sums would be off by 1e-3"
 
     wide = settings(checkpoint, "none")
     reference = rollout_of(wide)
     processor_of(reference).model.load_state_dict(model.state_dict())
-    reference._round, reference._held = 0, rollout._held
+    reference._held = held
     exact = summed_apart(reference, shards)
     assert np.linalg.norm(vector - exact) < 0.1 * np.linalg.norm(exact)
 
@@ -397,9 +358,8 @@ def test_only_what_is_trainable_is_in_the_gradient(checkpoint: Path):
     rollout, shards, fit = collected(config)
     rollout.accumulate(shards[0], fit)
     assert len(rollout.layout.names) == 3 and all("layers.1.mlp" in name for name in rollout.layout.names)
-    vector = rollout.round_gradient(0).vector
     whole, _, _ = collected(settings(checkpoint))
     whole.accumulate(shards[0], fit)
-    everything = whole.layout.unflatten(whole.round_gradient(0).vector)
-    for name, part in rollout.layout.unflatten(vector).items():
+    everything = by_name(whole.layout, flat(whole))
+    for name, part in by_name(rollout.layout, flat(rollout)).items():
         np.testing.assert_allclose(part, everything[name], rtol=1e-5, atol=1e-6 * np.abs(everything[name]).max())

@@ -4,15 +4,17 @@ import json
 import os
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from ray_probe.errors import ConfigError, OutputError
 from ray_probe.estimates import Totals
-from ray_probe.run_directory import RunDirectory, default_name, write_atomically
+from ray_probe.files import write_atomically
+from ray_probe.run_directory import RunDirectory, default_name
 
-SIZE = 5
+FIT = {"features": ["H"], "values": [0.5]}
 
 
 def some_totals(number: int) -> Totals:
@@ -20,12 +22,14 @@ def some_totals(number: int) -> Totals:
     return Totals(bins_3B=np.full((3, 2), number + 0.1), rounds=1, shards=[f"{number}/0"], sizes_S3=sizes)
 
 
-def gradient_through(number: int) -> np.ndarray:
-    return sum(np.random.default_rng(n).normal(size=SIZE) for n in range(number + 1))
+def some_line(number: int) -> dict[str, Any]:
+    fit = FIT | {"version": number + 1, "round": number}
+    return {"round": number, "records": [0], "beta_version": number + 1, "fit": fit}
 
 
-def commit(directory: RunDirectory, number: int) -> None:
-    directory.commit_round(number, some_totals(number), gradient_through(number), {"round": number, "records": [0]})
+def commit(directory: RunDirectory, first: int, rounds: int = 1) -> None:
+    numbers = range(first, first + rounds)
+    directory.commit([some_totals(number) for number in numbers], [some_line(number) for number in numbers])
 
 
 @pytest.fixture
@@ -36,48 +40,42 @@ def directory(tmp_path: Path) -> RunDirectory:
     return made
 
 
-def reopened(directory: RunDirectory) -> tuple[list[int], list[Totals], np.ndarray | None]:
-    """What a resumed run finds: rounds in the file, their totals, and the gradient."""
-    back = RunDirectory.open(directory.path)
-    lines = back.finished_rounds()
-    return [line["round"] for line in lines], *back.restore(len(lines))
-
-
 def holds_exactly(directory: RunDirectory, rounds: int) -> bool:
-    numbers, totals, gradient = reopened(directory)
-    same_totals = [t.to_json() for t in totals] == [some_totals(n).to_json() for n in range(rounds)]
-    if rounds == 0:
-        return (numbers, totals, gradient) == ([], [], None)
-    same_gradient = gradient is not None and gradient.tobytes() == gradient_through(rounds - 1).tobytes()
-    return numbers == list(range(rounds)) and same_totals and same_gradient
+    """Whether a resumed run finds these rounds: their lines and their totals."""
+    back = RunDirectory.open(directory.path)
+    numbers = [line["round"] for line in back.finished_rounds()]
+    totals = [part.to_json() for part in back.restore(len(numbers))]
+    return numbers == list(range(rounds)) and totals == [some_totals(n).to_json() for n in range(rounds)]
 
 
-def test_what_is_committed_comes_back_to_the_bit(directory: RunDirectory):
+def test_what_is_committed_comes_back(directory: RunDirectory):
     assert holds_exactly(directory, 0)
-    for number in range(3):
-        commit(directory, number)
-        assert holds_exactly(directory, number + 1)
-    _, _, gradient = reopened(directory)
-    assert gradient is not None and gradient.dtype == np.float64
-    kept = sorted(path.name for path in (directory.path / "state").iterdir())
-    assert kept == ["gradient-000002.safetensors", *(f"round-{n:06d}.json" for n in range(3))]
+    done = 0
+    for rounds in (1, 3, 1, 2):
+        commit(directory, done, rounds)
+        done += rounds
+        assert holds_exactly(directory, done)
+    groups = [line["group"] for line in directory.finished_rounds()]
+    assert groups == [[0, 0], [1, 3], [1, 3], [1, 3], [4, 4], [5, 6], [5, 6]]
+    assert sorted(path.name for path in directory.state.iterdir()) == [f"round-{n:06d}.json" for n in range(7)]
 
 
 class Killed(BaseException):
     pass
 
 
-@pytest.mark.parametrize("rounds", [0, 1, 3])
-def test_a_run_killed_anywhere_in_a_commit_keeps_whole_rounds(
-    directory: RunDirectory, rounds: int, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("rounds", [1, 3])
+@pytest.mark.parametrize("finished", [0, 2])
+def test_a_run_killed_anywhere_in_a_commit_keeps_whole_groups(
+    directory: RunDirectory, finished: int, rounds: int, monkeypatch: pytest.MonkeyPatch
 ):
-    """Kill at each call of the operating system that a commit makes: before its 1st, 2nd, ... fsync, rename, unlink."""
-    for number in range(rounds):
-        commit(directory, number)
-    calls = 0
-    kill_at: int | None = None
+    """Kill at each call of the operating system that a commit makes: before its 1st, 2nd, ... fsync and rename."""
+    if finished:
+        commit(directory, 0, finished)
+    before = (directory.path / "rounds.jsonl").read_bytes() if finished else b""
+    calls, kill_at = 0, 0
 
-    def counted(name: str, original):  # type: ignore[no-untyped-def]
+    def counted(name: str, original: Any) -> Any:
         def call(*args: object, **named: object) -> object:
             nonlocal calls
             calls += 1
@@ -87,87 +85,91 @@ def test_a_run_killed_anywhere_in_a_commit_keeps_whole_rounds(
 
         return call
 
+    steps = 3 * rounds + 1  # of each file of sums: its bytes, its name, the directory; then the lines
     with monkeypatch.context() as patch:
         patch.setattr("os.fsync", counted("fsync", os.fsync))
         patch.setattr(Path, "replace", counted("rename", Path.replace))
-        patch.setattr(Path, "unlink", counted("unlink", Path.unlink))
-        for kill_at in range(1, 6):
+        for kill_at in range(1, steps + 1):
             calls = 0
             with pytest.raises(Killed) as killed:
-                commit(directory, rounds)
-            assert str(killed.value) == ["fsync", "rename", "fsync", "rename", "fsync"][kill_at - 1]
-            if kill_at < 5:
-                assert holds_exactly(directory, rounds), kill_at
-    # killed at the fsync of rounds.jsonl, the line may be in the file or not: either is a whole state
-    assert holds_exactly(directory, rounds + 1)
-    (directory.path / "rounds.jsonl").write_text("".join(_line(n) for n in range(rounds)))
-    assert holds_exactly(directory, rounds)
-    calls, kill_at = 0, None
-    commit(directory, rounds)
-    assert holds_exactly(directory, rounds + 1)
+                commit(directory, finished, rounds)
+            assert str(killed.value) == ("rename" if kill_at % 3 == 2 else "fsync")
+            assert holds_exactly(directory, finished if kill_at < steps else finished + rounds)
+    # killed at the fsync of rounds.jsonl, the lines may be in the file or not: either is a whole state
+    (directory.path / "rounds.jsonl").write_bytes(before)
+    assert holds_exactly(directory, finished)
+    commit(RunDirectory.open(directory.path), finished, rounds)
+    assert holds_exactly(directory, finished + rounds)
 
 
-def _line(number: int) -> str:
-    return json.dumps({"round": number, "records": [0]}) + "\n"
-
-
-def test_a_run_killed_between_the_line_and_the_clearing_up_goes_on(
-    directory: RunDirectory, monkeypatch: pytest.MonkeyPatch
+def test_of_lines_that_are_torn_anywhere_only_whole_groups_count_and_the_next_starts_on_its_own(
+    directory: RunDirectory,
 ):
     commit(directory, 0)
+    path = directory.path / "rounds.jsonl"
+    first = path.read_bytes()
+    commit(directory, 1, 2)
+    whole = path.read_bytes()
+    for end in range(len(first), len(whole)):
+        path.write_bytes(whole[:end])
+        assert holds_exactly(directory, 1)
+        assert path.read_bytes() == whole[:end], "to look is not to repair: the run may be writing"
+    for end in (len(first) + 5, whole.rindex(b"\n", 0, -1) + 1, len(whole) - 1):
+        path.write_bytes(whole[:end])
+        commit(RunDirectory.open(directory.path), 1)
+        assert holds_exactly(directory, 2)
+    path.write_bytes(first[:-1])
+    assert directory.finished_rounds() == []
 
-    def killed(*_: object, **__: object) -> None:
-        raise Killed
 
-    with monkeypatch.context() as patch:
-        patch.setattr(Path, "unlink", killed)
-        with pytest.raises(Killed):
-            commit(directory, 1)
+def test_lines_from_before_groups_were_told_are_each_their_own(directory: RunDirectory):
+    commit(directory, 0, 2)
+    path = directory.path / "rounds.jsonl"
+    old = [{key: value for key, value in json.loads(line).items() if key != "group"} for line in path.open()]
+    path.write_text("".join(json.dumps(line) + "\n" for line in old))
     assert holds_exactly(directory, 2)
     commit(directory, 2)
     assert holds_exactly(directory, 3)
 
 
-def test_a_torn_last_line_is_cut_off_wherever_it_is_torn(directory: RunDirectory):
-    commit(directory, 0)
-    commit(directory, 1)
-    path = directory.path / "rounds.jsonl"
-    first, last = path.read_bytes().splitlines(keepends=True)
-    (directory.path / "state" / "gradient-000000.safetensors").write_bytes(b"")
-    for end in range(len(last)):
-        path.write_bytes(first + last[:end])
-        assert [line["round"] for line in directory.finished_rounds()] == [0]
-        assert path.read_bytes() == first, "the next line starts on a line of its own"
-    path.write_bytes(first[:-1])
-    assert directory.finished_rounds() == [] and path.read_bytes() == b""
-
-
 def test_damage_in_a_file_of_the_run_is_refused_by_its_name(directory: RunDirectory):
     for number in range(3):
         commit(directory, number)
-    rounds, state = directory.path / "rounds.jsonl", directory.path / "state"
+    rounds = directory.path / "rounds.jsonl"
     whole = rounds.read_bytes()
     rounds.write_bytes(whole.replace(b'{"round": 1', b'{"round": '))
     with pytest.raises(ConfigError, match=r"rounds.jsonl line 2 cannot be read \(.*restore it or start a new run"):
         directory.finished_rounds()
-    for name in ("gradient-000002.safetensors", "round-000001.json"):
-        for content in (b"", b"{" + 20 * b"\xff", None):
-            if content is None:
-                (state / name).unlink()
-            else:
-                (state / name).write_bytes(content)
-            with pytest.raises(ConfigError, match=rf"{name} cannot be read \("):
-                directory.restore(3)
+    path = directory.state / "round-000001.json"
+    for content in (b"", b"{" + 20 * b"\xff", None):
+        if content is None:
+            path.unlink()
+        else:
+            path.write_bytes(content)
+        with pytest.raises(ConfigError, match=r"round-000001.json cannot be read \("):
+            directory.restore(3)
 
 
 def test_a_nan_is_refused_and_leaves_no_line(directory: RunDirectory):
     commit(directory, 0)
     with pytest.raises(ValueError, match="JSON compliant"):
-        directory.commit_round(1, some_totals(1), gradient_through(1), {"round": 1, "x": float("nan")})
+        directory.commit([some_totals(1)], [some_line(1) | {"x": float("nan")}])
     assert holds_exactly(directory, 1)
     with pytest.raises(ValueError, match="JSON compliant"):
         directory.write_json("result.json", {"x": float("inf")})
     assert not (directory.path / "result.json").exists()
+
+
+def test_every_version_of_beta_can_be_read_back(directory: RunDirectory):
+    with pytest.raises(ConfigError, match=r"^version: got 1; no finished round holds one$"):
+        directory.beta(1)
+    commit(directory, 0)
+    commit(directory, 1, 2)
+    for number in range(3):
+        assert directory.beta(number + 1) == some_line(number)["fit"]
+    for version in (0, 4):
+        with pytest.raises(ConfigError, match=rf"^version: got {version}; there are versions 1 to 3$"):
+            directory.beta(version)
 
 
 def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -218,15 +220,6 @@ def test_only_the_owner_may_enter(tmp_path: Path):
     assert made.path.stat().st_mode & 0o777 == 0o700
 
 
-def test_the_mean_gradient_is_written_by_parameter_name(directory: RunDirectory):
-    import safetensors.numpy
-
-    by_name = {"a.weight": np.arange(6.0).reshape(2, 3), "a.bias": np.zeros(2)}
-    directory.save_gradient(by_name)
-    back = safetensors.numpy.load_file(directory.path / "gradient.safetensors")
-    assert {name: value.tolist() for name, value in back.items()} == {n: v.tolist() for n, v in by_name.items()}
-
-
 @pytest.mark.parametrize("stem", ["tiny", "My Config.v2", "Ünïcode", "___", "x" * 200, "-"])
 def test_default_names_are_names_that_runs_may_have(stem: str):
     name = default_name(Path(f"/somewhere/{stem}.yaml"))
@@ -234,11 +227,17 @@ def test_default_names_are_names_that_runs_may_have(stem: str):
     assert re.search(r"-\d{8}-\d{6}-[0-9a-f]{4}$", name)
 
 
-def test_a_second_driver_is_told_who_holds_the_run(tmp_path: Path) -> None:
-    RunDirectory.create(tmp_path, "mine").lock()
-    with pytest.raises(ConfigError, match=f"process {os.getpid()} on ") as refused:
-        RunDirectory(tmp_path / "mine").lock()
-    assert "\n" not in str(refused.value)
+def test_a_second_driver_is_told_who_holds_the_run_until_it_lets_go(directory: RunDirectory) -> None:
+    directory.check_unheld()
+    other = RunDirectory.open(directory.path)
+    with directory.held():
+        for attempt in (other.held().__enter__, other.check_unheld):
+            with pytest.raises(ConfigError, match=f"process {os.getpid()} on .* is driving this run") as refused:
+                attempt()
+            assert "\n" not in str(refused.value)
+    with other.held():
+        pass
+    directory.check_unheld()
 
 
 def test_a_directory_that_cannot_be_written_is_refused_before_anything_starts(tmp_path: Path) -> None:
@@ -256,7 +255,7 @@ def test_a_full_disk_is_one_line_that_names_the_file(tmp_path: Path, monkeypatch
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OutputError, match=r"gradient-000000.*No space left on device.*--resume") as refused:
-        directory.commit_round(0, some_totals(0), gradient_through(0), {"round": 0})
+    with pytest.raises(OutputError, match=r"round-000000.*No space left on device.*--resume") as refused:
+        commit(directory, 0)
     assert "\n" not in str(refused.value)
     assert directory.finished_rounds() == []

@@ -9,7 +9,7 @@ import pytest
 
 from ray_probe.core.records import Record, Shape, record_of_tokens, with_prompts
 from ray_probe.core.ridge import fit
-from ray_probe.core.variance import clustered_ratio, gradient_noise, in_sample_mean_square
+from ray_probe.core.variance import clustered_ratio, gradient_noise, in_sample_mean_squares
 from ray_probe.estimates import Totals, entropy_estimate, merged
 
 # probability, total entropy (nats), length (tokens) of each response
@@ -167,12 +167,19 @@ def test_no_noise_means_no_ratio_to_it():
     assert (same.norm_sq_debiased, same.trace_cov, same.snr) == (4.0, 0.0, None)
 
 
-def test_the_in_sample_mean_square_is_the_direct_one():
+def test_the_in_sample_mean_squares_are_the_direct_ones():
     numbers = np.random.default_rng(3)
-    phi_TD, r_T = numbers.normal(size=(50, 4)), numbers.normal(3.0, size=50)
-    record = record_of_tokens(phi_TD, r_T[:, None], np.arange(50) % 8, 8)
+    phi_TD, r_T, position_T = numbers.normal(size=(50, 4)), numbers.normal(3.0, size=50), np.arange(50) % 8
+    record = record_of_tokens(phi_TD, r_T[:, None], position_T, 8)
+    means_B = numbers.normal(3.0, size=8)
     ridge = fit(record, 0.1)
     assert ridge is not None
-    direct = ((r_T - phi_TD @ ridge.beta_DK[:, 0]) ** 2).mean()
-    assert in_sample_mean_square(record, ridge.beta_DK) == pytest.approx(direct, rel=1e-12)
-    assert in_sample_mean_square(Record.zero(record.shape), ridge.beta_DK) is None
+    found = in_sample_mean_squares(record, means_B, ridge.beta_DK)
+    mu_hats = {
+        "none": 0.0, "constant": r_T.mean(), "residual_mu": means_B[position_T],
+        "regression": phi_TD @ ridge.beta_DK[:, 0],
+    }  # fmt: skip
+    assert found == pytest.approx({mode: ((r_T - mu_hat) ** 2).mean() for mode, mu_hat in mu_hats.items()}, rel=1e-12)
+    without_beta = in_sample_mean_squares(record, means_B, None)
+    assert without_beta == found | {"regression": found["residual_mu"]}, "what stands in for beta"
+    assert set(in_sample_mean_squares(Record.zero(record.shape), means_B, None).values()) == {None}

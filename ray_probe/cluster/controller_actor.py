@@ -1,0 +1,176 @@
+"""The controller as a Ray actor: found by name, asked by many at once, and made again from disk when it dies.
+
+Whoever asks it by name imports this module: what only the controller itself needs is imported by its constructor.
+"""
+
+import contextlib
+import logging
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import ray
+
+from ray_probe.cluster.placement import pinned_to
+from ray_probe.errors import ProbeError
+from ray_probe.service import names
+from ray_probe.service.replies import Beta, Followed, MeasurementInfo, Scaled, Status, Variance
+
+if TYPE_CHECKING:
+    from ray_probe.config import ProbeConfig
+    from ray_probe.measurement import Job
+    from ray_probe.prepared import Prepared
+
+logger = logging.getLogger("ray_probe")
+ASKED_AT_ONCE = 32
+
+
+@dataclass(frozen=True)
+class Spec:
+    """What a controller is made of, again after it died.
+
+    Attributes:
+        name: of the service or run.
+        kind: service or run.
+        config: resolved, plain JSON types.
+        directory: of the service; None for a run.
+        first: the checkpoint that a service loads at its start; None for a run.
+    """
+
+    name: str
+    kind: str
+    config: Mapping[str, Any]
+    directory: str | None
+    first: "Prepared | None" = None
+
+
+class ControllerActor:
+    """Runs a `Controller`; every method but `close` answers at once."""
+
+    def __init__(self, spec: Spec) -> None:
+        from ray_probe.cluster.workers import RayWorkers
+        from ray_probe.config import config_from_dict
+        from ray_probe.measurement import logged_to
+        from ray_probe.service.controller import Controller
+
+        self._config = config = config_from_dict(spec.config)
+        end_children(spec.name, ray.get_runtime_context().namespace)
+        self._log = contextlib.ExitStack()
+        directory = None if spec.directory is None else Path(spec.directory)
+        if directory is not None:
+            self._log.enter_context(logged_to(directory / "service.log"))
+        workers = RayWorkers(config, logger.warning, spec.name, detached=spec.kind == "service")
+        self._controller = Controller(spec.name, spec.kind, directory, workers, _prepare)
+        self._controller.begin(spec.first)
+
+    def pid(self) -> int:
+        """Of this process."""
+        return os.getpid()
+
+    def submit(self, config: Mapping[str, Any], job: "Job") -> str:
+        """Queue a run that has been checked; returns its id."""
+        return self._controller.submit(config, job).id
+
+    def probe(self, settings: Mapping[str, Any]) -> str:
+        """Queue a measurement of the service's configuration with these settings; returns its id.
+
+        Raises an InputError for what is wrong with checkpoint or settings; nothing is queued then.
+        """
+        from ray_probe.checkpoints import inspect_checkpoint  # brings transformers along
+        from ray_probe.config import to_dict
+        from ray_probe.service.requests import measurement_config
+
+        config = measurement_config(self._config, settings)
+        inspect_checkpoint(config.model, hashed=False)
+        return self._controller.submit(to_dict(config)).id
+
+    def cancel(self, identity: str) -> MeasurementInfo:
+        """Take a measurement back, or stop it."""
+        return self._controller.cancel(identity)
+
+    def drain(self, on: bool) -> None:
+        """Take nothing new, or take on again."""
+        self._controller.drain(on)
+
+    def scale(self, actors: int) -> Scaled:
+        """Ask for so many rollout actors."""
+        return self._controller.scale(actors)
+
+    def status(self) -> Status:
+        """How things are."""
+        return self._controller.answers.status()
+
+    def results(self) -> tuple[MeasurementInfo, ...]:
+        """All measurements."""
+        return self._controller.answers.results()
+
+    def result(self, identity: str | None) -> tuple[MeasurementInfo, dict[str, Any] | None]:
+        """A measurement and its result so far."""
+        return self._controller.answers.result(identity)
+
+    def follow(self, identity: str, cursor: int) -> Followed:
+        """What happened to a measurement since."""
+        return self._controller.answers.follow(identity, cursor)
+
+    def error(self, identity: str | None) -> ProbeError | None:
+        """What a measurement, or with None the start, failed of."""
+        return self._controller.error(identity)
+
+    def beta(self, version: int | None, identity: str | None) -> Beta:
+        """A version of a measurement's fit."""
+        return self._controller.answers.beta(version, identity)
+
+    def variance(self, identity: str | None) -> Variance:
+        """Advantage statistics of a measurement."""
+        return self._controller.answers.variance(identity)
+
+    def logs(self, identity: str | None, lines: int) -> tuple[str, ...]:
+        """The last lines of a log."""
+        return self._controller.answers.logs(identity, lines)
+
+    def close(self, deadline_s: float) -> bool:
+        """Stop the work, with whole rounds kept, and end the actors; returns whether that was in time."""
+        in_time = self._controller.close(deadline_s)
+        self._log.close()
+        return in_time
+
+
+def create(spec: Spec, node_id: str) -> Any:
+    """Start a controller on a node; a service's outlives this process, and is made again when it dies."""
+    lasting: dict[str, Any] = {"lifetime": "detached", "max_restarts": -1} if spec.kind == "service" else {}
+    options = ray.remote(ControllerActor).options(
+        name=names.controller(spec.name), num_cpus=0, max_concurrency=ASKED_AT_ONCE,
+        scheduling_strategy=pinned_to(node_id),
+        runtime_env={"env_vars": {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}}, **lasting,
+    )  # fmt: skip
+    return options.remote(spec)
+
+
+def end_children(name: str, namespace: str) -> None:
+    """Kill what is left of a service's or run's actors but its controller."""
+    there = [
+        actor["name"] for actor in ray.util.list_named_actors(all_namespaces=True) if actor["namespace"] == namespace
+    ]
+    for actor in names.children(name, there):
+        with contextlib.suppress(ValueError):  # it went by itself
+            ray.kill(ray.get_actor(actor, namespace=namespace))
+
+
+def named_actors(namespace: str) -> list[str]:
+    """Names of the live actors of a namespace."""
+    return [actor["name"] for actor in ray.util.list_named_actors(True) if actor["namespace"] == namespace]
+
+
+def spec_of_run(name: str, config: "ProbeConfig") -> Spec:
+    """The controller of one run."""
+    from ray_probe.config import to_dict
+
+    return Spec(name, "run", to_dict(config), None)
+
+
+def _prepare(config: "ProbeConfig") -> "Prepared":
+    from ray_probe.preflight import prepare  # brings transformers along; only what a service is given needs it here
+
+    return prepare(config)

@@ -1,0 +1,80 @@
+"""Rounds and commits of one measurement on actors that are there: a pool, a fitter and a writer."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ray_probe.cluster.keepers import FILES_DEADLINE_S, Keeper, OpenFitter
+from ray_probe.cluster.pool import Pool
+from ray_probe.cluster.reduction import Reduction
+from ray_probe.cluster.round_work import GroupWork
+from ray_probe.layout import BUCKET_NUMBERS, Layout
+from ray_probe.plan import Shard
+from ray_probe.tracker import Tracker
+from ray_probe.work import RoundOutcome, StopCheck
+
+
+class RayRounds:
+    """What a backend does between the opening of a measurement and its end.
+
+    Args:
+        pool: the rollout actors, with the checkpoint loaded.
+        fitter: open on the measurement's ledger.
+        writer: open on its gradient.
+        layout: names and shapes of the trainable parameters.
+        rounds: rounds that are committed.
+        norm_sq: squared norm of the gradient summed over them.
+        lagged: gradients use the fit of the rounds before.
+        bucket_numbers: numbers that are moved at once.
+    """
+
+    def __init__(
+        self,
+        pool: Pool,
+        fitter: OpenFitter,
+        writer: Keeper,
+        layout: Layout,
+        rounds: int,
+        norm_sq: float,
+        lagged: bool,
+        bucket_numbers: int = BUCKET_NUMBERS,
+    ) -> None:
+        self._pool = pool
+        self._fitter = fitter
+        self._writer = writer
+        self._layout = layout
+        self._rounds = rounds
+        self._lagged = lagged
+        self._bucket_numbers = bucket_numbers
+        self._work: GroupWork | None = None
+        self.gradient_norm_sq = norm_sq
+
+    def beta(self) -> dict[str, Any]:
+        """The fitter's current global fit."""
+        report: dict[str, Any] = self._fitter.ask("beta")
+        return report
+
+    def run_round(self, shards: Sequence[Shard], tracker: Tracker, stop: StopCheck) -> RoundOutcome:
+        """Work one round off; returns when every shard is in an actor's sum, once."""
+        if self._work is None:
+            self._work = GroupWork(self._pool, self._fitter, tracker, stop, self._lagged)
+        return self._work.run_round(shards)
+
+    def commit(self) -> list[RoundOutcome]:
+        """Bring the actors' sums together and put them on disk, beside the state before."""
+        assert self._work is not None, "a round was worked off"
+        reduction = Reduction(self._pool, self._writer, self._layout, self._bucket_numbers, self._work.stop)
+        outcomes = self._work.commit(reduction, first=self._rounds == 0)
+        self._rounds += len(outcomes)
+        self.gradient_norm_sq = self._writer.ask("commit", self._rounds, deadline_s=FILES_DEADLINE_S)
+        self._work = None
+        self._pool.release(self._pool.leaving)
+        return outcomes
+
+    def settle(self) -> None:
+        """The committed rounds count now: the state before them can go."""
+        self._writer.ask("settle", deadline_s=FILES_DEADLINE_S)
+
+    def save_gradient(self, path: Path, rounds: int, sequences: int) -> None:
+        """Write the gradient summed over so many rounds, divided by the responses, by parameter name."""
+        self._writer.ask("save_mean", str(path), rounds, sequences, deadline_s=FILES_DEADLINE_S)

@@ -1,0 +1,92 @@
+"""Asking every node of the cluster the same question, by a task that is pinned to it, with a deadline."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import ray
+from ray.exceptions import RayError, RayTaskError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+ASK_S = 60.0  # a node's first task starts a worker process there: about 1 s, or as long as its runtime_env takes
+
+
+@dataclass(frozen=True)
+class Node:
+    """A node of the cluster that is alive.
+
+    Attributes:
+        id: Ray's id, hexadecimal.
+        name: host name and address, for people.
+        resources: what it has in all, by Ray's names.
+    """
+
+    id: str
+    name: str
+    resources: Mapping[str, float] = field(repr=False, hash=False)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What came from one node: the function's value, or why there is none."""
+
+    node: Node
+    value: Any = None
+    error: str | None = None
+
+
+def alive_nodes() -> list[Node]:
+    """The nodes of the cluster that this process is connected to."""
+    return [
+        Node(node["NodeID"], f"{node['NodeManagerHostname']} ({node['NodeManagerAddress']})", dict(node["Resources"]))
+        for node in ray.nodes()
+        if node["Alive"]
+    ]
+
+
+def ask_nodes(
+    nodes: Sequence[Node],
+    function: Callable[..., Any],
+    *args: Any,
+    seconds: float = ASK_S,
+    resources: Mapping[str, Any] | None = None,
+) -> list[Answer]:
+    """Call `function(*args)` on every node, all at once; an answer a node, in their order.
+
+    Args:
+        nodes: whom to ask.
+        function: it is imported by name there, so its module must be light.
+        args: its arguments.
+        seconds: what has not answered by then is given up, and the answer says so.
+        resources: `ray.remote` options that say what the task occupies; None: nothing, so that it runs on a full node.
+    """
+    task = ray.remote(function)
+    references = [
+        task.options(
+            **{"num_cpus": 0, "max_retries": 0, **(resources or {})},
+            scheduling_strategy=NodeAffinitySchedulingStrategy(node.id, soft=False),
+        ).remote(*args)
+        for node in nodes
+    ]
+    done, late = ray.wait(references, num_returns=len(references), timeout=seconds) if references else ([], [])
+    for reference in late:
+        ray.cancel(reference, force=True)
+    in_time = set(done)
+    return [
+        _answer(node, reference) if reference in in_time else Answer(node, error=f"no answer within {seconds:g} s")
+        for node, reference in zip(nodes, references, strict=True)
+    ]
+
+
+def _answer(node: Node, reference: Any) -> Answer:
+    try:
+        return Answer(node, ray.get(reference))
+    except RayTaskError as error:
+        return Answer(node, error=_first_line(error.cause if isinstance(error.cause, Exception) else error))
+    except RayError as error:
+        return Answer(node, error=_first_line(error))
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0] if lines else ''}"[:200]

@@ -1,0 +1,77 @@
+"""A diagnosis before a run: what holds and what does not, one line each (spec section 8)."""
+
+from collections.abc import Generator
+from contextlib import ExitStack
+
+from ray_probe.config import ClusterConfig, ProbeConfig
+from ray_probe.doctor import cluster, devices, files, machine
+from ray_probe.doctor.checks import Case, Check, Step, examine, exit_code, to_json
+
+__all__ = ["Check", "diagnose", "exit_code", "to_json"]
+
+SELF_TEST_S = 10.0
+READ_S = 300.0  # a checkpoint is read once, for its fingerprint: 30 GB at 100 MB/s
+LOOK_S = 20.0
+
+
+def _steps(config: ProbeConfig | None, address: str | None) -> tuple[Step, ...]:
+    """What is looked at, in this order: what answers soon comes first, the cluster before torch is loaded."""
+    versions, token = Step("versions", machine.versions), Step("token", machine.token)
+    room = (Step("room for Ray", machine.room_for_ray),) if address is None else ()
+    connected = ("token", *(step.name for step in room))
+    torch, self_test = Step("torch", machine.torch_build), Step("self-test", machine.self_tested)
+    if config is None and address is None:
+        return (versions, token, *room, Step("Ray", cluster.ray_starts, connected), torch, self_test)
+    joined = (
+        Step("cluster", cluster.joined, connected),
+        Step("packages on nodes", cluster.node_packages, ("cluster",)),
+    )
+    if config is None:
+        return (versions, token, *joined, torch, self_test)
+    on_nodes = ("resources", "checkpoint")
+    cache = (Step("model cache", cluster.model_cache, on_nodes),) if config.model.cache_dir else ()
+    return (
+        *(versions, token, *room, *joined),
+        Step("resources", cluster.resources, ("cluster",)),
+        torch,
+        Step("checkpoint", files.checkpoint, limit_s=READ_S),
+        Step("prompts", files.prompts, limit_s=READ_S),
+        Step("checkpoint on nodes", cluster.node_checkpoint, on_nodes),
+        *cache,
+        Step("memory", devices.memory, (*on_nodes, "prompts")),
+        Step("run directory", files.run_directory, limit_s=LOOK_S),
+        Step("disk", files.disk, ("checkpoint", "run directory"), limit_s=LOOK_S),
+        Step("shared directory", cluster.shared_directory, ("cluster", "run directory")),
+        self_test,
+    )
+
+
+def diagnose(
+    config: ProbeConfig | None = None,
+    *,
+    address: str | None = None,
+    token_path: str | None = None,
+    loopback: bool = False,
+    self_test_s: float = SELF_TEST_S,
+) -> Generator[Check, None, None]:
+    """Look at everything that a run needs, one check after the other, each when it is asked for.
+
+    Nothing is left behind: a Ray that is started for it ends with the iteration. Close the iterator when it is left
+    before its end.
+
+    Args:
+        config: the run to be; None to look at this machine alone: packages, a Ray of its own, the self-test.
+        address: without a config, a cluster to look at instead: auto or host:port.
+        token_path: token of a cluster that another ray_probe started.
+        loopback: that cluster is on this machine.
+        self_test_s: time for the self-test.
+    """
+    held: set[str] = set()
+    with ExitStack() as stack:
+        where = config.cluster if config else ClusterConfig().model_copy(update={"address": address})
+        case = Case(config, where, token_path, loopback, self_test_s, stack)
+        for step in _steps(config, where.address):
+            check = examine(step, case, held)
+            if check.ok:
+                held.add(check.name)
+            yield check

@@ -1,0 +1,59 @@
+"""Whether the devices that actors get have the memory that one of them needs."""
+
+import contextlib
+from pathlib import Path
+
+import psutil
+
+from ray_probe.cluster.connection import room
+from ray_probe.doctor.checks import Case, Finding
+from ray_probe.doctor.cluster import ask, demand_of, nodes_with_room, silent, some
+from ray_probe.errors import ClusterError
+from ray_probe.memory import check_fits, estimate, size
+
+LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")  # of a container
+
+
+def memory(case: Case) -> Finding:
+    """What an actor needs is free on every node that can hold one, for as many as go there."""
+    found, demand = case.checkpoint, demand_of(case.run)
+    needed = estimate(case.run, found.directory, found.config, case.longest, found.adapter)
+    gpus = demand.gpus_per_actor
+    answers = ask(nodes_with_room(case), free_device, gpus > 0, **({"num_gpus": gpus} if gpus else {}))
+    if mute := [silent(answer) for answer in answers if answer.error is not None]:
+        raise ClusterError(f"memory: {some(mute)}; look at that node, or wait until its devices are free")
+    shares = []
+    for answer in answers:
+        name, free = answer.value
+        there = room(demand, [answer.node.resources])
+        actors = demand.actors if there is None else min(demand.actors, there)
+        share = free * min(1.0, gpus) if gpus else free / actors
+        whose = f"{name} of node {answer.node.name}" + (f" for each of {actors} actors" if not gpus else "")
+        check_fits(needed, int(share), whose)
+        shares.append((share, whose))
+    least, whose = min(shares)
+    return Finding(f"an actor needs {needed.line()}, and {whose} has {size(least)}")
+
+
+def free_device(cuda: bool) -> tuple[str, int]:
+    """Name and free bytes of the device that an actor in this process would use.
+
+    Raises:
+        ClusterError: a GPU is asked for, and torch sees none in this process.
+    """
+    if not cuda:
+        return "the memory", _free_memory()
+    import torch
+
+    if not torch.cuda.is_available():
+        raise ClusterError(f"torch {torch.__version__} sees no CUDA device; install a CUDA build of torch there")
+    return torch.cuda.get_device_name(), torch.cuda.mem_get_info()[0]
+
+
+def _free_memory() -> int:
+    """Memory that programs can have now, within the container's limit."""
+    free = int(psutil.virtual_memory().available)
+    for limit in LIMITS:
+        with contextlib.suppress(OSError, ValueError):  # there is no such file, or it says "max"
+            free = min(free, int(Path(limit).read_text()))
+    return free

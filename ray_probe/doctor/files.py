@@ -1,0 +1,90 @@
+"""What is looked at among the files: checkpoint, prompts, run directory, room on the disk."""
+
+import shutil
+from pathlib import Path
+
+from ray_probe.checkpoint_files import weight_headers
+from ray_probe.doctor.checks import Case, Finding
+from ray_probe.errors import InputError, OutputError
+from ray_probe.memory import BUFFERS, WIDTH, estimate, size
+from ray_probe.prompts import Prompt, load_prompts
+from ray_probe.run_directory import RunDirectory
+
+GRADIENT_BYTES = 16  # float64, the committed one and the one that takes its place
+SAVED_BYTES = 8  # gradient.safetensors
+OTHER_BYTES = 64 * 2**20  # records, rounds, plots, log
+
+
+def checkpoint(case: Case) -> Finding:
+    """The checkpoint, and the adapter, can be read; their weights are not loaded."""
+    from ray_probe.checkpoints import inspect_checkpoint
+    from ray_probe.preflight import prepare
+
+    found = inspect_checkpoint(case.run.model, hashed=False)
+    try:
+        case.prepared = prepare(case.run)
+    except InputError as error:  # the checkpoint has just passed, so it is about the prompts
+        case.unusable = error
+    case.found = found
+    tensors = weight_headers(found.directory).values()
+    adapter = f", adapter {found.adapter}" if found.adapter else ""
+    fingerprint = f", fingerprint {case.prepared.checkpoint.fingerprint[:12]}" if case.prepared else ""
+    what = f"{sum(t.size for t in tensors):,} parameters, {size(sum(t.stored_bytes for t in tensors))}"
+    return Finding(f"{found.directory}{adapter}: {what}{fingerprint}")
+
+
+def prompts(case: Case) -> Finding:
+    """The prompts can be read and, as far as the checkpoint can say, used."""
+    if case.unusable is not None:
+        raise case.unusable
+    if case.prepared is None:
+        data = case.run.data
+        render = _untouched if data.chat_template else None
+        read = load_prompts(data.prompts, data.field, render, case.run.model.local_files_only)
+        return Finding(f"{read.source}: {len(read)} prompts, whose lengths nobody knows without the checkpoint")
+    found, plan = case.prepared.prompts, case.prepared.plan
+    case.longest = _longest(case)
+    left_out = f", {found.skipped} skipped as too long" if found.skipped else ""
+    rounds = "rounds without end" if plan.round_count is None else f"{plan.round_count} rounds"
+    usable = f"{found.count} prompts of at most {case.longest} tokens{left_out}"
+    return Finding(f"{found.source}: {usable}, for {rounds} of {plan.prompts_per_round}")
+
+
+def _longest(case: Case) -> int:
+    """Tokens of the longest prompt that is used."""
+    from ray_probe.chat import encode_prompts
+    from ray_probe.preflight import TOKENIZE_BATCH
+
+    assert case.prepared is not None
+    plan, tokenizer = case.prepared.plan, case.checkpoint.tokenizer
+    texts = [plan.texts[index] for index in plan.usable]
+    batches = (texts[start : start + TOKENIZE_BATCH] for start in range(0, len(texts), TOKENIZE_BATCH))
+    return max(len(ids) for batch in batches for ids in encode_prompts(tokenizer, batch, case.run.data.chat_template))
+
+
+def _untouched(prompt: Prompt, where: str) -> str:
+    """Stands in for the chat template of a checkpoint that cannot be read."""
+    return str(prompt)
+
+
+def run_directory(case: Case) -> Finding:
+    """The run directory can be made here."""
+    output = case.run.output
+    parent = Path(output.dir).resolve()
+    RunDirectory.check_free(parent, output.name or "-")
+    return Finding(f"{parent / output.name if output.name else parent} can be written")
+
+
+def disk(case: Case) -> Finding:
+    """There is room for what a run leaves."""
+    output, found = case.run.output, case.checkpoint
+    demand = estimate(case.run, found.directory, found.config, 1, found.adapter)
+    trainable = demand.gradients // (BUFFERS * max(4, WIDTH[case.run.model.dtype]))
+    needed = trainable * (GRADIENT_BYTES + (SAVED_BYTES if output.save_gradient else 0)) + OTHER_BYTES
+    parent = Path(output.dir).resolve()
+    there = next(place for place in (parent, *parent.parents) if place.exists())
+    free = shutil.disk_usage(there).free
+    detail = f"{size(free)} free at {there}, about {size(needed)} needed"
+    if free < needed:
+        raise OutputError(f"output.dir: {detail}; make room, or choose another directory")
+    return Finding(detail)

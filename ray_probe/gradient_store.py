@@ -1,0 +1,187 @@
+"""The committed gradient on disk: summed over all finished rounds, float64, replaced whole. numpy only.
+
+The sum through a round lies in `gradient-ROUND.safetensors`. A commit stages the next one beside it, bucket by bucket,
+and gives it its name once it is whole; the one before stays until the rounds count. So there is a whole state on disk
+at every moment, and no more of it in memory than a chunk.
+"""
+
+import contextlib
+import os
+import secrets
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import numpy.typing as npt
+
+from ray_probe.errors import ConfigError, GradientError, NonFiniteError, bad_value
+from ray_probe.files import put_in_place, writing
+from ray_probe.layout import Layout
+from ray_probe.tensor_file import NUMBER_BYTES, header, numbers_start
+
+CHUNK = 4_000_000  # numbers in memory at once: 32 MB
+TENSOR = "sum"
+
+Part = npt.NDArray[np.floating[Any]]
+Array = npt.NDArray[np.float64]
+Reader = Callable[[int, int], Array]
+
+
+class GradientStore:
+    """Adds the reduced buckets of each commit to the gradient on disk.
+
+    Args:
+        directory: where the states are kept.
+        layout: names and shapes of the parameters.
+    """
+
+    def __init__(self, directory: Path, layout: Layout) -> None:
+        self._directory = directory
+        self._layout = layout
+        self._rounds = 0
+        self._head = header([(TENSOR, (layout.size,), 0, layout.size)])
+        self._staging = ""
+        self._stream: BinaryIO | None = None
+        self._added: dict[int, tuple[int, float]] = {}
+        self._moved = False
+
+    def open(self, rounds: int) -> float:
+        """Go on from the state through so many finished rounds, all else is removed; returns its squared norm.
+
+        Raises:
+            ConfigError: the state is missing, damaged, or of another model.
+        """
+        self._rounds = rounds
+        with self._reading(rounds) as read:
+            norm_sq = sum(_square(read(first, last)) for first, last in _chunks(0, self._layout.size))
+        self.settle()
+        return norm_sq
+
+    def begin(self) -> str:
+        """Start a commit; what was staged for another is thrown away. Returns what `add` needs."""
+        self._close()
+        self._staging = secrets.token_hex(8)
+        self._added, self._moved = {}, False
+        with writing(self._staged):
+            self._stream = self._staged.open("wb")
+            self._stream.write(self._head)
+        return self._staging
+
+    def add(self, staging: str, start: int, stop: int, part: Part) -> None:
+        """Stage a bucket: what is committed there plus `part` [stop - start]; on return it is on disk.
+
+        A bucket for a commit that was begun anew since (another `staging`) is left out.
+        """
+        if staging != self._staging or self._stream is None:
+            return
+        assert part.shape == (stop - start,) and start not in self._added, "each bucket once"
+        norm_sq = 0.0
+        with self._reading(self._rounds) as read, writing(self._staged):
+            self._stream.seek(len(self._head) + NUMBER_BYTES * start)
+            for first, last in _chunks(start, stop):
+                piece = part[first - start : last - start]
+                values = read(first, last) + piece
+                norm_sq += _square(values)
+                self._moved = self._moved or bool(piece.any())
+                self._stream.write(values.astype("<f8", copy=False).data)
+            self._stream.flush()
+            os.fsync(self._stream.fileno())
+        self._added[start] = (stop, norm_sq)
+
+    def commit(self, rounds: int) -> float:
+        """Put the staged state in place, as that through so many rounds; returns its squared norm.
+
+        The state before stays until `settle`: the rounds count only once their lines are written.
+
+        Raises:
+            GradientError: what was added is zero everywhere, or not all of the gradient.
+            NonFiniteError: the sum holds NaN or infinity.
+        """
+        norm_sq = self._check_staged()
+        self._close()
+        with writing(self._state(rounds)):
+            put_in_place(self._staged, self._state(rounds))
+        self._rounds = rounds
+        return norm_sq
+
+    def settle(self) -> None:
+        """Remove every state but the committed one."""
+        for path in (*self._directory.glob("gradient-*.safetensors"), self._staged):
+            if path != self._state(self._rounds):
+                path.unlink(missing_ok=True)
+
+    def read(self, start: int, stop: int) -> Array:
+        """Part of the committed sum [stop - start]."""
+        with self._reading(self._rounds) as read:
+            return read(start, stop)
+
+    def save_mean(self, path: Path, rounds: int, sequences: int) -> None:
+        """Write the sum through so many rounds, divided by the responses, by parameter name, as safetensors."""
+        temporary = path.with_name(path.name + ".tmp")
+        with self._reading(rounds) as read, writing(path):
+            with temporary.open("wb") as stream:
+                stream.write(header(self._layout.ranges()))
+                for first, last in _chunks(0, self._layout.size):
+                    stream.write((read(first, last) / sequences).astype("<f8", copy=False).data)
+                stream.flush()
+                os.fsync(stream.fileno())
+            put_in_place(temporary, path)
+
+    def _check_staged(self) -> float:
+        reached = 0
+        for start, (stop, _) in sorted(self._added.items()):
+            reached = stop if start == reached else -1
+        if reached != self._layout.size:
+            raise GradientError("gradient: not every bucket of it was written; nothing was committed")
+        if not self._moved:
+            raise GradientError(
+                f"gradient: the sum over all responses is zero in each of {reached} numbers; nothing was committed; "
+                "look at generation.top_p and temperature (one token left a step has no entropy) and model.trainable"
+            )
+        norm_sq = sum(part for _, (_, part) in sorted(self._added.items()))
+        if not np.isfinite(norm_sq):
+            raise NonFiniteError("gradient: the sum over all shards holds NaN or infinity; nothing was committed")
+        return norm_sq
+
+    @contextlib.contextmanager
+    def _reading(self, rounds: int) -> Iterator[Reader]:
+        """Reads ranges of the state through so many rounds; before any round it is zero."""
+        if rounds == 0:
+            yield lambda start, stop: np.zeros(stop - start)
+            return
+        path = self._state(rounds)
+        with contextlib.ExitStack() as opened:
+            try:
+                stream = opened.enter_context(path.open("rb"))
+                offset = numbers_start(stream, TENSOR, self._layout.size)
+            except (OSError, ValueError) as error:
+                remedy = f"{path.name} cannot be read ({error}), restore it or start a new run"
+                raise ConfigError(bad_value("--resume", str(self._directory.parent), remedy)) from None
+            yield lambda start, stop: _numbers(stream, offset, start, stop)
+
+    def _close(self) -> None:
+        if self._stream is not None:
+            self._stream.close()
+            self._stream = None
+
+    @property
+    def _staged(self) -> Path:
+        return self._directory / "gradient.staged"
+
+    def _state(self, rounds: int) -> Path:
+        return self._directory / f"gradient-{rounds - 1:06d}.safetensors"
+
+
+def _chunks(start: int, stop: int) -> Iterator[tuple[int, int]]:
+    for first in range(start, stop, CHUNK):
+        yield first, min(first + CHUNK, stop)
+
+
+def _numbers(stream: BinaryIO, offset: int, start: int, stop: int) -> Array:
+    stream.seek(offset + NUMBER_BYTES * start)
+    return np.frombuffer(stream.read(NUMBER_BYTES * (stop - start)), "<f8").astype(np.float64)
+
+
+def _square(values: Array) -> float:
+    return float(values @ values)

@@ -1,0 +1,182 @@
+"""One measurement from a checked request to its result, in the process that drives it: without ray, without torch.
+
+`run` and the service both work this way: the checkpoint is loaded on the actors, the run directory is made or gone on
+with, the rounds are worked off, the result and its plots are written.
+"""
+
+import contextlib
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from ray_probe.config import ProbeConfig, dump_yaml
+from ray_probe.errors import ProbeError
+from ray_probe.offline_entropy_probe import OfflineEntropyProbe
+from ray_probe.prepared import Prepared, manifest
+from ray_probe.progress import Listener, Progress
+from ray_probe.run_directory import RunDirectory
+from ray_probe.work import Backend, Stopped
+
+logger = logging.getLogger("ray_probe")
+
+Stop = Callable[[], bool]
+
+
+class Loading(Backend, Protocol):
+    """A backend that loads checkpoints, one after the other."""
+
+    @property
+    def info(self) -> Mapping[str, Any]:
+        """What a started actor said of itself: layout, EOS ids, device, threads."""
+        ...
+
+    def load(self, prepared: Prepared, stop: Stop) -> None:
+        """Have the actors load the checkpoint; returns when one is ready, or `stop` says so."""
+        ...
+
+    def open(self, directory: RunDirectory, finished: Sequence[Sequence[int]]) -> None:
+        """Start on a run directory: the fitter on its ledger, the writer on its gradients."""
+        ...
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is to be measured.
+
+    Attributes:
+        prepared: the checked run.
+        resume: go on in the run directory that is there.
+        command: the command line that asked, for the manifest.
+        cluster: what is known of the cluster, for the manifest.
+        notes: what happened before the run directory was there, for its log.
+    """
+
+    prepared: Prepared
+    resume: bool
+    command: tuple[str, ...] = ()
+    cluster: Mapping[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+
+def measure(
+    job: Job,
+    backend: Loading,
+    listener: Listener,
+    stop: Stop,
+    on_open: Callable[[OfflineEntropyProbe], None] = lambda probe: None,
+) -> dict[str, Any]:
+    """Measure a checkpoint; returns the result, which is on disk then, with its plots.
+
+    Args:
+        job: what to measure.
+        backend: where.
+        listener: told of progress.
+        stop: asked often; once it is true, the work ends within a second.
+        on_open: given the probe once its directory is there, for questions while it works.
+
+    Raises:
+        Stopped: `stop` was true; what the finished rounds give is written.
+        ProbeError: the measurement failed; likewise.
+    """
+    config = job.prepared.config
+    tell(listener, f"loading {config.model.path} on {backend.actors} rollout actors")
+    backend.load(job.prepared, stop)
+    if stop():
+        raise Stopped("stopped before the first round")
+    directory = _directory(job, backend)
+    with directory.held(), logged_to(directory.path / "log.txt", job.notes):
+        finished = directory.finished_rounds()
+        _log_start(config, backend, len(finished))
+        backend.open(directory, [list(line["records"]) for line in finished])
+        probe = OfflineEntropyProbe(config, job.prepared.plan, backend, directory, _logging(listener), stop)
+        on_open(probe)
+        result = _finish(probe)
+        from ray_probe.report.plots import write_plots  # brings matplotlib along
+
+        write_plots(result, directory.finished_rounds(), directory.path)
+    return result
+
+
+def _finish(probe: OfflineEntropyProbe) -> dict[str, Any]:
+    """Run to the end; when stopped or failed, write what the finished rounds give before passing that on."""
+    try:
+        return probe.run()
+    except (Stopped, ProbeError) as error:
+        logger.error("ended after %d whole rounds: %s", probe.finished_rounds, error)
+        if probe.finished_rounds:
+            with contextlib.suppress(ProbeError):  # a full disk, say: the first error is the one to tell
+                probe.finish()
+        raise
+    except Exception:
+        logger.exception("ended after %d whole rounds by a fault of ray_probe", probe.finished_rounds)
+        raise
+
+
+def _directory(job: Job, backend: Loading) -> RunDirectory:
+    """The run directory: made, with configuration and manifest in it, or the one to go on with."""
+    config = job.prepared.config
+    assert config.output.name is not None
+    if job.resume:
+        return RunDirectory.open(Path(config.output.dir) / config.output.name)
+    directory = RunDirectory.create(Path(config.output.dir), config.output.name)
+    directory.config.write_text(dump_yaml(config), encoding="utf-8")
+    about = manifest(job.prepared, dict(backend.info), dict(job.cluster)) | {"command": list(job.command)}
+    directory.write_json("manifest.json", about)
+    return directory
+
+
+def _log_start(config: ProbeConfig, backend: Loading, finished: int) -> None:
+    estimator, baseline = config.estimator, config.estimator.baseline
+    logger.info(
+        "x_estimator_mode=%s baseline.mode=%s baseline.fit=%s features=%s ridge_lambda=%g",
+        estimator.x_estimator_mode, baseline.mode, baseline.fit, ",".join(baseline.features), baseline.ridge_lambda,
+    )  # fmt: skip
+    logger.info(
+        "actors=%d device=%s parameters=%d eos_token_ids=%s first round=%d of %s",
+        backend.actors, backend.info["device"], backend.layout.size, list(backend.info["eos_ids"]), finished,
+        config.batch.rounds,
+    )  # fmt: skip
+    if baseline.mode != "none" and baseline.fit == "in_sample":
+        logger.warning("estimator.baseline.fit=in_sample biases the gradient by O(1/N); leave_one_out does not")
+
+
+def tell(listener: Listener, text: str) -> None:
+    """Tell of what happens outside rounds: to the log, and as progress."""
+    logger.info(text)
+    listener(Progress.outside(text))
+
+
+def _logging(listener: Listener) -> Listener:
+    """Write notes, and the end of each round, into the log too."""
+
+    def listen(progress: Progress) -> None:
+        if progress.note is not None:
+            logger.warning(progress.note)
+        elif progress.accumulated == progress.shards > 0:
+            logger.info(
+                "round %d: gradients of %d shards are in, %d tokens so far, beta version %d",
+                progress.round, progress.shards, progress.tokens, progress.version,
+            )  # fmt: skip
+        listener(progress)
+
+    return listen
+
+
+@contextlib.contextmanager
+def logged_to(path: Path, notes: Sequence[str] = ()) -> Iterator[None]:
+    """Append what is logged in the block to a file (0600), these notes first."""
+    path.touch(mode=0o600)
+    handler = logging.FileHandler(path, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+    logger.addHandler(handler)
+    try:
+        for note in notes:
+            logger.info(note)
+        yield
+    finally:
+        logger.removeHandler(handler)
+        handler.close()

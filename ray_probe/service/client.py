@@ -1,0 +1,247 @@
+"""Asking a service, or a run in progress, from another process: `ProbeClient.connect().beta()`."""
+
+import contextlib
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ray_probe.errors import ClusterError, ConfigError, ProbeError, bad_value
+from ray_probe.progress import Listener
+from ray_probe.service import names, registry
+from ray_probe.service.replies import Beta, MeasurementInfo, Scaled, Status, Variance
+
+ANSWER_S = 20.0
+FOLLOW_EVERY_S = 0.25
+CLOSE_S = 60.0
+
+
+class ProbeClient:
+    """A connection to a service or a run; a context manager that ends it. Every answer is a frozen, typed reply.
+
+    In a process that is connected to the same Ray cluster already, a trainer's say, that connection is used and kept.
+    """
+
+    def __init__(self, controller: Any, name: str, connection: contextlib.ExitStack) -> None:
+        self._controller = controller
+        self.name = name
+        self._connection = connection
+
+    @classmethod
+    def connect(
+        cls, address: str | None = None, namespace: str | None = None, name: str | None = None
+    ) -> "ProbeClient":
+        """Connect to what is live.
+
+        Args:
+            address: host:port of the cluster, or auto; None: where this user's registry says.
+            namespace: Ray namespace; None: the registry's, or `ray_probe` with an address.
+            name: of the service or run; None where there is only one.
+
+        Raises:
+            ConfigError: nothing of that name, or several without one; names what there is.
+            ClusterError: the cluster is not reachable, or refuses the token; within seconds.
+        """
+        with contextlib.ExitStack() as stack:
+            if address is None:
+                entry = registry.choose(name)
+                namespace, name = namespace or entry.namespace, entry.name
+                _join(stack, entry.address, namespace, entry.token_path, entry.loopback)
+            else:
+                namespace = namespace or "ray_probe"
+                known = next((entry for entry in registry.entries() if entry.address == address), None)
+                token_path, loopback = (known.token_path, known.loopback) if known else (None, False)
+                _join(stack, address, namespace, token_path, loopback)
+            controller, name = _find(name, namespace)
+            return cls(controller, name, stack.pop_all())
+
+    def __enter__(self) -> "ProbeClient":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the connection; what was asked goes on."""
+        self._connection.close()
+
+    def status(self) -> Status:
+        """How it is doing."""
+        status: Status = self._ask("status")
+        return status
+
+    def beta(self, version: int | None = None, measurement: str | None = None) -> Beta:
+        """A version of the fitted baseline.
+
+        Args:
+            version: counts up by one a round; None: the newest.
+            measurement: id; None: the one at work, else the newest that was started.
+
+        Raises ConfigError naming the versions or measurements that exist.
+        """
+        beta: Beta = self._ask("beta", version, measurement)
+        return beta
+
+    def variance(self, measurement: str | None = None) -> Variance:
+        """Advantage statistics by mode, nats^2 per token, and the gradient's, of the whole rounds so far."""
+        variance: Variance = self._ask("variance", measurement)
+        return variance
+
+    def results(self) -> tuple[MeasurementInfo, ...]:
+        """All measurements, oldest first."""
+        results: tuple[MeasurementInfo, ...] = self._ask("results")
+        return results
+
+    def result(self, measurement: str | None = None) -> tuple[MeasurementInfo, dict[str, Any] | None]:
+        """A measurement, and the object of result.json of its whole rounds so far; None before the first."""
+        found: tuple[MeasurementInfo, dict[str, Any] | None] = self._ask("result", measurement)
+        return found
+
+    def logs(self, measurement: str | None = None, lines: int = 100) -> tuple[str, ...]:
+        """The last lines of a measurement's log.txt; None: of the service's own log."""
+        found: tuple[str, ...] = self._ask("logs", measurement, lines)
+        return found
+
+    def probe(
+        self,
+        checkpoint: str | Path,
+        adapter: str | Path | None = None,
+        prompts: str | Path | Sequence[str] | None = None,
+        settings: Mapping[str, Any] | None = None,
+    ) -> str:
+        """Queue a measurement; returns its id.
+
+        Args:
+            checkpoint: directory, or a hub name where the service's config allows that.
+            adapter: PEFT adapter directory, or None for none.
+            prompts: others than the service's: a file, a data set or a list.
+            settings: further settings by dotted key, of model, data, batch, generation and estimator.
+
+        Raises:
+            InputError: what is wrong with the checkpoint or the settings; nothing is queued.
+        """
+        asked: dict[str, Any] = {"model.path": _place(checkpoint), "model.adapter": adapter and _place(adapter)}
+        if prompts is not None:
+            asked["data.prompts"] = _place(prompts) if isinstance(prompts, str | Path) else list(prompts)
+        identity: str = self._ask("probe", asked | dict(settings or {}), deadline_s=10 * ANSWER_S)
+        return identity
+
+    def wait(
+        self,
+        measurement: str,
+        listener: Listener = lambda progress: None,
+        stop: Callable[[], bool] = lambda: False,
+    ) -> dict[str, Any]:
+        """Follow a measurement to its end; returns the object of result.json.
+
+        Args:
+            measurement: id.
+            listener: told of progress and notes.
+            stop: true to follow no longer; the measurement goes on.
+
+        Raises:
+            ProbeError: what it failed of, in its own type; a cancelled one is a ConfigError.
+        """
+        cursor = 0
+        while True:
+            followed = self._ask("follow", measurement, cursor)
+            cursor = followed.cursor
+            for event in followed.events:
+                listener(event)
+            if followed.info.finished is not None or stop():
+                break
+            time.sleep(FOLLOW_EVERY_S)
+        error: ProbeError | None = self._ask("error", measurement)
+        if error is not None:
+            raise error
+        info, result = self.result(measurement)
+        if result is None or info.state == "cancelled":
+            raise ConfigError(bad_value("ID", measurement, f"it is {info.state}: {info.cause}"))
+        return result
+
+    def wait_until_ended(self, measurement: str, seconds: float) -> bool:
+        """Wait for a measurement's end, whatever it is; returns whether it came in time."""
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            if self._ask("follow", measurement, sys.maxsize).info.finished is not None:
+                return True
+            time.sleep(FOLLOW_EVERY_S)
+        return False
+
+    def scale(self, actors: int) -> Scaled:
+        """Ask for so many rollout actors from now on; `status` tells when they are there."""
+        scaled: Scaled = self._ask("scale", actors)
+        return scaled
+
+    def cancel(self, measurement: str) -> MeasurementInfo:
+        """Take back a measurement that waits, or stop the one at work with its whole rounds kept."""
+        info: MeasurementInfo = self._ask("cancel", measurement)
+        return info
+
+    def drain(self, on: bool = True) -> None:
+        """Have it take nothing new and work off what waits; or, with False, take on again."""
+        self._ask("drain", on)
+
+    def start_error(self) -> ProbeError | None:
+        """What kept the service from starting, in its own type; None as long as nothing did."""
+        error: ProbeError | None = self._ask("error", None)
+        return error
+
+    def end(self) -> bool:
+        """Stop the work, whole rounds kept, and end all of its actors; returns whether that was in time."""
+        from ray_probe.cluster.calls import kill
+
+        in_time: bool = self._ask("close", CLOSE_S / 2, deadline_s=CLOSE_S)
+        kill(self._controller)
+        return in_time
+
+    def end_quietly(self) -> None:
+        """`end`, where it does not matter that the actors have gone already."""
+        with contextlib.suppress(ClusterError):
+            self.end()
+
+    def _ask(self, method: str, *args: Any, deadline_s: float = ANSWER_S) -> Any:
+        from ray_probe.cluster.calls import ask
+
+        return ask(self._controller, self.name, method, *args, deadline_s=deadline_s)
+
+
+def _place(path: str | Path | Sequence[str]) -> str:
+    """An absolute path where there is something, else the name as it is: a hub name, a data set."""
+    text = str(path)
+    return str(Path(text).resolve()) if Path(text).exists() else text
+
+
+def _join(stack: contextlib.ExitStack, address: str, namespace: str, token_path: str | None, loopback: bool) -> None:
+    """Connect this process to the cluster, unless it is."""
+    import ray
+
+    if ray.is_initialized():
+        here = ray.get_runtime_context().gcs_address
+        if address not in ("auto", here):
+            remedy = f"this process is connected to the Ray cluster at {here} already; call ray.shutdown() first"
+            raise ClusterError(bad_value("address", address, remedy))
+        return
+    from ray_probe.cluster.connection import connected
+
+    stack.enter_context(
+        connected(address, namespace, None, token_path=token_path, loopback=loopback, log=lambda text: None)
+    )
+
+
+def _find(name: str | None, namespace: str) -> tuple[Any, str]:
+    """The controller of that name (None: of the only one there is), and its name."""
+    import ray
+
+    actors = ray.util.list_named_actors(all_namespaces=True)
+    owners = (names.owner(actor["name"]) for actor in actors if actor["namespace"] == namespace)
+    there = sorted(owner for owner in owners if owner is not None)
+    if name is None and len(there) == 1:
+        name = there[0]
+    if name not in there:
+        remedy = f"the namespace {namespace!r} has {', '.join(there) or 'none'}"
+        raise ConfigError(bad_value("--run", name, f"choose a service or run that is up; {remedy}"))
+    with contextlib.suppress(ValueError):
+        return ray.get_actor(names.controller(name), namespace=namespace), name
+    raise ClusterError(f"{name}: its controller has just ended")

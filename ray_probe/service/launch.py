@@ -1,0 +1,189 @@
+"""Starting a service and ending it: what `up` and `down` do."""
+
+import os
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+from ray_probe.config import ProbeConfig, load_config, to_dict
+from ray_probe.errors import ClusterError, ConfigError, ProbeError, bad_value
+from ray_probe.prepared import Prepared, few_shards
+from ray_probe.run_directory import default_name
+from ray_probe.service import names, registry
+from ray_probe.service.board import STATE_FILE, utc_now
+from ray_probe.service.client import ProbeClient
+
+POLL_S = 0.25
+
+Tell = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Up:
+    """A service that answers: where it is, and what it goes on with after a loss (0 at a first start)."""
+
+    entry: registry.Entry
+    queued: int
+
+
+def up(config_path: Path, overrides: Sequence[str], name: str | None, tell: Tell) -> Up:
+    """Start a service; returns when its first rollout actor is ready. What was started is ended again on failure.
+
+    Args:
+        config_path: YAML file that its measurements start from.
+        overrides: `dotted.key=value` settings.
+        name: of the service; None: `output.name`, else the file's.
+        tell: told what happens.
+
+    Raises:
+        ConfigError: the request is wrong, or a service of that name is up already.
+        ClusterError: no cluster, no room, or actors that do not start; with the cause.
+    """
+    from ray_probe.preflight import prepare  # brings transformers along
+
+    config = load_config(config_path, overrides)
+    name = name or config.output.name or default_name(config_path).rsplit("-", 3)[0]
+    config = load_config(config_path, [*overrides, f"output.name={name}"])
+    _refuse_second(name)
+    prepared = prepare(config)
+    if (warning := few_shards(config)) is not None:
+        tell(f"warning: {warning}")
+    directory = _directory(Path(prepared.config.output.dir), name)
+    with ExitStack() as undo:
+        entry = _reached(prepared.config, name, directory, undo, tell)
+        queued = _started(prepared, entry, undo, tell)
+        registry.register(entry)
+        undo.pop_all()
+    return Up(entry, queued)
+
+
+def down(name: str | None, tell: Tell) -> str:
+    """End a service, its actors and the head that it owns; returns its name.
+
+    Raises:
+        ConfigError: there is none of that name, or it is a run.
+        ClusterError: it cannot be reached, and its cluster is not its own.
+    """
+    entry = registry.choose(name) if name is None else registry.read(name) or registry.choose(name)
+    if entry.kind != "service":
+        raise ConfigError(bad_value("--run", entry.name, f"it is a run, process {entry.pid}; end it with Ctrl-C there"))
+    if not entry.gone:
+        try:
+            with ProbeClient.connect(entry.address, entry.namespace, entry.name) as client:
+                if not client.end():
+                    tell("what was at work did not stop in time; its actors were ended")
+        except (ClusterError, ConfigError) as error:
+            if entry.pid is None:
+                raise
+            tell(f"the service does not answer ({error}); its head is ended")
+    if entry.pid is not None:
+        from ray_probe.cluster import head
+
+        head.end(entry.pid, entry.pid_created)
+    registry.unregister(entry.name)
+    return entry.name
+
+
+def _refuse_second(name: str) -> None:
+    entry = registry.read(name)
+    if entry is None or entry.gone:
+        return
+    if entry.kind == "service" and entry.pid is None and not _answers(entry):
+        return
+    remedy = f"a {entry.kind} of that name is up since {entry.started}: ask it with `status --run {name}`, end it with"
+    raise ConfigError(bad_value("--name", name, f"{remedy} `down --run {name}`, or choose another"))
+
+
+def _answers(entry: registry.Entry) -> bool:
+    """Whether a service on a cluster that is not its own is still there."""
+    try:
+        with ProbeClient.connect(entry.address, entry.namespace, entry.name):
+            return True
+    except ProbeError:
+        return False
+
+
+def _directory(parent: Path, name: str) -> Path:
+    """The service's directory: new, or that of an earlier life of it."""
+    path = parent / name
+    if path.exists() and not (path / STATE_FILE).exists() and any(path.iterdir()):
+        raise ConfigError(bad_value("--name", name, f"{path} is there and is no service's; choose another name"))
+    try:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(bad_value("output.dir", str(parent), f"cannot be written ({error.strerror})")) from None
+    if not os.access(path, os.W_OK):
+        raise ConfigError(bad_value("output.dir", str(parent), f"{path} cannot be written; choose another"))
+    return path
+
+
+def _reached(config: ProbeConfig, name: str, directory: Path, undo: ExitStack, tell: Tell) -> registry.Entry:
+    """Where the service will be: on the cluster that is given, or on a head that is started for it."""
+    cluster = config.cluster
+    if cluster.address is not None:
+        from ray_probe.cluster.reach import find_address
+
+        address = find_address(cluster.address)
+        return registry.Entry(name, "service", address, cluster.namespace, None, False, str(directory), utc_now())
+    from ray_probe.cluster import head
+
+    tell("starting Ray on this machine")
+    started = head.start(cluster.slots, cluster.cpus_per_actor, cluster.gpus_per_actor, directory)
+    undo.callback(head.end, started.pid, started.created)
+    return registry.Entry(
+        name, "service", started.address, cluster.namespace, started.token_path, True, str(directory), utc_now(),
+        started.pid, started.created,
+    )  # fmt: skip
+
+
+def _started(prepared: Prepared, entry: registry.Entry, undo: ExitStack, tell: Tell) -> int:
+    """Start the controller on the cluster's head and wait for the first rollout actor; returns how many wait."""
+    from ray_probe.cluster.connection import Demand, connected
+    from ray_probe.cluster.controller_actor import Spec, create, named_actors
+    from ray_probe.cluster.placement import head_node
+
+    cluster, name = prepared.config.cluster, entry.name
+    demand = Demand(cluster.actors, cluster.cpus_per_actor, cluster.gpus_per_actor, cluster.resources, cluster.slots)
+    with connected(
+        entry.address, entry.namespace, demand, runtime_env=dict(cluster.runtime_env), token_path=entry.token_path,
+        loopback=entry.loopback, log=tell,
+    ):  # fmt: skip
+        if names.controller(name) in named_actors(entry.namespace):
+            remedy = f"a service of that name is up on {entry.address}; choose another, or end it with `down`"
+            raise ConfigError(bad_value("--name", name, remedy))
+        tell(f"loading {prepared.config.model.path} on {cluster.actors} rollout actors")
+        controller = create(Spec(name, "service", to_dict(prepared.config), entry.directory, prepared), head_node())
+        client = ProbeClient(controller, name, ExitStack())
+        try:
+            return _ready(client)
+        except BaseException:
+            client.end_quietly()
+            raise
+
+
+def _ready(client: ProbeClient) -> int:
+    """Wait for the first rollout actor. Raises what keeps it from starting."""
+    while True:
+        status = client.status()
+        if status.actors_alive:
+            return len(status.queued) + (status.measurement is not None)
+        if (error := client.start_error()) is not None:
+            raise error
+        time.sleep(POLL_S)
+
+
+def lines(found: Up) -> list[str]:
+    """How to ask, for people."""
+    name, again = found.entry.name, found.queued
+    told = [f"service {name!r} is up: {found.entry.address}, namespace {found.entry.namespace!r}"]
+    told.append(f"files: {found.entry.directory}")
+    told += [f"{again} measurements of before go on"] if again else []
+    return [
+        *told,
+        f"measure:  ray-probe probe CHECKPOINT --wait --run {name}",
+        f"ask:      ray-probe status|beta|variance|results|logs --run {name}",
+        f"scale:    ray-probe scale N --run {name}",
+        f"end:      ray-probe down --run {name}",
+    ]

@@ -1,0 +1,271 @@
+"""A service on a head of its own, used from the shell and from Python as a user would. One service for the file."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import yaml
+from support.checkpoints import raw_config, write_checkpoint
+
+from ray_probe.assembly import build_rollout
+from ray_probe.config import config_from_dict
+from ray_probe.in_process import InProcess
+from ray_probe.offline_entropy_probe import OfflineEntropyProbe
+from ray_probe.preflight import prepare
+from ray_probe.rules import baseline_rule
+from ray_probe.run_directory import RunDirectory
+from ray_probe.service.client import ProbeClient
+
+pytestmark = [pytest.mark.cluster, pytest.mark.own_cluster, pytest.mark.timeout(240)]
+
+LAUNCH = Path(__file__).parents[2] / "launch.py"
+LONG = 400  # rounds of a measurement that a test ends itself
+
+
+class Shell:
+    """The command line with a home directory of its own."""
+
+    def __init__(self, home: Path) -> None:
+        self.home = home
+        self.environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")} | {
+            "HOME": str(home), "XDG_STATE_HOME": str(home / "state"),
+        }  # fmt: skip
+        self.said: list[str] = []
+
+    def start(self, *arguments: object) -> "subprocess.Popen[str]":
+        command = [sys.executable, str(LAUNCH), *map(str, arguments)]
+        return subprocess.Popen(
+            command, env=self.environment, cwd=self.home, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+
+    def run(self, *arguments: object, code: int = 0, seconds: float = 90) -> str:
+        """Standard output of a command that ends with this exit code."""
+        out, err = (process := self.start(*arguments)).communicate(timeout=seconds)
+        self.said += [out, err]
+        assert process.returncode == code, f"{arguments} ended with {process.returncode}:\n{out}\n{err}"
+        assert "Traceback" not in err
+        return out if code == 0 else err
+
+    def ask(self, *arguments: object) -> Any:
+        return json.loads(self.run(*arguments, "--json"))
+
+
+@pytest.fixture(scope="module")
+def shell(tmp_path_factory: pytest.TempPathFactory) -> Shell:
+    return Shell(tmp_path_factory.mktemp("home"))
+
+
+@pytest.fixture(scope="module")
+def raw(shell: Shell) -> dict[str, Any]:
+    raw = raw_config(shell.home, batch={"rounds": 3}, cluster={"actors": 1, "max_actors": 4})
+    (shell.home / "service.yaml").write_text(yaml.safe_dump(raw))
+    return raw
+
+
+@pytest.fixture(scope="module")
+def service(shell: Shell, raw: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    up = shell.ask("up", "service.yaml", "--name", "demo")
+    try:
+        yield up
+    finally:
+        shell.run("down", "--run", "demo")
+
+
+@pytest.fixture
+def client(shell: Shell, service: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> Iterator[ProbeClient]:
+    monkeypatch.setenv("XDG_STATE_HOME", str(shell.home / "state"))
+    with ProbeClient.connect() as client:
+        yield client
+
+
+def until(found: Callable[[], Any], seconds: float = 60.0) -> Any:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if value := found():
+            return value
+        time.sleep(0.05)
+    raise AssertionError("it did not come to that in time")
+
+
+def reference(raw: dict[str, Any], directory: Path, **sections: dict[str, Any]) -> dict[str, Any]:
+    """The result of the same measurement in this process, without Ray."""
+    config = config_from_dict({**raw, **{name: {**raw.get(name, {}), **values} for name, values in sections.items()}})
+    prepared = prepare(config)
+    run = RunDirectory.create(directory, "reference")
+    rollout = build_rollout(prepared.config, prepared.checkpoint.directory, prepared.policy_id)
+    backend = InProcess([rollout], baseline_rule(prepared.config), prepared.policy_id, run)
+    return OfflineEntropyProbe(prepared.config, prepared.plan, backend, run).run()
+
+
+def test_the_life_of_a_service_as_the_readme_shows_it(
+    shell: Shell, service: dict[str, Any], raw: dict[str, Any], tmp_path: Path
+) -> None:
+    assert service["name"] == "demo" and service["address"].startswith("127.0.0.1:")
+    result = shell.ask("probe", raw["model"]["path"], "--wait")
+    expected = reference(raw, tmp_path)
+    assert result["beta"] == expected["beta"], "a service in the place of a run gives the same bits"
+    assert result["gradient"]["norm"] == pytest.approx(expected["gradient"]["norm"], rel=1e-5)
+    status = shell.ask("status")
+    assert (status["state"], status["actors_asked"], status["actors_alive"], status["ended"]) == ("idle", 1, 1, 1)
+    before = status["actors"][0]["pid"]
+    assert shell.ask("scale", 3)["alive"] == 3
+    assert shell.ask("beta")["values"] == result["beta"]["values"]
+    assert [shell.ask("beta", "--version", version)["version"] for version in (1, 3)] == [1, 3]
+    assert shell.ask("variance")["advantage_mean_square"] == result["advantage_mean_square"]
+    assert shell.ask("scale", 1)["alive"] == 1
+    second = write_checkpoint(shell.home / "second", seed=3)
+    other = shell.ask("probe", second, "--wait")
+    assert other["config"]["model"]["path"] == str(second) and other["beta"] != result["beta"]
+    assert shell.ask("status")["actors"][0]["pid"] == before, "the checkpoint was swapped into the live actor"
+    listed = shell.ask("results")
+    assert [(item["id"], item["state"], item["rounds"]) for item in listed] == [
+        ("m0001", "done", 3),
+        ("m0002", "done", 3),
+    ]
+    assert shell.ask("results", "m0001") == result
+    for command in (["status"], ["beta"], ["variance"], ["results"], ["results", "m0001"], ["logs", "m0001"], ["logs"]):
+        assert len(shell.run(*command).splitlines()) >= 3, command
+    assert "a service of that name is up" in shell.run("up", "service.yaml", "--name", "demo", code=2)
+    assert "there is demo (service)" in shell.run("status", "--run", "dmeo", code=2)
+    assert "there are m0001, m0002" in shell.run("results", "m0009", code=2)
+    broken = write_checkpoint(shell.home / "broken", seed=4)
+    (broken / "model.safetensors").write_bytes((broken / "model.safetensors").read_bytes()[:-64])
+    assert "model.safetensors is truncated" in shell.run("probe", broken, code=2)
+
+
+def test_scaling_in_mid_measurement_leaves_the_same_bits(
+    client: ProbeClient, raw: dict[str, Any], tmp_path: Path
+) -> None:
+    rounds = 60
+    identity = client.probe(raw["model"]["path"], settings={"batch.rounds": rounds})
+    until(lambda: client.status().measurement)
+    for actors in (3, 1):
+        assert client.scale(actors).asked == actors
+        until(lambda wanted=actors: client.status().actors_alive == wanted)  # type: ignore[misc]
+        assert client.result(identity)[0].finished is None, "in mid-measurement"
+    result = client.wait(identity)
+    expected = reference(raw, tmp_path, batch={"rounds": rounds})
+    assert result["beta"] == expected["beta"]
+    assert result["counts"] | {"actors": 1} == expected["counts"] | {"actors": 1}
+    assert result["gradient"]["norm"] == pytest.approx(expected["gradient"]["norm"], rel=1e-5)
+    lines = RunDirectory.open(Path(client.result(identity)[0].directory)).finished_rounds()
+    assert max(len(line["shards_by_actor"]) for line in lines) > 1, "more than one actor took part"
+
+
+def test_an_actor_that_dies_during_a_probe_costs_a_retry(
+    client: ProbeClient, raw: dict[str, Any], tmp_path: Path
+) -> None:
+    identity = client.probe(raw["model"]["path"], settings={"batch.rounds": 6})
+    until(lambda: client.result(identity)[0].rounds >= 1)
+    (actor,) = client.status().actors
+    assert actor.pid is not None
+    os.kill(actor.pid, signal.SIGKILL)
+    result = client.wait(identity)
+    assert result["beta"] == reference(raw, tmp_path, batch={"rounds": 6})["beta"]
+    after = client.status()
+    assert after.last_failure is not None and after.actors[0].pid != actor.pid
+
+
+def test_scaling_past_the_means_of_the_cluster_says_what_will_happen(client: ProbeClient) -> None:
+    scaled = client.scale(9)
+    try:
+        assert scaled.asked == 9 and scaled.room == 4
+        assert any("9" in line and "4" in line for line in scaled.messages)
+        until(lambda: client.status().actors_alive == 4)
+        status = client.status()
+        assert (status.actors_asked, status.actors_alive) == (9, 4) and status.problem is None
+    finally:
+        client.scale(1)
+    until(lambda: client.status().actors_alive == 1)
+
+
+def test_a_connected_client_is_answered_at_once_and_under_load(client: ProbeClient, raw: dict[str, Any]) -> None:
+    def seconds(ask: Callable[[], Any]) -> float:
+        started = time.monotonic()
+        ask()
+        return time.monotonic() - started
+
+    identity = client.probe(raw["model"]["path"], settings={"batch.rounds": LONG})
+    until(lambda: client.result(identity)[0].rounds >= 1)
+    slowest = max(seconds(ask) for ask in (client.status, client.beta, client.variance) for _ in range(5))
+    assert slowest <= 5.0
+    beta, variance = client.beta(), client.variance()
+    assert beta.version >= 1 and set(variance.in_sample) == {"none", "constant", "residual_mu", "regression"}
+    assert client.cancel(identity).state == "running"
+    assert until(lambda: client.result(identity)[0].finished and client.result(identity)[0].state) == "cancelled"
+
+
+def test_everything_of_ours_listens_on_loopback_and_wants_the_token(
+    shell: Shell, service: dict[str, Any], tmp_path: Path
+) -> None:
+    entry = json.loads((shell.home / "state" / "ray_probe" / "demo.json").read_text())
+    ours = {entry["pid"], *(child.pid for child in psutil.Process(entry["pid"]).children(recursive=True))}
+    listening = [c.laddr for c in psutil.net_connections("inet") if c.status == "LISTEN" and c.pid in ours]
+    assert len(listening) >= 4
+    assert {address.ip for address in listening} <= {"127.0.0.1", "::ffff:127.0.0.1", "::1"}
+    wrong = tmp_path / "wrong"
+    wrong.write_text("0" * 64)
+    for token in ({}, {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(wrong)}):
+        stranger = Shell(tmp_path)
+        stranger.environment |= token
+        started = time.monotonic()
+        said = stranger.run("status", "--address", entry["address"], code=4)
+        assert "refused the token" in said and time.monotonic() - started < 5
+    secret = Path(entry["token_path"]).read_text()
+    assert len(secret) >= 32
+    for path in (Path(entry["token_path"]), shell.home / "state" / "ray_probe" / "demo.json"):
+        assert path.stat().st_mode & 0o777 == 0o600
+    for path in (shell.home / "state" / "ray_probe", Path(service["directory"]), Path(entry["token_path"]).parent):
+        assert path.stat().st_mode & 0o777 == 0o700
+    assert not any(secret in text for text in shell.said)
+    for process in psutil.process_iter(["cmdline"]):
+        assert not any(secret in word for word in process.info["cmdline"] or ())
+    logs = [*Path(service["directory"]).rglob("*.log"), *Path(service["directory"]).rglob("*.txt")]
+    logs += [path for path in Path(entry["token_path"]).parent.rglob("*") if path.is_file() and "log" in str(path)]
+    assert logs and not any(secret in path.read_text(errors="replace") for path in logs)
+
+
+def test_a_killed_controller_comes_back_from_disk_and_finishes(
+    client: ProbeClient, raw: dict[str, Any], tmp_path: Path
+) -> None:
+    identity = client.probe(raw["model"]["path"], settings={"batch.rounds": 10})
+    until(lambda: client.result(identity)[0].rounds >= 2)
+    pid = client._ask("pid")
+    os.kill(pid, signal.SIGKILL)
+
+    def finished() -> Any:
+        try:
+            return client.result(identity)[0].finished
+        except Exception:
+            return None
+
+    until(finished, 90)
+    _, result = client.result(identity)
+    assert result is not None and result["counts"]["rounds"] == 10
+    assert result["beta"] == reference(raw, tmp_path, batch={"rounds": 10})["beta"]
+
+
+def test_a_lost_head_is_followed_by_an_up_that_goes_on(shell: Shell, raw: dict[str, Any], tmp_path: Path) -> None:
+    shell.ask("up", "service.yaml", "--name", "lost")
+    shell.ask("probe", raw["model"]["path"], "--set", f"batch.rounds={LONG}", "--run", "lost")
+    until(lambda: shell.ask("results", "--run", "lost")[0]["rounds"] >= 1)
+    entry = json.loads((shell.home / "state" / "ray_probe" / "lost.json").read_text())
+    children = psutil.Process(entry["pid"]).children(recursive=True)
+    os.kill(entry["pid"], signal.SIGKILL)
+    psutil.wait_procs(children, 30)
+    assert "nothing of that name is up" in shell.run("status", "--run", "lost", code=2)
+    again = shell.ask("up", "service.yaml", "--name", "lost")
+    try:
+        assert again["going_on"] == 1
+        until(lambda: (items := shell.ask("results", "--run", "lost")) and items[0]["state"] == "running")
+        assert shell.ask("cancel", "m0001", "--run", "lost")["state"] == "running"
+    finally:
+        shell.run("down", "--run", "lost")

@@ -1,0 +1,101 @@
+"""A controller's workers in this process: real rollouts on a real checkpoint, no Ray."""
+
+import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ray_probe.assembly import Assembly
+from ray_probe.in_process import InProcess
+from ray_probe.layout import Layout
+from ray_probe.plan import Shard
+from ray_probe.prepared import Prepared
+from ray_probe.rules import baseline_rule
+from ray_probe.run_directory import RunDirectory
+from ray_probe.service.replies import Scaled
+from ray_probe.tracker import Tracker
+from ray_probe.work import RoundOutcome, StopCheck
+
+
+class InProcessWorkers:
+    """One rollout; `gate` lets a test hold every round until it says so."""
+
+    def __init__(self) -> None:
+        self.asked = 1
+        self.ways: list[str] = []
+        self.gate = threading.Event()
+        self.gate.set()
+        self.in_round = threading.Event()
+        self.closed = False
+        self._assembly = Assembly()
+        self._prepared: Prepared | None = None
+        self._backend: InProcess | None = None
+
+    actors = property(lambda self: self.asked)
+    info: Mapping[str, Any]
+
+    @property
+    def layout(self) -> Layout:
+        return self._rollout.layout
+
+    @property
+    def gradient_norm_sq(self) -> float:
+        return self._at_work.gradient_norm_sq
+
+    @property
+    def _at_work(self) -> InProcess:
+        assert self._backend is not None, "a run directory is open"
+        return self._backend
+
+    def load(self, prepared: Prepared, stop: StopCheck) -> None:
+        config, directory = prepared.config, prepared.checkpoint.directory
+        adapter = None if config.model.adapter is None else Path(config.model.adapter)
+        self._rollout = self._assembly.load(config, directory, adapter, prepared.policy_id)
+        self.ways.append(self._assembly.way)
+        self._prepared = prepared
+        self.info = {"layout": self.layout, "eos_ids": self._rollout.eos_ids, "device": "cpu", "threads": 1}
+
+    def open(self, directory: RunDirectory, finished: Sequence[Sequence[int]]) -> None:
+        assert self._prepared is not None
+        rule = baseline_rule(self._prepared.config)
+        self._backend = InProcess([self._rollout], rule, self._prepared.policy_id, directory)
+
+    def run_round(self, shards: Sequence[Shard], tracker: Tracker, stop: StopCheck) -> RoundOutcome:
+        self.in_round.set()
+        while not self.gate.wait(0.01) and not stop():
+            pass
+        return self._at_work.run_round(shards, tracker, stop)
+
+    def commit(self) -> list[RoundOutcome]:
+        return self._at_work.commit()
+
+    def settle(self) -> None:
+        self._at_work.settle()
+
+    def save_gradient(self, path: Path, rounds: int, sequences: int) -> None:
+        self._at_work.save_gradient(path, rounds, sequences)
+
+    def beta(self) -> dict[str, Any]:
+        return self._at_work.beta()
+
+    def tend(self) -> None:
+        pass
+
+    def close(self) -> None:
+        self.closed = True
+
+    def scale(self, actors: int) -> Scaled:
+        self.asked = actors
+        return Scaled(actors, 1, 1, ())
+
+    def census(self) -> Mapping[str, Any]:
+        return {
+            "namespace": "test", "actors_asked": self.asked, "actors_alive": 1, "actors": (), "last_failure": None,
+            "nodes": 1, "resources": {}, "free": {}, "warnings": (),
+        }  # fmt: skip
+
+    def beta_of(self, version: int | None) -> Mapping[str, Any]:
+        return self._at_work._fitter.beta(version)
+
+    def in_sample(self) -> Mapping[str, Any]:
+        return self._at_work._fitter.variance()

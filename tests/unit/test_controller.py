@@ -1,0 +1,236 @@
+"""The controller without Ray: a queue worked off on a real checkpoint, asked while it works, going on after a loss."""
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.checkpoints import raw_config, write_checkpoint
+from support.workers import InProcessWorkers
+
+from ray_probe.config import ProbeConfig, config_from_dict, to_dict
+from ray_probe.errors import CheckpointError, ConfigError
+from ray_probe.preflight import prepare
+from ray_probe.run_directory import RunDirectory
+from ray_probe.service.controller import Controller
+from ray_probe.service.requests import measurement_config
+
+ROUNDS = 3
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("controller")
+
+
+@pytest.fixture(scope="module")
+def config(files: Path) -> ProbeConfig:
+    return config_from_dict(raw_config(files, batch={"rounds": ROUNDS}))
+
+
+@pytest.fixture(scope="module")
+def other(files: Path) -> Path:
+    """A second checkpoint of the same architecture."""
+    return write_checkpoint(files / "other", seed=7)
+
+
+class Service:
+    """A controller with its parts at hand."""
+
+    def __init__(self, directory: Path, config: ProbeConfig, first: bool = True) -> None:
+        directory.mkdir(exist_ok=True)
+        self.config, self.directory = config, directory
+        self.workers = InProcessWorkers()
+        self.controller = Controller("demo", "service", directory, self.workers, prepare)
+        self.answers = self.controller.answers
+        self.first = prepare(config) if first else None
+
+    def begin(self) -> "Service":
+        self.controller.begin(self.first)
+        return self
+
+    def probe(self, **settings: Any) -> str:
+        dotted = {key.replace("__", "."): value for key, value in settings.items()}
+        return self.controller.submit(to_dict(measurement_config(self.config, dotted))).id
+
+    def ended(self, identity: str) -> Any:
+        return until(lambda: (info := self.answers.result(identity)[0]).finished and info)
+
+
+def until(found: Callable[[], Any], seconds: float = 60.0) -> Any:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if value := found():
+            return value
+        time.sleep(0.01)
+    raise AssertionError("it did not come to that in time")
+
+
+@pytest.fixture
+def service(tmp_path: Path, config: ProbeConfig) -> Iterator[Service]:
+    made = Service(tmp_path / "demo", config)
+    yield made
+    made.workers.gate.set()
+    made.controller.close(30.0)
+
+
+def test_each_measurement_leaves_a_whole_run_directory_and_the_checkpoint_is_swapped_in(
+    service: Service, other: Path
+) -> None:
+    service.begin()
+    first, second = service.probe(), service.probe(model__path=str(other))
+    info = service.ended(second)
+    assert (first, second) == ("m0001", "m0002")
+    assert service.workers.ways == ["loaded", "swapped", "swapped"]
+    assert [item.state for item in service.answers.results()] == ["done", "done"]
+    assert info.exit_code == 0 and info.rounds == ROUNDS and info.checkpoint == str(other)
+    for identity in (first, second):
+        run = service.directory / identity
+        left = {path.name for path in run.iterdir()}
+        assert {"config.yaml", "manifest.json", "ledger.jsonl", "rounds.jsonl", "result.json", "log.txt"} <= left
+        assert json.loads((run / "result.json").read_text())["counts"]["rounds"] == ROUNDS
+        assert run.stat().st_mode & 0o777 == 0o700
+    policies = {json.loads((service.directory / i / "manifest.json").read_text())["policy_id"] for i in (first, second)}
+    assert len(policies) == 2, "another checkpoint is another policy"
+
+
+def test_what_is_asked_while_it_works_is_what_the_run_writes_for_that_version(service: Service) -> None:
+    service.workers.gate.clear()
+    service.begin()
+    identity = service.probe(output__save_gradient=True)
+    seen = []
+    for rounds in range(ROUNDS):
+        until(service.workers.in_round.is_set)
+        service.workers.in_round.clear()
+        variance = service.answers.variance(None)
+        assert variance.rounds == rounds
+        if rounds:
+            beta = service.answers.beta(None, None)
+            assert beta.version == variance.beta_version == variance.in_sample_version == rounds
+            seen.append((beta, variance))
+        service.workers.gate.set()
+        time.sleep(0.02)
+        service.workers.gate.clear()
+    service.workers.gate.set()
+    service.ended(identity)
+    directory = RunDirectory.open(service.directory / identity)
+    for beta, variance in seen:
+        written = directory.finished_rounds()[beta.version - 1]
+        assert list(beta.values or ()) == written["beta"]
+        assert service.answers.beta(beta.version, identity) == beta, "an earlier version can be asked for later"
+        assert variance.advantage_mean_square is not None
+    result = directory.read_json("result.json")
+    final = service.answers.variance(identity)
+    assert final.advantage_mean_square == result["advantage_mean_square"]
+    assert final.advantage_variance == result["advantage_variance"]
+    assert final.gradient == result["gradient"]
+    with pytest.raises(ConfigError, match="versions 1 to 3"):
+        service.answers.beta(9, identity)
+
+
+def test_a_checkpoint_that_is_refused_fails_alone(service: Service, files: Path) -> None:
+    broken = write_checkpoint(files / "broken", seed=8)
+    weights = broken / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    service.begin()
+    bad, good = service.probe(model__path=str(broken)), service.probe()
+    assert service.ended(good).state == "done"
+    info = service.ended(bad)
+    assert info.state == "failed" and info.exit_code == 2
+    assert "model.path" in info.cause and "model.safetensors" in info.cause
+    assert isinstance(service.controller.error(bad), CheckpointError)
+    assert not (service.directory / bad).exists()
+
+
+def test_a_cancelled_measurement_keeps_its_whole_rounds_and_the_next_goes_on(service: Service) -> None:
+    service.begin()
+    running, waiting, last = service.probe(batch__rounds=500), service.probe(), service.probe(batch__rounds=1)
+    until(lambda: service.answers.result(running)[0].rounds >= 1)
+    assert service.controller.cancel(waiting).state == "cancelled"
+    service.controller.cancel(running)
+    stopped = service.ended(running)
+    assert stopped.state == "cancelled" and 1 <= stopped.rounds < 500 and stopped.exit_code == 130
+    assert service.ended(last).state == "done"
+    assert not (service.directory / waiting).exists()
+    with pytest.raises(ConfigError, match="it is cancelled"):
+        service.controller.cancel(waiting)
+
+
+def test_a_lost_service_goes_on_with_queue_counters_and_versions(tmp_path: Path, config: ProbeConfig) -> None:
+    first = Service(tmp_path / "demo", config).begin()
+    done = first.probe(batch__rounds=1)
+    first.ended(done)
+    identity, waiting = first.probe(batch__rounds=40), first.probe(batch__rounds=1)
+    until(lambda: first.answers.result(identity)[0].rounds >= 2)
+    first.controller.close(30.0)
+    assert first.workers.closed
+    before = len(RunDirectory.open(tmp_path / "demo" / identity).finished_rounds())
+    assert 2 <= before < 40
+
+    again = Service(tmp_path / "demo", config).begin()
+    try:
+        assert again.ended(identity).state == again.ended(waiting).state == "done"
+        assert again.probe() == "m0004", "ids count on"
+        betas = [again.answers.beta(version, identity) for version in (1, before, before + 1, 40)]
+        assert [beta.version for beta in betas] == [1, before, before + 1, 40]
+        lines = RunDirectory.open(tmp_path / "demo" / identity).finished_rounds()
+        assert [line["round"] for line in lines] == list(range(40)), "no round is done twice"
+    finally:
+        again.controller.close(30.0)
+
+
+def test_a_service_in_the_place_of_a_run_gives_the_same_bits(service: Service, config: ProbeConfig) -> None:
+    from ray_probe.assembly import build_rollout
+    from ray_probe.in_process import InProcess
+    from ray_probe.offline_entropy_probe import OfflineEntropyProbe
+    from ray_probe.rules import baseline_rule
+
+    service.begin()
+    identity = service.probe()
+    service.ended(identity)
+    prepared = prepare(config)
+    directory = RunDirectory.create(service.directory, "reference")
+    rollout = build_rollout(prepared.config, prepared.checkpoint.directory, prepared.policy_id)
+    backend = InProcess([rollout], baseline_rule(prepared.config), prepared.policy_id, directory)
+    reference = OfflineEntropyProbe(prepared.config, prepared.plan, backend, directory).run()
+    _, result = service.answers.result(identity)
+    assert result is not None
+    assert result["beta"] == reference["beta"] and result["gradient"] == reference["gradient"]
+    assert result["advantage_mean_square"] == reference["advantage_mean_square"]
+
+
+def test_draining_refuses_what_is_new_and_works_off_what_waits(service: Service) -> None:
+    service.workers.gate.clear()
+    service.begin()
+    first, second = service.probe(batch__rounds=1), service.probe(batch__rounds=1)
+    service.controller.drain(True)
+    with pytest.raises(ConfigError, match="drain --undo"):
+        service.probe()
+    service.workers.gate.set()
+    assert service.ended(first).state == service.ended(second).state == "done"
+    service.controller.drain(False)
+    assert service.probe() == "m0003"
+
+
+def test_questions_before_anything_was_measured_say_what_to_do(service: Service) -> None:
+    with pytest.raises(ConfigError, match="probe CHECKPOINT"):
+        service.answers.beta(None, None)
+    service.begin()
+    until(lambda: service.answers.status().state == "idle")
+    assert service.answers.results() == ()
+    with pytest.raises(ConfigError, match="no such measurement; there are none yet"):
+        service.answers.result("m0007")
+    with pytest.raises(ConfigError, match=r"N: got 0; need an integer >= 1"):
+        service.controller.scale(0)
+
+
+def test_settings_of_the_service_itself_are_not_for_a_measurement(config: ProbeConfig) -> None:
+    changed = measurement_config(config, {"batch.rounds": 9, "estimator.baseline.mode": "none"})
+    assert (changed.batch.rounds, changed.estimator.baseline.mode) == (9, "none")
+    for key in ("cluster.actors", "output.dir", "output.name"):
+        with pytest.raises(ConfigError, match=f"--set: got '{key}'"):
+            measurement_config(config, {key: "x"})
+    with pytest.raises(ConfigError, match=r"batch\.round"):
+        measurement_config(config, {"batch.round": 1})

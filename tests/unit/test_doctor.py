@@ -1,0 +1,358 @@
+"""A diagnosis: each thing that is wrong is named in one line, and hides nothing else that is."""
+
+import io
+import itertools
+import json
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from importlib import metadata
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from rich.console import Console
+from support.checkpoints import raw_config
+
+from ray_probe import self_test as self_test_module
+from ray_probe.checkpoint_files import weight_headers
+from ray_probe.config import ClusterConfig, ProbeConfig, config_from_dict
+from ray_probe.doctor import Check, diagnose, exit_code, machine, to_json
+from ray_probe.doctor import files as doctor_files
+from ray_probe.doctor.checks import Case, Finding, Step, examine
+from ray_probe.errors import ConfigError
+from ray_probe.memory import size
+from ray_probe.report.doctor_table import show
+from ray_probe.self_test import SelfTestResult
+
+TOKEN = "0123456789abcdef" * 4
+PASSED = SelfTestResult({"rb_residual": 2e-16}, (), 0.1)
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("doctor")
+    raw_config(directory)
+    return directory
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """No RAY_* variables or token of the user's, and a self-test that has passed."""
+    for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "RAY_ADDRESS"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr(self_test_module, "self_test", lambda seconds: PASSED)
+
+
+@pytest.fixture
+def nowhere() -> Iterator[str]:
+    """An address that refuses connections: bound and not listening, so that nobody else can take it."""
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))
+        yield f"127.0.0.1:{held.getsockname()[1]}"
+
+
+@pytest.fixture
+def configured(files: Path, nowhere: str) -> Callable[..., ProbeConfig]:
+    """A config whose files are fine and whose cluster does not answer."""
+
+    def build(**sections: dict[str, Any]) -> ProbeConfig:
+        cluster = {"address": nowhere} | sections.pop("cluster", {})
+        return config_from_dict(raw_config(files, cluster=cluster, **sections))
+
+    return build
+
+
+def by_name(config: ProbeConfig, **options: Any) -> dict[str, Check]:
+    return {check.name: check for check in diagnose(config, **options)}
+
+
+def look(step: Callable[[Case], Finding], config: ProbeConfig | None = None, limit_s: float | None = None) -> Check:
+    where = config.cluster if config else ClusterConfig()
+    case = Case(config, where, None, False, 1.0, None)  # type: ignore[arg-type]
+    return examine(Step("it", step, limit_s=limit_s), case, set())
+
+
+# What hides nothing
+
+
+def test_an_unreachable_cluster_is_told_within_3_s_and_all_that_needs_none_is_looked_at(configured, nowhere: str):
+    start = time.monotonic()
+    checks = diagnose(configured())
+    first = {check.name: check for check in itertools.islice(checks, 3)}
+    assert time.monotonic() - start < 3
+    assert first["cluster"].status == "failed" and first["cluster"].exit_code == 4
+    assert first["cluster"].detail.startswith(f"cluster.address: got '{nowhere}'; no Ray cluster answers there")
+    assert first["cluster"].remedy is not None and "ray start --head" in first["cluster"].remedy
+    rest = {check.name: check for check in checks}
+    assert {name for name, check in rest.items() if check.ok} == {
+        "torch", "checkpoint", "prompts", "run directory", "disk", "self-test",
+    }  # fmt: skip
+    skipped = {name: check.detail for name, check in rest.items() if not check.ok}
+    assert skipped["resources"] == "needs cluster" and rest["resources"].status == "skipped"
+    assert skipped["checkpoint on nodes"] == "needs resources"
+    assert exit_code([*first.values(), *rest.values()]) == 4
+
+
+def test_a_checkpoint_that_cannot_be_used_hides_neither_prompts_nor_run_directory(configured, tmp_path: Path):
+    checks = by_name(configured(model={"path": str(tmp_path / "none")}))
+    assert checks["checkpoint"].status == "failed" and checks["checkpoint"].exit_code == 2
+    assert checks["checkpoint"].detail.startswith("model.path: got ") and checks["checkpoint"].remedy is not None
+    assert checks["prompts"].ok and "24 prompts" in checks["prompts"].detail
+    assert checks["run directory"].ok and checks["self-test"].ok
+    assert checks["disk"].detail == "needs checkpoint"
+
+
+def test_prompts_that_cannot_be_used_do_not_hide_the_checkpoint(configured):
+    checks = by_name(configured(data={"field": "question"}))
+    assert checks["checkpoint"].ok and "parameters" in checks["checkpoint"].detail
+    assert checks["prompts"].status == "failed" and checks["prompts"].exit_code == 2
+    assert "no field 'question'" in checks["prompts"].detail
+    assert checks["disk"].ok
+
+
+def test_what_a_step_raises_of_its_own_is_a_line_too():
+    def broken(case: Case) -> Finding:
+        raise TypeError("two\nlines")
+
+    assert look(broken) == Check("it", "failed", "TypeError: two lines", None, 1)
+
+
+def test_a_file_system_that_never_answers_is_given_up():
+    def stuck(case: Case) -> Finding:
+        time.sleep(30)
+        return Finding("late")
+
+    start = time.monotonic()
+    assert "no end after 0.2 s" in look(stuck, limit_s=0.2).detail
+    assert time.monotonic() - start < 2
+
+
+def test_checks_come_one_by_one_as_they_are_asked_for(configured, monkeypatch: pytest.MonkeyPatch):
+    looked = []
+    monkeypatch.setattr(machine, "token", lambda case: looked.append("token"))
+    checks = diagnose(configured())
+    assert next(checks).name == "versions"
+    assert looked == []
+    checks.close()
+
+
+# Versions
+
+
+def test_versions_name_what_is_installed_and_that_it_is_what_was_tested():
+    check = look(machine.versions)
+    assert check.ok
+    for name in ("torch", "transformers", "ray"):
+        assert f"{name} {metadata.version(name)}" in check.detail
+
+
+def test_an_installed_package_without_its_working_copy_knows_its_ranges_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(machine, "_checkout", lambda name: tmp_path / name)
+    python, dependencies = machine._ranges()
+    assert python.startswith(">=3.") and any(line.startswith("torch>=") for line in dependencies)
+    check = look(machine.versions)
+    assert check.ok and "tested" not in check.detail
+
+
+def test_a_version_out_of_range_is_named_with_the_range(monkeypatch: pytest.MonkeyPatch):
+    real = metadata.version
+    monkeypatch.setattr(metadata, "version", lambda name: "4.57.0" if name == "transformers" else real(name))
+    check = look(machine.versions)
+    assert check.status == "failed" and check.exit_code == 1
+    assert "transformers 4.57.0 (need <6,>=5.10.1)" in check.detail
+
+
+def test_a_version_in_range_that_is_not_the_pinned_one_holds_and_is_told(monkeypatch: pytest.MonkeyPatch):
+    pins = machine._pins()
+    monkeypatch.setattr(machine, "_pins", lambda: pins | {"ray": "2.55.0"})
+    check = look(machine.versions)
+    assert check.status == "ok" and check.detail.endswith("tested with ray 2.55.0")
+
+
+def test_a_package_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch):
+    real = metadata.version
+
+    def version(name: str) -> str:
+        if name == "psutil":
+            raise metadata.PackageNotFoundError(name)
+        return real(name)
+
+    monkeypatch.setattr(metadata, "version", version)
+    assert "no psutil (need >=5.9)" in look(machine.versions).detail
+
+
+def test_a_gpu_asked_of_this_machine_and_no_device_is_a_failure_of_torch(files: Path):
+    config = config_from_dict(raw_config(files, cluster={"gpus_per_actor": 1}))
+    check = look(machine.torch_build, config)
+    if check.ok:
+        pytest.skip("there is a GPU here")
+    assert check.exit_code == 4 and check.detail.startswith("cluster.gpus_per_actor: got 1.0")
+
+
+# Token
+
+
+def test_the_source_of_the_token_is_told_and_a_file_that_others_can_read_is_warned_of(
+    configured, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    path = tmp_path / "token"
+    path.write_text(TOKEN)
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(path))
+    path.chmod(0o644)
+    check = look(machine.token, configured())
+    assert check.status == "warning" and check.remedy == f"chmod 600 {path}"
+    assert str(path) in check.detail and "0644" in check.detail
+    path.chmod(0o600)
+    assert look(machine.token, configured()).status == "ok"
+
+
+def test_token_mode_without_a_token_fails_before_ray_is_asked(configured, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    checks = by_name(configured())
+    assert checks["token"].status == "failed" and "no readable token" in str(checks["token"].remedy)
+    assert checks["cluster"].detail == "needs token"
+
+
+def test_without_a_config_a_cluster_can_be_looked_at_by_its_address(nowhere: str):
+    checks = list(diagnose(address=nowhere))
+    assert [check.name for check in checks] == [
+        "versions", "token", "cluster", "packages on nodes", "torch", "self-test",
+    ]  # fmt: skip
+    assert checks[2].status == "failed" and nowhere in checks[2].detail and checks[-1].ok
+    wrong = [check for check in diagnose(address="http://head:8265") if not check.ok]
+    assert wrong[0].exit_code == 2 and "use null, auto or host:port" in str(wrong[0].remedy)
+
+
+def test_the_token_itself_is_never_told(configured, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    monkeypatch.setenv("RAY_AUTH_TOKEN", TOKEN)
+    told = json.dumps(to_json(diagnose(configured())))
+    assert "from RAY_AUTH_TOKEN" in told and TOKEN not in told
+
+
+@pytest.mark.parametrize(
+    ("address", "status"), [("127.0.0.1:6379", "ok"), ("[::1]:6379", "ok"), ("10.9.8.7:6379", "warning")]
+)
+def test_joining_another_machine_without_a_token_is_warned_of(configured, address: str, status: str):
+    check = look(machine.token, configured(cluster={"address": address}))
+    assert check.status == status and "no token is sent" in check.detail
+
+
+def test_tokens_turned_off_for_a_ray_started_here_are_warned_of(monkeypatch: pytest.MonkeyPatch):
+    assert look(machine.token).status == "ok"
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    assert look(machine.token).status == "warning"
+
+
+# Room
+
+
+def test_too_little_shared_memory_is_warned_of_with_what_to_do(monkeypatch: pytest.MonkeyPatch):
+    real = shutil.disk_usage
+    docker = SimpleNamespace(total=64 * 2**20, free=64 * 2**20)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: docker if path == "/dev/shm" else real(path))
+    check = look(machine.room_for_ray)
+    assert check.status == "warning" and "--shm-size" in str(check.remedy) and "67.1 MB" in check.detail
+
+
+def test_a_disk_without_room_for_the_gradients_is_told_with_both_sizes(configured, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(total=10**9, free=10**4))
+    monkeypatch.setattr(doctor_files, "OTHER_BYTES", 0)
+    numbers = sum(header.size for header in weight_headers(Path(configured().model.path)).values())
+    for save, each in ((False, 16), (True, 24)):
+        check = by_name(configured(output={"save_gradient": save}))["disk"]
+        assert check.status == "failed" and check.detail.startswith("output.dir: 10 kB free at ")
+        assert check.detail.endswith(f"about {size(each * numbers)} needed")
+
+
+def test_a_run_directory_that_exists_is_refused_as_the_run_would(configured, tmp_path: Path):
+    (tmp_path / "mine").mkdir()
+    check = by_name(configured(output={"dir": str(tmp_path), "name": "mine"}))["run directory"]
+    assert check.status == "failed" and check.exit_code == 2 and "exists" in check.detail
+
+
+# Self-test
+
+
+@pytest.mark.parametrize(
+    ("result", "words"),
+    [
+        (SelfTestResult({"rb_residual": 1.9, "naive": 1e-16}, (), 1.0), "rb_residual 1.9e+00, naive 1.0e-16"),
+        (SelfTestResult({"sampling": 1e-16}, ("naive",), 10.0), "no time for naive"),
+    ],
+)
+def test_a_self_test_that_fails_is_told_with_its_numbers(
+    result: SelfTestResult, words: str, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(self_test_module, "self_test", lambda seconds: result)
+    check = look(machine.self_tested)
+    assert check.status == "failed" and check.exit_code == 1 and words in check.detail
+
+
+# Lines
+
+
+CHECKS = [
+    Check("versions", "ok", "torch 2.13.0"),
+    Check("token", "warning", "others can read it", "chmod 600 token"),
+    Check("cluster", "failed", "no answer", "start one", 4),
+    Check("resources", "skipped", "needs cluster"),
+]
+
+
+def test_each_check_is_one_plain_line_when_nobody_watches(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    out = io.StringIO()
+    long = Check("disk", "ok", "x" * 300)
+    assert show(iter([*CHECKS, long]), Console(file=out, width=80)) == [*CHECKS, long]
+    assert out.getvalue().splitlines() == [
+        "ok       versions             torch 2.13.0",
+        "warning  token                others can read it; chmod 600 token",
+        "failed   cluster              no answer; start one",
+        "skipped  resources            needs cluster",
+        "ok       disk                 " + "x" * 300,
+    ]
+
+
+def test_a_terminal_gets_colours_and_every_character():
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    out = Terminal()
+    show([Check("disk", "failed", "[/tmp] " + "x" * 300)], Console(file=out, width=80, force_terminal=True))
+    assert "\x1b[" in out.getvalue() and "[/tmp] " + "x" * 300 in out.getvalue()
+
+
+def test_machines_get_the_same_with_ok_only_when_everything_holds():
+    told = json.loads(json.dumps(to_json(CHECKS)))
+    assert told["ok"] is False and [check["ok"] for check in told["checks"]] == [True, True, False, False]
+    assert told["checks"][2] == {
+        "name": "cluster", "ok": False, "status": "failed", "detail": "no answer", "remedy": "start one",
+        "exit_code": 4,
+    }  # fmt: skip
+    assert to_json(CHECKS[:2])["ok"] is True
+
+
+def test_the_exit_code_is_that_of_the_first_thing_that_is_wrong():
+    assert exit_code(CHECKS) == 4 and exit_code(CHECKS[:2]) == 0
+    assert exit_code([look(_refuse), CHECKS[2]]) == 2
+
+
+def _refuse(case: Case) -> Finding:
+    raise ConfigError("data.field: got 'q'; choose another")
+
+
+def test_a_diagnosis_loads_nothing_heavy_before_it_is_asked_for():
+    code = "import sys, ray_probe.doctor, ray_probe.report.doctor_table, ray_probe.shared_storage; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert not {"torch", "ray", "transformers"} & set(done.stdout.split())

@@ -1,0 +1,149 @@
+"""What a diagnosis makes of the answers of a cluster's nodes: whoever differs is named, with what is wrong there."""
+
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from support.checkpoints import raw_config
+
+from ray_probe.checkpoints import Checkpoint, inspect_checkpoint
+from ray_probe.cluster import survey
+from ray_probe.cluster.survey import Answer, Node
+from ray_probe.config import ProbeConfig, config_from_dict
+from ray_probe.doctor import Check, cluster, devices
+from ray_probe.doctor.checks import Case, Finding, Step, examine
+from ray_probe.errors import ClusterError
+from ray_probe.versions import package_versions
+
+NODES = [Node("aa", "first (10.0.0.1)", {"CPU": 2.0}), Node("bb", "second (10.0.0.2)", {"CPU": 2.0})]
+WITH_GPUS = [Node(node.id, node.name, {"CPU": 2.0, "GPU": 1.0}) for node in NODES]
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("doctor")
+    raw_config(directory)
+    return directory
+
+
+@pytest.fixture
+def configured(files: Path) -> Callable[..., ProbeConfig]:
+    return lambda **sections: config_from_dict(raw_config(files, **sections))
+
+
+def on_nodes(
+    step: Callable[[Case], Finding], config: ProbeConfig, *answers: Any, nodes: Sequence[Node] = NODES, **found: Any
+) -> Check:
+    """A step on a cluster whose nodes answer so; an answer that is an exception is an error there."""
+    case = Case(config, config.cluster, None, False, 1.0, None, nodes=list(nodes), **found)  # type: ignore[arg-type]
+    asked = []
+
+    def ask(nodes: list[Node], function: Any, *args: Any, **options: Any) -> list[Answer]:
+        asked.append(options["resources"])
+        return [
+            Answer(node, error=str(value)) if isinstance(value, Exception) else Answer(node, value)
+            for node, value in zip(nodes, answers, strict=True)
+        ]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(survey, "ask_nodes", ask)
+        check = examine(Step("it", step), case, set())
+    assert len(asked) == 1
+    return check
+
+
+@pytest.fixture(scope="module")
+def checkpoint(files: Path) -> Checkpoint:
+    return inspect_checkpoint(config_from_dict(raw_config(files)).model, hashed=False)
+
+
+def test_a_node_with_other_packages_or_without_ours_is_named_with_both_versions(configured):
+    ours = package_versions()
+    assert on_nodes(cluster.node_packages, configured(), ours, ours).ok
+    other = on_nodes(cluster.node_packages, configured(), ours, ours | {"torch": "2.9.0"})
+    assert other.status == "failed" and other.exit_code == 4
+    assert f"node second (10.0.0.2) has torch 2.9.0 instead of {ours['torch']}" in other.detail
+    without = on_nodes(cluster.node_packages, configured(), ImportError("No module named 'ray_probe'"), ours)
+    assert "node first (10.0.0.1) could not say (No module named 'ray_probe')" in without.detail
+
+
+def test_a_node_without_the_checkpoint_or_with_half_of_it_is_named(configured, checkpoint: Checkpoint):
+    here = cluster.files_in(str(checkpoint.directory), ("*.safetensors", "*.json"))
+    assert here is not None and here["model.safetensors"] > 1000
+    assert on_nodes(cluster.node_checkpoint, configured(), here, here, found=checkpoint).ok
+    half = here | {"model.safetensors": 10}
+    check = on_nodes(cluster.node_checkpoint, configured(), None, half, found=checkpoint)
+    assert check.status == "failed" and check.exit_code == 2 and check.detail.startswith("model.path: got ")
+    assert "node first (10.0.0.1) does not have it" in check.detail
+    assert "node second (10.0.0.2) has" in check.detail and "model.safetensors is not as it is here" in check.detail
+
+
+def test_only_nodes_that_can_hold_an_actor_need_the_checkpoint(configured, checkpoint: Checkpoint):
+    config = configured(cluster={"actors": 1, "cpus_per_actor": 2})
+    small = [NODES[0], Node("cc", "head (10.0.0.3)", {"CPU": 0.0})]
+    case = Case(config, config.cluster, None, False, 1.0, None, nodes=small, found=checkpoint)  # type: ignore[arg-type]
+    assert cluster.nodes_with_room(case) == NODES[:1]
+
+
+def test_a_cache_that_a_node_cannot_hold_is_named(configured, checkpoint: Checkpoint):
+    config = configured(model={"cache_dir": "/scratch/models"})
+    assert on_nodes(cluster.model_cache, config, 10**12, 10**12, found=checkpoint).ok
+    check = on_nodes(cluster.model_cache, config, 7, None, found=checkpoint)
+    assert check.status == "failed" and check.detail.startswith("model.cache_dir: got '/scratch/models'")
+    assert "node first (10.0.0.1) has 7 B free, node second (10.0.0.2) cannot write it" in check.detail
+
+
+def test_room_in_a_cache_is_known_before_it_is_made(tmp_path: Path):
+    (tmp_path / "file").write_text("")
+    assert cluster.cache_room(str(tmp_path / "not" / "there")) == shutil.disk_usage(tmp_path).free
+    assert cluster.cache_room(str(tmp_path / "file" / "below")) is None
+
+
+def test_a_device_too_small_for_an_actor_is_told_with_both_sizes(configured, checkpoint: Checkpoint):
+    gpu = configured(cluster={"actors": 2, "cpus_per_actor": 1, "gpus_per_actor": 1})
+    case = {"found": checkpoint, "longest": 20}
+    large, small = ("H100", 80 * 10**9), ("H100", 10**5)
+    fits = on_nodes(devices.memory, gpu, large, large, nodes=WITH_GPUS, **case)
+    assert fits.ok and "weights" in fits.detail and "H100 of node first (10.0.0.1) has 80 GB" in fits.detail
+    check = on_nodes(devices.memory, gpu, large, small, nodes=WITH_GPUS, **case)
+    assert check.status == "failed" and check.exit_code == 4
+    assert "H100 of node second (10.0.0.2) has 100 kB" in check.detail and "model.trainable" in str(check.remedy)
+
+
+def test_actors_on_one_node_share_its_memory_and_half_a_gpu_has_half_of_it(configured, checkpoint: Checkpoint):
+    case = {"found": checkpoint, "longest": 20}
+    two = on_nodes(
+        devices.memory, configured(cluster={"actors": 4}), ("the memory", 8 * 10**9), ("the memory", 10**10), **case
+    )
+    assert "the memory of node first (10.0.0.1) for each of 2 actors has 4 GB" in two.detail
+    half = on_nodes(
+        devices.memory,
+        configured(cluster={"gpus_per_actor": 0.5}),
+        ("A", 10**10),
+        ("B", 2 * 10**10),
+        nodes=WITH_GPUS,
+        **case,
+    )
+    assert "A of node first (10.0.0.1) has 5 GB" in half.detail
+
+
+def test_a_device_that_torch_does_not_see_on_its_node_is_told(configured, checkpoint: Checkpoint):
+    config = configured(cluster={"gpus_per_actor": 1})
+    blind, one = ClusterError("torch sees no CUDA device"), WITH_GPUS[:1]
+    check = on_nodes(devices.memory, config, blind, nodes=one, found=checkpoint, longest=20)
+    assert check.status == "failed" and "node first (10.0.0.1) could not say (torch sees no CUDA" in check.detail
+
+
+def test_the_memory_of_this_machine_is_what_programs_can_have():
+    name, free = devices.free_device(cuda=False)
+    assert name == "the memory" and 10**8 < free <= psutil.virtual_memory().total
+
+
+def test_actors_without_room_are_told_in_the_words_of_a_run(configured):
+    config = configured(cluster={"gpus_per_actor": 1})
+    case = Case(config, config.cluster, None, False, 1.0, None, nodes=NODES)  # type: ignore[arg-type]
+    check = examine(Step("it", cluster.resources), case, set())
+    assert check.detail == "cluster.gpus_per_actor: asked 2 x 1 GPU, the cluster has 0" and check.exit_code == 4

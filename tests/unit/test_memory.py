@@ -1,0 +1,144 @@
+"""The memory forecast: near what is measured, and a refusal that names both numbers."""
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import peft
+import pytest
+import torch
+import transformers
+from support.adapters import write_adapter
+from support.models import probe_config, save_checkpoint, tiny_llama, tiny_model
+from torch.profiler import ProfilerActivity, profile
+
+from ray_probe.assembly import build_rollout
+from ray_probe.checkpoints import inspect_checkpoint
+from ray_probe.config import ProbeConfig
+from ray_probe.core.policy import CHUNK_ELEMENTS
+from ray_probe.errors import ClusterError
+from ray_probe.memory import CHUNK_ELEMENTS as ASSUMED_CHUNK
+from ray_probe.memory import MemoryDemand, check_fits, estimate, size
+from ray_probe.sequences import pack_sequences
+
+DEMO = Path(__file__).parents[2] / "configs" / "models" / "tiny"
+pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated")  # peft asks transformers
+PROMPT, CAP, MICRO_BATCH = 16, 48, 8
+
+
+def config_of(checkpoint: Path, model: dict[str, Any] | None = None, **generation: Any) -> ProbeConfig:
+    batches = {"max_new_tokens": CAP, "tf_batch_size": MICRO_BATCH, "gen_batch_size": MICRO_BATCH} | generation
+    return probe_config(checkpoint, model=model or {}, data={"prompts": ["1"]}, generation=batches)
+
+
+def demand_of(config: ProbeConfig, longest_prompt: int = PROMPT) -> MemoryDemand:
+    found = inspect_checkpoint(config.model, hashed=False)
+    return estimate(config, found.directory, found.config, longest_prompt, found.adapter)
+
+
+def measured_scoring(config: ProbeConfig) -> int:
+    """Peak bytes of gradients, activations and logits: of a second micro-batch, when `.grad` is there."""
+    components = build_rollout(config, Path(config.model.path), "policy")._components
+    model = components.processor.model
+    rows = model.get_input_embeddings().weight.shape[0]
+    prompts, responses = (torch.randint(2, rows, (MICRO_BATCH, width)).tolist() for width in (PROMPT, CAP))
+    sequences = pack_sequences(prompts, [[response] for response in responses])
+    components.accumulate_sum_X(sequences, None)
+    held = sum(parameter.grad.nbytes for parameter in model.parameters() if parameter.grad is not None)
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
+        components.accumulate_sum_X(sequences, None)
+    now = peak = held
+    for event in profiled.profiler.kineto_results.events():
+        if event.name() == "[memory]":
+            now += event.nbytes()
+            peak = max(peak, now)
+    return peak
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_forecast_for_the_demo_is_within_a_factor_of_two_of_the_measured_peak(dtype: str):
+    config = config_of(DEMO, {"dtype": dtype})
+    demand, measured = demand_of(config), measured_scoring(config)
+    assert 0.5 < (demand.gradients // 2 + demand.activations + demand.logits) / measured < 2
+
+
+def test_the_forecast_holds_for_grouped_heads_and_an_adapter_alone(tmp_path: Path):
+    torch.manual_seed(0)
+    shape = {"hidden_size": 64, "intermediate_size": 192, "num_hidden_layers": 3, "num_attention_heads": 4}
+    special = {"num_key_value_heads": 1, "eos_token_id": 0, "bos_token_id": None, "pad_token_id": None}
+    model = transformers.Qwen2ForCausalLM(transformers.Qwen2Config(vocab_size=500, **shape, **special))
+    checkpoint = save_checkpoint(tmp_path / "c", model, "abcdef")
+    adapter = write_adapter(tmp_path / "a", checkpoint)
+    for chosen in ({}, {"adapter": str(adapter), "trainable": "adapter"}):
+        config = config_of(checkpoint, chosen)
+        demand, measured = demand_of(config), measured_scoring(config)
+        assert 0.5 < (demand.gradients // 2 + demand.activations + demand.logits) / measured < 2
+
+
+@pytest.mark.parametrize(("dtype", "weights", "gradients"), [("float32", 4, 8), ("bfloat16", 2, 8), ("float64", 8, 16)])
+def test_weights_are_counted_in_the_configured_dtype_and_gradients_in_two_wide_buffers(
+    tmp_path: Path, dtype: str, weights: int, gradients: int
+):
+    model = tiny_llama(8)
+    numbers = sum(parameter.numel() for parameter in model.parameters())
+    demand = demand_of(config_of(save_checkpoint(tmp_path / "c", model, "abcdef"), {"dtype": dtype}))
+    assert (demand.weights, demand.gradients) == (numbers * weights, numbers * gradients)
+
+
+def test_tied_and_sharded_weights_are_counted_once(tmp_path: Path):
+    model = tiny_model("llama_tied", 16)
+    checkpoint = save_checkpoint(tmp_path / "c", model, "abcdef")
+    (checkpoint / "model.safetensors").unlink()
+    model.save_pretrained(checkpoint, max_shard_size="8KB")
+    assert demand_of(config_of(checkpoint)).weights == 4 * sum(p.numel() for p in model.parameters())
+
+
+def test_gradients_are_counted_for_the_trainable_part_alone(tmp_path: Path):
+    model = tiny_llama(8)
+    checkpoint = save_checkpoint(tmp_path / "c", model, "abcdef")
+    adapter = write_adapter(tmp_path / "a", checkpoint)
+    own = sum(p.numel() for p in peft.PeftModel.from_pretrained(model, str(adapter), is_trainable=True).parameters()
+              if p.requires_grad)  # fmt: skip
+    head = demand_of(config_of(checkpoint, {"trainable": "lm_head"}))
+    assert head.gradients == 8 * model.lm_head.weight.numel()
+    with_adapter = demand_of(config_of(checkpoint, {"adapter": str(adapter), "trainable": "adapter"}))
+    assert with_adapter.gradients == 8 * own
+    assert with_adapter.weights == head.weights + 4 * own
+
+
+def test_batches_and_lengths_count_where_they_are_used():
+    small = demand_of(config_of(DEMO))
+    assert demand_of(config_of(DEMO, tf_batch_size=16)).activations == 2 * small.activations
+    assert demand_of(config_of(DEMO, gen_batch_size=80)).cache == 10 * small.cache
+    longer = demand_of(config_of(DEMO), longest_prompt=PROMPT + PROMPT + CAP)
+    assert longer.activations == 2 * small.activations and longer.logits == small.logits
+
+
+def test_sampling_and_scoring_take_turns():
+    assert MemoryDemand(10, 20, 30, 5, 40).total == 70
+    assert MemoryDemand(10, 20, 30, 5, 4).total == 65
+
+
+def test_the_line_is_the_sum_that_people_can_check():
+    demand = MemoryDemand(3_100_000_000, 12_400_000_000, 4_000_000_000, 500_000_000, 1_000_000)
+    assert demand.line() == "weights 3.1 GB + gradients 2 x 6.2 GB + activations 4 GB + logits 500 MB = 20 GB"
+    assert "key-value cache 9 GB" in MemoryDemand(1, 2, 3, 4, 9_000_000_000).line()
+    assert [size(n) for n in (999, 1500, 2.5e6, 80e9, 1.25e12)] == ["999 B", "1.5 kB", "2.5 MB", "80 GB", "1.25 TB"]
+
+
+def test_what_does_not_fit_ends_with_exit_4_and_names_need_device_and_remedy():
+    demand = MemoryDemand(14_000_000_000, 56_000_000_000, 20_000_000_000, 2_000_000_000, 1)
+    check_fits(demand, 92_000_000_000, "NVIDIA H100")
+    with pytest.raises(
+        ClusterError, match=r"needs .*= 92 GB, and NVIDIA A100 has 80 GB; .*model\.trainable: adapter"
+    ) as caught:
+        check_fits(demand, 80_000_000_000, "NVIDIA A100")
+    assert caught.value.exit_code == 4 and "\n" not in str(caught.value)
+
+
+def test_forecast_and_node_cache_need_no_torch():
+    code = "import sys, ray_probe.memory, ray_probe.node_cache; print({'torch', 'transformers'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
+    assert ASSUMED_CHUNK == CHUNK_ELEMENTS
