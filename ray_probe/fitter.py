@@ -119,6 +119,12 @@ class Fitter:
         counts = {"version": fit.version, "tokens": fit.total.tokens, "sequences": fit.total.sequences}
         return counts | {"in_sample": squares}
 
+    def close(self) -> None:
+        """Let go of the ledger."""
+        if self._ledger is not None:
+            self._ledger.close()
+            self._ledger = None
+
     def _report(self, fit: PublishedFit) -> dict[str, Any]:
         ridge = fit.ridge
         return {

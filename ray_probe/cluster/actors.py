@@ -19,11 +19,16 @@ from ray_probe.messages import Delivery, GradientReport, Receipt
 class FitterActor:
     """Owns the records and the fits of one measurement after the other; numpy only, so that it starts in a moment."""
 
+    _fitter: Fitter
+
     def __init__(self) -> None:
         self._opening = ""
 
     def open(self, rule: BaselineRule, policy_id: str, ledger: str, finished: Sequence[Sequence[int]]) -> str:
         """Go on from a ledger; returns what `accept` needs."""
+        if self._opening:
+            self._fitter.close()
+            self._opening = ""  # whatever fails below, nothing is taken for the measurement before
         self._fitter = Fitter(rule, policy_id, Path(ledger), finished)
         self._opening = secrets.token_hex(8)
         return self._opening

@@ -19,22 +19,48 @@ from ray_probe.offline_entropy_probe import OfflineEntropyProbe
 from ray_probe.preflight import prepare
 from ray_probe.rules import baseline_rule
 from ray_probe.run_directory import RunDirectory
+from ray_probe.service import registry
+from ray_probe.service.client import ProbeClient
+from ray_probe.service.replies import Beta
 
 pytestmark = [pytest.mark.cluster, pytest.mark.own_cluster]
 
 LAUNCH = Path(__file__).parents[2] / "launch.py"
-ROUNDS = 12
+ROUNDS = 60
 
 
 def launch(home: Path, *arguments: object) -> subprocess.Popen[str]:
-    environment = os.environ | {"HOME": str(home)}
+    environment = {name: value for name, value in os.environ.items() if name != "XDG_STATE_HOME"} | {"HOME": str(home)}
     return subprocess.Popen(
         [sys.executable, str(LAUNCH), "run", *map(str, arguments)],
         env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
 
 
-def test_ctrl_c_keeps_whole_rounds_and_resume_ends_with_the_uninterrupted_answer(tmp_path: Path) -> None:
+def asked_and_scaled_while_it_works(run: "subprocess.Popen[str]") -> list[Beta]:
+    """Scale a run 1 -> 3 -> 1 and ask it for its beta in between."""
+    deadline = time.monotonic() + 60
+    while not registry.entries():
+        assert run.poll() is None and time.monotonic() < deadline, run.stderr and run.stderr.read()
+        time.sleep(0.05)
+    betas = []
+    with ProbeClient.connect() as client:
+        while client.status().measurement is None or not client.results()[0].rounds:
+            time.sleep(0.05)
+        for actors in (3, 1):
+            client.scale(actors)
+            while client.status().actors_alive != actors:
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
+            betas.append(client.beta())
+        status = client.status()
+    assert status.kind == "run" and status.measurement is not None and status.measurement.finished is None
+    return betas
+
+
+def test_ctrl_c_keeps_whole_rounds_and_resume_ends_with_the_uninterrupted_answer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     raw = raw_config(tmp_path, batch={"rounds": ROUNDS}, output={"name": "mine", "save_gradient": True})
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(raw))
     run = tmp_path / "runs" / "mine"
@@ -51,12 +77,19 @@ def test_ctrl_c_keeps_whole_rounds_and_resume_ends_with_the_uninterrupted_answer
     assert f"{finished} rounds are kept" in said and f"--resume {run}" in said and "Traceback" not in said
     assert json.loads((run / "result.json").read_text())["counts"]["rounds"] == finished
 
-    second = launch(tmp_path, "--resume", run, "--actors", 2, "--json")
+    second = launch(tmp_path, "--resume", run, "--actors", 1, "--json")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("XDG_STATE_HOME", raising=False)
+    betas = asked_and_scaled_while_it_works(second)
     printed, said = second.communicate(timeout=90)
     assert second.returncode == 0, said
     result = json.loads((run / "result.json").read_text())
     assert json.loads(printed) == result
-    assert not (tmp_path / ".ray").exists(), "nothing is written to the home directory"
+    assert not (tmp_path / ".ray").exists(), "no token is written to the home directory"
+    assert registry.entries() == []
+    lines = {line["beta_version"]: line for line in RunDirectory.open(run).finished_rounds()}
+    assert betas and all(list(beta.values or ()) == lines[beta.version]["beta"] for beta in betas)
+    assert max(len(line["shards_by_actor"]) for line in lines.values()) > 1, "more than one actor took part"
 
     prepared = prepare(config_from_dict(raw | {"output": {"dir": str(tmp_path / "other")}}))
     directory = RunDirectory.create(tmp_path / "other", "reference")

@@ -22,6 +22,7 @@ from ray_probe.offline_entropy_probe import OfflineEntropyProbe
 from ray_probe.preflight import prepare
 from ray_probe.rules import baseline_rule
 from ray_probe.run_directory import RunDirectory
+from ray_probe.service import registry
 from ray_probe.service.client import ProbeClient
 
 pytestmark = [pytest.mark.cluster, pytest.mark.own_cluster, pytest.mark.timeout(240)]
@@ -253,19 +254,52 @@ def test_a_killed_controller_comes_back_from_disk_and_finishes(
     assert result["beta"] == reference(raw, tmp_path, batch={"rounds": 10})["beta"]
 
 
-def test_a_lost_head_is_followed_by_an_up_that_goes_on(shell: Shell, raw: dict[str, Any], tmp_path: Path) -> None:
-    shell.ask("up", "service.yaml", "--name", "lost")
-    shell.ask("probe", raw["model"]["path"], "--set", f"batch.rounds={LONG}", "--run", "lost")
-    until(lambda: shell.ask("results", "--run", "lost")[0]["rounds"] >= 1)
-    entry = json.loads((shell.home / "state" / "ray_probe" / "lost.json").read_text())
-    children = psutil.Process(entry["pid"]).children(recursive=True)
-    os.kill(entry["pid"], signal.SIGKILL)
+def test_twenty_checkpoints_one_after_another_in_the_same_actor_and_memory(client: ProbeClient, shell: Shell) -> None:
+    def seen() -> tuple[tuple[int, int | None], ...]:
+        return tuple((actor.number, actor.pid) for actor in client.status().actors)
+
+    actors, resident = seen(), []
+    pids = [pid for _, pid in actors if pid is not None]
+    for step in range(20):
+        checkpoint = write_checkpoint(shell.home / "steps", seed=100 + step)  # as a trainer that keeps one directory
+        identity = client.probe(checkpoint, settings={"batch.rounds": 1})
+        assert client.wait(identity)["counts"]["rounds"] == 1
+        resident.append(sum(psutil.Process(pid).memory_info().rss for pid in pids))
+    assert seen() == actors, "no actor was started anew"
+    assert max(resident[4:]) <= 1.05 * resident[4]
+    policies = {client.beta(measurement=item.id).policy_id for item in client.results()[-20:]}
+    assert len(policies) == 20
+
+
+def test_an_actor_that_cannot_start_ends_up_with_its_cause_and_leaves_nothing(shell: Shell) -> None:
+    before = {process.pid for process in psutil.process_iter()}
+    too_much = ("--set", "generation.tf_batch_size=2000000000")
+    said = shell.run("up", "service.yaml", "--name", "large", *too_much, code=4)
+    assert "memory: an actor needs" in said and "model.trainable: adapter" in said
+    assert "nothing of that name is up" in shell.run("status", "--run", "large", code=2)
+    new = [process for process in psutil.process_iter(["cmdline"]) if process.pid not in before]
+    assert not any("ray_probe.cluster.head" in (process.info["cmdline"] or ()) for process in new)
+
+
+def test_a_lost_head_is_followed_by_an_up_that_goes_on(
+    shell: Shell, service: dict[str, Any], raw: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(shell.home / "state"))
+    with ProbeClient.connect() as client:
+        ended = client.status().ended
+        identity = client.probe(raw["model"]["path"], settings={"batch.rounds": LONG})
+        until(lambda: client.result(identity)[0].rounds >= 1)
+    (entry,) = registry.entries()
+    assert entry.pid is not None
+    children = psutil.Process(entry.pid).children(recursive=True)
+    os.kill(entry.pid, signal.SIGKILL)
     psutil.wait_procs(children, 30)
-    assert "nothing of that name is up" in shell.run("status", "--run", "lost", code=2)
-    again = shell.ask("up", "service.yaml", "--name", "lost")
-    try:
-        assert again["going_on"] == 1
-        until(lambda: (items := shell.ask("results", "--run", "lost")) and items[0]["state"] == "running")
-        assert shell.ask("cancel", "m0001", "--run", "lost")["state"] == "running"
-    finally:
-        shell.run("down", "--run", "lost")
+    assert "nothing is up" in shell.run("status", code=2)
+    before = len(RunDirectory.open(Path(service["directory"]) / identity).finished_rounds())
+    assert shell.ask("up", "service.yaml", "--name", "demo")["going_on"] == 1
+    with ProbeClient.connect() as client:
+        until(lambda: client.result(identity)[0].rounds > before)
+        assert client.status().ended == ended
+        client.cancel(identity)
+        until(lambda: client.result(identity)[0].finished)
+        assert client.probe(raw["model"]["path"]) == f"m{ended + 2:04d}", "ids count on"

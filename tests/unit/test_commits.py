@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.numpy import load_file
+from support.models import ARCHITECTURES, processor, tiny_model
 from support.runs import Job, a_checkpoint, by_name, collected, misscoring_rollout, processor_of, rollout_of, settings
 
 from ray_probe.config import ProbeConfig
@@ -18,6 +19,7 @@ from ray_probe.gradient_store import GradientStore
 from ray_probe.gradients import GradientSum
 from ray_probe.layout import Layout
 from ray_probe.messages import GradientReport
+from ray_probe.probe_components import ProbeComponents
 from ray_probe.progress import Progress
 from ray_probe.run_directory import RunDirectory
 from ray_probe.work import Stopped, check_baseline, check_reached
@@ -212,3 +214,19 @@ def test_a_gradient_under_another_baseline_than_the_plans_is_refused(checkpoint:
         check_baseline(report, later)
     lagged = dataclasses.replace(fit, rule=dataclasses.replace(fit.rule, fit="lagged"))
     check_baseline(dataclasses.replace(report, round=1, own_left_out=False), lagged)
+
+
+@pytest.mark.parametrize("mode", ["none", "regression"])
+def test_the_score_term_alone_is_a_gradient_too(checkpoint: Path, tmp_path: Path, mode: str):
+    config = settings(checkpoint, mode, generation={"rb_requires_grad": False})
+    assert Job.of(config, tmp_path / "run").run()["gradient"]["norm"] > 0
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_every_parameter_of_a_known_architecture_is_reached(architecture: str):
+    policy = processor(tiny_model(architecture, 8), "abcdef", max_new_tokens=4)
+    gradient = GradientSum(policy.model, "all")
+    sequences = policy.generate(["abc", "f"], 2, [[(0, 0, b, g) for g in range(2)] for b in range(2)])
+    ProbeComponents(policy).accumulate_sum_X(sequences, None)
+    gradient.add_shard()
+    assert gradient.unreached == ()

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from ray_probe.cluster.actors import FitterActor
 from ray_probe.core.baselines import BaselineRule, Fit
 from ray_probe.core.records import Record, Shape, record_of_tokens, with_prompts
 from ray_probe.core.ridge import solve
@@ -363,3 +364,14 @@ def test_a_record_that_cannot_be_written_is_not_accepted(fault: str, tmp_path: P
     assert fitter.accept(delivery(0, 1)).status == "accepted", "sent again when there is room"
     fitter.close_round(0, [0, 1])
     assert bits(Fitter(rule(), POLICY, path, [[0, 1]])) == bits(fitter)
+
+
+def test_one_fitter_after_the_other_leaves_no_file_open(tmp_path: Path):
+    actor = FitterActor()
+    open_files = []
+    for number in range(4):
+        opening = actor.open(rule(), POLICY, str(tmp_path / f"{number}.jsonl"), ())
+        assert actor.accept(opening, delivery(0, 0)).status == "accepted"
+        open_files.append(len(os.listdir("/proc/self/fd")))
+    assert len(set(open_files)) == 1
+    assert [len(read_ledger(tmp_path / f"{number}.jsonl")) for number in range(4)] == [1] * 4

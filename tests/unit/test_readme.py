@@ -5,9 +5,12 @@ import re
 from pathlib import Path
 
 import pytest
+import typer
 from pydantic import BaseModel
 
+from ray_probe.cli import app
 from ray_probe.config import ProbeConfig
+from ray_probe.service.client import ProbeClient
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
@@ -26,12 +29,30 @@ def config_keys(section: type[BaseModel], prefix: str = "") -> list[str]:
 
 def test_the_library_example_runs_and_leaves_a_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
-    (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    (code,) = re.findall(r"```python\n(.*?)```", README.split("## Use it as a library")[1], re.DOTALL)
     names: dict[str, object] = {}
     exec(code, names)
     model = names["processor"].model  # type: ignore[attr-defined]
     assert all(parameter.grad.isfinite().all() for parameter in model.parameters())
     assert sum(float(parameter.grad.norm()) for parameter in model.parameters()) > 0
+
+
+def test_every_command_and_option_that_is_shown_exists() -> None:
+    command = typer.main.get_command(app)
+    shown = re.findall(r"^(?:\$ |    )?ray-probe (.+?)(?: {2,}#.*)?$", README, re.MULTILINE)
+    assert len(shown) >= 15
+    for line in shown:
+        name, *rest = line.split()
+        for one in name.split("|"):
+            options = {option for parameter in command.commands[one].params for option in parameter.opts}
+            assert {word for word in rest if word.startswith("--")} <= options, line
+
+
+def test_the_client_example_uses_what_the_client_has() -> None:
+    (code,) = re.findall(r"```python\n(.*?)```", README.split("## Use it as a library")[0], re.DOTALL)
+    methods = set(re.findall(r"client\.(\w+)\(", code))
+    assert methods == {"probe", "wait", "beta", "variance"}
+    assert all(callable(getattr(ProbeClient, method)) for method in methods)
 
 
 def test_every_key_of_a_config_is_in_the_table_and_no_other() -> None:
