@@ -45,6 +45,12 @@ class ClusterError(ProbeError):
     exit_code = 4
 
 
+class CancelledError(ProbeError):
+    """Somebody stopped the measurement; its whole rounds are kept."""
+
+    exit_code = 130
+
+
 class ParityError(ProbeError):
     """The scored policy is not the policy that sampled (spec section 3)."""
 

@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from datetime import datetime
@@ -88,6 +88,7 @@ def execute(request: Request, listener: Listener, run: Run) -> dict[str, Any]:
     prepared = _prepared(config, directory, notes)
     if (warning := few_shards(config)) is not None:
         notes.tell(f"warning: {warning}")
+    notes.tell(f"memory of an actor: {prepared.memory.line()}")
     if directory is not None and (result := _done(directory, prepared)) is not None:
         run.directory = directory.path
         notes.tell("every round of this run is finished; nothing is left to do")
@@ -160,6 +161,7 @@ def _driven(prepared: Prepared, resume: bool, path: Path, notes: _Notes, listene
         info = stack.enter_context(
             connected(cluster.address, cluster.namespace, demand, runtime_env=dict(cluster.runtime_env), log=notes.tell)
         )
+        warn_unless_shared(config, notes.tell)
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, signal.default_int_handler)  # Ray has put a handler of its own there
         controller = create(spec_of_run(name, config), this_node())
@@ -174,6 +176,18 @@ def _driven(prepared: Prepared, resume: bool, path: Path, notes: _Notes, listene
         job = Job(prepared, resume, tuple(sys.argv), asdict(info), tuple(notes.texts))
         identity = ask(controller, name, "submit", to_dict(config), job, deadline_s=STOP_S)
         return _followed(client, identity, listener)
+
+
+def warn_unless_shared(config: ProbeConfig, tell: Callable[[str], None]) -> None:
+    """On several nodes: say which do not see the run directory. Only its own node writes there, so a run goes on."""
+    from ray_probe.cluster.survey import alive_nodes
+    from ray_probe.shared_storage import check_shared
+
+    nodes = alive_nodes()
+    blind = check_shared(Path(config.output.dir), nodes) if len(nodes) > 1 else []
+    if blind:
+        names = ", ".join(node.name for node in blind)
+        tell(f"warning: output.dir {config.output.dir} is not seen on {names}: the run is lost with this node")
 
 
 def _followed(client: Any, identity: str, listener: Listener) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import ray
 
 from ray_probe.cluster.placement import pinned_to
-from ray_probe.errors import ProbeError
+from ray_probe.errors import ConfigError, ProbeError
 from ray_probe.service import names
 from ray_probe.service.replies import Beta, Followed, MeasurementInfo, Scaled, Status, Variance
 
@@ -57,6 +57,7 @@ class ControllerActor:
 
         self._config = config = config_from_dict(spec.config)
         end_children(spec.name, ray.get_runtime_context().namespace)
+        self._kind = spec.kind
         self._log = contextlib.ExitStack()
         directory = None if spec.directory is None else Path(spec.directory)
         if directory is not None:
@@ -78,6 +79,8 @@ class ControllerActor:
 
         Raises an InputError for what is wrong with checkpoint or settings; nothing is queued then.
         """
+        if self._kind == "run":
+            raise ConfigError("--run: a run measures one checkpoint; start a service for more: up CONFIG")
         from ray_probe.checkpoints import inspect_checkpoint  # brings transformers along
         from ray_probe.config import to_dict
         from ray_probe.service.requests import measurement_config

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ray_probe.errors import ClusterError, ConfigError, ProbeError, bad_value
+from ray_probe.errors import CancelledError, ClusterError, ConfigError, ProbeError, bad_value
 from ray_probe.progress import Listener
 from ray_probe.service import names, registry
 from ray_probe.service.replies import Beta, MeasurementInfo, Scaled, Status, Variance
@@ -141,7 +141,7 @@ class ProbeClient:
             stop: true to follow no longer; the measurement goes on.
 
         Raises:
-            ProbeError: what it failed of, in its own type; a cancelled one is a ConfigError.
+            ProbeError: what it failed of, in its own type; CancelledError when somebody stopped it.
         """
         cursor = 0
         while True:
@@ -156,8 +156,10 @@ class ProbeClient:
         if error is not None:
             raise error
         info, result = self.result(measurement)
-        if result is None or info.state == "cancelled":
-            raise ConfigError(bad_value("ID", measurement, f"it is {info.state}: {info.cause}"))
+        if info.state == "cancelled":
+            raise CancelledError(f"{measurement}: {info.cause}; what it has is in {info.directory}")
+        if result is None:
+            raise ConfigError(bad_value("ID", measurement, f"it is {info.state} and has no result yet"))
         return result
 
     def wait_until_ended(self, measurement: str, seconds: float) -> bool:

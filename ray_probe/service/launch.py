@@ -11,6 +11,7 @@ from ray_probe.config import ProbeConfig, load_config, to_dict
 from ray_probe.errors import ClusterError, ConfigError, ProbeError, bad_value
 from ray_probe.prepared import Prepared, few_shards
 from ray_probe.run_directory import default_name
+from ray_probe.runner import warn_unless_shared
 from ray_probe.service import names, registry
 from ray_probe.service.board import STATE_FILE, utc_now
 from ray_probe.service.client import ProbeClient
@@ -153,6 +154,8 @@ def _started(prepared: Prepared, entry: registry.Entry, undo: ExitStack, tell: T
         if names.controller(name) in named_actors(entry.namespace):
             remedy = f"a service of that name is up on {entry.address}; choose another, or end it with `down`"
             raise ConfigError(bad_value("--name", name, remedy))
+        warn_unless_shared(prepared.config, tell)
+        tell(f"memory of an actor: {prepared.memory.line()}")
         tell(f"loading {prepared.config.model.path} on {cluster.actors} rollout actors")
         controller = create(Spec(name, "service", to_dict(prepared.config), entry.directory, prepared), head_node())
         client = ProbeClient(controller, name, ExitStack())

@@ -12,6 +12,7 @@ from support.workers import InProcessWorkers
 
 from ray_probe.config import ProbeConfig, config_from_dict, to_dict
 from ray_probe.errors import CheckpointError, ConfigError
+from ray_probe.estimates import advantage_by_mode, merged
 from ray_probe.preflight import prepare
 from ray_probe.run_directory import RunDirectory
 from ray_probe.service.controller import Controller
@@ -120,7 +121,9 @@ def test_what_is_asked_while_it_works_is_what_the_run_writes_for_that_version(se
         written = directory.finished_rounds()[beta.version - 1]
         assert list(beta.values or ()) == written["beta"]
         assert service.answers.beta(beta.version, identity) == beta, "an earlier version can be asked for later"
-        assert variance.advantage_mean_square is not None
+        so_far = advantage_by_mode(merged(directory.restore(beta.version)))
+        assert variance.advantage_mean_square == {mode: values["mean_square"] for mode, values in so_far.items()}
+        assert variance.advantage_variance == {mode: values["variance"] for mode, values in so_far.items()}
     result = directory.read_json("result.json")
     final = service.answers.variance(identity)
     assert final.advantage_mean_square == result["advantage_mean_square"]
