@@ -12,6 +12,7 @@ import ray
 from ray.exceptions import RayActorError, RayError, RayTaskError
 
 from ray_probe.cluster.actors import RolloutActor
+from ray_probe.cluster.autopsy import cause_of_death
 from ray_probe.cluster.calls import first_line, task_error
 from ray_probe.cluster.worker import Event, Member, Worker, demand_of, member
 from ray_probe.errors import ClusterError, ProbeError
@@ -172,7 +173,7 @@ class Pool:
         try:
             return ray.get(getattr(self._workers[actor].handle, method).remote(*args), timeout=deadline_s)
         except RayError as error:
-            self.remove(actor, first_line(error))
+            self.remove(actor, cause_of_death(error))
             raise
 
     def remove(self, actor: int, cause: str) -> None:
@@ -225,8 +226,9 @@ class Pool:
             return self._failed(number, task, task_error(error))
         except RayError as error:
             self._failed_starts += worker.loaded < 0
-            self.remove(number, first_line(error))
-            return self._current(worker, Event(number, task, died=first_line(error)))
+            cause = cause_of_death(error)
+            self.remove(number, cause)
+            return self._current(worker, Event(number, task, died=cause))
         if task is not None:
             return self._current(worker, Event(number, task, value))
         if worker.version == self._version:

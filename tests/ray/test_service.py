@@ -10,9 +10,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 import pytest
 import yaml
+from safetensors.numpy import load_file
+from support.adapters import write_adapter
 from support.checkpoints import raw_config, write_checkpoint
 
 from ray_probe.assembly import build_rollout
@@ -173,6 +176,26 @@ def test_an_actor_that_dies_during_a_probe_costs_a_retry(
     assert result["beta"] == reference(raw, tmp_path, batch={"rounds": 6})["beta"]
     after = client.status()
     assert after.last_failure is not None and after.actors[0].pid != actor.pid
+    assert f"process {actor.pid} on node {actor.node}" in after.last_failure
+    assert "memory" in after.last_failure and "words" in after.last_failure
+
+
+def test_an_adapter_is_measured_by_its_own_parameters(
+    client: ProbeClient, shell: Shell, raw: dict[str, Any], tmp_path: Path
+) -> None:
+    adapter = write_adapter(shell.home / "adapter", Path(raw["model"]["path"]))
+    settings = {"model.trainable": "adapter", "output.save_gradient": True}
+    identity = client.probe(raw["model"]["path"], adapter=adapter, settings=settings)
+    result = client.wait(identity)
+    info, _ = client.result(identity)
+    assert info.adapter == str(adapter)
+    gradient = load_file(Path(info.directory) / "gradient.safetensors")
+    assert gradient and all("lora_" in name for name in gradient)
+    model = {"adapter": str(adapter), "trainable": "adapter"}
+    expected = reference(raw, tmp_path, model=model, output={"save_gradient": True})
+    assert result["beta"] == expected["beta"]
+    alone = load_file(tmp_path / "reference" / "gradient.safetensors")
+    assert all(np.allclose(gradient[name], alone[name], rtol=1e-5, atol=1e-7) for name in alone)
 
 
 def test_scaling_past_the_means_of_the_cluster_says_what_will_happen(client: ProbeClient) -> None:

@@ -1,0 +1,88 @@
+"""Why an actor died, in one line for people: what Ray knows, the process's last words, and its node's memory.
+
+Ray's own message says that the actor died unexpectedly; what happened stands in the log of its process, on its node.
+"""
+
+import glob
+import os
+import re
+from dataclasses import dataclass
+
+import psutil
+import ray
+
+from ray_probe.cluster.calls import first_line
+from ray_probe.cluster.survey import alive_nodes, ask_nodes
+
+LOOK_BACK_S = 5.0
+LAST_LINES = 3
+MAX_WORDS = 240
+_COLOURS = re.compile(r"\x1b\[[0-9;]*m")
+_PID, _IP = re.compile(r"\bpid[:=] ?(\d+)"), re.compile(r"\bip[:=] ?([0-9a-fA-F.:]+[0-9a-fA-F])")
+_DETAIL = re.compile(r"Worker exit detail: (.+?)(?:\. Some common causes|\.? *$)", re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class Death:
+    """What Ray's error says of a death.
+
+    Attributes:
+        reason: one line.
+        pid: of the process, or None.
+        address: of its node, or None.
+    """
+
+    reason: str
+    pid: int | None
+    address: str | None
+
+
+@dataclass(frozen=True)
+class LookBack:
+    """What a node says of a process that is gone: its last lines, and the node's memory in use, share."""
+
+    words: str
+    memory_used: float
+
+
+def read_error(error: BaseException) -> Death:
+    """What Ray's error says: the exception of a constructor, how the process ended, or that its node is gone."""
+    text = _COLOURS.sub("", str(error))
+    pid, address = _PID.search(text), _IP.search(text)
+    lines = [line.strip() for line in text.strip().splitlines() if line.strip(" ^~")]
+    if "creation task" in text and len(lines) > 1:
+        reason = f"its constructor raised {lines[-1]}"
+    elif "node has died" in text or "node was dead" in text.lower():
+        reason = "its node is gone"
+    elif detail := _DETAIL.search(text):
+        reason = f"its process ended ({detail[1]})"
+    else:
+        reason = first_line(error)
+    return Death(reason[:300], int(pid[1]) if pid else None, address[1] if address else None)
+
+
+def look_back(pid: int) -> LookBack:
+    """On the node of a process that is gone: its last lines, and how much memory is in use."""
+    session = getattr(ray._private.worker, "_global_node", None)
+    lines: list[str] = []
+    if session is not None:
+        for path in sorted(glob.glob(os.path.join(session.get_logs_dir_path(), f"worker-*-{pid}.*"))):
+            with open(path, encoding="utf-8", errors="replace") as file:
+                lines += [line.strip() for line in file.readlines()[-50:] if line.strip() and not line.startswith(":")]
+    memory = psutil.virtual_memory()
+    return LookBack("; ".join(lines[-LAST_LINES:])[-MAX_WORDS:], memory.percent / 100)
+
+
+def cause_of_death(error: BaseException) -> str:
+    """Why an actor died: one line, within seconds."""
+    death = read_error(error)
+    if death.pid is None or death.address is None:
+        return death.reason
+    nodes = [node for node in alive_nodes() if f"({death.address})" in node.name]
+    answers = ask_nodes(nodes[:1], look_back, death.pid, seconds=LOOK_BACK_S) if nodes else []
+    told = f"{death.reason}, process {death.pid} on node {death.address}"
+    for answer in answers:
+        if isinstance(answer.value, LookBack):
+            told += f", memory {answer.value.memory_used:.0%} in use"
+            told += f", last words: {answer.value.words}" if answer.value.words else ", no last words"
+    return told
