@@ -81,7 +81,7 @@ class Pool:
     @property
     def alive(self) -> list[int]:
         """Actors that have loaded the checkpoint at hand."""
-        return [number for number, worker in self._workers.items() if worker.loaded == self._version]
+        return [number for number, worker in self._workers.copy().items() if worker.loaded == self._version]
 
     @property
     def idle(self) -> list[int]:
