@@ -2,9 +2,7 @@
 
 import contextlib
 import os
-import signal
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -48,7 +46,7 @@ def run(
     state = Run()
     try:
         # Ray prints what befalls its workers to stdout, which belongs to the result.
-        with _terminated_as_interrupted(), ProgressDisplay() as display, contextlib.redirect_stdout(sys.stderr):
+        with commands.terminated_as_interrupted(), ProgressDisplay() as display, contextlib.redirect_stdout(sys.stderr):
             result = execute(request, display, state)
     except KeyboardInterrupt:
         return _interrupted(state.directory, state.finished_rounds)
@@ -62,16 +60,6 @@ for _command in (
     commands.doctor,
 ):  # fmt: skip
     app.command()(_command)
-
-
-@contextlib.contextmanager
-def _terminated_as_interrupted() -> Iterator[None]:
-    """SIGTERM, as schedulers send it, ends a run as Ctrl-C does."""
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _interrupted(directory: Path | None, finished_rounds: int) -> int:

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -55,7 +56,7 @@ def up(
     from ray_probe.runner import overrides
     from ray_probe.service import launch
 
-    with _stdout_for_results():
+    with terminated_as_interrupted(), _stdout_for_results():
         found = launch.up(config, overrides(set_ or [], actors, address, out), name, _tell)
     if as_json:
         _print_json({"name": found.entry.name, "address": found.entry.address, "namespace": found.entry.namespace,
@@ -69,7 +70,7 @@ def down(name: Name = None) -> int:
     """End a service and all that it started."""
     from ray_probe.service import launch
 
-    with _stdout_for_results():
+    with terminated_as_interrupted(), _stdout_for_results():
         ended = launch.down(name, _tell)
     print(f"service {ended!r} is down; its files stay, and `up` goes on with what was queued")
     return 0
@@ -301,6 +302,16 @@ def _tables() -> Any:
     from ray_probe.report import service_tables
 
     return service_tables
+
+
+@contextlib.contextmanager
+def terminated_as_interrupted() -> Iterator[None]:
+    """SIGTERM, as schedulers send it, ends a command as Ctrl-C does."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @contextlib.contextmanager

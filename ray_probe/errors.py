@@ -39,6 +39,10 @@ class CheckpointError(InputError):
     """The checkpoint directory cannot be used."""
 
 
+class LedgerError(InputError):
+    """The ledger of accepted records is damaged before its end, or is another run's."""
+
+
 class ClusterError(ProbeError):
     """The cluster could not serve: unreachable, refused, too small, or actors that do not start."""
 

@@ -1,11 +1,14 @@
 """Files that a crash leaves either as they were or as they should be."""
 
 import contextlib
+import fcntl
 import os
+import socket
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from ray_probe.errors import OutputError
+from ray_probe.errors import ConfigError, OutputError, bad_value
 
 
 @contextlib.contextmanager
@@ -22,19 +25,69 @@ def writing(path: Path) -> Iterator[None]:
 def put_in_place(temporary: Path, path: Path) -> None:
     """Give a file that is on disk its name; on return the name is on disk too."""
     temporary.replace(path)
-    descriptor = os.open(path.parent, os.O_RDONLY)
+    sync_directory(path.parent)
+
+
+def sync_directory(directory: Path) -> None:
+    """Have the names in a directory on disk."""
+    descriptor = os.open(directory, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
 
 
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write, fsync, rename: a reader sees the old file or the new one. Raises OutputError when it cannot."""
+def write_atomically(path: Path, data: bytes, private: bool = False) -> None:
+    """Write, fsync, rename: a reader sees the old file or the new one. Raises OutputError when it cannot.
+
+    Args:
+        path: of the file.
+        data: what it shall hold.
+        private: only its owner may read it (0600).
+    """
     temporary = path.with_name(path.name + ".tmp")
     with writing(path):
         with temporary.open("wb") as stream:
+            if private:
+                os.fchmod(stream.fileno(), 0o600)
             stream.write(data)
             stream.flush()
             os.fsync(stream.fileno())
         put_in_place(temporary, path)
+
+
+@contextlib.contextmanager
+def held(path: Path, wait_s: float = 10.0) -> Iterator[None]:
+    """Hold a lock file (0600) for the block.
+
+    Args:
+        path: the file; it stays, empty or with the last holder's name in it.
+        wait_s: seconds to wait for another holder, one that is about to end say.
+
+    Raises:
+        ConfigError: another process holds it; names it.
+    """
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        if not locked(descriptor, wait_s):
+            holder = os.pread(descriptor, 200, 0).decode(errors="replace").strip() or "another process"
+            raise ConfigError(bad_value(path.name, str(path), f"{holder} holds it; wait for it or stop it"))
+        os.truncate(descriptor, 0)
+        os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def locked(descriptor: int, wait_s: float) -> bool:
+    """Lock an open file for this descriptor alone; returns whether it was to be had within the time."""
+    give_up = time.monotonic() + wait_s
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() >= give_up:
+                return False
+            time.sleep(0.01)
+        else:
+            return True

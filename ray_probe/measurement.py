@@ -8,15 +8,16 @@ import contextlib
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Protocol
 
 from ray_probe.config import ProbeConfig, dump_yaml
 from ray_probe.errors import ProbeError
 from ray_probe.offline_entropy_probe import OfflineEntropyProbe
-from ray_probe.prepared import Prepared, manifest
+from ray_probe.prepared import Prepared, changed_since, check_same_inputs, manifest
 from ray_probe.progress import Listener, Progress
-from ray_probe.run_directory import RunDirectory
+from ray_probe.run_directory import RunDirectory, as_json
 from ray_probe.work import Backend, Stopped
 
 logger = logging.getLogger("ray_probe")
@@ -120,11 +121,30 @@ def _directory(job: Job, backend: Loading) -> RunDirectory:
     assert config.output.name is not None
     if job.resume:
         return RunDirectory.open(Path(config.output.dir) / config.output.name)
-    directory = RunDirectory.create(Path(config.output.dir), config.output.name)
-    directory.config.write_text(dump_yaml(config), encoding="utf-8")
     about = manifest(job.prepared, dict(backend.info), dict(job.cluster)) | {"command": list(job.command)}
-    directory.write_json("manifest.json", about)
-    return directory
+    return RunDirectory.create(
+        Path(config.output.dir), config.output.name, {"config.yaml": dump_yaml(config), "manifest.json": as_json(about)}
+    )
+
+
+Prepare = Callable[[ProbeConfig, datetime | None], Prepared]
+
+
+def prepared_again(directory: RunDirectory, config: ProbeConfig, prepare: Prepare) -> tuple[Prepared, list[str]]:
+    """A run that was begun, checked to be the same still; and what may make its last bits differ, one line each.
+
+    Raises:
+        ConfigError: its inputs or settings have changed.
+        InputError: they cannot be used any more.
+    """
+    earlier = directory.read_json("manifest.json")
+    created = earlier.get("created")
+    prepared = prepare(config, None if created is None else datetime.fromisoformat(created))
+    check_same_inputs(prepared, earlier)
+    changes = changed_since(earlier, config.cluster.cpus_per_actor)
+    return prepared, [
+        f"since the run was started, {change}: the last bits of what follows may differ" for change in changes
+    ]
 
 
 def _log_start(config: ProbeConfig, backend: Loading, finished: int) -> None:

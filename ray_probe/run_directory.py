@@ -9,6 +9,7 @@ import fcntl
 import json
 import os
 import secrets
+import shutil
 import socket
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
@@ -26,6 +27,11 @@ def default_name(config_path: Path) -> str:
     return f"{stem[:40]}-{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
 
 
+def as_json(value: Mapping[str, Any]) -> str:
+    """The text of a JSON file; NaN is refused."""
+    return json.dumps(value, indent=1, allow_nan=False) + "\n"
+
+
 class RunDirectory:
     """The files of one run."""
 
@@ -34,14 +40,21 @@ class RunDirectory:
         self._ends_whole = False
 
     @classmethod
-    def create(cls, parent: Path, name: str) -> "RunDirectory":
-        """Make a new run directory (0700). Raises ConfigError when it exists or cannot be made."""
-        path = parent / name
+    def create(cls, parent: Path, name: str, files: Mapping[str, str] | None = None) -> "RunDirectory":
+        """Make a new run directory (0700) with these files in it: it is there with all of them, or not at all.
+
+        Raises ConfigError when it exists or cannot be made.
+        """
+        path, part = parent / name, parent / f".{name}.part"
         cls.check_free(parent, name)
         try:
             parent.mkdir(parents=True, exist_ok=True)
-            path.mkdir(mode=0o700)
-            path.joinpath("state").mkdir()
+            shutil.rmtree(part, ignore_errors=True)  # what a crash has left
+            part.mkdir(mode=0o700)
+            part.joinpath("state").mkdir()
+            for file, text in (files or {}).items():
+                write_atomically(part / file, text.encode())
+            part.rename(path)
         except OSError as error:
             raise ConfigError(bad_value("output.dir", str(parent), f"cannot be written ({error.strerror})")) from None
         return cls(path)
@@ -107,7 +120,7 @@ class RunDirectory:
 
     def write_json(self, name: str, value: Mapping[str, Any]) -> None:
         """Write one JSON file, atomically; NaN is refused."""
-        write_atomically(self.path / name, json.dumps(value, indent=1, allow_nan=False).encode() + b"\n")
+        write_atomically(self.path / name, as_json(value).encode())
 
     def read_json(self, name: str) -> dict[str, Any]:
         """Read one JSON file of the run. Raises ConfigError when it is missing or damaged."""

@@ -10,14 +10,13 @@ import threading
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from ray_probe.config import ProbeConfig, load_config, to_dict
 from ray_probe.errors import ConfigError, bad_value
-from ray_probe.measurement import Job
-from ray_probe.prepared import FREE_SECTIONS, Prepared, changed_since, check_same_inputs, few_shards
+from ray_probe.measurement import Job, prepared_again
+from ray_probe.prepared import FREE_SECTIONS, Prepared, few_shards
 from ray_probe.progress import Listener, Progress
 from ray_probe.run_directory import RunDirectory, default_name
 from ray_probe.service import registry
@@ -88,7 +87,6 @@ def execute(request: Request, listener: Listener, run: Run) -> dict[str, Any]:
     prepared = _prepared(config, directory, notes)
     if (warning := few_shards(config)) is not None:
         notes.tell(f"warning: {warning}")
-    notes.tell(f"memory of an actor: {prepared.memory.line()}")
     if directory is not None and (result := _done(directory, prepared)) is not None:
         run.directory = directory.path
         notes.tell("every round of this run is finished; nothing is left to do")
@@ -123,15 +121,13 @@ def _prepared(config: ProbeConfig, directory: RunDirectory | None, notes: _Notes
     if directory is None:
         prepared = prepare(config)
         RunDirectory.check_free(Path(prepared.config.output.dir), str(config.output.name))
+        registry.refuse_second("output.name", str(config.output.name))
         return prepared
     with directory.held():  # told before Ray is started; the controller holds it while it works
         pass
-    earlier = directory.read_json("manifest.json")
-    created = earlier.get("created")
-    prepared = prepare(config, None if created is None else datetime.fromisoformat(created))
-    check_same_inputs(prepared, earlier)
-    for change in changed_since(earlier, config.cluster.cpus_per_actor):
-        notes.tell(f"since the run was started, {change}: the last bits of what follows may differ")
+    prepared, changes = prepared_again(directory, config, prepare)
+    for change in changes:
+        notes.tell(change)
     return prepared
 
 
@@ -161,11 +157,12 @@ def _driven(prepared: Prepared, resume: bool, path: Path, notes: _Notes, listene
         info = stack.enter_context(
             connected(cluster.address, cluster.namespace, demand, runtime_env=dict(cluster.runtime_env), log=notes.tell)
         )
+        notes.tell(f"memory of an actor: {prepared.memory.line()}")
         warn_unless_shared(config, notes.tell)
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, signal.default_int_handler)  # Ray has put a handler of its own there
         controller = create(spec_of_run(name, config), this_node())
-        client = ProbeClient(controller, name, ExitStack())
+        client = ProbeClient(controller, name, cluster.namespace, ExitStack())
         me = os.getpid()
         entry = registry.Entry(
             name, "run", info.address, cluster.namespace, info.token_path, info.owned, str(path), utc_now(), me,

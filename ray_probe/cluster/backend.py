@@ -1,10 +1,11 @@
 """The probe's work on a Ray cluster: rollout actors, a fitter and a writer, for one measurement after another."""
 
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from ray_probe.cluster.keepers import FitterKeeper, WriterKeeper, fitter_actor, writer_actor
+from ray_probe.cluster.keepers import FitterKeeper, Keeper, WriterKeeper, fitter_actor, writer_actor
 from ray_probe.cluster.pool import Pool
 from ray_probe.cluster.rounds import RayRounds
 from ray_probe.config import ProbeConfig
@@ -17,6 +18,9 @@ from ray_probe.run_directory import RunDirectory
 from ray_probe.service import names
 from ray_probe.tracker import Tracker
 from ray_probe.work import RoundOutcome, StopCheck
+
+NAME_S = 20.0
+KeeperT = TypeVar("KeeperT", bound=Keeper)
 
 
 def actor_options(config: ProbeConfig) -> dict[str, Any]:
@@ -115,9 +119,9 @@ class RayBackend:
         assert self._prepared is not None, "`load` comes first"
         rule = baseline_rule(self._prepared.config)
         if self._fitter is None or not self._fitter.answers():
-            self._fitter = fitter_actor(self._fitter_options)
+            self._fitter = again(fitter_actor, self._fitter, self._fitter_options)
         if self._writer is None or not self._writer.answers():
-            self._writer = writer_actor(self._writer_options)
+            self._writer = again(writer_actor, self._writer, self._writer_options)
         fitter = self._fitter.open_fitter(rule, self._prepared.policy_id, directory.ledger, finished)
         norm_sq = self._writer.open_writer(directory.state, self.layout, len(finished))
         self._open = RayRounds(
@@ -157,3 +161,17 @@ class RayBackend:
     def _rounds(self) -> RayRounds:
         assert self._open is not None, "`open` comes first"
         return self._open
+
+
+def again(create: Callable[[dict[str, Any]], KeeperT], before: Keeper | None, options: dict[str, Any]) -> KeeperT:
+    """Make a fitter or a writer, in the place of one that is gone or does not answer: its name is free in a moment."""
+    if before is not None:
+        before.close()
+    deadline = time.monotonic() + NAME_S
+    while True:
+        try:
+            return create(options)
+        except ValueError:  # Ray's ActorAlreadyExistsError
+            if time.monotonic() >= deadline:
+                raise
+            time.sleep(0.1)

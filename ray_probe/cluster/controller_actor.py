@@ -19,31 +19,36 @@ from ray_probe.service import names
 from ray_probe.service.replies import Beta, Followed, MeasurementInfo, Scaled, Status, Variance
 
 if TYPE_CHECKING:
+    from datetime import datetime
+
     from ray_probe.config import ProbeConfig
     from ray_probe.measurement import Job
     from ray_probe.prepared import Prepared
 
 logger = logging.getLogger("ray_probe")
+SERVICE_CONFIG = "service.yaml"
+CONTROLLER_LOCK = "controller.lock"
 ASKED_AT_ONCE = 32
 
 
 @dataclass(frozen=True)
 class Spec:
-    """What a controller is made of, again after it died.
+    """What a controller is made of, again after it died: small, as Ray keeps only small arguments by itself.
 
     Attributes:
         name: of the service or run.
-        kind: service or run.
-        config: resolved, plain JSON types.
+        config: resolved configuration of a run, plain JSON types; None: it lies in the service's directory.
         directory: of the service; None for a run.
-        first: the checkpoint that a service loads at its start; None for a run.
     """
 
     name: str
-    kind: str
-    config: Mapping[str, Any]
+    config: Mapping[str, Any] | None
     directory: str | None
-    first: "Prepared | None" = None
+
+    @property
+    def kind(self) -> str:
+        """Service or run."""
+        return "run" if self.directory is None else "service"
 
 
 class ControllerActor:
@@ -51,20 +56,27 @@ class ControllerActor:
 
     def __init__(self, spec: Spec) -> None:
         from ray_probe.cluster.workers import RayWorkers
-        from ray_probe.config import config_from_dict
+        from ray_probe.config import config_from_dict, load_config
+        from ray_probe.files import held
         from ray_probe.measurement import logged_to
         from ray_probe.service.controller import Controller
 
-        self._config = config = config_from_dict(spec.config)
         end_children(spec.name, ray.get_runtime_context().namespace)
         self._kind = spec.kind
-        self._log = contextlib.ExitStack()
-        directory = None if spec.directory is None else Path(spec.directory)
-        if directory is not None:
-            self._log.enter_context(logged_to(directory / "service.log"))
-        workers = RayWorkers(config, logger.warning, spec.name, detached=spec.kind == "service")
-        self._controller = Controller(spec.name, spec.kind, directory, workers, _prepare)
-        self._controller.begin(spec.first)
+        self._held = contextlib.ExitStack()
+        if spec.directory is None:
+            assert spec.config is not None, "a run's configuration comes with it"
+            directory, own = None, None
+            config = config_from_dict(spec.config)
+        else:
+            directory = Path(spec.directory)
+            self._held.enter_context(held(directory / CONTROLLER_LOCK))
+            self._held.enter_context(logged_to(directory / "service.log"))
+            own = config = load_config(directory / SERVICE_CONFIG)
+        self._config = config
+        workers = RayWorkers(config, logger.warning, spec.name, detached=directory is not None)
+        self._controller = Controller(spec.name, spec.kind, directory, workers, _prepare, own)
+        self._controller.begin()
 
     def pid(self) -> int:
         """Of this process."""
@@ -117,9 +129,9 @@ class ControllerActor:
         """What happened to a measurement since."""
         return self._controller.answers.follow(identity, cursor)
 
-    def error(self, identity: str | None) -> ProbeError | None:
-        """What a measurement, or with None the start, failed of."""
-        return self._controller.error(identity)
+    def start_error(self) -> ProbeError | None:
+        """What kept a service from starting."""
+        return self._controller.start_error
 
     def beta(self, version: int | None, identity: str | None) -> Beta:
         """A version of a measurement's fit."""
@@ -136,7 +148,7 @@ class ControllerActor:
     def close(self, deadline_s: float) -> bool:
         """Stop the work, with whole rounds kept, and end the actors; returns whether that was in time."""
         in_time = self._controller.close(deadline_s)
-        self._log.close()
+        self._held.close()
         return in_time
 
 
@@ -170,10 +182,10 @@ def spec_of_run(name: str, config: "ProbeConfig") -> Spec:
     """The controller of one run."""
     from ray_probe.config import to_dict
 
-    return Spec(name, "run", to_dict(config), None)
+    return Spec(name, to_dict(config), None)
 
 
-def _prepare(config: "ProbeConfig") -> "Prepared":
+def _prepare(config: "ProbeConfig", created: "datetime | None") -> "Prepared":
     from ray_probe.preflight import prepare  # brings transformers along; only what a service is given needs it here
 
-    return prepare(config)
+    return prepare(config, created)

@@ -15,6 +15,7 @@ from typing import Any
 
 from ray_probe.errors import ClusterError, bad_value
 
+PREFIX = "rp-"
 MAX_TMP_CHARS = 24  # the path of a socket ends at 107 characters, of which Ray and we use up to 83
 
 # One token for every cluster that this process starts: Ray caches it in the process, so a second cluster would
@@ -26,7 +27,7 @@ _TOKEN = secrets.token_hex(32)
 def private_dir() -> Iterator[str]:
     """A directory with a short path that only we can enter, with our token in it, for the block."""
     parent = tempfile.gettempdir()
-    path = tempfile.mkdtemp(prefix="rp-", dir=parent if len(parent) <= MAX_TMP_CHARS else "/tmp")
+    path = tempfile.mkdtemp(prefix=PREFIX, dir=parent if len(parent) <= MAX_TMP_CHARS else "/tmp")
     try:
         descriptor = os.open(_own_token(path), os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with open(descriptor, "w") as file:

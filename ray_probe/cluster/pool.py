@@ -70,6 +70,7 @@ class Pool:
         self._prefix = prefix
         self._workers: dict[int, Worker] = {}
         self._version = -1
+        self._refused = False
         self._next = first
         self._failed_starts = 0
         self._demand = demand_of(options)
@@ -119,6 +120,7 @@ class Pool:
         """
         self._arguments = arguments
         self._version += 1
+        self._refused = False
         self.info = {}
         self.forgive()
 
@@ -149,7 +151,7 @@ class Pool:
         if not self._workers:
             raise ClusterError(f"cluster.actors: got {self.asked}, and none is left that starts; {self.last_failure}")
         for worker in self._workers.values():
-            if worker.reference is None and self._version not in (worker.loaded, worker.refused):
+            if worker.reference is None and worker.loaded != self._version and not self._refused:
                 self._submit(worker, None, "start", self._arguments)
 
     def submit(self, actor: int, task: Any, method: str, *args: Any) -> None:
@@ -194,9 +196,9 @@ class Pool:
 
     def close(self) -> None:
         """Kill all actors."""
-        for worker in self._workers.values():
+        workers, self._workers = self._workers, {}
+        for worker in list(workers.values()):
             ray.kill(worker.handle)
-        self._workers = {}
 
     def _create(self, number: int) -> Any:
         name = {} if self._prefix is None else {"name": f"{self._prefix}/rollout-{number}"}
@@ -244,8 +246,10 @@ class Pool:
         worker = self._workers[number]
         if worker.version != self._version:
             return None
+        if self._refused and task is None:
+            return None  # as it was by another actor, which has been told
         if isinstance(cause, ProbeError) and (task is not None or not self.info):
-            worker.refused = self._version if task is None else worker.refused
+            self._refused = task is None
             raise cause  # a replacement that cannot load what others have loaded is a failed start, no more
         if isinstance(cause, RayActorError):
             raise fitter_lost(cause) from cause
@@ -261,6 +265,7 @@ class Pool:
         paused, self._watched = now - self._watched > PAUSE_S, now
         for number, worker in list(self._workers.items()):
             if worker.reference is None:
+                self._look_at_idle(number, worker, now)
                 continue
             if paused:
                 worker.moved = now  # we stood still ourselves: nothing is known of the others
@@ -275,6 +280,21 @@ class Pool:
                 if (event := self._current(worker, Event(number, worker.task, died=cause))) is not None:
                     events.append(event)
         return events
+
+    def _look_at_idle(self, number: int, worker: Worker, now: float) -> None:
+        """Nothing tells of the death of an actor that has nothing to do, but that it does not answer."""
+        if worker.heartbeat is None:
+            if now - worker.moved > WATCH_EVERY_S:
+                worker.moved = now
+                worker.heartbeat = worker.handle.tokens_done.remote()
+            return
+        done, _ = ray.wait([worker.heartbeat], timeout=0)
+        if done:
+            reference, worker.heartbeat = worker.heartbeat, None
+            try:
+                worker.heard = ray.get(reference, timeout=1)
+            except RayError as error:
+                self.remove(number, cause_of_death(error))
 
     def _no_room(self) -> bool:
         """Whether no node has room for one more actor. Raises ClusterError when none works and none can be placed."""
@@ -300,6 +320,7 @@ class Pool:
                 tokens = ray.get(worker.heartbeat, timeout=1)
             except Exception:  # the task's own reference tells of the death
                 tokens = worker.tokens
+            worker.heard = tokens if tokens >= 0 else worker.heard
             if tokens != worker.tokens:
                 worker.tokens = tokens
                 worker.moved = now if worker.task is not None else worker.moved

@@ -30,13 +30,13 @@ class Worker:
     handle: Any
     born: float
     loaded: int = -1
-    refused: int = -1
     version: int = -1
     task: Any = None
     reference: Any = None
     since: float = 0.0
     heartbeat: Any = None
     tokens: int = -1
+    heard: int | None = None
     moved: float = 0.0
     leaving: bool = False
     facts: dict[str, Any] = field(default_factory=dict)
@@ -48,7 +48,7 @@ class Member:
 
     Attributes:
         number: of the actor.
-        state: starting, loading, idle, leaving, or what it does at the moment.
+        state: starting, loading, no checkpoint (it was refused), idle, or what it does; `, leaving` when it goes soon.
         node: address of its node, or None before it has started.
         pid: of its process, or None before it has started.
         tokens: tokens sampled and scored so far, as last heard; None before any answer.
@@ -70,7 +70,7 @@ def demand_of(options: dict[str, Any]) -> dict[str, float]:
 def member(number: int, worker: Worker, version: int) -> Member:
     """How an actor is shown; `version` is that of the checkpoint at hand."""
     if worker.loaded != version:
-        state = "starting" if worker.loaded < 0 else "loading"
+        state = "no checkpoint" if worker.reference is None else "starting" if worker.loaded < 0 else "loading"
     elif worker.task is not None:
         state = str(worker.task)
     else:
@@ -78,4 +78,4 @@ def member(number: int, worker: Worker, version: int) -> Member:
     if worker.leaving:
         state += ", leaving"
     facts = worker.facts
-    return Member(number, state, facts.get("node"), facts.get("pid"), None if worker.tokens < 0 else worker.tokens)
+    return Member(number, state, facts.get("node"), facts.get("pid"), worker.heard)

@@ -19,6 +19,14 @@ OF_RAY = ("memory", "object_store_memory")
 class RayWorkers(RayBackend):
     """Rollout actors, fitter and writer that can be looked after, counted, asked and scaled."""
 
+    _requested = False
+
+    def close(self) -> None:
+        """End the actors, and take back what was asked of the autoscaler."""
+        super().close()
+        if self._requested:
+            request_resources(None)
+
     def tend(self) -> None:
         """Start actors that are missing and end those too many: between measurements nothing depends on one."""
         self._pool.wait(0.0)
@@ -33,9 +41,12 @@ class RayWorkers(RayBackend):
         there = room(demand, [node.resources for node in alive_nodes()])
         have = len(self._pool.alive)
         self._pool.asked = actors
+        self._pool.forgive()
         messages = [] if (warning := self._few_shards(actors)) is None else [f"warning: {warning}"]
+        if there is not None and (actors > there or self._requested):
+            self._requested = actors > there
+            request_resources(demand if self._requested else None)
         if there is not None and actors > there:
-            request_resources(demand)
             each = " + ".join(f"{amount:g} {name}" for name, amount in demand.per_actor().items())
             messages.append(
                 f"asked {actors} x ({each}), the cluster has room for {there}: so many work, the others start when an "
@@ -85,11 +96,11 @@ class RayWorkers(RayBackend):
         return Demand(actors, cluster.cpus_per_actor, cluster.gpus_per_actor, cluster.resources, actors)
 
 
-def request_resources(demand: Demand) -> None:
-    """Ask the autoscaler for room for these actors; where there is none, nobody reads it."""
+def request_resources(demand: Demand | None) -> None:
+    """Ask the autoscaler for room for these actors, or (None) for nothing any more; without one nobody reads it."""
     from ray.autoscaler.sdk import request_resources as request
 
-    request(bundles=[demand.per_actor()] * demand.actors)
+    request(bundles=[] if demand is None else [demand.per_actor()] * demand.actors)
 
 
 def _plain(resources: Mapping[str, float]) -> dict[str, float]:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ray_probe.errors import ConfigError, bad_value
+from ray_probe.offline_entropy_probe import OfflineEntropyProbe
 from ray_probe.run_directory import RunDirectory
 from ray_probe.service.board import Board, summary
 from ray_probe.service.queue import Measurement
@@ -71,10 +72,12 @@ class Answers:
 
     def beta(self, version: int | None, identity: str | None) -> Beta:
         """A version of a measurement's fit; None: the newest. Raises ConfigError naming the versions there are."""
-        item, open_now = self._at(identity)
+        item, probe = self._at(identity)
         if item.policy_id is None:
             raise ConfigError(bad_value("ID", item.id, f"it is {item.state} and has no beta yet"))
-        report = self._sources.beta_of(version) if open_now else RunDirectory.open(Path(item.directory)).beta(version)
+        report = None if probe is None else self._sources.beta_of(version)
+        if report is None or self._board.probe is not probe:  # it ended meanwhile: that was of the next one, maybe
+            report = RunDirectory.open(Path(item.directory)).beta(version)
         plain: dict[str, Any] = {
             key: tuple(value) if isinstance(value, list) else value for key, value in report.items()
         }
@@ -82,9 +85,11 @@ class Answers:
 
     def variance(self, identity: str | None) -> Variance:
         """Advantage statistics of a measurement's whole rounds, and the newest fit on its own data."""
-        item, open_now = self._at(identity)
+        item, probe = self._at(identity)
         result = self._board.result(item)
-        own = self._sources.in_sample() if open_now else {}
+        own = {} if probe is None else self._sources.in_sample()
+        if self._board.probe is not probe:
+            own = {}  # of the next measurement, maybe
         counts = {} if result is None else result["counts"]
         sizes: dict[str, Any] = {name: counts.get(name, 0) for name in ("rounds", "sequences", "tokens")}
         statistics: dict[str, Any] = {key: None if result is None else result[key] for key in STATISTICS}
@@ -113,8 +118,8 @@ class Answers:
             exit_code=item.exit_code, **(item.summary or summary(self._board.result(item))),
         )  # fmt: skip
 
-    def _at(self, identity: str | None) -> tuple[Measurement, bool]:
-        """A measurement, and whether the fitter is open on it."""
+    def _at(self, identity: str | None) -> tuple[Measurement, OfflineEntropyProbe | None]:
+        """A measurement, and its probe where the fitter is open on it."""
         with self._board.changed:
             item = self._board.queue.get(identity)
-            return item, item.state == "running" and self._board.probe is not None
+            return item, self._board.probe if item.state == "running" else None

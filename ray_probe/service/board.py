@@ -50,7 +50,28 @@ class Board:
         """Put the queue on disk."""
         if self.directory is not None:
             state = {"schema_version": SCHEMA_VERSION} | self.queue.to_json()
-            write_atomically(self.directory / STATE_FILE, json.dumps(state, indent=1).encode())
+            path = self.directory / STATE_FILE
+            write_atomically(path, json.dumps(state, indent=1).encode())
+            path.chmod(0o600)
+
+    def submit(self, item: Measurement) -> None:
+        """Queue a measurement, on disk too. Raises OutputError, with nothing queued, when it cannot be kept."""
+        with self.changed:
+            self.queue.submit(item)
+            try:
+                self.save()
+            except OutputError:
+                self.queue.withdraw(item.id)
+                raise
+            self.changed.notify_all()
+
+    def take(self, now: str) -> Measurement | None:
+        """The measurement that is next, at work from now on; None when none waits."""
+        with self.changed:
+            item = next(iter(self.queue.waiting), None)
+            if item is None:
+                return None
+            return self.change(item.id, "loading", state="running", started=item.started or now, cause=None)
 
     def change(self, identity: str, state: str | None = None, /, **fields: Any) -> Measurement:
         """Change a measurement, and the state of the whole where given; what keeps it from the disk is a problem."""

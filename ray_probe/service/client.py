@@ -7,7 +7,15 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ray_probe.errors import CancelledError, ClusterError, ConfigError, ProbeError, bad_value
+from ray_probe.errors import (
+    CancelledError,
+    ClusterError,
+    ConfigError,
+    InputError,
+    ParityError,
+    ProbeError,
+    bad_value,
+)
 from ray_probe.progress import Listener
 from ray_probe.service import names, registry
 from ray_probe.service.replies import Beta, MeasurementInfo, Scaled, Status, Variance
@@ -15,6 +23,7 @@ from ray_probe.service.replies import Beta, MeasurementInfo, Scaled, Status, Var
 ANSWER_S = 20.0
 FOLLOW_EVERY_S = 0.25
 CLOSE_S = 60.0
+SILENT_S = 60.0
 
 
 class ProbeClient:
@@ -23,9 +32,10 @@ class ProbeClient:
     In a process that is connected to the same Ray cluster already, a trainer's say, that connection is used and kept.
     """
 
-    def __init__(self, controller: Any, name: str, connection: contextlib.ExitStack) -> None:
+    def __init__(self, controller: Any, name: str, namespace: str, connection: contextlib.ExitStack) -> None:
         self._controller = controller
         self.name = name
+        self.namespace = namespace
         self._connection = connection
 
     @classmethod
@@ -54,7 +64,7 @@ class ProbeClient:
                 token_path, loopback = (known.token_path, known.loopback) if known else (None, False)
                 _join(stack, address, namespace, token_path, loopback)
             controller, name = _find(name, namespace)
-            return cls(controller, name, stack.pop_all())
+            return cls(controller, name, namespace, stack.pop_all())
 
     def __enter__(self) -> "ProbeClient":
         return self
@@ -66,9 +76,9 @@ class ProbeClient:
         """End the connection; what was asked goes on."""
         self._connection.close()
 
-    def status(self) -> Status:
-        """How it is doing."""
-        status: Status = self._ask("status")
+    def status(self, deadline_s: float = ANSWER_S) -> Status:
+        """How it is doing; `deadline_s` is how long to wait for the answer."""
+        status: Status = self._ask("status", deadline_s=deadline_s)
         return status
 
     def beta(self, version: int | None = None, measurement: str | None = None) -> Beta:
@@ -141,21 +151,28 @@ class ProbeClient:
             stop: true to follow no longer; the measurement goes on.
 
         Raises:
-            ProbeError: what it failed of, in its own type; CancelledError when somebody stopped it.
+            ProbeError: what it failed of, with its exit code; CancelledError when somebody stopped it.
         """
-        cursor = 0
+        cursor, heard = 0, time.monotonic()
         while True:
-            followed = self._ask("follow", measurement, cursor)
+            try:
+                followed = self._ask("follow", measurement, cursor)
+                heard = time.monotonic()
+            except ClusterError:
+                if time.monotonic() - heard > SILENT_S:
+                    raise
+                time.sleep(FOLLOW_EVERY_S)  # it is made again from disk, or is busy
+                continue
             cursor = followed.cursor
             for event in followed.events:
                 listener(event)
             if followed.info.finished is not None or stop():
                 break
             time.sleep(FOLLOW_EVERY_S)
-        error: ProbeError | None = self._ask("error", measurement)
-        if error is not None:
-            raise error
         info, result = self.result(measurement)
+        if info.state == "failed":
+            kinds = {kind.exit_code: kind for kind in (InputError, ClusterError, ParityError)}
+            raise kinds.get(info.exit_code or 1, ProbeError)(info.cause or "it failed")
         if info.state == "cancelled":
             raise CancelledError(f"{measurement}: {info.cause}; what it has is in {info.directory}")
         if result is None:
@@ -187,15 +204,22 @@ class ProbeClient:
 
     def start_error(self) -> ProbeError | None:
         """What kept the service from starting, in its own type; None as long as nothing did."""
-        error: ProbeError | None = self._ask("error", None)
+        error: ProbeError | None = self._ask("start_error")
         return error
 
     def end(self) -> bool:
         """Stop the work, whole rounds kept, and end all of its actors; returns whether that was in time."""
         from ray_probe.cluster.calls import kill
+        from ray_probe.cluster.controller_actor import end_children
 
-        in_time: bool = self._ask("close", CLOSE_S / 2, deadline_s=CLOSE_S)
-        kill(self._controller)
+        in_time = False
+        try:
+            in_time = self._ask("close", CLOSE_S / 2, deadline_s=CLOSE_S)
+        except ClusterError:
+            pass  # it does not answer: its actors are ended all the same
+        finally:
+            kill(self._controller)
+            end_children(self.name, self.namespace)
         return in_time
 
     def end_quietly(self) -> None:

@@ -10,11 +10,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from ray_probe.config import ProbeConfig, config_from_dict
+from ray_probe.config import ProbeConfig, config_from_dict, to_dict
 from ray_probe.errors import ConfigError, ProbeError, bad_value
-from ray_probe.measurement import Job, Loading, Stop, measure
+from ray_probe.measurement import Job, Loading, Prepare, Stop, measure, prepared_again
 from ray_probe.offline_entropy_probe import OfflineEntropyProbe
-from ray_probe.prepared import Prepared
+from ray_probe.run_directory import RunDirectory
 from ray_probe.service.answers import Answers, Sources
 from ray_probe.service.board import Board, summary, utc_now
 from ray_probe.service.queue import Measurement
@@ -50,24 +50,27 @@ class Controller:
         directory: where the queue is kept; None for a run, whose run directory says all.
         workers: the actors.
         prepare: checks a configuration and its files; called in the working thread.
+        config: what a service's measurements start from, and what its actors load at the start; None for a run.
     """
 
     def __init__(
-        self, name: str, kind: str, directory: Path | None, workers: Workers, prepare: Callable[[ProbeConfig], Prepared]
-    ) -> None:
+        self, name: str, kind: str, directory: Path | None, workers: Workers, prepare: Prepare,
+        config: ProbeConfig | None = None,
+    ) -> None:  # fmt: skip
+        self._config = config
         self._workers = workers
         self._prepare = prepare
         self._board = Board(directory)
         self.answers = Answers(name, kind, self._board, workers)
         self._jobs: dict[str, Job] = {}
-        self._errors: dict[str | None, ProbeError] = {}
+        self.start_error: ProbeError | None = None
         self._stopping: set[str] = set()
         self._closing = False
         self._thread: threading.Thread | None = None
 
-    def begin(self, first: Prepared | None = None) -> None:
-        """Start the working thread, with this checkpoint on the actors where one is given."""
-        self._thread = threading.Thread(target=self._work, args=(first,), name="controller", daemon=True)
+    def begin(self) -> None:
+        """Start the working thread."""
+        self._thread = threading.Thread(target=self._work, name="controller", daemon=True)
         self._thread.start()
 
     def close(self, deadline_s: float) -> bool:
@@ -78,7 +81,8 @@ class Controller:
         if self._thread is not None:
             self._thread.join(deadline_s)
         in_time = self._thread is None or not self._thread.is_alive()
-        self._workers.close()
+        if not in_time or self._thread is None:
+            self._workers.close()  # else the working thread has done so
         return in_time
 
     def submit(self, config: Mapping[str, Any], job: Job | None = None) -> Measurement:
@@ -99,9 +103,11 @@ class Controller:
             item = Measurement(identity, raw, str(directory), utc_now())
             if job is not None:
                 self._jobs[identity] = job
-            board.queue.submit(item)
-            board.save()
-            board.changed.notify_all()
+            try:
+                board.submit(item)
+            except ProbeError:
+                self._jobs.pop(identity, None)
+                raise
         logger.info("%s: %s is queued", identity, item.checkpoint)
         return item
 
@@ -129,45 +135,50 @@ class Controller:
             self._board.problem = None
         return self._workers.scale(actors)
 
-    def error(self, identity: str | None) -> ProbeError | None:
-        """What a measurement failed of, or with None the start, in its own type."""
-        return self._errors.get(identity)
-
-    def _work(self, first: Prepared | None) -> None:
+    def _work(self) -> None:
         board = self._board
-        if first is not None:
-            self._guarded(None, lambda: self._workers.load(first, lambda: self._closing))
+        if self._config is not None:
+            self._start(self._config)
         while not self._closing:
-            with board.changed:
-                item = next(iter(board.queue.waiting), None)
-                if item is None:
-                    board.state = "failed" if board.problem else "idle"
-                    board.changed.wait(TICK_S)
-            if item is not None:
-                self._measure(item)
-            elif not board.problem:
-                self._guarded(None, self._workers.tend)
+            try:
+                self._turn()
+            except Exception as error:  # a full disk under the error's own handling, say: told, and tried again
+                logger.error(traceback.format_exc())
+                board.problem = f"{type(error).__name__}: {error}"
         board.state = "closing"
+        self._workers.close()
 
-    def _guarded(self, identity: str | None, work: Callable[[], None]) -> None:
-        """Do something; what goes wrong is told in `status` and kept, and the service lives on."""
+    def _start(self, config: ProbeConfig) -> None:
+        """Have the actors load the service's own checkpoint. What keeps it from starting is `start_error`."""
         try:
-            work()
+            self._workers.load(self._prepare(config, None), lambda: self._closing)
         except Exception as error:
-            known = isinstance(error, ProbeError)
-            logger.error(str(error) if known else traceback.format_exc())
-            told = error if isinstance(error, ProbeError) else ProbeError(f"{type(error).__name__}: {error}")
-            self._errors[identity] = told
-            if identity is None:
-                self._board.problem = str(told)
-            else:
-                self._ended(identity, state="failed", cause=str(told), exit_code=told.exit_code)
+            self.start_error = _told(error)
+            self._board.problem = str(self.start_error)
+
+    def _turn(self) -> None:
+        """Measure what is next, or look after the actors."""
+        board = self._board
+        item = board.take(utc_now())
+        if item is not None:
+            self._measure(item)
+            return
+        with board.changed:
+            board.state = "failed" if board.problem else "idle"
+            board.changed.wait(TICK_S)
+        if not board.problem:
+            try:
+                self._workers.tend()
+            except Exception as error:  # `scale` and the next measurement try again
+                board.problem = str(_told(error))
 
     def _measure(self, item: Measurement) -> None:
-        identity = item.id
-        self._board.change(identity, "loading", state="running", started=item.started or utc_now(), cause=None)
-        logger.info("%s: %s begins", identity, item.checkpoint)
-        self._guarded(identity, lambda: self._measured(item))
+        logger.info("%s: %s begins", item.id, item.checkpoint)
+        try:
+            self._measured(item)
+        except Exception as error:
+            told = _told(error)
+            self._ended(item.id, state="failed", cause=str(told), exit_code=told.exit_code)
 
     def _measured(self, item: Measurement) -> None:
         identity = item.id
@@ -185,8 +196,13 @@ class Controller:
         self._ended(identity, state="done", exit_code=1 if result["conflicts"] else 3 if result["partial"] else 0)
 
     def _job(self, item: Measurement) -> Job:
-        prepared = self._prepare(config_from_dict(dict(item.config)))
-        return Job(prepared, resume=(Path(item.directory) / "manifest.json").exists())
+        """What was queued, or goes on after a loss: with the same inputs then, and with the actors that are there."""
+        assert self._config is not None, "a run's job comes with it"
+        config = config_from_dict({**item.config, "cluster": to_dict(self._config)["cluster"]})
+        if not (Path(item.directory) / "manifest.json").exists():
+            return Job(self._prepare(config, None), resume=False)
+        prepared, notes = prepared_again(RunDirectory.open(Path(item.directory)), config, self._prepare)
+        return Job(prepared, resume=True, notes=tuple(notes))
 
     def _stop(self, identity: str) -> Stop:
         return lambda: self._closing or identity in self._stopping
@@ -203,5 +219,14 @@ class Controller:
         with self._board.changed:
             self._jobs.pop(identity, None)
             item = self._board.leave(identity, finished=utc_now(), **fields)
-            self._board.change(identity, summary=summary(self._board.result(item)))
         logger.info("%s: %s%s", identity, item.state, f" ({item.cause})" if item.cause else "")
+        self._board.change(identity, summary=summary(self._board.result(item)))
+
+
+def _told(error: Exception) -> ProbeError:
+    """An error as it is kept and told: its own type and text where it is one of ours, nothing else of it."""
+    if isinstance(error, ProbeError):
+        logger.error(str(error))
+        return type(error)(str(error))
+    logger.error(traceback.format_exc())
+    return ProbeError(f"a fault of ray_probe: {type(error).__name__}: {error}")

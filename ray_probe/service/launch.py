@@ -1,22 +1,28 @@
 """Starting a service and ending it: what `up` and `down` do."""
 
 import os
+import shutil
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from ray_probe.config import ProbeConfig, load_config, to_dict
+from ray_probe.cluster.controller_actor import CONTROLLER_LOCK, SERVICE_CONFIG
+from ray_probe.cluster.environment import PREFIX
+from ray_probe.config import ProbeConfig, dump_yaml, load_config
 from ray_probe.errors import ClusterError, ConfigError, ProbeError, bad_value
+from ray_probe.files import held, write_atomically
 from ray_probe.prepared import Prepared, few_shards
 from ray_probe.run_directory import default_name
 from ray_probe.runner import warn_unless_shared
 from ray_probe.service import names, registry
-from ray_probe.service.board import STATE_FILE, utc_now
+from ray_probe.service.board import STATE_FILE, Board, utc_now
 from ray_probe.service.client import ProbeClient
 
 POLL_S = 0.25
+START_S = 600.0
+UP_LOCK = "up.lock"
 
 Tell = Callable[[str], None]
 
@@ -52,9 +58,12 @@ def up(config_path: Path, overrides: Sequence[str], name: str | None, tell: Tell
     if (warning := few_shards(config)) is not None:
         tell(f"warning: {warning}")
     directory = _directory(Path(prepared.config.output.dir), name)
-    with ExitStack() as undo:
+    with held(directory / UP_LOCK, 0.0), ExitStack() as undo:
+        with held(directory / CONTROLLER_LOCK, 0.0):  # of another service in this directory, on whatever cluster
+            _written(prepared.config, directory)
+        _forget_lost_head(name)
         entry = _reached(prepared.config, name, directory, undo, tell)
-        queued = _started(prepared, entry, undo, tell)
+        queued = _started(prepared, entry, tell)
         registry.register(entry)
         undo.pop_all()
     return Up(entry, queued)
@@ -72,29 +81,45 @@ def down(name: str | None, tell: Tell) -> str:
         raise ConfigError(bad_value("--run", entry.name, f"it is a run, process {entry.pid}; end it with Ctrl-C there"))
     if not entry.gone:
         try:
-            with ProbeClient.connect(entry.address, entry.namespace, entry.name) as client:
-                if not client.end():
-                    tell("what was at work did not stop in time; its actors were ended")
-        except (ClusterError, ConfigError) as error:
+            _ended(entry, tell)
+        except ClusterError as error:
             if entry.pid is None:
-                raise
+                registry.unregister(entry.name)
+                raise ClusterError(f"{error}; {entry.name!r} is no longer listed as up") from None
             tell(f"the service does not answer ({error}); its head is ended")
     if entry.pid is not None:
         from ray_probe.cluster import head
 
         head.end(entry.pid, entry.pid_created)
+    _forget_lost_head(entry.name)
     registry.unregister(entry.name)
     return entry.name
 
 
+def _ended(entry: registry.Entry, tell: Tell) -> None:
+    """End a service's actors on its cluster, be its controller alive or not."""
+    import ray
+
+    from ray_probe.cluster.connection import connected
+    from ray_probe.cluster.controller_actor import end_children, named_actors
+
+    with connected(
+        entry.address, entry.namespace, None, token_path=entry.token_path, loopback=entry.loopback, log=lambda _: None
+    ):
+        if names.controller(entry.name) not in named_actors(entry.namespace):
+            tell("its controller is gone; what else there is of it is ended")
+            end_children(entry.name, entry.namespace)
+            return
+        handle = ray.get_actor(names.controller(entry.name), namespace=entry.namespace)
+        if not ProbeClient(handle, entry.name, entry.namespace, ExitStack()).end():
+            tell("what was at work did not stop in time; its actors were ended")
+
+
 def _refuse_second(name: str) -> None:
     entry = registry.read(name)
-    if entry is None or entry.gone:
+    if entry is not None and entry.kind == "service" and entry.pid is None and not _answers(entry):
         return
-    if entry.kind == "service" and entry.pid is None and not _answers(entry):
-        return
-    remedy = f"a {entry.kind} of that name is up since {entry.started}: ask it with `status --run {name}`, end it with"
-    raise ConfigError(bad_value("--name", name, f"{remedy} `down --run {name}`, or choose another"))
+    registry.refuse_second("--name", name)
 
 
 def _answers(entry: registry.Entry) -> bool:
@@ -107,17 +132,33 @@ def _answers(entry: registry.Entry) -> bool:
 
 
 def _directory(parent: Path, name: str) -> Path:
-    """The service's directory: new, or that of an earlier life of it."""
+    """The service's directory: new, or that of an earlier life of it. Raises ConfigError when it cannot be used."""
     path = parent / name
     if path.exists() and not (path / STATE_FILE).exists() and any(path.iterdir()):
         raise ConfigError(bad_value("--name", name, f"{path} is there and is no service's; choose another name"))
     try:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        path.chmod(0o700)
     except OSError as error:
         raise ConfigError(bad_value("output.dir", str(parent), f"cannot be written ({error.strerror})")) from None
-    if not os.access(path, os.W_OK):
-        raise ConfigError(bad_value("output.dir", str(parent), f"{path} cannot be written; choose another"))
+    Board(path).save()  # a queue that cannot be read is told here
     return path
+
+
+def _written(config: ProbeConfig, directory: Path) -> None:
+    """Put the service's configuration where its controller finds it, now and when it is made again."""
+    path = directory / SERVICE_CONFIG
+    write_atomically(path, dump_yaml(config).encode())
+    path.chmod(0o600)
+
+
+def _forget_lost_head(name: str) -> None:
+    """Remove the temp dir, with the token, that a head of this service left when it was killed."""
+    entry = registry.read(name)
+    if entry is not None and entry.gone and entry.loopback and entry.token_path is not None:
+        left = Path(entry.token_path).parent
+        if left.name.startswith(PREFIX) and left.is_dir() and left.stat().st_uid == os.getuid():
+            shutil.rmtree(left, ignore_errors=True)
 
 
 def _reached(config: ProbeConfig, name: str, directory: Path, undo: ExitStack, tell: Tell) -> registry.Entry:
@@ -139,7 +180,7 @@ def _reached(config: ProbeConfig, name: str, directory: Path, undo: ExitStack, t
     )  # fmt: skip
 
 
-def _started(prepared: Prepared, entry: registry.Entry, undo: ExitStack, tell: Tell) -> int:
+def _started(prepared: Prepared, entry: registry.Entry, tell: Tell) -> int:
     """Start the controller on the cluster's head and wait for the first rollout actor; returns how many wait."""
     from ray_probe.cluster.connection import Demand, connected
     from ray_probe.cluster.controller_actor import Spec, create, named_actors
@@ -157,8 +198,8 @@ def _started(prepared: Prepared, entry: registry.Entry, undo: ExitStack, tell: T
         warn_unless_shared(prepared.config, tell)
         tell(f"memory of an actor: {prepared.memory.line()}")
         tell(f"loading {prepared.config.model.path} on {cluster.actors} rollout actors")
-        controller = create(Spec(name, "service", to_dict(prepared.config), entry.directory, prepared), head_node())
-        client = ProbeClient(controller, name, ExitStack())
+        controller = create(Spec(name, None, entry.directory), head_node())
+        client = ProbeClient(controller, name, entry.namespace, ExitStack())
         try:
             return _ready(client)
         except BaseException:
@@ -169,7 +210,7 @@ def _started(prepared: Prepared, entry: registry.Entry, undo: ExitStack, tell: T
 def _ready(client: ProbeClient) -> int:
     """Wait for the first rollout actor. Raises what keeps it from starting."""
     while True:
-        status = client.status()
+        status = client.status(START_S)  # the first answer waits for the runtime environment
         if status.actors_alive:
             return len(status.queued) + (status.measurement is not None)
         if (error := client.start_error()) is not None:

@@ -90,6 +90,11 @@ class Queue:
         assert item.id == self.next_id(), "ids count up"
         self._items[item.id] = item
 
+    def withdraw(self, identity: str) -> None:
+        """Take the newest back as if it had never been submitted."""
+        assert identity == list(self._items)[-1], "the newest"
+        del self._items[identity]
+
     def get(self, identity: str | None) -> Measurement:
         """The measurement of that id; None: the one at work, else the newest that was started.
 

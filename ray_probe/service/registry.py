@@ -89,6 +89,17 @@ def _write(directory: Path, entry: Entry) -> None:
     temporary.replace(directory / f"{entry.name}.json")
 
 
+def refuse_second(field: str, name: str) -> None:
+    """Refuse a name that something live has. Raises ConfigError saying what."""
+    entry = read(name)
+    if entry is not None and not entry.gone:
+        remedy = (
+            f"a {entry.kind} of that name is up since {entry.started}: ask it with `status --run {name}`, end it with"
+        )
+        remedy += f" `down --run {name}`," if entry.kind == "service" else " Ctrl-C where it runs,"
+        raise ConfigError(bad_value(field, name, f"{remedy} or choose another"))
+
+
 def unregister(name: str) -> None:
     """Take an entry away, if it is there."""
     (place() / f"{name}.json").unlink(missing_ok=True)
@@ -101,7 +112,8 @@ def registered(entry: Entry) -> Iterator[None]:
     try:
         yield
     finally:
-        unregister(entry.name)
+        if read(entry.name) == entry:
+            unregister(entry.name)
 
 
 def entries() -> list[Entry]:

@@ -1,6 +1,8 @@
 """The controller without Ray: a queue worked off on a real checkpoint, asked while it works, going on after a loss."""
 
+import gc
 import json
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,9 +13,10 @@ from support.checkpoints import raw_config, write_checkpoint
 from support.workers import InProcessWorkers
 
 from ray_probe.config import ProbeConfig, config_from_dict, to_dict
-from ray_probe.errors import CheckpointError, ConfigError
+from ray_probe.errors import ConfigError, OutputError
 from ray_probe.estimates import advantage_by_mode, merged
 from ray_probe.preflight import prepare
+from ray_probe.prepared import Prepared
 from ray_probe.run_directory import RunDirectory
 from ray_probe.service.controller import Controller
 from ray_probe.service.requests import measurement_config
@@ -40,16 +43,15 @@ def other(files: Path) -> Path:
 class Service:
     """A controller with its parts at hand."""
 
-    def __init__(self, directory: Path, config: ProbeConfig, first: bool = True) -> None:
+    def __init__(self, directory: Path, config: ProbeConfig) -> None:
         directory.mkdir(exist_ok=True)
         self.config, self.directory = config, directory
         self.workers = InProcessWorkers()
-        self.controller = Controller("demo", "service", directory, self.workers, prepare)
+        self.controller = Controller("demo", "service", directory, self.workers, prepare, config)
         self.answers = self.controller.answers
-        self.first = prepare(config) if first else None
 
     def begin(self) -> "Service":
-        self.controller.begin(self.first)
+        self.controller.begin()
         return self
 
     def probe(self, **settings: Any) -> str:
@@ -143,7 +145,6 @@ def test_a_checkpoint_that_is_refused_fails_alone(service: Service, files: Path)
     info = service.ended(bad)
     assert info.state == "failed" and info.exit_code == 2
     assert "model.path" in info.cause and "model.safetensors" in info.cause
-    assert isinstance(service.controller.error(bad), CheckpointError)
     assert not (service.directory / bad).exists()
 
 
@@ -237,3 +238,82 @@ def test_settings_of_the_service_itself_are_not_for_a_measurement(config: ProbeC
             measurement_config(config, {key: "x"})
     with pytest.raises(ConfigError, match=r"batch\.round"):
         measurement_config(config, {"batch.round": 1})
+
+
+def test_a_measurement_does_not_go_on_with_another_checkpoint_in_the_same_place(
+    tmp_path: Path, config: ProbeConfig
+) -> None:
+    checkpoint = write_checkpoint(tmp_path / "step", seed=11)
+    first = Service(tmp_path / "demo", config).begin()
+    identity = first.probe(model__path=str(checkpoint), batch__rounds=500)
+    until(lambda: first.answers.result(identity)[0].rounds >= 1)
+    first.controller.close(30.0)
+    write_checkpoint(checkpoint, seed=12)
+    again = Service(tmp_path / "demo", config).begin()
+    try:
+        info = again.ended(identity)
+        assert info.state == "failed" and info.exit_code == 2 and "model.path" in info.cause
+    finally:
+        again.controller.close(30.0)
+
+
+def test_what_goes_on_runs_on_the_actors_that_are_there_now(tmp_path: Path, config: ProbeConfig) -> None:
+    first = Service(tmp_path / "demo", config)
+    first.probe()
+    threads = config.model_copy(update={"cluster": config.cluster.model_copy(update={"cpus_per_actor": 3})})
+    again = Service(tmp_path / "demo", threads).begin()
+    try:
+        assert again.ended("m0001").state == "done"
+        assert again.workers._prepared is not None
+        assert again.workers._prepared.config.cluster.cpus_per_actor == 3
+    finally:
+        again.controller.close(30.0)
+
+
+def test_a_run_directory_that_was_cut_off_in_the_making_is_made_anew(tmp_path: Path, config: ProbeConfig) -> None:
+    (tmp_path / "demo" / ".m0001.part" / "state").mkdir(parents=True)
+    service = Service(tmp_path / "demo", config).begin()
+    try:
+        assert service.ended(service.probe(batch__rounds=1)).state == "done"
+        assert not (tmp_path / "demo" / ".m0001.part").exists()
+    finally:
+        service.controller.close(30.0)
+
+
+def test_a_full_disk_under_the_handling_of_an_error_does_not_end_the_service(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    board = service.controller._board
+    result, failures = board.result, iter([OSError("disk")])
+
+    def failing(item: Any) -> Any:
+        if threading.current_thread().name == "controller":
+            for failure in failures:
+                raise failure
+        return result(item)
+
+    service.begin()
+    until(lambda: service.answers.status().state == "idle")
+    first = service.probe(batch__rounds=1)
+    until(service.workers.in_round.is_set)
+    monkeypatch.setattr(board, "result", failing)
+    assert service.ended(first).state == "done"
+    assert service.ended(service.probe(batch__rounds=1)).state == "done", "it works on"
+
+
+def test_what_cannot_be_kept_is_not_queued(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*args: object) -> None:
+        raise OutputError("service.json: cannot be written")
+
+    monkeypatch.setattr(service.controller._board, "save", full)
+    with pytest.raises(OutputError):
+        service.probe()
+    assert service.answers.results() == ()
+
+
+def test_errors_keep_nothing_alive(service: Service, tmp_path: Path) -> None:
+    service.begin()
+    identity = service.probe(data__prompts=str(tmp_path / "none.jsonl"))
+    assert service.ended(identity).exit_code == 2
+    gc.collect()
+    assert sum(type(thing) is Prepared for thing in gc.get_objects()) <= 1, "the checkpoint at hand"
