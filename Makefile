@@ -18,7 +18,7 @@ run: install
 	$(BIN)/python launch.py run configs/tiny.yaml
 
 test: install
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: install
 	$(BIN)/ruff check .

@@ -220,7 +220,10 @@ class Controller:
             self._jobs.pop(identity, None)
             item = self._board.leave(identity, finished=utc_now(), **fields)
         logger.info("%s: %s%s", identity, item.state, f" ({item.cause})" if item.cause else "")
-        self._board.change(identity, summary=summary(self._board.result(item)))
+        try:
+            self._board.change(identity, summary=summary(self._board.result(item)))
+        except (OSError, ValueError) as error:  # it has ended all the same; the summary is read again when asked for
+            logger.error("%s: its result cannot be read (%s)", identity, error)
 
 
 def _told(error: Exception) -> ProbeError:
