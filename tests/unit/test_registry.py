@@ -105,12 +105,12 @@ def test_an_entry_lasts_as_long_as_its_block_however_that_ends() -> None:
     assert names() == []
 
 
-@pytest.mark.parametrize("planted", ["demo.json", f".demo.{os.getpid()}"])
+@pytest.mark.parametrize("planted", ["demo.json", ".demo.PID"])
 def test_a_symbolic_link_is_replaced_and_never_followed(state: Path, planted: str) -> None:
     target = state / "precious"
     (state / "ray_probe").mkdir(parents=True)
     target.write_text("untouched")
-    (state / "ray_probe" / planted).symlink_to(target)
+    (state / "ray_probe" / planted.replace("PID", str(os.getpid()))).symlink_to(target)
     registry.register(an_entry())
     assert target.read_text() == "untouched"
     assert not (state / "ray_probe" / "demo.json").is_symlink()
