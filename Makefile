@@ -18,7 +18,7 @@ run: install
 	$(BIN)/python launch.py run configs/tiny.yaml
 
 test: install
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	@T=$$(mktemp -d /tmp/rpt-XXXX) && { $(BIN)/python -m pytest -n 2 --dist loadfile --basetemp $$T/t; code=$$?; rm -rf $$T; exit $$code; }
 
 lint: install
 	$(BIN)/ruff check .

@@ -562,7 +562,7 @@ def test_the_probes_options_place_actors_on_different_gpus(files: Path) -> None:
     assert devices == {"0", "1"}
 
 
-@pytest.mark.parametrize(("behaviour", "cause"), [("crash", "ActorDiedError"), ("raise", "no such device")])
+@pytest.mark.parametrize(("behaviour", "cause"), [("crash", "its process ended"), ("raise", "no such device")])
 def test_actors_that_do_not_start_end_the_run_with_their_cause(behaviour: str, cause: str) -> None:
     pool = fake_pool(2, behaviour)
     with pytest.raises(ClusterError, match=cause) as failed:
