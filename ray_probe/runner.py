@@ -4,9 +4,7 @@ The same controller that a service has drives the run, so that `status`, `scale`
 """
 
 import os
-import signal
 import sys
-import threading
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
@@ -159,8 +157,6 @@ def _driven(prepared: Prepared, resume: bool, path: Path, notes: _Notes, listene
         )
         notes.tell(f"memory of an actor: {prepared.memory.line()}")
         warn_unless_shared(config, notes.tell)
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, signal.default_int_handler)  # Ray has put a handler of its own there
         controller = create(spec_of_run(name, config), this_node())
         client = ProbeClient(controller, name, cluster.namespace, ExitStack())
         me = os.getpid()

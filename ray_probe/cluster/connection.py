@@ -184,9 +184,10 @@ def _refuse_second_connection(address: str | None) -> None:
 @contextlib.contextmanager
 def _session(options: Mapping[str, Any], temp_dir: str | None) -> Iterator[None]:
     """ray.init and ray.shutdown around the block, with what Ray leaves behind put right."""
-    with _signals_as_before():
+    with _signals_as_before() as restore:
         try:
             _init(options)
+            restore()
             yield
         finally:
             with _without_ctrl_c():
@@ -204,13 +205,22 @@ def _init(options: Mapping[str, Any]) -> None:
 
 
 @contextlib.contextmanager
-def _signals_as_before() -> Iterator[None]:
-    """Put SIGTERM's handler back: Ray makes it a SystemExit, which cleans up, but forgets to undo that."""
+def _signals_as_before() -> Iterator[Callable[[], None]]:
+    """Put SIGTERM's handler back after the block, and, where the caller has one of its own, once Ray is there.
+
+    Ray makes it a SystemExit, which cleans up, or, in a process that only joins, a crash report.
+    """
     before = signal.getsignal(signal.SIGTERM)
+    main_thread = threading.current_thread() is threading.main_thread()
+
+    def restore() -> None:
+        if callable(before) and main_thread:
+            signal.signal(signal.SIGTERM, before)
+
     try:
-        yield
+        yield restore
     finally:
-        if before is not None and threading.current_thread() is threading.main_thread():
+        if before is not None and main_thread:
             signal.signal(signal.SIGTERM, before)
 
 

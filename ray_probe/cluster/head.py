@@ -10,6 +10,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ from ray_probe.service import registry
 
 START_S = 60.0
 END_S = 20.0
+STAY = b"stay\n"
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,21 @@ class Head:
     temp_dir: str
 
 
-def start(slots: int, cpus_per_actor: float, gpus: float, directory: Path) -> Head:
+@dataclass(frozen=True)
+class Started:
+    """A head that ends with this process, whatever ends it, until it is told to stay."""
+
+    head: Head
+    process: "subprocess.Popen[bytes]"
+
+    def stay(self) -> None:
+        """Have it outlive this process."""
+        assert self.process.stdin is not None, "it was started with a pipe"
+        self.process.stdin.write(STAY)
+        self.process.stdin.close()
+
+
+def start(slots: int, cpus_per_actor: float, gpus: float, directory: Path) -> Started:
     """Start a head with room for so many actors; its words go to `head.log` in the directory.
 
     Raises ClusterError with its last words when it does not come up.
@@ -55,10 +71,10 @@ def start(slots: int, cpus_per_actor: float, gpus: float, directory: Path) -> He
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o600)
     with open(descriptor, "ab") as words:
         process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=words, stderr=words, start_new_session=True, cwd="/"
+            command, stdin=subprocess.PIPE, stdout=words, stderr=words, start_new_session=True, cwd="/"
         )
     try:
-        return _wait_until_ready(process, ready, log)
+        return Started(_wait_until_ready(process, ready, log), process)
     except BaseException:
         process.terminate()
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -114,8 +130,15 @@ def _serve(ready: Path, slots: int, cpus_per_actor: float, gpus: float) -> None:
         temporary = ready.with_suffix(".tmp")
         temporary.write_text(json.dumps(asdict(head)), encoding="utf-8")
         temporary.replace(ready)
+        threading.Thread(target=_end_with_its_command, daemon=True).start()
         signal.sigwait({signal.SIGTERM})
     print("the head has ended", flush=True)
+
+
+def _end_with_its_command() -> None:
+    """End when the command that started this process is gone before it has said that this is to stay."""
+    if sys.stdin.buffer.readline() != STAY:
+        os.kill(os.getpid(), signal.SIGTERM)
 
 
 def main(arguments: list[str]) -> Any:

@@ -62,10 +62,11 @@ def up(config_path: Path, overrides: Sequence[str], name: str | None, tell: Tell
         with held(directory / CONTROLLER_LOCK, 0.0):  # of another service in this directory, on whatever cluster
             _written(prepared.config, directory)
         _forget_lost_head(name)
-        entry = _reached(prepared.config, name, directory, undo, tell)
+        entry, stay = _reached(prepared.config, name, directory, undo, tell)
         queued = _started(prepared, entry, tell)
         registry.register(entry)
         undo.pop_all()
+        stay()
     return Up(entry, queued)
 
 
@@ -161,23 +162,28 @@ def _forget_lost_head(name: str) -> None:
             shutil.rmtree(left, ignore_errors=True)
 
 
-def _reached(config: ProbeConfig, name: str, directory: Path, undo: ExitStack, tell: Tell) -> registry.Entry:
-    """Where the service will be: on the cluster that is given, or on a head that is started for it."""
+def _reached(
+    config: ProbeConfig, name: str, directory: Path, undo: ExitStack, tell: Tell
+) -> tuple[registry.Entry, Callable[[], None]]:
+    """Where the service will be: on the cluster that is given, or on a head that is started for it and then stays."""
     cluster = config.cluster
     if cluster.address is not None:
         from ray_probe.cluster.reach import find_address
 
         address = find_address(cluster.address)
-        return registry.Entry(name, "service", address, cluster.namespace, None, False, str(directory), utc_now())
+        entry = registry.Entry(name, "service", address, cluster.namespace, None, False, str(directory), utc_now())
+        return entry, lambda: None
     from ray_probe.cluster import head
 
     tell("starting Ray on this machine")
-    started = head.start(cluster.slots, cluster.cpus_per_actor, cluster.gpus_per_actor, directory)
+    starting = head.start(cluster.slots, cluster.cpus_per_actor, cluster.gpus_per_actor, directory)
+    started = starting.head
     undo.callback(head.end, started.pid, started.created)
-    return registry.Entry(
+    entry = registry.Entry(
         name, "service", started.address, cluster.namespace, started.token_path, True, str(directory), utc_now(),
         started.pid, started.created,
     )  # fmt: skip
+    return entry, starting.stay
 
 
 def _started(prepared: Prepared, entry: registry.Entry, tell: Tell) -> int:
