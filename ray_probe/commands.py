@@ -56,8 +56,12 @@ def up(
     from ray_probe.runner import overrides
     from ray_probe.service import launch
 
-    with terminated_as_interrupted(), _stdout_for_results():
-        found = launch.up(config, overrides(set_ or [], actors, address, out), name, _tell)
+    try:
+        with terminated_as_interrupted(), _stdout_for_results():
+            found = launch.up(config, overrides(set_ or [], actors, address, out), name, _tell)
+    except KeyboardInterrupt:
+        _tell("interrupted; what was started has been ended")
+        return EXIT_INTERRUPTED
     if as_json:
         _print_json({"name": found.entry.name, "address": found.entry.address, "namespace": found.entry.namespace,
                      "directory": found.entry.directory, "going_on": found.queued})  # fmt: skip
