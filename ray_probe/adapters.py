@@ -60,7 +60,7 @@ def inspect_adapter(path: str) -> Path:
     """
     directory = Path(path)
     if not directory.is_dir():
-        remedy = f"no such directory; give the directory of an adapter (relative paths start at {Path.cwd()})"
+        remedy = "no such directory; give the directory of an adapter (relative: to the working directory)"
         raise _refuse(path, remedy)
     directory = directory.resolve()
     adapter_settings(directory)

@@ -157,7 +157,7 @@ def _directory(settings: ModelConfig) -> Path:
     if os.path.isdir(settings.path):
         return Path(settings.path).resolve()
     if settings.local_files_only:
-        remedy = f"no such directory; give the directory of a checkpoint (relative paths start at {Path.cwd()})"
+        remedy = "no such directory; give the directory of a checkpoint (relative: to the working directory)"
         raise refuse(settings.path, remedy)
     from huggingface_hub import snapshot_download
 

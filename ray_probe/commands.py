@@ -70,12 +70,12 @@ def up(
     return 0
 
 
-def down(name: Name = None) -> int:
+def down(name: Name = None, address: Address = None, namespace: Namespace = None) -> int:
     """End a service and all that it started."""
     from ray_probe.service import launch
 
     with terminated_as_interrupted(), _stdout_for_results():
-        ended = launch.down(name, _tell)
+        ended = launch.down(name, _tell, address, namespace)
     print(f"service {ended!r} is down; its files stay, and `up` goes on with what was queued")
     return 0
 

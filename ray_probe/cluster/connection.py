@@ -29,7 +29,7 @@ from ray_probe.cluster.environment import (
     private_dir,
     require_token,
 )
-from ray_probe.cluster.reach import check_joinable, find_address
+from ray_probe.cluster.reach import check_joinable, find_address, on_loopback_only
 from ray_probe.errors import ClusterError, bad_value
 from ray_probe.layout import BUCKET_NUMBERS
 
@@ -111,7 +111,7 @@ def connected(
             where = _local_options(demand, temp_dir)
         else:
             found = find_address(address)
-            if loopback:
+            if loopback or on_loopback_only(found):
                 stack.enter_context(on_loopback())
             stack.enter_context(environment(env_to_join(address, token_path)))
             require_token(address)

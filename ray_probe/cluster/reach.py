@@ -16,6 +16,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from ray_probe.cluster.environment import token_mode, token_place
 from ray_probe.errors import ClusterError, ConfigError, bad_value
 
@@ -76,6 +78,16 @@ def find_address(address: str) -> str:
     if not match or not 0 < int(match[2]) < 65536:
         raise ConfigError(bad_value("cluster.address", found, "use null, auto or host:port"))
     return found
+
+
+def on_loopback_only(address: str) -> bool:
+    """Whether what listens at host:port is on this machine and listens on loopback alone, as our own heads do."""
+    host, port = address.rsplit(":", 1)
+    if host not in ("127.0.0.1", "localhost"):
+        return False
+    places = [c.laddr for c in psutil.net_connections("tcp") if c.status == psutil.CONN_LISTEN and c.laddr]
+    at_port = [place.ip for place in places if place.port == int(port)]
+    return bool(at_port) and all(ip.removeprefix("::ffff:").startswith("127.") for ip in at_port)
 
 
 def check_joinable(address: str) -> None:

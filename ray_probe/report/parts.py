@@ -55,7 +55,11 @@ def warned(lines: Iterable[str], title: str) -> list[RenderableType]:
 
 def shown_path(path: str) -> str:
     """A path as people know it: from the current directory on where it lies inside."""
-    there, here = Path(path), Path.cwd()
+    there = Path(path)
+    try:
+        here = Path.cwd()
+    except FileNotFoundError:  # a job's working directory goes with its connection
+        return path
     return str(there.relative_to(here) if there.is_relative_to(here) else there)
 
 

@@ -37,6 +37,7 @@ EXIT_CODES = {
 }
 ATTENTION = "read this"
 LISTED = 12
+OTHERS_SHOWN = 4
 
 
 def status_table(status: Status, now: datetime | None = None) -> RenderableType:
@@ -135,9 +136,13 @@ def _actors(status: Status) -> RenderableType:
     table = ruled()
     for title, right in (("actor", True), ("state", False), ("node", False), ("pid", True), ("tokens", True)):
         table.add_column(title, justify="right" if right else "left", min_width=7, overflow="fold")
-    for actor in status.actors:
+    placed = [actor for actor in status.actors if actor.pid is not None]
+    others = [actor for actor in status.actors if actor.pid is None]
+    for actor in [*placed, *others[:OTHERS_SHOWN]]:
         node, pid = actor.node or NOT_AVAILABLE, NOT_AVAILABLE if actor.pid is None else str(actor.pid)
         table.add_row(str(actor.number), Text(actor.state), Text(node), pid, number(actor.tokens))
+    if len(others) > OTHERS_SHOWN:
+        table.add_row("...", Text(f"{len(others) - OTHERS_SHOWN} more are starting or wait for room"), "", "", "")
     return Padding(table, (1, 0, 0, 11))
 
 

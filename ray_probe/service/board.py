@@ -30,6 +30,8 @@ def utc_now() -> str:
 class Board:
     """State of a service or a run; `changed` guards it, and is notified of what happens.
 
+    `actors` is what `scale` asked for last, None when nobody has.
+
     Args:
         directory: where the queue is kept, and found again after a loss; None keeps none.
     """
@@ -38,6 +40,7 @@ class Board:
         self.directory = directory
         self.changed = threading.Condition(threading.RLock())
         self.since = utc_now()
+        self.actors: int | None = None
         self.queue = self._restored()
         self.state = "starting"
         self.problem: str | None = None
@@ -49,7 +52,7 @@ class Board:
     def save(self) -> None:
         """Put the queue on disk."""
         if self.directory is not None:
-            state = {"schema_version": SCHEMA_VERSION} | self.queue.to_json()
+            state = {"schema_version": SCHEMA_VERSION, "actors": self.actors} | self.queue.to_json()
             path = self.directory / STATE_FILE
             write_atomically(path, json.dumps(state, indent=1).encode())
             path.chmod(0o600)
@@ -131,6 +134,7 @@ class Board:
             raw: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))
             if raw["schema_version"] != SCHEMA_VERSION:
                 raise ValueError(f"schema_version {raw['schema_version']}, need {SCHEMA_VERSION}")
+            self.actors = raw.get("actors")
             return Queue.from_json(raw)
         except (OSError, ValueError, KeyError, TypeError) as error:
             remedy = "restore it, or move it away to begin with an empty queue"

@@ -23,7 +23,7 @@ from ray_probe.service.replies import Beta, MeasurementInfo, Scaled, Status, Var
 ANSWER_S = 20.0
 FOLLOW_EVERY_S = 0.25
 CLOSE_S = 60.0
-SILENT_S = 60.0
+SILENT_S = 30.0  # Ray ends a process whose cluster has been silent for 60 s
 
 
 class ProbeClient:
@@ -57,7 +57,13 @@ class ProbeClient:
             if address is None:
                 entry = registry.choose(name)
                 namespace, name = namespace or entry.namespace, entry.name
-                _join(stack, entry.address, namespace, entry.token_path, entry.loopback)
+                try:
+                    _join(stack, entry.address, namespace, entry.token_path, entry.loopback)
+                except ClusterError as error:
+                    if not entry.loopback or entry.kind == "run":
+                        raise
+                    remedy = f"`down --run {name}`, then `up CONFIG --name {name}` goes on with what it had"
+                    raise ClusterError(f"the head of {name!r} does not answer; {remedy} ({error})") from None
             else:
                 namespace = namespace or "ray_probe"
                 known = next((entry for entry in registry.entries() if entry.address == address), None)

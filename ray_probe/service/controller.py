@@ -133,10 +133,14 @@ class Controller:
             raise ConfigError(bad_value("N", actors, "need an integer >= 1; `down` ends the service"))
         with self._board.changed:
             self._board.problem = None
+            self._board.actors = actors
+            self._board.save()
         return self._workers.scale(actors)
 
     def _work(self) -> None:
         board = self._board
+        if board.actors is not None:
+            self._workers.scale(board.actors)  # as it was before this controller was made again
         if self._config is not None:
             self._start(self._config)
         while not self._closing:

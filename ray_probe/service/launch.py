@@ -70,13 +70,25 @@ def up(config_path: Path, overrides: Sequence[str], name: str | None, tell: Tell
     return Up(entry, queued)
 
 
-def down(name: str | None, tell: Tell) -> str:
+def down(name: str | None, tell: Tell, address: str | None = None, namespace: str | None = None) -> str:
     """End a service, its actors and the head that it owns; returns its name.
+
+    Args:
+        name: of the service; None where only one is up.
+        tell: told what happens.
+        address: of the cluster of a service that is not in this user's registry; its head, if it owns one, stays.
+        namespace: there; None: ray_probe.
 
     Raises:
         ConfigError: there is none of that name, or it is a run.
         ClusterError: it cannot be reached, and its cluster is not its own.
     """
+    if address is not None:
+        if name is None:
+            raise ConfigError("--run: name the service that is to be ended on that cluster")
+        place = registry.Entry(name, "service", address, namespace or "ray_probe", None, False, "", utc_now())
+        _ended(place, tell)
+        return name
     entry = registry.choose(name) if name is None else registry.read(name) or registry.choose(name)
     if entry.kind != "service":
         raise ConfigError(bad_value("--run", entry.name, f"it is a run, process {entry.pid}; end it with Ctrl-C there"))
@@ -142,7 +154,9 @@ def _directory(parent: Path, name: str) -> Path:
         path.chmod(0o700)
     except OSError as error:
         raise ConfigError(bad_value("output.dir", str(parent), f"cannot be written ({error.strerror})")) from None
-    Board(path).save()  # a queue that cannot be read is told here
+    board = Board(path)  # a queue that cannot be read is told here
+    board.actors = None  # as the configuration says, from now on
+    board.save()
     return path
 
 

@@ -118,8 +118,13 @@ def registered(entry: Entry) -> Iterator[None]:
 
 def entries() -> list[Entry]:
     """Live entries by name; those whose process is gone, and files that cannot be read, are left out."""
+    return [entry for entry in all_entries() if not entry.gone]
+
+
+def all_entries() -> list[Entry]:
+    """Entries by name that can be read, be they live or not."""
     found = [read(path.stem) for path in sorted(place().glob("*.json"))]
-    return [entry for entry in found if entry is not None and not entry.gone]
+    return [entry for entry in found if entry is not None]
 
 
 def read(name: str) -> Entry | None:
@@ -134,6 +139,12 @@ def choose(name: str | None) -> Entry:
     """The entry of that name; None: the only one there is. Raises ConfigError naming what there is."""
     there = entries()
     names = ", ".join(f"{entry.name} ({entry.kind})" for entry in there)
+    lost = [
+        entry.name for entry in all_entries() if entry.kind == "service" and entry.gone and name in (None, entry.name)
+    ]
+    if lost and (name is not None or not there):
+        again = f"up CONFIG --name {lost[0]} goes on with what it had"
+        raise ConfigError(f"--run: the service {lost[0]!r} has lost its head, process and all; {again}")
     if name is None:
         if not there:
             raise ConfigError("--run: nothing is up; start a service: up CONFIG")

@@ -6,7 +6,7 @@ from typing import Any
 from ray_probe.config import ProbeConfig, config_from_dict, to_dict
 from ray_probe.errors import ConfigError, bad_value
 
-OPEN_SECTIONS = ("model", "data", "batch", "generation", "estimator", "output")
+FIXED_SECTIONS = ("cluster",)
 FIXED_KEYS = ("output.dir", "output.name")
 
 
@@ -18,8 +18,7 @@ def measurement_config(base: ProbeConfig, settings: Mapping[str, Any]) -> ProbeC
     """
     raw = to_dict(base)
     for key, value in settings.items():
-        section, _, _ = key.partition(".")
-        if section not in OPEN_SECTIONS or key in FIXED_KEYS:
+        if key in FIXED_KEYS or key.partition(".")[0] in FIXED_SECTIONS:
             remedy = "it belongs to the service and stays as `up` was given it"
             raise ConfigError(bad_value("--set", key, remedy))
         *path, name = key.split(".")

@@ -317,7 +317,7 @@ def test_a_lost_head_is_followed_by_an_up_that_goes_on(
     children = psutil.Process(entry.pid).children(recursive=True)
     os.kill(entry.pid, signal.SIGKILL)
     psutil.wait_procs(children, 30)
-    assert "nothing is up" in shell.run("status", code=2)
+    assert "'demo' has lost its head" in shell.run("status", code=2)
     before = len(RunDirectory.open(Path(service["directory"]) / identity).finished_rounds())
     assert shell.ask("up", "service.yaml", "--name", "demo")["going_on"] == 1
     with ProbeClient.connect() as client:
