@@ -145,9 +145,8 @@ class Pool:
         Raises ClusterError when none is left and starting failed too often in a row.
         """
         self._mark_leaving()
-        while len(self._workers) < self.asked and self._failed_starts < MAX_FAILED_STARTS:
-            self._workers[self._next] = Worker(self._create(self._next), self._clock())
-            self._next += 1
+        if len(self._workers) < self.asked and self._failed_starts < MAX_FAILED_STARTS:
+            self._start_missing()
         if not self._workers:
             raise ClusterError(f"cluster.actors: got {self.asked}, and none is left that starts; {self.last_failure}")
         for worker in self._workers.values():
@@ -199,6 +198,16 @@ class Pool:
         workers, self._workers = self._workers, {}
         for worker in list(workers.values()):
             ray.kill(worker.handle)
+
+    def _start_missing(self) -> None:
+        """Start actors up to the number asked for; of each it is known whether there was room for it."""
+        free = dict(ray.available_resources())
+        while len(self._workers) < self.asked:
+            had_room = all(free.get(name, 0.0) >= amount for name, amount in self._demand.items())
+            if had_room:
+                free |= {name: free[name] - amount for name, amount in self._demand.items()}
+            self._workers[self._next] = Worker(self._create(self._next), self._clock(), had_room)
+            self._next += 1
 
     def _create(self, number: int) -> Any:
         name = {} if self._prefix is None else {"name": f"{self._prefix}/rollout-{number}"}
@@ -270,7 +279,8 @@ class Pool:
             if paused:
                 worker.moved = now  # we stood still ourselves: nothing is known of the others
             self._count_tokens(worker, now)
-            if worker.loaded < 0 and worker.tokens < 0 and now - worker.since > PLACE_DEADLINE_S and self._no_room():
+            unheard = worker.loaded < 0 and worker.tokens < 0 and not worker.had_room
+            if unheard and now - worker.since > PLACE_DEADLINE_S and self._no_room():
                 worker.moved = now  # it has no process yet and gets one as soon as there is room: a node, say
             limit = self._stall_deadline_s if worker.task is not None else self._start_deadline_s
             if now - max(worker.since, worker.moved) > limit:

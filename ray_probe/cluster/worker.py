@@ -29,6 +29,7 @@ class Worker:
 
     handle: Any
     born: float
+    had_room: bool
     loaded: int = -1
     version: int = -1
     task: Any = None

@@ -31,7 +31,7 @@ from ray_probe.service.client import ProbeClient
 pytestmark = [pytest.mark.cluster, pytest.mark.own_cluster, pytest.mark.timeout(240)]
 
 LAUNCH = Path(__file__).parents[2] / "launch.py"
-LONG = 400  # rounds of a measurement that a test ends itself
+LONG = 2000  # rounds of a measurement that a test ends itself
 
 
 class Shell:
@@ -148,15 +148,16 @@ def test_the_life_of_a_service_as_the_readme_shows_it(
 def test_scaling_in_mid_measurement_leaves_the_same_bits(
     client: ProbeClient, raw: dict[str, Any], tmp_path: Path
 ) -> None:
-    rounds = 60
-    identity = client.probe(raw["model"]["path"], settings={"batch.rounds": rounds})
+    identity = client.probe(raw["model"]["path"], settings={"batch.rounds": LONG})
     until(lambda: client.status().measurement)
     for actors in (3, 1):
         assert client.scale(actors).asked == actors
         until(lambda wanted=actors: client.status().actors_alive == wanted)  # type: ignore[misc]
-        assert client.result(identity)[0].finished is None, "in mid-measurement"
-    result = client.wait(identity)
-    expected = reference(raw, tmp_path, batch={"rounds": rounds})
+    assert client.cancel(identity).state == "running", "it was scaled in mid-measurement"
+    until(lambda: client.result(identity)[0].finished)
+    _, result = client.result(identity)
+    assert result is not None
+    expected = reference(raw, tmp_path, batch={"rounds": result["counts"]["rounds"]})
     assert result["beta"] == expected["beta"]
     assert result["counts"] | {"actors": 1} == expected["counts"] | {"actors": 1}
     assert result["gradient"]["norm"] == pytest.approx(expected["gradient"]["norm"], rel=1e-5)
