@@ -93,22 +93,22 @@ def measure(
         backend.open(directory, [list(line["records"]) for line in finished])
         probe = OfflineEntropyProbe(config, job.prepared.plan, backend, directory, _logging(listener), stop)
         on_open(probe)
-        result = _finish(probe)
-        from ray_probe.report.plots import write_plots  # brings matplotlib along
-
-        write_plots(result, directory.finished_rounds(), directory.path)
-    return result
+        return _finish(probe, directory)
 
 
-def _finish(probe: OfflineEntropyProbe) -> dict[str, Any]:
+def _finish(probe: OfflineEntropyProbe, directory: RunDirectory) -> dict[str, Any]:
     """Run to the end; when stopped or failed, write what the finished rounds give before passing that on."""
+    from ray_probe.report.plots import write_plots  # brings matplotlib along
+
     try:
-        return probe.run()
+        result = probe.run()
+        write_plots(result, directory.finished_rounds(), directory.path)
+        return result
     except (Stopped, ProbeError) as error:
         logger.error("ended after %d whole rounds: %s", probe.finished_rounds, error)
         if probe.finished_rounds:
-            with contextlib.suppress(ProbeError):  # a full disk, say: the first error is the one to tell
-                probe.finish()
+            with contextlib.suppress(ProbeError, OSError):  # a full disk, say: the first error is the one to tell
+                write_plots(probe.finish(), directory.finished_rounds(), directory.path)
         raise
     except Exception:
         logger.exception("ended after %d whole rounds by a fault of ray_probe", probe.finished_rounds)
