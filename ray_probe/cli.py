@@ -10,6 +10,7 @@ import typer
 
 from ray_probe import commands
 from ray_probe.errors import ProbeError
+from ray_probe.interrupts import signals_interrupt
 
 EXIT_USAGE = 2
 EXIT_INTERRUPTED = 130
@@ -46,7 +47,7 @@ def run(
     state = Run()
     try:
         # Ray prints what befalls its workers to stdout, which belongs to the result.
-        with commands.terminated_as_interrupted(), ProgressDisplay() as display, contextlib.redirect_stdout(sys.stderr):
+        with signals_interrupt(), ProgressDisplay() as display, contextlib.redirect_stdout(sys.stderr):
             result = execute(request, display, state)
     except KeyboardInterrupt:
         return _interrupted(state.directory, state.finished_rounds)

@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ray_probe.errors import ClusterError, ConfigError, bad_value
+from ray_probe.interrupts import interrupted, signals_interrupt
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -57,7 +57,7 @@ def up(
     from ray_probe.service import launch
 
     try:
-        with terminated_as_interrupted(), _stdout_for_results():
+        with signals_interrupt(), _stdout_for_results():
             found = launch.up(config, overrides(set_ or [], actors, address, out), name, _tell)
     except KeyboardInterrupt:
         _tell("interrupted; what was started has been ended")
@@ -74,7 +74,7 @@ def down(name: Name = None, address: Address = None, namespace: Namespace = None
     """End a service and all that it started."""
     from ray_probe.service import launch
 
-    with terminated_as_interrupted(), _stdout_for_results():
+    with signals_interrupt(), _stdout_for_results():
         ended = launch.down(name, _tell, address, namespace)
     print(f"service {ended!r} is down; its files stay, and `up` goes on with what was queued")
     return 0
@@ -275,8 +275,8 @@ def _waited(client: "ProbeClient", identity: str) -> dict[str, Any] | None:
     from ray_probe.report.display import ProgressDisplay
 
     try:
-        with ProgressDisplay() as display:
-            return client.wait(identity, display)
+        with signals_interrupt(), ProgressDisplay() as display:
+            return client.wait(identity, display, interrupted)
     except KeyboardInterrupt:
         _tell(f"{identity} goes on; stop it with `cancel {identity}`")
         return None
@@ -306,16 +306,6 @@ def _tables() -> Any:
     from ray_probe.report import service_tables
 
     return service_tables
-
-
-@contextlib.contextmanager
-def terminated_as_interrupted() -> Iterator[None]:
-    """SIGTERM, as schedulers send it, ends a command as Ctrl-C does."""
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 @contextlib.contextmanager

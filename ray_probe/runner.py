@@ -13,6 +13,7 @@ from typing import Any
 
 from ray_probe.config import ProbeConfig, load_config, to_dict
 from ray_probe.errors import ConfigError, bad_value
+from ray_probe.interrupts import interrupted
 from ray_probe.measurement import Job, prepared_again
 from ray_probe.prepared import FREE_SECTIONS, Prepared, few_shards
 from ray_probe.progress import Listener, Progress
@@ -186,7 +187,7 @@ def warn_unless_shared(config: ProbeConfig, tell: Callable[[str], None]) -> None
 def _followed(client: Any, identity: str, listener: Listener) -> dict[str, Any]:
     """The result of the measurement; on Ctrl-C it is stopped with its whole rounds kept, which takes a moment."""
     try:
-        result: dict[str, Any] = client.wait(identity, listener)
+        result: dict[str, Any] = client.wait(identity, listener, interrupted)
         return result
     except KeyboardInterrupt:
         listener(Progress.outside("interrupted: keeping the whole rounds; once more to end at once"))

@@ -154,7 +154,7 @@ class ProbeClient:
         Args:
             measurement: id.
             listener: told of progress and notes.
-            stop: true to follow no longer; the measurement goes on.
+            stop: true to follow no longer, by KeyboardInterrupt; the measurement goes on.
 
         Raises:
             ProbeError: what it failed of, with its exit code; CancelledError when somebody stopped it.
@@ -172,8 +172,10 @@ class ProbeClient:
             cursor = followed.cursor
             for event in followed.events:
                 listener(event)
-            if followed.info.finished is not None or stop():
+            if followed.info.finished is not None:
                 break
+            if stop():
+                raise KeyboardInterrupt
             time.sleep(FOLLOW_EVERY_S)
         info, result = self.result(measurement)
         if info.state == "failed":
