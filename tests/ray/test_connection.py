@@ -170,6 +170,7 @@ def refused(*args, **named):
             return ["connected", 0]
     except ClusterError as error:
         return [str(error), time.monotonic() - start]
+signal.signal(signal.SIGINT, signal.default_int_handler)  # it is ignored where this was started in the background
 logged, facts = [], {}
 one = Demand(actors=1, cpus_per_actor=1, gpus_per_actor=0, resources={}, slots=1)
 """
