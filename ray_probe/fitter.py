@@ -1,19 +1,42 @@
 """What the fitter does, as a plain class: accept records, close rounds, hand out fits. numpy only.
 
 Totals are formed in canonical order (rounds, then shard index), so beta has the same bits whatever the order of
-arrival and the number of actors.
+arrival and the number of actors. With a ledger nothing is known that is not on disk: a fitter that is made again from
+it has the same versions, to the bit.
 """
 
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from ray_probe.core.baselines import TARGET, BaselineRule, PublishedFit
-from ray_probe.core.records import Record, check, total
+from ray_probe.core.record_checks import check, check_packed
+from ray_probe.core.records import SCHEMA_VERSION, Record, total
 from ray_probe.core.variance import in_sample_mean_squares
-from ray_probe.errors import ConfigError, RecordError, bad_value
-from ray_probe.ledger import Entry, Ledger, read_ledger, rewrite_ledger
+from ray_probe.errors import ConfigError, LedgerError, RecordError, bad_value
+from ray_probe.ledger import Ledger
+from ray_probe.ledger_entries import Accepted, Closed, Different, Entry, digest_of
 from ray_probe.messages import Array, Delivery, Receipt, ShardKey
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What came to a fitter.
+
+    Attributes:
+        records: shards whose record was accepted, in every round so far.
+        duplicates: deliveries of a record that was in already, since this fitter was made.
+        different: shards that came again with other bytes, by id, in order.
+        torn_bytes: bytes of unfinished entries that were cut off the ledger so far.
+        openings: how often the ledger was opened, this time included; 0 without a ledger.
+    """
+
+    records: int
+    duplicates: int
+    different: tuple[str, ...]
+    torn_bytes: int
+    openings: int
 
 
 class Fitter:
@@ -23,8 +46,13 @@ class Fitter:
         rule: how the baseline is formed.
         policy_id: the policy whose responses the records are of.
         ledger_path: file that accepted records are written to before they are acknowledged; None keeps none.
-        finished: the shards of each round that a resumed run keeps; those rounds are rebuilt from the ledger, all
-            other records in it are dropped.
+        finished: the shards of each round that a resumed run keeps. Rounds beyond those are open again, with the
+            records that are in. None: every round that the ledger closes stays closed.
+        run: names what else records must agree on: the prompts and their plan, say.
+
+    Raises:
+        LedgerError: the ledger is damaged, another run's, or lacks a finished round.
+        OutputError: it cannot be opened or written.
     """
 
     def __init__(
@@ -32,50 +60,67 @@ class Fitter:
         rule: BaselineRule,
         policy_id: str,
         ledger_path: Path | None = None,
-        finished: Sequence[Sequence[int]] = (),
+        finished: Sequence[Sequence[int]] | None = None,
+        run: str = "",
     ) -> None:
         self._rule = rule
         self._policy_id = policy_id
         self._previous = self._current = PublishedFit.empty(rule, policy_id)
         self._betas = [self._report(self._current)]
-        self._open: dict[int, Record] = {}
-        self._packed: dict[ShardKey, Array] = {}
+        self._closed: Closed | None = None
+        self._packed: dict[int, dict[int, Array]] = {}
+        self._digests: dict[ShardKey, str] = {}
+        self._different: set[Different] = set()
+        self._duplicates = self._torn_bytes = self._openings = 0
+        self.notes: list[str] = []
+        """What the run's log should say: of a torn ledger, of shards that came again with other bytes."""
+        self._ledger: Ledger | None = None
         if ledger_path is not None:
-            self._restore(ledger_path, finished)
-        self._ledger = None if ledger_path is None else Ledger(ledger_path)
+            self._ledger = Ledger(ledger_path, self._origin(run))
+            try:
+                self._restore(self._ledger, finished, ledger_path)
+            except BaseException:
+                self.close()
+                raise
 
     @property
     def current(self) -> PublishedFit:
         """The newest fit: everything through the last closed round."""
         return self._current
 
+    @property
+    def counts(self) -> Counts:
+        """What came so far."""
+        different = tuple(
+            f"{number}/{shard}" for number, shard in sorted({(d.round, d.shard) for d in self._different})
+        )
+        return Counts(len(self._digests), self._duplicates, different, self._torn_bytes, self._openings)
+
     def accept(self, delivery: Delivery) -> Receipt:
         """Take in a shard's record, once.
 
-        Raises RecordError for one that does not fit the run or cannot be written to the ledger; it is not merged.
+        Raises:
+            RecordError: it does not fit the run; it is not merged.
+            OutputError: it cannot be written to the ledger; it is not merged.
         """
         self._check_origin(delivery)
-        key = (delivery.round, delivery.shard)
-        if key in self._packed:
-            kept = self._packed[key]
-            if kept.tobytes() == delivery.packed.tobytes():
-                return Receipt("duplicate")
-            return Receipt("different", kept)
+        check_packed(delivery.packed, self._rule.shape)
+        key, digest = (delivery.round, delivery.shard), digest_of(delivery.packed)
+        if key in self._digests:
+            return self._again(key, digest)
         if delivery.round != self._current.round + 1:
             raise RecordError(f"round: got {delivery.round}; round {self._current.round + 1} is open")
-        record = Record.unpack(delivery.packed)
-        check(record, self._rule.shape)
-        if self._ledger is not None:
-            self._ledger.append(Entry(delivery.round, delivery.shard, delivery.packed))
-        self._open[delivery.shard] = record
-        self._packed[key] = delivery.packed.copy()
+        check(Record.unpack(delivery.packed), self._rule.shape)
+        entry = Accepted(*key, digest, delivery.packed.copy())
+        self._write(entry)
+        self._keep(entry)
         return Receipt("accepted")
 
     def close_round(self, round_number: int, shards: Sequence[int], since: int | None = None) -> PublishedFit:
         """Fold the records of these shards, fit, and return the fit that this round's gradients use.
 
         With `lagged` that is the fit of the rounds before, with the others the new one. Closing a round again
-        returns the same fit. Records of shards that are not listed (they were given up) are dropped.
+        returns the same fit. Records of shards that are not listed (they were given up) are left out.
 
         Args:
             round_number: the open round.
@@ -83,16 +128,22 @@ class Fitter:
             since: first of the rounds whose shards may still be done again, and are known then; None: this one.
 
         Raises:
-            RecordError: another round is open, or a listed shard's record is missing.
+            RecordError: another round is open, a listed shard's record is missing, or others were listed before.
+            OutputError: the ledger cannot be written; the round stays open.
         """
-        if round_number == self._current.round:
+        listed = tuple(sorted({int(shard) for shard in shards}))
+        if self._closed is not None and round_number == self._closed.round:
+            if listed != self._closed.shards:
+                raise RecordError(f"round {round_number}: was closed with shards {list(self._closed.shards)}")
             return self._fit_in_use()
         if round_number != self._current.round + 1:
             raise RecordError(f"round {round_number}: cannot be closed; round {self._current.round + 1} is open")
-        missing = sorted(set(shards) - set(self._open))
+        missing = sorted(set(listed) - set(self._packed.get(round_number, ())))
         if missing:
             raise RecordError(f"round {round_number}: cannot be closed; no record of shards {missing} is in")
-        self._close(shards, round_number if since is None else since)
+        entry = Closed(round_number, listed, round_number if since is None else since)
+        self._write(entry)
+        self._fold(entry)
         return self._fit_in_use()
 
     def beta(self, version: int | None = None) -> dict[str, Any]:
@@ -123,7 +174,6 @@ class Fitter:
         """Let go of the ledger."""
         if self._ledger is not None:
             self._ledger.close()
-            self._ledger = None
 
     def _report(self, fit: PublishedFit) -> dict[str, Any]:
         ridge = fit.ridge
@@ -143,11 +193,35 @@ class Fitter:
     def _fit_in_use(self) -> PublishedFit:
         return self._previous if self._rule.fit == "lagged" else self._current
 
-    def _close(self, shards: Sequence[int], since: int) -> None:
-        latest = total((self._open[shard] for shard in sorted(set(shards))), self._rule.shape)
+    def _write(self, entry: Entry) -> None:
+        if self._ledger is not None:
+            self._ledger.append(entry)
+
+    def _keep(self, entry: Accepted) -> None:
+        self._packed.setdefault(entry.round, {})[entry.shard] = entry.packed
+        self._digests[entry.round, entry.shard] = entry.sha256
+
+    def _again(self, key: ShardKey, digest: str) -> Receipt:
+        """The answer to a shard that is in already."""
+        if digest == self._digests[key]:
+            self._duplicates += 1
+            return Receipt("duplicate")
+        entry = Different(*key, digest)
+        if entry not in self._different:
+            self._write(entry)
+            self._different.add(entry)
+            self.notes.append(f"shard {key[0]}/{key[1]} came again with other bytes; the first record stays")
+        kept = self._packed.get(key[0], {}).get(key[1])
+        if kept is None:
+            raise RecordError(f"record: shard {key[0]}/{key[1]} was committed with other bytes; this one is not merged")
+        return Receipt("different", kept)
+
+    def _fold(self, entry: Closed) -> None:
+        records = self._packed.get(entry.round, {})
+        latest = total((Record.unpack(records[shard]) for shard in entry.shards), self._rule.shape)
         self._previous, self._current = self._current, self._current.after_round(latest)
-        self._open = {}
-        self._packed = {key: packed for key, packed in self._packed.items() if key[0] >= since}
+        self._closed = entry
+        self._packed = {number: known for number, known in self._packed.items() if number >= entry.since}
         self._betas.append(self._report(self._current))
 
     def _check_origin(self, delivery: Delivery) -> None:
@@ -155,11 +229,37 @@ class Fitter:
             raise RecordError(f"policy_id: got {delivery.policy_id!r}; the run has {self._policy_id!r}")
         if delivery.features != self._rule.features:
             raise RecordError(f"features: got {delivery.features!r}; the run has {self._rule.features!r}")
+        if any(type(place) is not int or place < 0 for place in (delivery.round, delivery.shard)):
+            raise RecordError(f"shard: got {delivery.round!r}/{delivery.shard!r}; need two integers >= 0")
 
-    def _restore(self, path: Path, finished: Sequence[Sequence[int]]) -> None:
-        wanted = {(number, shard) for number, shards in enumerate(finished) for shard in shards}
-        kept = [entry for entry in read_ledger(path) if (entry.round, entry.shard) in wanted]
-        for number, shards in enumerate(finished):
-            self._open = {entry.shard: Record.unpack(entry.packed) for entry in kept if entry.round == number}
-            self.close_round(number, shards)
-        rewrite_ledger(path, kept)
+    def _origin(self, run: str) -> dict[str, Any]:
+        """What the ledger must belong to."""
+        rule = asdict(self._rule) | {"features": list(self._rule.features)}
+        return {"run": run, "policy_id": self._policy_id, **rule, "record_version": SCHEMA_VERSION}
+
+    def _restore(self, ledger: Ledger, finished: Sequence[Sequence[int]] | None, path: Path) -> None:
+        """Do again what the ledger says, and start to write to it."""
+        contents = ledger.read()
+        closed = contents.closed if finished is None else _kept(contents.closed, finished, path)
+        for accepted in contents.records.values():
+            self._keep(accepted)
+        for entry in closed:
+            self._fold(entry)
+        self._different = contents.different
+        self._torn_bytes, self._openings = contents.torn_bytes, contents.openings + 1
+        if ledger.torn_bytes:
+            cut = f"{ledger.torn_bytes} bytes of an entry that was never finished were cut off"
+            self.notes.append(f"{path.name}: {cut}; it had not been acknowledged")
+        ledger.begin(len(closed))
+
+
+def _kept(closed: list[Closed], finished: Sequence[Sequence[int]], path: Path) -> list[Closed]:
+    """The closed rounds that a resumed run keeps. Raises LedgerError where the ledger does not bear them out."""
+    for number, shards in enumerate(finished):
+        if number >= len(closed) or closed[number].shards != tuple(sorted(set(shards))):
+            there = f"has it closed with {list(closed[number].shards)}" if number < len(closed) else "has it not closed"
+            raise LedgerError(
+                f"{path}: round {number} was finished with shards {sorted(set(shards))}, and the ledger {there}; "
+                "restore the file or start a new run"
+            )
+    return closed[: len(finished)]

@@ -1,94 +1,229 @@
-"""The ledger of accepted shard records: appended and fsynced before a record is acknowledged. numpy only.
+"""The ledger of accepted records: on disk before a record is acknowledged, and all that the fitter is made of again.
 
-One JSON object a line: round, shard, the packed record in base64 and a CRC of all three.
+One JSON object a line, in the order in which things happened; what was written whole is never changed:
+
+    header     what the ledger belongs to: run, policy, rule of the baseline, layout of the records; a random id
+    record     a shard's record was accepted: round, shard, sha256 of its packed bytes, those bytes in base64
+    closed     a round was fitted on the records of these shards; the rounds before `since` were committed then
+    opened     the ledger was opened again: rounds from `round` on are open, so many torn bytes were cut off
+    different  a shard came again with other bytes, of this sha256; the first record stays
+
+**Damage.** Every line ends in a CRC of itself and all lines before it. One that does not fit is refused, with its
+number and the offset of its first byte. Bytes after the last line break are different: a line that was never finished,
+so never acknowledged. They are cut off when the ledger is opened, and counted.
+
+**Groups.** Rounds that are committed together are closed one by one, so a run that goes on may find rounds closed that
+it has not finished. It reopens them: their `closed` no longer holds, as the plan may give up other shards this time,
+but their records do. A shard that is collected again is then a duplicate, and counts once.
+
+**Never acknowledged but not written.** A record is acknowledged after fsync. One that cannot be written whole is cut
+off again. After a failing fsync nobody knows what is on disk, whatever the next fsync says, so this ledger takes
+nothing more. What a process has written just before it died may lie in memory only: opening ends with an fsync.
+
+**One writer.** Who opens a ledger writes to it; the one before notices by the file's size, and writes no more.
 """
 
-import base64
-import json
+import contextlib
+import fcntl
 import os
-import zlib
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
-import numpy as np
-import numpy.typing as npt
+from ray_probe.errors import LedgerError, OutputError, bad_value
+from ray_probe.failpoints import fail_at
+from ray_probe.files import locked, sync_directory
+from ray_probe.ledger_entries import Accepted, Contents, Different, Entry, Opened, decode, encode, entry_of, line_of
 
-from ray_probe.errors import RecordError
-
-
-@dataclass(frozen=True, eq=False)
-class Entry:
-    """One accepted record: where it belongs in the plan, and its packed float64 vector."""
-
-    round: int
-    shard: int
-    packed: npt.NDArray[np.float64]
-
-
-def _checksum(round_number: int, shard: int, payload: bytes) -> int:
-    return zlib.crc32(payload, zlib.crc32(f"{round_number}/{shard}/".encode()))
-
-
-def _encode(entry: Entry) -> bytes:
-    payload = base64.b64encode(entry.packed.astype("<f8").tobytes())
-    crc = _checksum(entry.round, entry.shard, payload)
-    line = {"round": entry.round, "shard": entry.shard, "record": payload.decode(), "crc": crc}
-    return json.dumps(line).encode() + b"\n"
-
-
-def _decode(line: bytes, where: str) -> Entry:
-    try:
-        raw = json.loads(line)
-        payload = raw["record"].encode()
-        if _checksum(raw["round"], raw["shard"], payload) != raw["crc"]:
-            raise ValueError("checksum")
-        packed = np.frombuffer(base64.b64decode(payload), "<f8").astype(np.float64)
-        return Entry(raw["round"], raw["shard"], packed)
-    except (ValueError, KeyError, TypeError, AttributeError):
-        raise RecordError(f"{where}: the ledger is damaged here; restore the file or start a new run") from None
+FORMAT = 1
+HEADER_START = b'{"entry":"header","format":'
+LOCK_WAIT_S = 10.0
 
 
 class Ledger:
-    """Append-only file of accepted records, owned by the fitter."""
+    """A ledger that is open, owned by the fitter: `read` it, `begin` to write, then `append`.
 
-    def __init__(self, path: Path) -> None:
+    Args:
+        path: the file; made (0600) where there is none.
+        origin: what records must belong to, by name; plain JSON types.
+
+    Raises:
+        OutputError: it cannot be opened.
+    """
+
+    def __init__(self, path: Path, origin: Mapping[str, Any]) -> None:
         self._path = path
-        self._descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+        self._origin = dict(origin)
+        self._refuses: str | None = None
+        self._closed = False
+        flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+        try:
+            self._descriptor = os.open(path, flags, 0o600)
+        except OSError as error:
+            raise OutputError(f"{path}: cannot be opened ({error.strerror}); it must be a plain file") from None
+
+    def read(self) -> Contents:
+        """What holds now, torn bytes at the end counted; nothing is changed yet.
+
+        Raises:
+            LedgerError: it is damaged before its end, or belongs to something else.
+        """
+        with self._alone():
+            contents, self._chain, self._whole = _read(self._descriptor, self._path, self._origin)
+            self._size = os.fstat(self._descriptor).st_size
+        contents.torn_bytes += self.torn_bytes
+        return contents
+
+    @property
+    def torn_bytes(self) -> int:
+        """Bytes at the end that `read` has found and `begin` cuts off."""
+        return self._size - self._whole
+
+    def begin(self, round_number: int) -> None:
+        """Start to write to what `read` has found, with rounds from this one on open.
+
+        Raises:
+            OutputError: that cannot be written, or another has begun meanwhile.
+        """
+        torn_bytes = self.torn_bytes
+        with self._alone():
+            self._check_alone()
+            self._cut_off()
+            if self._whole:
+                self._write(*line_of(Opened(round_number, torn_bytes), self._chain))
+            else:
+                self._write(*encode("header", {"format": FORMAT, **self._origin, "id": os.urandom(8).hex()}, 0))
+            try:
+                sync_directory(self._path.parent)
+            except OSError as error:
+                raise self._unwritable(error) from None
 
     def append(self, entry: Entry) -> None:
-        """Write one record; on return it is on disk. Raises RecordError when it is not: nothing of it stays then."""
-        line = _encode(entry)
-        size = os.fstat(self._descriptor).st_size
-        try:
-            written = os.write(self._descriptor, line)
-            if written != len(line):
-                raise OSError(f"{written} of {len(line)} bytes were written")
-            os.fsync(self._descriptor)
-        except OSError as error:
-            os.ftruncate(self._descriptor, size)  # the next record must not go on in a torn line
-            raise RecordError(f"{self._path}: cannot be written ({error}); is the disk full?") from None
+        """Write one entry; on return it is on disk.
+
+        Raises:
+            OutputError: it is not, and nothing of it stays; or another fitter writes to this ledger now.
+        """
+        place, detail = "close", str(entry.round)
+        if isinstance(entry, Accepted | Different):
+            place, detail = "fit" if isinstance(entry, Accepted) else "different", f"{entry.round}/{entry.shard}"
+        line, chain = line_of(entry, self._chain)
+        fail_at(f"{place}_before_write", detail)
+        with self._alone():
+            self._check_alone()
+            fail_at(f"{place}_torn", detail, lambda: os.write(self._descriptor, line[: len(line) // 2]))
+            self._write(line, chain)
+        fail_at(f"{place}_after_fsync", detail)
 
     def close(self) -> None:
-        """Close the file."""
-        os.close(self._descriptor)
+        """Close the file; nothing is taken any more."""
+        if not self._closed:
+            self._closed = True
+            self._refuses = f"{self._path}: was closed"
+            os.close(self._descriptor)
+
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[None]:
+        """No other process reads or writes during the block. Raises OutputError when that cannot be."""
+        if self._refuses is not None:
+            raise OutputError(self._refuses)
+        if not locked(self._descriptor, LOCK_WAIT_S):
+            raise OutputError(f"{self._path}: another process has held it for {LOCK_WAIT_S:g} s; end that first")
+        try:
+            yield
+        finally:
+            fcntl.flock(self._descriptor, fcntl.LOCK_UN)
+
+    def _check_alone(self) -> None:
+        """Refuse to go on in a file that is not as this ledger left it."""
+        status = os.fstat(self._descriptor)
+        if status.st_nlink == 0:
+            self._refuses = f"{self._path}: was removed while it was in use; restore it or start a new run"
+        elif status.st_size != self._size:
+            self._refuses = f"{self._path}: another fitter writes to it now; this one takes nothing more"
+        if self._refuses is not None:
+            raise OutputError(self._refuses)
+
+    def _write(self, line: bytes, chain: int) -> None:
+        rest = memoryview(line)
+        try:
+            while rest:
+                rest = rest[os.write(self._descriptor, rest) :]
+        except OSError as error:
+            self._cut_off()
+            raise self._unwritable(error) from None
+        try:
+            os.fsync(self._descriptor)
+        except OSError as error:
+            self._refuses = str(self._unwritable(error))
+            with contextlib.suppress(OutputError):  # nobody shall find it; the failure is told all the same
+                self._cut_off()
+            raise OutputError(self._refuses) from None
+        self._chain = chain
+        self._whole = self._size = self._size + len(line)
+
+    def _cut_off(self) -> None:
+        """Remove what was not written whole: the next line must not go on in it."""
+        try:
+            os.ftruncate(self._descriptor, self._whole)
+        except OSError as error:
+            self._refuses = str(self._unwritable(error))
+            raise OutputError(self._refuses) from None
+        self._size = self._whole
+
+    def _unwritable(self, error: OSError) -> OutputError:
+        remedy = "is the disk full? Make room, then go on with run --resume"
+        return OutputError(f"{self._path}: cannot be written ({error.strerror}); {remedy}")
 
 
-def read_ledger(path: Path) -> list[Entry]:
-    """All records in the file, in order, none without a file; a torn last line was never acknowledged: left out.
+def read_ledger(path: Path) -> Contents:
+    """What holds by the end of a ledger, whomever it belongs to; torn bytes at the end are not looked at.
 
-    Raises RecordError, naming the line, for damage before the end.
+    Raises LedgerError for damage before the end.
     """
-    lines = path.read_bytes().split(b"\n") if path.exists() else [b""]
-    return [_decode(line, f"{path.name} line {number}") for number, line in enumerate(lines[:-1], start=1)]
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        return _read(descriptor, path, None)[0]
+    finally:
+        os.close(descriptor)
 
 
-def rewrite_ledger(path: Path, entries: Iterable[Entry]) -> None:
-    """Replace the file, atomically, by these records."""
-    temporary = path.with_suffix(".tmp")
-    with temporary.open("wb") as stream:
-        stream.writelines(_encode(entry) for entry in entries)
-        stream.flush()
-        os.fsync(stream.fileno())
-    temporary.chmod(0o600)
-    temporary.replace(path)
+def _read(descriptor: int, path: Path, origin: Mapping[str, Any] | None) -> tuple[Contents, int, int]:
+    """What holds, the CRC that the next line goes on from, and how many bytes are whole lines."""
+    contents, chain, whole = Contents(), 0, 0
+    with open(descriptor, "rb", closefd=False) as stream:
+        stream.seek(0)
+        for number, line in enumerate(stream, start=1):
+            try:
+                if not line.endswith(b"\n"):
+                    _check_torn(number, line)
+                    break
+                fields, chain = decode(line, chain)
+                if number == 1:
+                    _check_header(fields, path, origin)
+                    contents.openings = 1
+                else:
+                    contents.add(entry_of(fields))
+            except (ValueError, KeyError, TypeError):
+                place = f"entry {number}, at byte {whole}"
+                raise LedgerError(f"{path}: {place}, is damaged; restore the file or start a new run") from None
+            whole += len(line)
+    return contents, chain, whole
+
+
+def _check_torn(number: int, line: bytes) -> None:
+    """A first line that was never finished is that of a new ledger; a file that begins otherwise is none of ours."""
+    if number == 1 and not line.startswith(HEADER_START[: len(line)]):
+        raise ValueError
+
+
+def _check_header(fields: Mapping[str, Any], path: Path, origin: Mapping[str, Any] | None) -> None:
+    if fields["entry"] != "header":
+        raise ValueError
+    if fields["format"] != FORMAT:
+        remedy = f"this version of ray_probe reads format {FORMAT}; go on with the version that wrote it"
+        raise LedgerError(f"{path}: {bad_value('format', fields['format'], remedy)}")
+    for name, value in (origin or {}).items():
+        if fields[name] != value:
+            remedy = f"this run's is {value!r}; give each run a directory of its own"
+            raise LedgerError(f"{path}: {bad_value(name, fields[name], remedy)}")

@@ -22,7 +22,8 @@ from ray_probe.config import GenerationSettings
 from ray_probe.core.baselines import MODES, BaselineRule, Mode, PublishedFit, ShardBaseline
 from ray_probe.core.features import DEFAULT_FEATURES
 from ray_probe.core.loss import Estimator
-from ray_probe.core.records import Record, check, position_bins, total
+from ray_probe.core.record_checks import check
+from ray_probe.core.records import Record, position_bins, total
 from ray_probe.enumeration import EOS, enumerate_policy
 from ray_probe.gradients import GradientSum
 from ray_probe.probe_components import ProbeComponents

@@ -1,15 +1,17 @@
 """The Ray actors, as thin wrappers around plain classes; `ray.remote` is applied where they are created."""
 
-import secrets
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import ray
+from threadpoolctl import threadpool_limits
 
 from ray_probe.core.baselines import BaselineRule, PublishedFit
-from ray_probe.errors import ClusterError, RecordError
-from ray_probe.fitter import Fitter
+from ray_probe.errors import ClusterError
+from ray_probe.fitter import Counts
+from ray_probe.fitter_host import FitterHost
 from ray_probe.gradient_store import GradientStore
 from ray_probe.layout import Layout
 from ray_probe.loading import Loader, Order
@@ -17,48 +19,62 @@ from ray_probe.messages import Delivery, GradientReport, Receipt
 
 
 class FitterActor:
-    """Owns the records and the fits of one measurement after the other; numpy only, so that it starts in a moment."""
+    """Owns the records and the fits of one measurement after the other; numpy only, so that it starts in a moment.
 
-    _fitter: Fitter
+    Made again after its process died, it goes on with the measurement that it was open on. All its methods may be
+    called twice.
 
-    def __init__(self) -> None:
-        self._opening = ""
+    Args:
+        state: file in which that measurement is kept; None: it is lost with the process.
+        owner: names this actor in the file.
+    """
 
-    def open(self, rule: BaselineRule, policy_id: str, ledger: str, finished: Sequence[Sequence[int]]) -> str:
+    def __init__(self, state: str | None = None, owner: str = "") -> None:
+        threadpool_limits(limits=1)
+        self._host = FitterHost(None if state is None else Path(state), owner)
+
+    def open(
+        self, rule: BaselineRule, policy_id: str, ledger: str, finished: Sequence[Sequence[int]], run: str = ""
+    ) -> str:
         """Go on from a ledger; returns what `accept` needs."""
-        if self._opening:
-            self._fitter.close()
-            self._opening = ""  # whatever fails below, nothing is taken for the measurement before
-        self._fitter = Fitter(rule, policy_id, Path(ledger), finished)
-        self._opening = secrets.token_hex(8)
-        return self._opening
+        return self._host.open(rule, policy_id, Path(ledger), finished, run)
 
     def ready(self) -> None:
         """Answers."""
 
+    def pid(self) -> int:
+        """Of this process."""
+        return os.getpid()
+
     def accept(self, opening: str, delivery: Delivery) -> Receipt:
         """Take in a shard's record. Raises RecordError for one of a measurement that is over."""
-        if opening != self._opening:
-            raise RecordError(f"record: that of shard {delivery.round}/{delivery.shard} is of a measurement before")
-        return self._fitter.accept(delivery)
+        return self._host.accept(opening, delivery)
 
     def close_round(self, round_number: int, shards: Sequence[int], since: int) -> PublishedFit:
         """Fit; returns the fit that the round's gradients use, as actors need it."""
-        return self._fitter.close_round(round_number, shards, since).for_broadcast()
+        return self._host.fitter.close_round(round_number, shards, since).for_broadcast()
 
     def current(self) -> PublishedFit:
         """The newest fit, as actors need it."""
-        return self._fitter.current.for_broadcast()
+        return self._host.fitter.current.for_broadcast()
+
+    def counts(self) -> Counts:
+        """What came so far."""
+        return self._host.fitter.counts
+
+    def notes(self) -> tuple[str, ...]:
+        """What the run's log should say."""
+        return self._host.notes
 
     @ray.method(concurrency_group="queries")  # type: ignore[untyped-decorator]
     def beta(self, version: int | None = None) -> dict[str, Any]:
         """A global fit, as results show it; None: the current one. Answered while records are taken in."""
-        return self._fitter.beta(version)
+        return self._host.fitter.beta(version)
 
     @ray.method(concurrency_group="queries")  # type: ignore[untyped-decorator]
     def variance(self) -> dict[str, Any]:
         """How well the current fit explains its own rows. Answered while records are taken in."""
-        return self._fitter.variance()
+        return self._host.fitter.variance()
 
 
 class WriterActor:

@@ -9,6 +9,7 @@ Shape suffixes: T tokens, D features, K targets (1 today: the future entropy r),
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
+from itertools import accumulate
 from typing import Self
 
 import numpy as np
@@ -146,17 +147,18 @@ class Record:
         start = _HEADER + _COUNTS
         if packed.ndim != 1 or packed.dtype != np.float64 or len(packed) < start or packed[0] != SCHEMA_VERSION:
             raise RecordError(f"record: need a float64 vector of schema version {SCHEMA_VERSION}")
-        _refuse_unless_whole(packed[1 : start - 1])
+        refuse_unless_whole(packed[1 : start - 1])
         d, k, b, p = (int(size) for size in packed[1:_HEADER])
         shapes = [(d, d), (d, k), (k,), (k, k), (b, k), (b,), (p,), (p, len(PROMPT_COLUMNS))]
         sizes = [math.prod(shape) for shape in shapes]
         body = packed[start:]
         if min(d, k, b, p) < 0 or len(body) != sum(sizes):
             raise RecordError(f"record: got {len(packed)} numbers, which do not fit its own header")
-        parts = [part.reshape(s) for part, s in zip(np.split(body, np.cumsum(sizes)[:-1]), shapes, strict=True)]
+        ends = list(accumulate(sizes))
+        parts = [body[e - size : e].reshape(s) for e, size, s in zip(ends, sizes, shapes, strict=True)]
         sequences, tokens, weight = packed[_HEADER:start]
         *sums, ids_P, rows_P3 = parts
-        _refuse_unless_whole(ids_P)
+        refuse_unless_whole(ids_P)
         gram, cross, target_sum, target_gram, bin_sum, bin_weight = sums
         return cls(
             int(sequences), int(tokens), float(weight), gram, cross, target_sum, target_gram, bin_sum, bin_weight,
@@ -164,7 +166,7 @@ class Record:
         )  # fmt: skip
 
 
-def _refuse_unless_whole(values: Array) -> None:
+def refuse_unless_whole(values: Array) -> None:
     """Counts and ids are whole numbers that float64 holds exactly; NaN and infinity are none."""
     if not ((np.abs(values) <= _LARGEST_WHOLE) & (values == np.trunc(values))).all():
         raise RecordError("record: holds a count or an id that is no whole number; it was not merged")
@@ -190,6 +192,9 @@ def total(records: Iterable[Record], shape: Shape) -> Record:
 def record_of_tokens(phi_TD: Array, target_TK: Array, position_T: IntArray, cap: int) -> Record:
     """The part of a record that its tokens make; responses and prompts are added by `with_prompts`.
 
+    Products are summed in the widest float of the machine and rounded once: near a singular Gram matrix beta loses as
+    many digits as the condition number has, so none is to be lost here. BLAS and its threads are out of the bits, too.
+
     Args:
         phi_TD: features of every token of the shard.
         target_TK: targets of every token, nats.
@@ -197,12 +202,18 @@ def record_of_tokens(phi_TD: Array, target_TK: Array, position_T: IntArray, cap:
         cap: max_new_tokens.
     """
     bins_T, count = bin_of(position_T, cap), position_bins(cap)
+    wide_phi_TD, wide_target_TK = phi_TD.astype(np.longdouble), target_TK.astype(np.longdouble)
     bin_sum: Array = np.stack([np.bincount(bins_T, column, count) for column in target_TK.T], axis=1, dtype=np.float64)
     return Record(
-        0, len(phi_TD), float(len(phi_TD)), phi_TD.T @ phi_TD, phi_TD.T @ target_TK, target_TK.sum(axis=0),
-        target_TK.T @ target_TK, bin_sum, np.bincount(bins_T, minlength=count).astype(np.float64),
+        0, len(phi_TD), float(len(phi_TD)), _rounded(wide_phi_TD.T @ wide_phi_TD),
+        _rounded(wide_phi_TD.T @ wide_target_TK), _rounded(wide_target_TK.sum(axis=0)),
+        _rounded(wide_target_TK.T @ wide_target_TK), bin_sum, np.bincount(bins_T, minlength=count).astype(np.float64),
         np.zeros(0, np.int64), np.zeros((0, len(PROMPT_COLUMNS))),
     )  # fmt: skip
+
+
+def _rounded(wide: npt.NDArray[np.longdouble]) -> Array:
+    return wide.astype(np.float64)
 
 
 def with_prompts(record: Record, prompt_ids: IntArray, rows: Array) -> Record:
@@ -217,21 +228,7 @@ def with_prompts(record: Record, prompt_ids: IntArray, rows: Array) -> Record:
     return record + listed
 
 
-def check(record: Record, shape: Shape) -> None:
-    """Refuse a record that no shard can have made. Raises RecordError with the reason."""
-    if record.shape != shape:
-        raise RecordError(f"record: got {record.shape}; the run has {shape}")
-    if not np.isfinite(record.pack()).all():
-        raise RecordError("record: holds NaN or infinity; it was not merged")
-    if record.sequences < 1 or record.tokens < record.sequences or (record.bin_weight_B < 0).any():
-        raise RecordError(f"record: got {record.sequences} sequences with {record.tokens} tokens; need 1 token each")
-    responses_P, _, tokens_P = record.prompt_rows_P3.T
-    if (responses_P < 1).any() or responses_P.sum() != record.sequences or tokens_P.sum() != record.tokens:
-        raise RecordError("record: the counts of its prompts do not add up to its own; it was not merged")
-    if not np.isclose(record.bin_weight_B.sum(), record.weight, rtol=1e-9, atol=0):
-        raise RecordError("record: the weights of its position bins do not add up to its own; it was not merged")
-    scale = max(float(np.trace(record.gram_DD)), 1e-300)
-    if not np.allclose(record.gram_DD, record.gram_DD.T, rtol=0, atol=1e-12 * scale):
-        raise RecordError("record: Phi^T Phi is not symmetric; it was not merged")
-    if float(np.linalg.eigvalsh(record.gram_DD)[0]) < -1e-8 * scale:
-        raise RecordError("record: Phi^T Phi is not positive semi-definite; it was not merged")
+def packed_size(shape: Shape, prompts: int) -> int:
+    """Numbers in a packed record with so many prompts."""
+    d, k, b = shape.features, shape.targets, shape.bins
+    return _HEADER + _COUNTS + d * d + d * k + k + k * k + b * k + b + prompts * (1 + len(PROMPT_COLUMNS))

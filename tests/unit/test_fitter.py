@@ -1,72 +1,26 @@
 """The fitter counts each shard once, gives one answer whatever the order, and comes back from its ledger."""
 
+import errno
 import os
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from support.records import CAP, FEATURES, POLICY, bits, delivery, other_bytes, rule, some_record, work_rounds
 
-from ray_probe.cluster.actors import FitterActor
 from ray_probe.core.baselines import BaselineRule, Fit
-from ray_probe.core.records import Record, Shape, record_of_tokens, with_prompts
+from ray_probe.core.records import Record, Shape
 from ray_probe.core.ridge import solve
 from ray_probe.core.variance import in_sample_mean_squares
-from ray_probe.errors import ConfigError, RecordError
-from ray_probe.fitter import Fitter
+from ray_probe.errors import ConfigError, LedgerError, OutputError, RecordError
+from ray_probe.fitter import Counts, Fitter
 from ray_probe.ledger import read_ledger
 from ray_probe.messages import Delivery
 
-CAP = 8
-FEATURES = ("H", "top1", "pos_frac")
-POLICY = "0123abcd"
 FITS: tuple[Fit, ...] = ("leave_one_out", "in_sample", "lagged")
-
-
-def rule(fit: Fit = "leave_one_out") -> BaselineRule:
-    return BaselineRule("regression", fit, 1e-3, 0.9, FEATURES, CAP)
-
-
-def some_record(round_number: int, shard: int) -> Record:
-    numbers = np.random.default_rng([round_number, shard])
-    lengths = numbers.integers(1, CAP + 1, 4)
-    phi_TD = numbers.normal(size=(lengths.sum(), len(FEATURES)))
-    target_TK = 9.0 + phi_TD @ np.array([[1.0], [-3.0], [0.1]]) + numbers.normal(size=(lengths.sum(), 1))
-    position_T = np.concatenate([np.arange(length) for length in lengths])
-    rows = np.stack([np.ones(4), numbers.normal(size=4), lengths], axis=1)
-    return with_prompts(record_of_tokens(phi_TD, target_TK, position_T, CAP), np.array([shard, shard, 0, 1]), rows)
-
-
-def delivery(round_number: int, shard: int) -> Delivery:
-    return Delivery(POLICY, FEATURES, round_number, shard, some_record(round_number, shard).pack())
-
-
-def other_bytes(round_number: int, shard: int) -> Delivery:
-    packed = some_record(round_number, shard).pack()
-    packed[-2] += 1e-9
-    return replace(delivery(round_number, shard), packed=packed)
-
-
-def work_rounds(fitter: Fitter, rounds: int, shards: int = 5, first: int = 0) -> None:
-    for number in range(first, rounds):
-        for shard in range(shards):
-            fitter.accept(delivery(number, shard))
-        fitter.close_round(number, range(shards))
-
-
-def bits(fitter: Fitter) -> tuple[object, ...]:
-    """Everything that a fitter has learnt, to the bit."""
-    fit = fitter.current
-    average, ridge = fit.position_average(), fit.ridge
-    return (
-        fit.version,
-        fit.round,
-        fit.total.pack().tobytes(),
-        fit.latest.pack().tobytes(),
-        average.mean_B.tobytes(),
-        average.seen_B.tobytes(),
-        None if ridge is None else (ridge.beta_DK.tobytes(), ridge.condition_number, ridge.r2_K),
-    )
 
 
 def test_a_shard_is_accepted_once_however_often_it_comes():
@@ -107,14 +61,20 @@ REFUSED = {
     "other policy": (replace(delivery(0, 1), policy_id="other"), r"policy_id: got 'other'; the run has '0123abcd'"),
     "other features": (replace(delivery(0, 1), features=("H", "top1", "margin")), "features: got .*margin"),
     "other order of features": (replace(delivery(0, 1), features=FEATURES[::-1]), "features: got"),
-    "past round": (replace(delivery(0, 1), round=-1), "round: got -1; round 0 is open"),
+    "past round": (replace(delivery(0, 1), round=-1), "shard: got -1/1; need two integers"),
     "later round": (delivery(1, 1), "round: got 1; round 0 is open"),
     "more features than the run": (with_record(Record.zero(Shape(4, 1, CAP))), "features=4.*features=3"),
     "other bins": (with_record(Record.zero(Shape(3, 1, 9))), "bins=9"),
     "no sequence": (with_record(Record.zero(rule().shape)), "0 sequences"),
     "NaN in the sums": (
-        with_record(replace(some_record(0, 1), target_sum_K=np.array([np.nan]))), "NaN or infinity; it was not merged",
+        with_record(replace(some_record(0, 1), target_sum_K=np.array([np.nan]))), "NaN or infinity.* not merged",
     ),
+    "negative shard": (replace(delivery(0, 1), shard=-1), "shard: got 0/-1; need two integers >= 0"),
+    "half a shard": (replace(delivery(0, 1), shard=0.5), "got 0/0.5; need two integers"),  # type: ignore[arg-type]
+    "larger than any shard's": (
+        replace(delivery(0, 1), packed=np.zeros(300_000)), "got 300000 numbers; this run's have at most 262220",
+    ),
+    "no array": (replace(delivery(0, 1), packed=[1.0, 2.0]), "need a float64 vector"),  # type: ignore[arg-type]
     "torn": (replace(delivery(0, 1), packed=delivery(0, 1).packed[:-1]), "do not fit its own header"),
     "float32": (replace(delivery(0, 1), packed=delivery(0, 1).packed.astype(np.float32)), "float64"),
 }  # fmt: skip
@@ -127,37 +87,76 @@ def test_what_does_not_fit_the_run_is_refused_and_not_merged(case: str, tmp_path
     fitter.accept(delivery(0, 0))
     with pytest.raises(RecordError, match=reason):
         fitter.accept(bad)
-    assert [(e.round, e.shard) for e in read_ledger(tmp_path / "ledger.jsonl")] == [(0, 0)]
+    assert list(read_ledger(tmp_path / "ledger.jsonl").records) == [(0, 0)]
     assert fitter.close_round(0, [0]).total.pack().tobytes() == delivery(0, 0).packed.tobytes()
 
 
-def test_a_record_for_a_round_that_is_over_is_refused():
+def test_a_record_for_a_round_that_is_over_is_not_merged():
     fitter = Fitter(rule(), POLICY)
     work_rounds(fitter, 2)
     before = bits(fitter)
     with pytest.raises(RecordError, match="round: got 1; round 2 is open"):
         fitter.accept(delivery(1, 9))
-    with pytest.raises(RecordError, match="round: got 0; round 2 is open"):
-        fitter.accept(delivery(0, 0))
+    assert fitter.accept(delivery(0, 0)).status == "duplicate", "of a round that was committed, too"
+    with pytest.raises(RecordError, match="shard 0/1 was committed with other bytes; this one is not merged"):
+        fitter.accept(other_bytes(0, 1))
+    assert fitter.counts == Counts(records=10, duplicates=1, different=("0/1",), torn_bytes=0, openings=0)
     assert bits(fitter) == before
 
 
-def test_beta_has_the_same_bits_in_any_order_of_arrival():
-    shards, numbers = 12, np.random.default_rng(0)
-    records = [[some_record(number, shard) for shard in range(shards)] for number in range(2)]
-    sent = [[delivery(number, shard) for shard in range(shards)] for number in range(2)]
-    found, naive = set(), set()
-    for _ in range(200):
-        fitter, running = Fitter(rule(), POLICY), Record.zero(rule().shape)
-        for number in range(2):
-            for shard in numbers.permutation(shards).tolist():
-                fitter.accept(sent[number][shard])
-                running = running + records[number][shard]
-            fitter.close_round(number, range(shards))
+SHARDS, ROUNDS = 10, 2
+
+
+def arrivals(seed: int) -> list[list[int]]:
+    """For each round, its shards in some order; some come several times, at once or later."""
+    numbers = np.random.default_rng(seed)
+    return [
+        numbers.permutation([*range(SHARDS), *numbers.integers(0, SHARDS, numbers.integers(0, SHARDS))]).tolist()
+        for _ in range(ROUNDS)
+    ]
+
+
+def run_in(order: Sequence[Sequence[int]], sent: Callable[[int, int], Delivery]) -> Fitter:
+    fitter, seen = Fitter(rule(), POLICY), set()
+    for number, shards in enumerate(order):
+        for shard in shards:
+            status = fitter.accept(sent(number, shard)).status
+            assert status == ("duplicate" if (number, shard) in seen else "accepted")
+            seen.add((number, shard))
+        fitter.close_round(number, range(SHARDS), since=0)
+        for shard in shards[::3]:  # what comes late, when its round is closed
+            assert fitter.accept(sent(number, shard)).status == "duplicate"
+    return fitter
+
+
+def test_beta_has_the_same_bits_in_any_order_of_arrival_with_any_shards_sent_again():
+    keys = [(number, shard) for number in range(ROUNDS) for shard in range(SHARDS)]
+    records, sent = {key: some_record(*key) for key in keys}, {key: delivery(*key) for key in keys}
+    found, naive, counted = set(), set(), set()
+    for seed in range(200):
+        order = arrivals(seed)
+        fitter = run_in(order, lambda number, shard: sent[number, shard])
         found.add(bits(fitter))
+        assert fitter.counts.records == len(keys) and fitter.current.total.sequences == 4 * len(keys)
+        running = Record.zero(rule().shape)
+        for number, shards in enumerate(order):
+            for shard in dict.fromkeys(shards):
+                running = running + records[number, shard]
         naive.add(solve(running.gram_DD, running.cross_DK, 1e-3).tobytes())
+        counted.add(sum(map(len, order)))
     assert len(found) == 1
-    assert len(naive) > 1, "control: a running sum in order of arrival depends on the order"
+    assert len(naive) > 20, "control: a running sum in order of arrival depends on the order"
+    assert max(counted) > len(keys), "control: a counter of what arrives counts more shards than there are"
+
+
+def test_control_a_sum_that_knows_no_ids_counts_21_of_20_shards_when_one_is_sent_again():
+    order = [*range(20), 7]
+    naive, fitter = Record.zero(rule().shape), Fitter(rule(), POLICY)
+    for shard in order:
+        naive = naive + some_record(0, shard)
+        fitter.accept(delivery(0, shard))
+    fit = fitter.close_round(0, range(20))
+    assert (naive.sequences // 4, fit.total.sequences // 4) == (21, 20)
 
 
 @pytest.mark.parametrize("fit", FITS)
@@ -169,6 +168,8 @@ def test_closing_a_round_again_returns_the_same_fit(fit: Fit):
     first = fitter.close_round(1, range(5))
     before = bits(fitter)
     assert fitter.close_round(1, range(5)) is first
+    with pytest.raises(RecordError, match=r"round 1: was closed with shards \[0, 1, 2, 3, 4\]"):
+        fitter.close_round(1, [0, 1])
     assert bits(fitter) == before
     assert first.round == (0 if fit == "lagged" else 1)
     assert fitter.current.round == 1 and fitter.current.version == 2
@@ -231,8 +232,9 @@ def test_shards_of_every_round_since_a_commit_are_known_when_they_come_again():
             late = fitter.accept(other_bytes(known, 2))
             assert (late.status, late.kept.tobytes()) == ("different", delivery(known, 2).packed.tobytes())
         assert bits(fitter) == before, "counted once"
-    with pytest.raises(RecordError, match="round: got 1; round 3 is open"):
-        fitter.accept(delivery(1, 1))
+    assert fitter.accept(delivery(1, 1)).status == "duplicate"
+    with pytest.raises(RecordError, match="shard 1/1 was committed with other bytes"):
+        fitter.accept(other_bytes(1, 1))
 
 
 @pytest.mark.parametrize("resumed", [False, True])
@@ -287,8 +289,9 @@ def test_beta_says_what_the_result_needs():
     }  # fmt: skip
 
 
+@pytest.mark.parametrize("finished", [True, False])
 @pytest.mark.parametrize("fit", FITS)
-def test_a_fitter_comes_back_from_its_ledger_to_the_bit(fit: Fit, tmp_path: Path):
+def test_a_fitter_comes_back_from_its_ledger_to_the_bit(fit: Fit, finished: bool, tmp_path: Path):
     path = tmp_path / "ledger.jsonl"
     lists = [[0, 1, 2, 3, 4], [1, 4], [0, 1, 2, 3, 4]]
     first, undisturbed = Fitter(rule(fit), POLICY, path), Fitter(rule(fit), POLICY)
@@ -298,8 +301,11 @@ def test_a_fitter_comes_back_from_its_ledger_to_the_bit(fit: Fit, tmp_path: Path
             undisturbed.accept(delivery(number, shard))
         first.close_round(number, shards)
         undisturbed.close_round(number, shards)
-        back = Fitter(rule(fit), POLICY, path, lists[: number + 1])
+        back = Fitter(rule(fit), POLICY, path, lists[: number + 1] if finished else None)
         assert bits(back) == bits(undisturbed)
+        assert [back.beta(v) for v in range(number + 2)] == [undisturbed.beta(v) for v in range(number + 2)]
+        again = back.close_round(number, shards)
+        assert again.total.pack().tobytes() == undisturbed.close_round(number, shards).total.pack().tobytes()
         first = back
     work_rounds(first, 4, first=3)
     work_rounds(undisturbed, 4, first=3)
@@ -307,71 +313,184 @@ def test_a_fitter_comes_back_from_its_ledger_to_the_bit(fit: Fit, tmp_path: Path
     assert first.close_round(3, range(5)).round == (2 if fit == "lagged" else 3)
 
 
-def test_rounds_that_were_not_finished_are_dropped(tmp_path: Path):
+def test_a_fitter_that_is_made_again_in_the_middle_of_a_round_knows_what_was_accepted(tmp_path: Path):
+    path, undisturbed = tmp_path / "ledger.jsonl", Fitter(rule(), POLICY)
+    work_rounds(undisturbed, 3)
+    fitter = Fitter(rule(), POLICY, path)
+    for number in range(3):
+        for shard in range(5):
+            fitter.accept(delivery(number, shard))
+            fitter = Fitter(rule(), POLICY, path)
+            assert fitter.current.version == number
+            assert fitter.accept(delivery(number, shard)).status == "duplicate"
+            late = fitter.accept(other_bytes(number, 0))
+            assert late.kept.tobytes() == delivery(number, 0).packed.tobytes()
+        fitter.close_round(number, range(5))
+    assert bits(fitter) == bits(undisturbed)
+    assert fitter.counts == Counts(15, 1, ("0/0", "1/0", "2/0"), 0, 16)
+    assert fitter.notes == [], "told in the life in which it happened"
+
+
+def test_rounds_that_were_not_finished_are_open_again_with_their_records(tmp_path: Path):
     path = tmp_path / "ledger.jsonl"
     fitter = Fitter(rule(), POLICY, path)
     work_rounds(fitter, 2)
-    fitter.accept(other_bytes(2, 0))
+    fitter.accept(delivery(2, 0))
     back = Fitter(rule(), POLICY, path, [range(5)])
     assert (back.current.version, back.current.round) == (1, 0)
-    assert [(e.round, e.shard) for e in read_ledger(path)] == [(0, shard) for shard in range(5)]
-    assert back.accept(delivery(1, 0)).status == "accepted", "the round is done again"
-    new = Fitter(rule(), POLICY, path)
-    assert new.current.version == 0 and read_ledger(path) == []
+    assert {back.accept(delivery(number, 0)).status for number in (1, 2)} == {"duplicate"}, "not added again"
+    assert back.counts.records == 11
+    work_rounds(back, 3, first=1)
+    undisturbed = Fitter(rule(), POLICY)
+    work_rounds(undisturbed, 3)
+    assert bits(back) == bits(undisturbed) and back.counts.records == 15
+    new = Fitter(rule(), POLICY, path, [])
+    assert new.current.version == 0 and new.counts.records == 15, "nothing was finished"
 
 
-def test_a_finished_round_whose_records_are_gone_is_refused_and_the_ledger_left_alone(tmp_path: Path):
+@pytest.mark.parametrize("fit", FITS)
+def test_a_group_that_was_not_committed_may_give_up_other_shards_the_next_time(fit: Fit, tmp_path: Path):
+    path, undisturbed = tmp_path / "ledger.jsonl", Fitter(rule(fit), POLICY)
+    first = Fitter(rule(fit), POLICY, path)
+    for fitter, shards in ((first, [0, 1, 4]), (undisturbed, [1, 2, 3, 4])):
+        work_rounds(fitter, 1)
+        for number in (1, 2):
+            for shard in range(5):
+                fitter.accept(delivery(number, shard))
+            fitter.close_round(number, shards, since=1)
+    back = Fitter(rule(fit), POLICY, path, [range(5)])
+    for number in (1, 2):
+        for shard in (4, 3, 2, 1):
+            assert back.accept(delivery(number, shard)).status == "duplicate"
+        back.close_round(number, [1, 2, 3, 4], since=1)
+    assert bits(back) == bits(undisturbed)
+    assert bits(Fitter(rule(fit), POLICY, path)) == bits(undisturbed), "the ledger alone says which close holds"
+
+
+def test_a_finished_round_that_the_ledger_does_not_bear_out_is_refused_and_the_ledger_left_alone(tmp_path: Path):
     path = tmp_path / "ledger.jsonl"
     work_rounds(Fitter(rule(), POLICY, path), 1)
     before = path.read_bytes()
-    with pytest.raises(RecordError, match=r"round 0: cannot be closed; no record of shards \[5\] is in"):
-        Fitter(rule(), POLICY, path, [range(6)])
-    assert path.read_bytes() == before
-    with pytest.raises(RecordError, match=r"no record of shards \[0, 1\] is in"):
+    for finished, reason in (
+        ([range(6)], r"round 0 was finished with shards \[0, .*5\], and the ledger has it closed with \[0, .* 4\]"),
+        ([range(5), [0, 1]], r"round 1 was finished with shards \[0, 1\], and the ledger has it not closed; restore"),
+    ):
+        with pytest.raises(LedgerError, match=reason) as refused:
+            Fitter(rule(), POLICY, path, finished)
+        assert refused.value.exit_code == 2 and "\n" not in str(refused.value)
+        assert path.read_bytes() == before
+    with pytest.raises(LedgerError, match="round 0 was finished"):
         Fitter(rule(), POLICY, tmp_path / "lost.jsonl", [[0, 1]])
+
+
+@pytest.mark.parametrize(
+    ("field", "other"),
+    [
+        ("policy_id", {"policy_id": "another"}),
+        ("run", {"run": "another"}),
+        ("ridge_lambda", {"rule": replace(rule(), ridge_lambda=2e-3)}),
+        ("fit", {"rule": rule("lagged")}),
+        ("features", {"rule": replace(rule(), features=FEATURES[::-1])}),
+        ("cap", {"rule": replace(rule(), cap=CAP + 1)}),
+    ],
+)
+def test_a_ledger_of_another_run_is_refused(field: str, other: dict[str, Any], tmp_path: Path):
+    path, own = tmp_path / "ledger.jsonl", {"rule": rule(), "policy_id": POLICY, "run": "plan"}
+    work_rounds(Fitter(ledger_path=path, **own), 1)
+    before = path.read_bytes()
+    with pytest.raises(LedgerError, match=rf"ledger\.jsonl: {field}: got .*; this run's is"):
+        Fitter(ledger_path=path, **(own | other))
+    assert path.read_bytes() == before
+    assert Fitter(ledger_path=path, **own).current.version == 1
+
+
+def test_a_torn_ledger_is_told(tmp_path: Path):
+    path = tmp_path / "ledger.jsonl"
+    work_rounds(Fitter(rule(), POLICY, path), 1)
+    with path.open("ab") as stream:
+        stream.write(b'{"entry":"record"')
+    fitter = Fitter(rule(), POLICY, path)
+    assert fitter.notes == [
+        "ledger.jsonl: 17 bytes of an entry that was never finished were cut off; it had not been acknowledged"
+    ]
+    assert (fitter.counts.torn_bytes, fitter.current.version) == (17, 1)
+    assert Fitter(rule(), POLICY, path).notes == []
+
+
+def test_other_bytes_are_told_once_however_often_they_come(tmp_path: Path):
+    fitter = Fitter(rule(), POLICY, tmp_path / "ledger.jsonl")
+    fitter.accept(delivery(0, 3))
+    for _ in range(3):
+        assert fitter.accept(other_bytes(0, 3)).status == "different"
+    assert fitter.notes == ["shard 0/3 came again with other bytes; the first record stays"]
+    assert fitter.counts.different == ("0/3",)
+    assert len(read_ledger(tmp_path / "ledger.jsonl").different) == 1
 
 
 def test_a_record_is_on_disk_before_it_is_accepted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     path, seen = tmp_path / "ledger.jsonl", []
     fitter = Fitter(rule(), POLICY, path)
-    monkeypatch.setattr("os.fsync", lambda descriptor: seen.append([e.shard for e in read_ledger(path)]))
+    monkeypatch.setattr("os.fsync", lambda descriptor: seen.append(list(read_ledger(path).records)))
     fitter.accept(delivery(0, 2))
     fitter.accept(delivery(0, 1))
     fitter.accept(delivery(0, 1))
-    assert seen == [[2], [2, 1]], "whole in the file, then fsynced, once a record"
+    assert seen == [[(0, 2)], [(0, 2), (0, 1)]], "whole in the file, then fsynced, once a record"
 
 
-@pytest.mark.parametrize("fault", ["fsync", "short write", "write"])
-def test_a_record_that_cannot_be_written_is_not_accepted(fault: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    path, write = tmp_path / "ledger.jsonl", os.write
+def test_a_fit_is_on_disk_before_it_is_published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    path, seen = tmp_path / "ledger.jsonl", []
+    fitter = Fitter(rule(), POLICY, path)
+    fitter.accept(delivery(0, 0))
+    monkeypatch.setattr(
+        "os.fsync", lambda descriptor: seen.append((len(read_ledger(path).closed), fitter.current.version))
+    )
+    fitter.close_round(0, [0])
+    assert seen == [(1, 0)] and fitter.current.version == 1
+
+
+@pytest.mark.parametrize("fault", ["fsync", "write"])
+def test_what_cannot_be_written_is_neither_accepted_nor_published(
+    fault: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    path = tmp_path / "ledger.jsonl"
     fitter = Fitter(rule(), POLICY, path)
     fitter.accept(delivery(0, 0))
     before = path.read_bytes()
 
     def full(*_: object) -> None:
-        raise OSError(28, "No space left on device")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with monkeypatch.context() as patch:
-        if fault == "short write":
-            patch.setattr("os.write", lambda descriptor, line: write(descriptor, line[: len(line) // 2]))
-        else:
-            patch.setattr(f"os.{fault}", full)
-        with pytest.raises(RecordError, match=r"ledger.jsonl: cannot be written .*disk full"):
+        patch.setattr(f"os.{fault}", full)
+        with pytest.raises(OutputError, match=r"ledger.jsonl: cannot be written .*disk full"):
             fitter.accept(delivery(0, 1))
-    assert path.read_bytes() == before, "nothing torn is left for the next record to go on in"
+        with pytest.raises(OutputError, match=r"ledger.jsonl: cannot be written .*disk full"):
+            fitter.close_round(0, [0])
+    assert path.read_bytes() == before and fitter.current.version == 0
     with pytest.raises(RecordError, match="no record"):
         fitter.close_round(0, [0, 1])
-    assert fitter.accept(delivery(0, 1)).status == "accepted", "sent again when there is room"
-    fitter.close_round(0, [0, 1])
-    assert bits(Fitter(rule(), POLICY, path, [[0, 1]])) == bits(fitter)
+    back = fitter if fault == "write" else Fitter(rule(), POLICY, path)  # after a failing fsync it takes nothing more
+    assert back.accept(delivery(0, 1)).status == "accepted", "sent again when there is room"
+    back.close_round(0, [0, 1])
+    assert bits(Fitter(rule(), POLICY, path)) == bits(back)
 
 
-def test_one_fitter_after_the_other_leaves_no_file_open(tmp_path: Path):
-    actor = FitterActor()
-    open_files = []
-    for number in range(4):
-        opening = actor.open(rule(), POLICY, str(tmp_path / f"{number}.jsonl"), ())
-        assert actor.accept(opening, delivery(0, 0)).status == "accepted"
-        open_files.append(len(os.listdir("/proc/self/fd")))
-    assert len(set(open_files)) == 1
-    assert [len(read_ledger(tmp_path / f"{number}.jsonl")) for number in range(4)] == [1] * 4
+@pytest.mark.parametrize("scale", [1e-160, 1e75, 1e145])
+def test_no_nan_is_ever_published_however_large_or_small_the_sums(scale: float):
+    numbers = []
+    fitter = Fitter(BaselineRule("regression", "leave_one_out", 1e-3, 0.9, FEATURES, CAP), POLICY)
+    for number in range(3):
+        for shard in range(3):
+            record = some_record(number, shard)
+            huge = replace(
+                record, gram_DD=scale * record.gram_DD, cross_DK=scale * record.cross_DK,
+                target_sum_K=scale * record.target_sum_K, target_gram_KK=scale * record.target_gram_KK,
+                bin_sum_BK=scale * record.bin_sum_BK,
+            )  # fmt: skip
+            with np.errstate(all="ignore"):
+                fitter.accept(replace(delivery(number, shard), packed=huge.pack()))
+        with np.errstate(all="ignore"):
+            fitter.close_round(number, range(3))
+            beta, variance = fitter.beta(), fitter.variance()["in_sample"]
+        numbers += [*(beta["values"] or ()), beta["r2"], beta["condition_number"], *variance.values()]
+    assert all(value is None or np.isfinite(value) for value in numbers)

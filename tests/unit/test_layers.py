@@ -10,8 +10,17 @@ import ray_probe
 
 PACKAGE = Path(ray_probe.__file__).parent
 CORE = sorted(f"ray_probe.core.{path.stem}" for path in (PACKAGE / "core").glob("*.py") if path.stem != "__init__")
-NUMPY_ONLY = [f"ray_probe.core.{name}" for name in ("records", "ridge", "baselines", "variance", "parity")]
-FITTER = ["ray_probe.fitter", "ray_probe.ledger", "ray_probe.plan", "ray_probe.progress", "ray_probe.cluster.schedule"]
+NUMPY_ONLY = [
+    f"ray_probe.core.{name}" for name in ("records", "ridge", "baselines", "variance", "parity", "record_checks")
+]
+FITTER = [
+    "ray_probe.fitter",
+    "ray_probe.fitter_host",
+    "ray_probe.ledger",
+    "ray_probe.plan",
+    "ray_probe.progress",
+    "ray_probe.cluster.schedule",
+]
 
 
 def imported_with(modules: list[str]) -> set[str]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -9,7 +10,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from ray_probe.core.records import Record, Shape, bin_of, check, position_bins, record_of_tokens, total, with_prompts
+from ray_probe.core.record_checks import MOST_SHARD_PROMPTS, check, check_packed
+from ray_probe.core.records import (
+    Record,
+    Shape,
+    bin_of,
+    packed_size,
+    position_bins,
+    record_of_tokens,
+    total,
+    with_prompts,
+)
 from ray_probe.errors import RecordError
 
 CAP = 6
@@ -240,7 +251,10 @@ IMPOSSIBLE: dict[str, tuple[Callable[[Record], Record], str]] = {
     "NaN weight": (lambda r: replace(r, weight=np.nan), "NaN or infinity"),
     "NaN entropy of a prompt": (lambda r: replace(r, prompt_rows_P3=r.prompt_rows_P3 * np.nan), "NaN or infinity"),
     "not symmetric": (lambda r: bent_gram(r, lambda gram: gram + np.triu(np.full((3, 3), 1e-6), 1)), "symmetric"),
-    "negative diagonal": (lambda r: bent_gram(r, lambda gram: -gram), "positive semi-definite"),
+    "negative diagonal": (
+        lambda r: bent_gram(r, lambda gram: -gram),
+        r"Phi\^T Phi has a negative diagonal: not positive semi-definite",
+    ),
     "not positive semi-definite": (
         lambda r: bent_gram(r, lambda gram: gram - 1.001 * np.linalg.eigvalsh(gram)[0] * np.eye(3)),
         "positive semi-definite",
@@ -254,6 +268,41 @@ IMPOSSIBLE: dict[str, tuple[Callable[[Record], Record], str]] = {
     "other bins": (lambda r: Record.zero(Shape(3, 2, CAP + 1)), "bins=7"),
     "a prompt's responses left out": (lambda r: replace(r, sequences=r.sequences + 1), "prompts do not add up"),
     "a prompt's tokens left out": (lambda r: replace(r, tokens=r.tokens + 1), "prompts do not add up"),
+    "a number that no sum comes near": (lambda r: replace(r, target_sum_K=np.array([-1e151, 0.0])), r"past 1e\+150"),
+    "negative diagonal of R^T R": (
+        lambda r: replace(r, target_gram_KK=r.target_gram_KK * -1.0),
+        r"R\^T R has a negative diagonal",
+    ),
+    "R^T R not symmetric": (
+        lambda r: replace(r, target_gram_KK=r.target_gram_KK + np.array([[0, 1e-6], [0, 0]])),
+        r"R\^T R is not symmetric",
+    ),
+    "products that no rows have": (
+        lambda r: replace(r, cross_DK=1e3 * r.cross_DK),
+        r"\[Phi R\]\^T \[Phi R\] is not positive semi-definite",
+    ),
+    "half a response": (
+        lambda r: replace(r, prompt_rows_P3=r.prompt_rows_P3 + np.array([[0.5, 0, 0], [-0.5, 0, 0]])),
+        "no whole number",
+    ),
+    "half a token of a prompt": (
+        lambda r: replace(r, prompt_rows_P3=r.prompt_rows_P3 + np.array([[0, 0, 0.5], [0, 0, -0.5]])),
+        "no whole number",
+    ),
+    "a prompt without a token": (
+        lambda r: replace(r, prompt_rows_P3=np.stack([[1, 0.0, 0], [2, 0.0, r.tokens]])),
+        "1 token a response",
+    ),
+    "prompts out of order": (
+        lambda r: replace(r, prompt_ids_P=r.prompt_ids_P[::-1].copy(), prompt_rows_P3=r.prompt_rows_P3[::-1].copy()),
+        "not ascending",
+    ),
+    "a prompt twice": (lambda r: replace(r, prompt_ids_P=np.array([4, 4])), "not ascending"),
+    "no weight": (lambda r: replace(r, weight=0.0, bin_weight_B=0.0 * r.bin_weight_B), "a weight of 0"),
+    "a negative weight in a bin": (
+        lambda r: replace(r, bin_weight_B=np.array([r.weight + 1, -1, 0, 0, 0, 0])),
+        "a negative one in a bin",
+    ),
     "a bin's tokens left out": (lambda r: replace(r, bin_weight_B=r.bin_weight_B * 0.5), "bins do not add up"),
 }
 
@@ -271,3 +320,37 @@ def test_singular_features_are_no_reason_to_refuse_a_record():
     rows.phi_TD[:, 1] = 1e6 * rows.phi_TD[:, 0]
     rows.phi_TD[:, 2] = 0.0
     check(rows.record(), SHAPE)
+
+
+@pytest.mark.parametrize("prompts", [0, 1, 1000, MOST_SHARD_PROMPTS])
+def test_a_vector_of_any_sensible_shard_may_be_read(prompts: int):
+    empty = Record.zero(SHAPE)
+    assert len(empty.pack()) == packed_size(SHAPE, 0) and len(some_record().pack()) == packed_size(SHAPE, 2)
+    check_packed(np.zeros(packed_size(SHAPE, prompts)), SHAPE)
+
+
+UNACCEPTABLE = {
+    "longer than any": np.zeros(packed_size(SHAPE, MOST_SHARD_PROMPTS) + packed_size(SHAPE, 0) + 1),
+    "two dimensions": np.zeros((3, 3)),
+    "float32": np.zeros(50, np.float32),
+    "objects": np.zeros(50, object),
+    "a list": [0.0] * 50,
+    "nothing": None,
+}
+
+
+@pytest.mark.parametrize("case", UNACCEPTABLE)
+def test_what_is_no_vector_or_longer_than_any_record_is_refused_before_it_is_read(case: str):
+    with pytest.raises(RecordError, match=r"^record: (got \d+ numbers; this run's have at most|need a float64 vector)"):
+        check_packed(UNACCEPTABLE[case], SHAPE)
+
+
+def test_a_gram_matrix_is_rounded_once():
+    """To half a unit in the last place of its diagonal, where a sum in float64 loses more with every token."""
+    phi_TD = np.random.default_rng(0).uniform(1.0, 2.0, size=(3000, 3))
+    record = record_of_tokens(phi_TD, phi_TD[:, :2], np.arange(3000) % CAP, CAP)
+    exact = np.array([[float(sum(Fraction(a) * Fraction(b) for a, b in zip(x, y, strict=True))) for x in phi_TD.T]
+                      for y in phi_TD.T])  # fmt: skip
+    assert (np.abs(record.gram_DD - exact) <= np.spacing(exact)).all()
+    assert record.gram_DD.tobytes() == record.gram_DD.T.tobytes()
+    assert record.cross_DK.tobytes() == np.ascontiguousarray(record.gram_DD[:, :2]).tobytes()

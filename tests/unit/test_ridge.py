@@ -1,13 +1,15 @@
 """The ridge is the ridge: the dense solution, R2 and condition number, from sums alone; never a NaN."""
 
 from dataclasses import replace
+from fractions import Fraction
 
 import numpy as np
 import pytest
 from sklearn.linear_model import Ridge
 
 from ray_probe.core.records import Record, Shape, position_bins, record_of_tokens, total
-from ray_probe.core.ridge import fit, residual_sum_squares, solve
+from ray_probe.core.ridge import ILL_CONDITIONED, fit, residual_sum_squares, solve
+from ray_probe.report.caveats import CONDITION_LIMIT
 
 CAP = 40
 LAMBDAS = (1e-6, 1e-3, 1.0, 100.0)
@@ -44,7 +46,7 @@ def test_beta_is_the_dense_solution_on_the_concatenated_rows(seed: int, ridge_la
     result = fit(record_of(phi_TD, target_TK), ridge_lambda)
     assert apart(result.beta_DK, dense(phi_TD, target_TK, ridge_lambda)) < 1e-9
     sklearn = Ridge(alpha=ridge_lambda, fit_intercept=False).fit(phi_TD, target_TK[:, 0])
-    assert apart(result.beta_DK[:, 0], sklearn.coef_) < 1e-9
+    assert apart(result.beta_DK[:, 0], sklearn.coef_) < 1e-10
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -71,10 +73,61 @@ def test_singular_designs_are_fitted_as_sklearn_does(design: str, ridge_lambda: 
     result = fit(record_of(phi_TD, target_TK), ridge_lambda)
     sklearn = Ridge(alpha=ridge_lambda, fit_intercept=False, solver="svd").fit(phi_TD, target_TK[:, 0])
     assert apart(result.beta_DK[:, 0], sklearn.coef_) < 1e-9
+    assert np.linalg.matrix_rank(phi_TD) < phi_TD.shape[1] and not result.ill_conditioned, "ridge_lambda sees to it"
     if design == "duplicated":
         np.testing.assert_allclose(result.beta_DK[:4], result.beta_DK[4:], rtol=1e-8)
     if design == "zero column":
         assert result.beta_DK[-1, 0] == 0.0
+
+
+def exact_ridge(phi_TD: np.ndarray, target_T: np.ndarray, ridge_lambda: float) -> np.ndarray:
+    """The ridge solution on the rows in rational arithmetic, rounded once: a reference without any error."""
+    rows, target = [[Fraction(x) for x in row] for row in phi_TD.tolist()], [Fraction(x) for x in target_T.tolist()]
+    d = len(rows[0])
+    system = [
+        [sum(row[i] * row[j] for row in rows) + (Fraction(ridge_lambda) if i == j else 0) for j in range(d)]
+        + [sum(row[i] * r for row, r in zip(rows, target, strict=True))]
+        for i in range(d)
+    ]
+    for i in range(d):  # Gauss-Jordan; every pivot of a positive definite matrix is positive
+        system[i] = [x / system[i][i] for x in system[i]]
+        for k in range(d):
+            if k != i:
+                system[k] = [a - system[k][i] * b for a, b in zip(system[k], system[i], strict=True)]
+    return np.array([float(row[d]) for row in system])
+
+
+def conditioned(seed: int, condition: float, tokens: int = 60, features: int = 6) -> tuple[np.ndarray, np.ndarray]:
+    """Rows whose Gram matrix has this condition number, in directions that are none of its axes."""
+    numbers = np.random.default_rng(seed)
+    left = np.linalg.qr(numbers.normal(size=(tokens, features)))[0]
+    right = np.linalg.qr(numbers.normal(size=(features, features)))[0]
+    phi_TD = left * np.logspace(2, 2 - np.log10(condition) / 2, features) @ right.T
+    return phi_TD, phi_TD @ numbers.normal(size=(features, 1)) + 0.1 * numbers.normal(size=(tokens, 1))
+
+
+@pytest.mark.parametrize(
+    ("condition", "tolerance"), [(1e2, 1e-12), (1e4, 1e-11), (1e6, 1e-9), (1e8, 1e-8), (1e10, 1e-5)]
+)
+def test_beta_is_exact_to_what_the_condition_number_leaves(condition: float, tolerance: float):
+    tiny = 2.0**-30
+    for seed in range(4):
+        phi_TD, target_TK = conditioned(seed, condition)
+        result = fit(record_of(phi_TD, target_TK), tiny)
+        assert result.condition_number == pytest.approx(condition, rel=0.2)
+        assert apart(result.beta_DK[:, 0], exact_ridge(phi_TD, target_TK[:, 0], tiny)) < tolerance
+
+
+def test_beta_of_many_shards_is_exact_too():
+    tiny = 2.0**-30
+    phi_TD, target_TK = conditioned(0, 1e8, tokens=320)
+    parts = [record_of(*part) for part in zip(np.split(phi_TD, 32), np.split(target_TK, 32), strict=True)]
+    result = fit(total(parts, Shape(6, 1, position_bins(CAP))), tiny)
+    assert apart(result.beta_DK[:, 0], exact_ridge(phi_TD, target_TK[:, 0], tiny)) < 1e-8
+
+
+def test_what_is_flagged_is_what_the_report_warns_of():
+    assert ILL_CONDITIONED == CONDITION_LIMIT == 1e12
 
 
 def test_no_token_means_no_fit():

@@ -1,0 +1,157 @@
+"""What it costs to acknowledge a record on a local disk, what is lost when the fitter dies, and how soon it is back.
+
+An acknowledgement is checked, written and fsynced; one write and fsync of as many bytes is measured beside it, in turn.
+"""
+
+import os
+import random
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.common import save
+from ray_probe.core.baselines import BaselineRule
+from ray_probe.core.records import position_bins, record_of_tokens, with_prompts
+from ray_probe.fitter import Fitter
+from ray_probe.messages import Delivery
+
+ACKS = 10_000
+SHARDS = 100
+KILLS = 10
+FEATURES = ("H", "top1", "margin", "head_mass", "two_point_entropy", "logit_var", "pos_frac")
+CAP, PROMPTS, RESPONSES = 64, 4, 4
+RULE = BaselineRule("regression", "leave_one_out", 1e-3, 0.9, FEATURES, CAP)
+
+
+def _delivery(seed: int) -> Delivery:
+    """A record of the demo's size: 4 prompts, 4 responses each."""
+    numbers = np.random.default_rng(seed)
+    lengths = numbers.integers(1, CAP + 1, PROMPTS * RESPONSES)
+    phi_TD = numbers.normal(size=(lengths.sum(), len(FEATURES)))
+    position_T = np.concatenate([np.arange(length) for length in lengths])
+    record = record_of_tokens(phi_TD, numbers.normal(size=(len(phi_TD), 1)), position_T, CAP)
+    assert len(record.bin_weight_B) == position_bins(CAP)
+    rows = np.stack([np.ones(len(lengths)), numbers.normal(size=len(lengths)), lengths], axis=1)
+    return Delivery("policy", FEATURES, 0, 0, with_prompts(record, np.arange(len(lengths)) % PROMPTS, rows).pack())
+
+
+def _seconds(work: Callable[[], Any]) -> float:
+    started = time.perf_counter()
+    work()
+    return time.perf_counter() - started
+
+
+def _figures(seconds: list[float]) -> dict[str, float]:
+    ordered = sorted(seconds)
+    return {
+        "p50_ms": 1e3 * statistics.median(ordered),
+        "p99_ms": 1e3 * ordered[int(0.99 * len(ordered))],
+        "per_second": len(ordered) / sum(ordered),
+    }
+
+
+def _acknowledge(directory: Path) -> dict[str, Any]:
+    """Acknowledge so many records; beside each a plain write and fsync of a line of the same size."""
+    sent = [_delivery(seed) for seed in range(SHARDS)]
+    fitter = Fitter(RULE, "policy", directory / "ledger.jsonl")
+    plain = os.open(directory / "plain", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    acks_s, plain_s, line = [], [], b"x" * (8 * len(sent[0].packed) * 4 // 3 + 150)
+    for number in range(ACKS // SHARDS):
+        for shard in range(SHARDS):
+            delivery = replace(sent[shard], round=number, shard=shard)
+            acks_s.append(_seconds(lambda delivery=delivery: fitter.accept(delivery)))
+            plain_s.append(_seconds(lambda: (os.write(plain, line), os.fsync(plain))))
+        fitter.close_round(number, range(SHARDS))
+    rebuild_s = _seconds(lambda: Fitter(RULE, "policy", directory / "ledger.jsonl"))
+    return {
+        "acknowledge": _figures(acks_s), "write_and_fsync": _figures(plain_s), "record_bytes": len(line),
+        "rebuild_s": rebuild_s, "rebuilt_records": ACKS,
+    }  # fmt: skip
+
+
+def _child(path: Path) -> None:
+    """Acknowledge and say so, without end."""
+    sent, fitter = [_delivery(seed) for seed in range(SHARDS)], Fitter(RULE, "policy", path)
+    while True:
+        number = fitter.current.round + 1
+        for shard in range(SHARDS):
+            if fitter.accept(replace(sent[shard], round=number, shard=shard)).status == "accepted":
+                os.write(1, f"{number} {shard}\n".encode())
+        fitter.close_round(number, range(SHARDS))
+
+
+def _lost(path: Path) -> dict[str, int]:
+    """Kill a process that acknowledges, again and again; count what it had acknowledged and is not there."""
+    chance, told = random.Random(0), set[tuple[int, int]]()
+    kills = 0
+    while len(told) < ACKS or kills < KILLS:
+        command = [sys.executable, "-m", "benchmarks.ledger", str(path)]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child:
+            assert child.stdout is not None
+            for _ in range(chance.randint(1, 2 * ACKS // KILLS)):
+                told.add(tuple(map(int, child.stdout.readline().split())))  # type: ignore[arg-type]
+            child.send_signal(signal.SIGKILL)
+            told |= {tuple(map(int, line.split())) for line in child.stdout if line.endswith("\n")}  # type: ignore[misc]
+        kills += 1
+    from ray_probe.ledger import read_ledger
+
+    there = read_ledger(path).records
+    return {"acknowledged": len(told), "kills": kills, "lost": len(told - set(there))}
+
+
+def _recovery(directory: Path) -> dict[str, Any]:
+    """Seconds from the SIGKILL of a fitter on Ray, with Ray's defaults, to its next answer."""
+    import ray
+
+    from ray_probe.cluster.environment import env_to_start, environment, private_dir
+    from ray_probe.cluster.keepers import fitter_actor
+
+    with private_dir() as temporary, environment(env_to_start(temporary)):
+        ray.init(
+            address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR",
+            object_store_memory=100_000_000, _temp_dir=os.path.join(temporary, "r"),
+        )  # fmt: skip
+        keeper = fitter_actor({}, directory / "fitter.json")
+        fitter = keeper.open_fitter(RULE, "policy", directory / "ledger.jsonl", [range(SHARDS)] * (ACKS // SHARDS))
+        seconds = []
+        for _ in range(KILLS):
+            os.kill(fitter.ask("pid"), signal.SIGKILL)
+            seconds.append(_seconds(lambda: fitter.ask("beta")))
+            assert fitter.ask("beta")["version"] == ACKS // SHARDS
+        keeper.close()
+        ray.shutdown()
+    return {"recovery_s": seconds, "median_s": statistics.median(seconds), "max_s": max(seconds)}
+
+
+def main() -> None:
+    """Measure on the disk of the temporary directory and print."""
+    with tempfile.TemporaryDirectory() as name:
+        directory = Path(name)
+        costs = _acknowledge(directory)
+        recovery = _recovery(directory)
+        lost = _lost(directory / "killed.jsonl")
+    for what in ("acknowledge", "write_and_fsync"):
+        figures = costs[what]
+        told = "  ".join(f"{key} {value:.3f}" for key, value in figures.items())
+        print(f"  {what:16s} {told}   (p99 of an acknowledgement at most 1 ms is the target)")
+    print(f"  made again from {ACKS} records in {costs['rebuild_s']:.2f} s")
+    found = f"median {recovery['median_s']:.1f}, at most {recovery['max_s']:.1f}"
+    print(f"  killed on Ray, with that ledger: seconds to the next answer {found}")
+    print(f"  {lost['acknowledged']} acknowledged over {lost['kills']} SIGKILLs, {lost['lost']} lost")
+    save("ledger", {**costs, "recovery": recovery, "killed": lost})
+
+
+if __name__ == "__main__":
+    if len(sys.argv) > 1:
+        _child(Path(sys.argv[1]))
+    else:
+        main()

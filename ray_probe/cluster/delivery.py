@@ -1,0 +1,65 @@
+"""Calls of the fitter that outlast its death: Ray makes it again, and its ledger makes it what it was.
+
+Everything that it is asked may be asked twice: a record that is in is a duplicate, a round that is closed stays closed.
+"""
+
+import time
+from typing import Any
+
+from ray.exceptions import ActorUnavailableError
+
+from ray_probe.cluster.calls import ask
+from ray_probe.errors import ClusterError
+from ray_probe.failpoints import fail_at
+from ray_probe.messages import Delivery, Receipt
+
+PAUSE_S = 0.1
+
+
+def ask_again(actor: Any, who: str, method: str, *args: Any, deadline_s: float) -> Any:
+    """Call a method that may be called twice, again and again while Ray makes the actor anew.
+
+    Args:
+        actor: its handle.
+        who: what it is called in messages.
+        method: name of the method.
+        args: its arguments.
+        deadline_s: seconds to wait in all.
+
+    Raises:
+        ProbeError: what the method raised.
+        ClusterError: no answer in time, or the actor is gone for good.
+    """
+    give_up = time.monotonic() + deadline_s
+    while True:
+        try:
+            return ask(actor, who, method, *args, deadline_s=max(give_up - time.monotonic(), PAUSE_S))
+        except ClusterError as error:
+            if time.monotonic() + PAUSE_S > give_up:
+                raise ClusterError(f"{who}: no answer to {method!r} in {deadline_s:g} s") from error
+            if not isinstance(error.__cause__, ActorUnavailableError):
+                raise
+        time.sleep(PAUSE_S)
+
+
+def deliver(fitter: Any, opening: str, delivery: Delivery, deadline_s: float) -> Receipt:
+    """Have the fitter take in a record, however often it dies meanwhile; returns its answer.
+
+    Args:
+        fitter: its Ray handle.
+        opening: the measurement that it is open on.
+        delivery: the record.
+        deadline_s: seconds to wait in all.
+
+    Raises:
+        ProbeError: the record, or the ledger, is refused.
+        ClusterError: no answer in time, or the fitter is gone for good.
+    """
+    shard = f"{delivery.round}/{delivery.shard}"
+    fail_at("roll_before_send", shard)
+    try:
+        receipt: Receipt = ask_again(fitter, "fitter", "accept", opening, delivery, deadline_s=deadline_s)
+    except ClusterError as error:
+        raise ClusterError(f"{error}; go on with run --resume") from error
+    fail_at("roll_after_send", shard)
+    return receipt

@@ -1,0 +1,68 @@
+"""Named places where tests have a process fail. No import but the standard.
+
+A place does nothing unless the environment variable `RAY_PROBE_FAILPOINTS` names a directory and a file of the place's
+name lies there. Only tests set that variable: no setting, no argument and no message reads or writes it. The file is a
+JSON object:
+
+    {"action": "kill" | "raise" | "sleep", "times": 1, "only": null, "seconds": 0}
+
+`kill` ends this process with SIGKILL, `raise` raises RuntimeError, `sleep` stands still for so many seconds. With
+`only` the place fails for that detail alone (a shard's id, say). It fails so many times in all, in whichever process:
+each time is counted by a file `NAME.1`, `NAME.2`, ... that only one process can create, so a process that is made again
+goes on.
+
+| place | detail | where |
+| --- | --- | --- |
+| `fit_before_write`, `fit_torn`, `fit_after_fsync` | shard | a record comes, is half written, is on disk |
+| `close_before_write`, `close_torn`, `close_after_fsync` | round | the same of a round's end |
+| `different_before_write`, `different_torn`, `different_after_fsync` | shard | the same of other bytes for a shard |
+| `roll_before_send`, `roll_after_send` | shard | a rollout actor has a record, has the fitter's answer to it |
+"""
+
+import json
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+VARIABLE = "RAY_PROBE_FAILPOINTS"
+
+
+def fail_at(name: str, detail: str = "", first: Callable[[], object] = lambda: None) -> None:
+    """Fail here, if a test has asked for it; otherwise one look into the environment.
+
+    Args:
+        name: of the place.
+        detail: what it is at work on.
+        first: done just before it fails.
+    """
+    directory = os.environ.get(VARIABLE)
+    if directory:
+        _fail_if_armed(Path(directory), name, detail, first)
+
+
+def _fail_if_armed(directory: Path, name: str, detail: str, first: Callable[[], object]) -> None:
+    try:
+        asked = json.loads((directory / name).read_text())
+    except FileNotFoundError:
+        return
+    if asked["only"] not in (None, detail) or not _is_due(directory, name, asked["times"]):
+        return
+    first()
+    if asked["action"] == "kill":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if asked["action"] == "raise":
+        raise RuntimeError(f"failpoint {name} {detail}".rstrip())
+    time.sleep(asked["seconds"])
+
+
+def _is_due(directory: Path, name: str, times: int) -> bool:
+    """Whether one of the times is left; it is taken then."""
+    for number in range(1, times + 1):
+        try:
+            os.close(os.open(directory / f"{name}.{number}", os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+        except FileExistsError:
+            continue
+        return True
+    return False

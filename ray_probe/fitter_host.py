@@ -1,0 +1,101 @@
+"""The measurement that a fitter's process is open on, found again by the process that takes its place. numpy only.
+
+The ledger holds everything that the fitter knows; a small state file says which ledger, and the token by which
+deliveries name the measurement. So whoever delivers, closes or asks may do so again once another process is there, and
+gets the answer that the first would have given.
+"""
+
+import json
+import secrets
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from ray_probe.core.baselines import BaselineRule
+from ray_probe.errors import ProbeError, RecordError
+from ray_probe.files import write_atomically, writing
+from ray_probe.fitter import Fitter
+from ray_probe.messages import Delivery, Receipt
+
+
+class FitterHost:
+    """Owns the fitter of one measurement after the other.
+
+    Args:
+        state: file in which the open measurement is kept; None: it is lost with the process.
+        owner: names the actor that this process is one life of; what another has left in the file is not its.
+    """
+
+    def __init__(self, state: Path | None = None, owner: str = "") -> None:
+        self._state = state
+        self._owner = owner
+        self._opening = ""
+        self._fitter: Fitter | None = None
+        self._problem: ProbeError | None = None
+        self._died: tuple[str, ...] = ()
+        if state is not None and state.exists():
+            self._go_on(json.loads(state.read_bytes()))
+
+    def open(
+        self, rule: BaselineRule, policy_id: str, ledger: Path, finished: Sequence[Sequence[int]], run: str = ""
+    ) -> str:
+        """Go on from a ledger, with the rounds of a resumed run that are kept; returns what `accept` needs.
+
+        Raises:
+            ProbeError: the ledger or the state file cannot be used; nothing is open then.
+        """
+        self._opening, self._problem, self._died = "", None, ()
+        if self._fitter is not None:
+            self._fitter.close()
+        self._forget()
+        self._fitter = Fitter(rule, policy_id, ledger, finished, run)
+        opening = secrets.token_hex(8)
+        self._remember({"opening": opening, "policy_id": policy_id, "ledger": str(ledger), "run": run}, rule)
+        self._opening = opening
+        return opening
+
+    @property
+    def fitter(self) -> Fitter:
+        """The fitter at work. Raises RecordError when none is, or ProbeError: why there is none any more."""
+        if self._problem is not None:
+            raise self._problem
+        if self._fitter is None:
+            raise RecordError("fitter: no measurement is open")
+        return self._fitter
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the run's log should say of the open measurement."""
+        return (*self._died, *self.fitter.notes)
+
+    def accept(self, opening: str, delivery: Delivery) -> Receipt:
+        """Take in a shard's record. Raises RecordError for one of a measurement that is over."""
+        fitter = self.fitter
+        if opening != self._opening:
+            raise RecordError(f"record: that of shard {delivery.round}/{delivery.shard} is of a measurement before")
+        return fitter.accept(delivery)
+
+    def _go_on(self, left: dict[str, Any]) -> None:
+        """Be what the process before was. What goes wrong is told to whoever asks: Ray would hide it."""
+        if left["owner"] != self._owner:
+            return
+        rule = BaselineRule(**(left["rule"] | {"features": tuple(left["rule"]["features"])}))
+        try:
+            self._fitter = Fitter(rule, left["policy_id"], Path(left["ledger"]), None, left["run"])
+        except ProbeError as error:
+            self._problem = error
+            return
+        self._opening = left["opening"]
+        version, openings = self._fitter.current.version, self._fitter.counts.openings
+        self._died = (f"fitter: made again from its ledger, at version {version} (opening {openings})",)
+
+    def _remember(self, about: dict[str, str], rule: BaselineRule) -> None:
+        if self._state is not None:
+            state = about | {"owner": self._owner, "rule": asdict(rule)}
+            write_atomically(self._state, json.dumps(state, indent=1).encode(), private=True)
+
+    def _forget(self) -> None:
+        if self._state is not None:
+            with writing(self._state):
+                self._state.unlink(missing_ok=True)
