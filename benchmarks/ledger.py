@@ -41,7 +41,8 @@ def _delivery(seed: int) -> Delivery:
     record = record_of_tokens(phi_TD, numbers.normal(size=(len(phi_TD), 1)), position_T, CAP)
     assert len(record.bin_weight_B) == position_bins(CAP)
     rows = np.stack([np.ones(len(lengths)), numbers.normal(size=len(lengths)), lengths], axis=1)
-    return Delivery("policy", FEATURES, 0, 0, with_prompts(record, np.arange(len(lengths)) % PROMPTS, rows).pack())
+    packed = with_prompts(record, np.arange(len(lengths)) % PROMPTS, rows).pack()
+    return Delivery("policy", FEATURES, 0, 0, packed, "cpu")
 
 
 def _seconds(work: Callable[[], Any]) -> float:

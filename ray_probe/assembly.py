@@ -4,6 +4,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
+
 from ray_probe.checkpoint_files import weight_headers
 from ray_probe.checkpoints import check_vocabulary, load_tokenizer
 from ray_probe.config import ProbeConfig
@@ -13,6 +15,7 @@ from ray_probe.rollout import Rollout
 from ray_probe.rules import baseline_rule
 from ray_probe.sequence_processor import SequenceProcessor
 from ray_probe.swap import Architecture, Policy, can_swap, load_policy, release, swap_weights
+from ray_probe.versions import made_on
 
 OnProgress = Callable[[int], None]
 
@@ -61,7 +64,8 @@ class Assembly:
         chat = config.data.chat_template
         processor = SequenceProcessor(model, tokenizer, config.generation, rule.features, on_progress, chat)
         components = ProbeComponents(processor, config.estimator.x_estimator_mode, config.generation.rb_requires_grad)
-        return Rollout(components, GradientSum(model, config.model.trainable), rule, policy_id)
+        where = made_on(device, torch.get_num_threads())
+        return Rollout(components, GradientSum(model, config.model.trainable), rule, policy_id, where)
 
     def _bring_in(self, directory: Path, adapter: Path | None, dtype: str, device: str) -> Any:
         architecture = Architecture.of(directory, adapter, dtype, device)

@@ -31,6 +31,7 @@ from ray_probe.config_fields import (
     TopP,
     check_features,
     check_resources,
+    check_runtime_env,
     check_trainable,
     closest,
     refusal,
@@ -178,7 +179,7 @@ class ClusterConfig(_Section):
     """CPU cores, and torch threads, of each actor."""
     resources: Annotated[Resources, AfterValidator(check_resources)] = {}
     """Custom Ray resources of each actor, name to amount."""
-    runtime_env: RuntimeEnv = {}
+    runtime_env: Annotated[RuntimeEnv, AfterValidator(check_runtime_env)] = {}
     """Ray runtime environment of the actors, handed on as it is."""
 
     @property

@@ -80,6 +80,15 @@ def check_resources(value: dict[str, float]) -> dict[str, float]:
     return value
 
 
+def check_runtime_env(value: dict[str, JsonValue]) -> dict[str, JsonValue]:
+    """Nothing that is not Ray's: the names that begin like ours are for tests of ours."""
+    variables = value.get("env_vars")
+    ours = [name for name in variables if name.startswith("RAY_PROBE_")] if isinstance(variables, dict) else []
+    if ours:
+        raise refusal(f"leave out env_vars.{ours[0][:MAX_VALUE_CHARS]}: names that begin with RAY_PROBE_ are reserved")
+    return value
+
+
 _TUPLE = BeforeValidator(lambda value: tuple(value) if isinstance(value, list) else value)
 _NOT_BLANK = Field(pattern=r"^[^\x00]*[^\x00\s][^\x00]*$")
 _NAME = Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$")

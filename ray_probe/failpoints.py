@@ -17,6 +17,7 @@ goes on.
 | `close_before_write`, `close_torn`, `close_after_fsync` | round | the same of a round's end |
 | `different_before_write`, `different_torn`, `different_after_fsync` | shard | the same of other bytes for a shard |
 | `roll_before_send`, `roll_after_send` | shard | a rollout actor has a record, has the fitter's answer to it |
+| `roll_before_gradient` | shard | a rollout actor is told to add a shard's gradient |
 """
 
 import json

@@ -27,14 +27,16 @@ class Counts:
     Attributes:
         records: shards whose record was accepted, in every round so far.
         duplicates: deliveries of a record that was in already, since this fitter was made.
-        different: shards that came again with other bytes, by id, in order.
+        conflicts: shards that came again with other bytes though made on the same kind of CPU, in order.
+        regenerated: shards that came again with other bytes, where that may be: on CUDA, or on another kind of CPU.
         torn_bytes: bytes of unfinished entries that were cut off the ledger so far.
         openings: how often the ledger was opened, this time included; 0 without a ledger.
     """
 
     records: int
     duplicates: int
-    different: tuple[str, ...]
+    conflicts: tuple[ShardKey, ...]
+    regenerated: tuple[ShardKey, ...]
     torn_bytes: int
     openings: int
 
@@ -69,7 +71,7 @@ class Fitter:
         self._betas = [self._report(self._current)]
         self._closed: Closed | None = None
         self._packed: dict[int, dict[int, Array]] = {}
-        self._digests: dict[ShardKey, str] = {}
+        self._accepted: dict[ShardKey, tuple[str, str]] = {}
         self._different: set[Different] = set()
         self._duplicates = self._torn_bytes = self._openings = 0
         self.notes: list[str] = []
@@ -91,10 +93,12 @@ class Fitter:
     @property
     def counts(self) -> Counts:
         """What came so far."""
-        different = tuple(
-            f"{number}/{shard}" for number, shard in sorted({(d.round, d.shard) for d in self._different})
-        )
-        return Counts(len(self._digests), self._duplicates, different, self._torn_bytes, self._openings)
+        conflicts = {(d.round, d.shard) for d in self._different if self._is_conflict(d)}
+        regenerated = {(d.round, d.shard) for d in self._different} - conflicts
+        return Counts(
+            len(self._accepted), self._duplicates, tuple(sorted(conflicts)), tuple(sorted(regenerated)),
+            self._torn_bytes, self._openings,
+        )  # fmt: skip
 
     def accept(self, delivery: Delivery) -> Receipt:
         """Take in a shard's record, once.
@@ -106,12 +110,12 @@ class Fitter:
         self._check_origin(delivery)
         check_packed(delivery.packed, self._rule.shape)
         key, digest = (delivery.round, delivery.shard), digest_of(delivery.packed)
-        if key in self._digests:
-            return self._again(key, digest)
+        if key in self._accepted:
+            return self._again(key, digest, delivery.made_on)
         if delivery.round != self._current.round + 1:
             raise RecordError(f"round: got {delivery.round}; round {self._current.round + 1} is open")
         check(Record.unpack(delivery.packed), self._rule.shape)
-        entry = Accepted(*key, digest, delivery.packed.copy())
+        entry = Accepted(*key, digest, delivery.made_on, delivery.packed.copy())
         self._write(entry)
         self._keep(entry)
         return Receipt("accepted")
@@ -199,14 +203,18 @@ class Fitter:
 
     def _keep(self, entry: Accepted) -> None:
         self._packed.setdefault(entry.round, {})[entry.shard] = entry.packed
-        self._digests[entry.round, entry.shard] = entry.sha256
+        self._accepted[entry.round, entry.shard] = entry.sha256, entry.made_on
 
-    def _again(self, key: ShardKey, digest: str) -> Receipt:
+    def _is_conflict(self, other: Different) -> bool:
+        """Whether the other bytes can only come from a fault."""
+        return other.made_on.startswith("cpu") and other.made_on == self._accepted[other.round, other.shard][1]
+
+    def _again(self, key: ShardKey, digest: str, made_on: str) -> Receipt:
         """The answer to a shard that is in already."""
-        if digest == self._digests[key]:
+        if digest == self._accepted[key][0]:
             self._duplicates += 1
             return Receipt("duplicate")
-        entry = Different(*key, digest)
+        entry = Different(*key, digest, made_on)
         if entry not in self._different:
             self._write(entry)
             self._different.add(entry)

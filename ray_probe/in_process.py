@@ -13,7 +13,16 @@ from ray_probe.plan import Shard
 from ray_probe.rollout import Rollout
 from ray_probe.run_directory import RunDirectory
 from ray_probe.tracker import Tracker
-from ray_probe.work import RoundOutcome, StopCheck, check_baseline, check_reached, new_group, refuse_if_stopped
+from ray_probe.work import (
+    RoundOutcome,
+    StopCheck,
+    check_baseline,
+    check_reached,
+    ids_of,
+    new_group,
+    refuse_if_stopped,
+    told_with,
+)
 
 
 class InProcess:
@@ -88,6 +97,9 @@ class InProcess:
             outcome.sums.append(sums)
             tracker.accumulated(sums)
         outcome.beta = self._fitter.beta()
+        counts, number = self._fitter.counts, outcome.round
+        outcome.conflicts = ids_of(told_with(number, number, counts.conflicts, counts.conflicts))
+        outcome.regenerated = len(told_with(number, number, counts.regenerated, counts.regenerated))
         outcome.by_actor = {
             number: tuple(shard.index for shard, rollout in dealt if rollout is self._rollouts[number])
             for number in range(self.actors)

@@ -3,10 +3,10 @@
 One JSON object a line, in the order in which things happened; what was written whole is never changed:
 
     header     what the ledger belongs to: run, policy, rule of the baseline, layout of the records; a random id
-    record     a shard's record was accepted: round, shard, sha256 of its packed bytes, those bytes in base64
+    record     a shard's record was accepted: round, shard, sha256 of its packed bytes, device, the bytes in base64
     closed     a round was fitted on the records of these shards; the rounds before `since` were committed then
     opened     the ledger was opened again: rounds from `round` on are open, so many torn bytes were cut off
-    different  a shard came again with other bytes, of this sha256; the first record stays
+    different  a shard came again with other bytes, of this sha256, from this device; the first record stays
 
 **Damage.** Every line ends in a CRC of itself and all lines before it. One that does not fit is refused, with its
 number and the offset of its first byte. Bytes after the last line break are different: a line that was never finished,
@@ -35,7 +35,7 @@ from ray_probe.failpoints import fail_at
 from ray_probe.files import locked, sync_directory
 from ray_probe.ledger_entries import Accepted, Contents, Different, Entry, Opened, decode, encode, entry_of, line_of
 
-FORMAT = 1
+FORMAT = 2
 HEADER_START = b'{"entry":"header","format":'
 LOCK_WAIT_S = 10.0
 

@@ -29,11 +29,12 @@ def digest_of(packed: Array) -> str:
 
 @dataclass(frozen=True, eq=False)
 class Accepted:
-    """A shard's record was accepted: where it belongs in the plan, its packed vector and the digest of that."""
+    """A shard's record was accepted: its place in the plan, its packed vector, the digest of that, who made it."""
 
     round: int
     shard: int
     sha256: str
+    made_on: str
     packed: Array
 
 
@@ -56,11 +57,12 @@ class Opened:
 
 @dataclass(frozen=True)
 class Different:
-    """A shard came again with other bytes, of this sha256."""
+    """A shard came again with other bytes, of this sha256, made on another device or the same."""
 
     round: int
     shard: int
     sha256: str
+    made_on: str
 
 
 Entry = Accepted | Closed | Opened | Different
@@ -124,7 +126,7 @@ def line_of(entry: Entry, chain: int) -> tuple[bytes, int]:
     """The line of an entry, and the CRC that the next one goes on from."""
     if isinstance(entry, Accepted):
         packed = base64.b64encode(_bytes_of(entry.packed)).decode()
-        place = {"round": entry.round, "shard": entry.shard, "sha256": entry.sha256}
+        place = {"round": entry.round, "shard": entry.shard, "sha256": entry.sha256, "made_on": entry.made_on}
         return encode("record", {**place, "packed": packed}, chain)
     return encode(type(entry).__name__.lower(), vars(entry), chain)
 

@@ -11,7 +11,7 @@ from ray_probe.config import ProbeConfig, config_from_dict, to_dict
 from ray_probe.errors import ClusterError
 from ray_probe.memory import MemoryDemand, check_fits
 from ray_probe.prepared import CheckpointId, Prepared
-from ray_probe.versions import check_versions, cpu_model, package_versions
+from ray_probe.versions import check_versions, package_versions
 
 if TYPE_CHECKING:
     from ray_probe.assembly import Assembly
@@ -84,7 +84,6 @@ class Loader:
             "layout": rollout.layout,
             "eos_ids": rollout.eos_ids,
             "device": device_name if device == "cuda" else device,
-            "cpu": None if device == "cuda" else cpu_model(),
             "threads": torch.get_num_threads(),
             "pid": os.getpid(),
             "node": node,

@@ -19,13 +19,23 @@ ShardKey = tuple[int, int]
 
 @dataclass(frozen=True, eq=False)
 class Delivery:
-    """A shard's record on its way to the fitter: what it was made under, its place in the plan, and its bytes."""
+    """A shard's record on its way to the fitter.
+
+    Attributes:
+        policy_id: the policy that it was made under.
+        features: of its rows.
+        round: round in the plan.
+        shard: index in the round.
+        packed: its bytes.
+        made_on: the device that it was computed on (see `ray_probe.versions.made_on`).
+    """
 
     policy_id: str
     features: tuple[str, ...]
     round: int
     shard: int
     packed: Array
+    made_on: str
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,8 +43,7 @@ class Receipt:
     """The fitter's answer to a delivery.
 
     Attributes:
-        status: accepted, or a duplicate with equal bytes, or different bytes for a shard that is in already (a
-            conflict on a CPU; `regenerated` on CUDA, where a redone shard may differ in its last bits).
+        status: accepted, or a duplicate with equal bytes, or different bytes for a shard that is in already.
         kept: the record that counts, where it is not the one delivered; it is what must be left out of the fit.
     """
 

@@ -3,6 +3,7 @@
 A `Prepared` travels: it holds what a process that deals out shards and writes results needs, and nothing loaded.
 """
 
+import hashlib
 import math
 import platform
 import sys
@@ -82,6 +83,14 @@ class Prepared:
     policy_id: str
     created: datetime
     memory: MemoryDemand
+
+    @property
+    def plan_id(self) -> str:
+        """Names the prompts and how they are dealt out: what a shard's number stands for."""
+        batch = self.config.batch
+        dealt = (self.config.data.seed, batch.prompts_per_round, batch.responses_per_prompt, batch.shard_prompts)
+        prompts = (self.prompts.sha256, self.prompts.rendered_sha256, self.prompts.skipped)
+        return hashlib.sha256(repr((dealt, prompts)).encode()).hexdigest()[:16]
 
 
 def manifest(prepared: Prepared, actor: dict[str, Any], cluster: dict[str, Any]) -> dict[str, Any]:

@@ -40,13 +40,17 @@ class Rollout:
         gradient: the sum of its shards' gradients.
         rule: how the baseline is formed.
         policy_id: the policy that records are marked with.
+        made_on: the device that they are marked with.
     """
 
-    def __init__(self, components: ProbeComponents, gradient: GradientSum, rule: BaselineRule, policy_id: str) -> None:
+    def __init__(
+        self, components: ProbeComponents, gradient: GradientSum, rule: BaselineRule, policy_id: str, made_on: str
+    ) -> None:
         self._components = components
         self._gradient = gradient
         self._rule = rule
         self._policy_id = policy_id
+        self._made_on = made_on
         self._group = ""
         self._held: dict[ShardKey, _Held] = {}
         self._added: dict[ShardKey, ShardSums] = {}
@@ -84,7 +88,8 @@ class Rollout:
         record = record_of_results(results, prompt_ids_P, self._components.estimator, self._rule.cap)
         kept = replace(sequences, sample_logprobs=None)
         self._held[shard.key] = _Held(kept, prompt_ids_P, record.without_prompts())
-        delivery = Delivery(self._policy_id, self._rule.features, shard.round, shard.index, record.pack())
+        packed, features = record.pack(), self._rule.features
+        delivery = Delivery(self._policy_id, features, shard.round, shard.index, packed, self._made_on)
         finished = time.monotonic()
         parity = _parity(sequences, results)
         return Collected(delivery, parity, record.tokens, generated - started, finished - generated)

@@ -1,4 +1,4 @@
-"""What fixes a result's bits beside its inputs: the packages and the kind of CPU."""
+"""What fixes a result's bits beside its inputs: the packages and what they compute on."""
 
 import platform
 from collections.abc import Mapping
@@ -29,3 +29,15 @@ def cpu_model() -> str:
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
     return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def made_on(device: str, threads: int) -> str:
+    """What a record was computed on: where two are equal and begin with `cpu`, so are the bytes of the same shard.
+
+    Args:
+        device: `cpu` or `cuda`.
+        threads: torch threads.
+    """
+    if device != "cpu":
+        return device
+    return f"cpu {cpu_model()}, {threads} threads, torch {version('torch')}"

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 from ray_probe.core.baselines import PublishedFit
 from ray_probe.errors import GradientError, ShardError
 from ray_probe.layout import Layout
-from ray_probe.messages import Collected, GradientReport, ShardSums
+from ray_probe.messages import Collected, GradientReport, ShardKey, ShardSums
 from ray_probe.plan import Shard
 from ray_probe.tracker import Tracker
 
@@ -49,8 +49,8 @@ class RoundOutcome:
         records: shards whose record the fit holds: those in `sums`, and any given up after its record was in.
         beta: the fitter's global fit after the round.
         given_up: ids of shards that failed too often.
-        conflicts: ids of shards that came twice with different bytes on a CPU.
-        regenerated: the same on CUDA, where it is no error.
+        conflicts: ids of shards that came again with other bytes, made on the same kind of CPU.
+        regenerated: how many did so where it is no error: on CUDA, or on another kind of CPU.
         retried: shards that were done again.
         by_actor: actor -> the shards whose gradient is from it.
         fit_s: seconds from the last record to the fit.
@@ -67,6 +67,27 @@ class RoundOutcome:
     retried: int = 0
     by_actor: dict[int, tuple[int, ...]] = field(default_factory=dict)
     fit_s: float = 0.0
+
+
+def told_with(number: int, first: int, came_again: Collection[ShardKey], told: Collection[ShardKey]) -> list[ShardKey]:
+    """Of the shards that came again with other bytes, those that are told with a round: its own, ascending.
+
+    With the first round that is not committed come those of rounds before that nobody was told of: a process that was
+    thought dead may deliver at any time.
+
+    Args:
+        number: the round.
+        first: the first round that is not committed.
+        came_again: such shards so far.
+        told: those that were told with the rounds before `first`.
+    """
+    late = {key for key in came_again if key[0] < first and number == first} - set(told)
+    return sorted(late | {key for key in came_again if key[0] == number})
+
+
+def ids_of(keys: Collection[ShardKey]) -> list[str]:
+    """Shards as results and logs name them."""
+    return [f"{number}/{shard}" for number, shard in keys]
 
 
 def refuse_without_sums(outcome: RoundOutcome) -> None:

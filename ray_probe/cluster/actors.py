@@ -8,8 +8,9 @@ from typing import Any
 import ray
 from threadpoolctl import threadpool_limits
 
+from ray_probe.cluster.delivery import deliver
 from ray_probe.core.baselines import BaselineRule, PublishedFit
-from ray_probe.errors import ClusterError
+from ray_probe.failpoints import fail_at
 from ray_probe.fitter import Counts
 from ray_probe.fitter_host import FitterHost
 from ray_probe.gradient_store import GradientStore
@@ -127,8 +128,8 @@ class RolloutActor:
         self._rollout, about = self._loader.load(order, ray.util.get_node_ip_address())
         return about
 
-    def collect(self, shard: Any, group: str, fitter: Any, opening: str, deadline_s: float) -> tuple[Any, str]:
-        """Collect a shard and deliver its record to the fitter; returns the report and the fitter's answer.
+    def collect(self, shard: Any, group: str, fitter: Any, opening: str, deadline_s: float) -> Any:
+        """Collect a shard and deliver its record to the fitter, over a death of the fitter too; returns the report.
 
         Args:
             shard: what to sample.
@@ -139,15 +140,12 @@ class RolloutActor:
         """
         self._rollout.begin(group)
         report = self._rollout.collect(shard)
-        try:
-            receipt: Receipt = ray.get(fitter.accept.remote(opening, report.delivery), timeout=deadline_s)
-        except ray.exceptions.GetTimeoutError:
-            raise ClusterError(f"fitter: did not answer in {deadline_s:.0f} s; go on with run --resume") from None
-        self._rollout.acknowledge(shard, receipt)
-        return report, receipt.status
+        self._rollout.acknowledge(shard, deliver(fitter, opening, report.delivery, deadline_s))
+        return report
 
     def accumulate(self, shard: Any, fit: PublishedFit) -> Any:
         """Add a shard's gradient."""
+        fail_at("roll_before_gradient", shard.id)
         return self._rollout.accumulate(shard, fit)
 
     def gradient_report(self, group: str) -> GradientReport:

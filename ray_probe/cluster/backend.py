@@ -20,6 +20,7 @@ from ray_probe.tracker import Tracker
 from ray_probe.work import RoundOutcome, StopCheck
 
 NAME_S = 20.0
+FITTER_STATE = "fitter.json"
 KeeperT = TypeVar("KeeperT", bound=Keeper)
 
 
@@ -48,6 +49,7 @@ class RayBackend:
         log: told of deaths and replacements, one line each.
         name: of the service or run, which the actors' names begin with; None leaves them without.
         detached: the actors outlive the process that made them.
+        state: directory in which the fitter keeps what it is open on; None: in that of the first measurement.
         bucket_numbers: numbers of the gradient that are moved at once.
         pool_options: passed on to `Pool`; for tests.
     """
@@ -58,10 +60,13 @@ class RayBackend:
         log: Callable[[str], None] = lambda text: None,
         name: str | None = None,
         detached: bool = False,
+        state: Path | None = None,
         bucket_numbers: int = BUCKET_NUMBERS,
         **pool_options: Any,
     ) -> None:
         self._config = config
+        self._log = log
+        self._state = state
         self._bucket_numbers = bucket_numbers
         lasting: dict[str, Any] = {"lifetime": "detached"} if detached else {}
         options = actor_options(config) | lasting
@@ -119,10 +124,14 @@ class RayBackend:
         assert self._prepared is not None, "`load` comes first"
         rule = baseline_rule(self._prepared.config)
         if self._fitter is None or not self._fitter.answers():
-            self._fitter = again(fitter_actor, self._fitter, self._fitter_options)
+            file = (self._state or directory.path) / FITTER_STATE
+            self._fitter = again(lambda: fitter_actor(self._fitter_options, file), self._fitter)
         if self._writer is None or not self._writer.answers():
-            self._writer = again(writer_actor, self._writer, self._writer_options)
-        fitter = self._fitter.open_fitter(rule, self._prepared.policy_id, directory.ledger, finished)
+            self._writer = again(lambda: writer_actor(self._writer_options), self._writer)
+        prepared = self._prepared
+        fitter = self._fitter.open_fitter(rule, prepared.policy_id, directory.ledger, finished, prepared.plan_id)
+        for note in fitter.new_notes():
+            self._log(note)
         norm_sq = self._writer.open_writer(directory.state, self.layout, len(finished))
         self._open = RayRounds(
             self._pool, fitter, self._writer, self.layout, len(finished), norm_sq, rule.fit == "lagged",
@@ -163,14 +172,14 @@ class RayBackend:
         return self._open
 
 
-def again(create: Callable[[dict[str, Any]], KeeperT], before: Keeper | None, options: dict[str, Any]) -> KeeperT:
+def again(create: Callable[[], KeeperT], before: Keeper | None) -> KeeperT:
     """Make a fitter or a writer, in the place of one that is gone or does not answer: its name is free in a moment."""
     if before is not None:
         before.close()
     deadline = time.monotonic() + NAME_S
     while True:
         try:
-            return create(options)
+            return create()
         except ValueError:  # Ray's ActorAlreadyExistsError
             if time.monotonic() >= deadline:
                 raise

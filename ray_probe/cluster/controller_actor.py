@@ -74,7 +74,7 @@ class ControllerActor:
             self._held.enter_context(logged_to(directory / "service.log"))
             own = config = load_config(directory / SERVICE_CONFIG)
         self._config = config
-        workers = RayWorkers(config, logger.warning, spec.name, detached=directory is not None)
+        workers = RayWorkers(config, logger.warning, spec.name, detached=directory is not None, state=directory)
         self._controller = Controller(spec.name, spec.kind, directory, workers, _prepare, own)
         self._controller.begin()
 

@@ -77,7 +77,6 @@ class Pool:
         self.last_failure: str | None = None
         self._watched = clock()
         self.info: dict[str, Any] = {}
-        self.cpus: set[str | None] = set()
 
     @property
     def alive(self) -> list[int]:
@@ -103,11 +102,6 @@ class Pool:
     def members(self) -> list[Member]:
         """Every actor and what it does."""
         return [member(number, worker, self._version) for number, worker in sorted(self._workers.copy().items())]
-
-    @property
-    def one_kind_of_cpu(self) -> bool:
-        """Every actor so far computed on the same kind of CPU: then a shard's bytes are its own, whoever made them."""
-        return len(self.cpus) == 1 and None not in self.cpus
 
     def handle(self, actor: int) -> Any:
         """The Ray handle of an actor, for calls whose results stay in the object store."""
@@ -244,7 +238,6 @@ class Pool:
             return self._current(worker, Event(number, task, value))
         if worker.version == self._version:
             worker.loaded, worker.facts, self._failed_starts, self.info = self._version, value, 0, value
-            self.cpus.add(value["cpu"])
         return None
 
     def _current(self, worker: Worker, event: Event) -> Event | None:

@@ -1,7 +1,7 @@
 """The rounds up to a commit at work: the schedule's decisions, carried out by pool, fitter and object store."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,16 +14,19 @@ from ray_probe.cluster.schedule import MAX_ATTEMPTS, Schedule, Task
 from ray_probe.cluster.worker import Event
 from ray_probe.core.baselines import PublishedFit
 from ray_probe.errors import ClusterError
-from ray_probe.messages import Collected, ShardSums
+from ray_probe.fitter import Counts
+from ray_probe.messages import Collected, ShardKey, ShardSums
 from ray_probe.plan import Shard
 from ray_probe.tracker import Tracker
 from ray_probe.work import (
     RoundOutcome,
     StopCheck,
     check_baseline,
+    ids_of,
     new_group,
     refuse_if_stopped,
     refuse_without_sums,
+    told_with,
 )
 
 POLL_S = 0.5
@@ -44,7 +47,6 @@ class _Round:
     beta: dict[str, Any] = field(default_factory=dict)
     collected: dict[int, Collected] = field(default_factory=dict)
     sums: dict[int, ShardSums] = field(default_factory=dict)
-    different: set[str] = field(default_factory=set)
 
 
 class GroupWork:
@@ -56,9 +58,18 @@ class GroupWork:
         tracker: told of progress.
         stop: asked between events.
         lagged: gradients use the fit of the rounds before, and wait for nothing.
+        told: shards of earlier rounds that came again with other bytes, as the outcomes of those rounds say.
     """
 
-    def __init__(self, pool: Pool, fitter: OpenFitter, tracker: Tracker, stop: StopCheck, lagged: bool) -> None:
+    def __init__(
+        self,
+        pool: Pool,
+        fitter: OpenFitter,
+        tracker: Tracker,
+        stop: StopCheck,
+        lagged: bool,
+        told: Collection[ShardKey] = (),
+    ) -> None:
         self._group = new_group()
         self._schedule = Schedule()
         self._rounds: dict[int, _Round] = {}
@@ -67,6 +78,7 @@ class GroupWork:
         self._tracker = tracker
         self.stop = stop
         self._lagged = lagged
+        self.told: frozenset[ShardKey] = frozenset(told)
 
     def run_round(self, shards: Sequence[Shard]) -> RoundOutcome:
         """Returns when every shard that was not given up is in an actor's sum, exactly once."""
@@ -78,7 +90,9 @@ class GroupWork:
             self._use(number, self._fitter.ask("current"))
         self._work_off(number)
         self._rounds[number].beta = self._fitter.ask("beta")
-        return self._outcome(number)
+        for note in self._fitter.new_notes():
+            self._tracker.note(note)
+        return self._outcome(number, self._fitter.ask("counts"))
 
     def commit(self, reduction: Reduction, first: bool) -> list[RoundOutcome]:
         """Have the sums of all rounds staged; what is lost meanwhile is done again.
@@ -94,11 +108,13 @@ class GroupWork:
         newest, causes = max(self._rounds), list[str]()
         while len(causes) < MAX_ATTEMPTS:
             self._work_off(newest)
-            outcomes = [self._outcome(number) for number in self._rounds]
+            counts = self._fitter.ask("counts")
+            outcomes = [self._outcome(number, counts) for number in self._rounds]
             for outcome in outcomes:
                 refuse_without_sums(outcome)
             lost = reduction.attempt(self._group, self._schedule.accumulated_by(), first)
             if lost is None:
+                self.told = frozenset((*counts.conflicts, *counts.regenerated))
                 return outcomes
             self._lost_before_commit(lost)
             causes.append(lost.cause)
@@ -146,16 +162,14 @@ class GroupWork:
         if task is not None and cause is not None:
             self._failed(task.shard, cause)
         elif task is not None and task.kind == "collect":
-            self._collected(task.shard, *event.value)
+            self._collected(task.shard, event.value)
         elif task is not None:
             self._accumulated(task.shard, event.value)
         if event.died is not None:
             self._lost(event.actor)
 
-    def _collected(self, shard: Shard, report: Collected, status: str) -> None:
-        part = self._rounds[shard.round]
-        part.collected[shard.index] = report
-        part.different |= {shard.id} if status == "different" else set()
+    def _collected(self, shard: Shard, report: Collected) -> None:
+        self._rounds[shard.round].collected[shard.index] = report
         self._tracker.collected(report.tokens, again=self._schedule.collected(shard))
 
     def _accumulated(self, shard: Shard, report: ShardSums) -> None:
@@ -200,11 +214,11 @@ class GroupWork:
         self._schedule.fit_ready(number)
         self._tracker.fitted(fit.version)
 
-    def _outcome(self, number: int) -> RoundOutcome:
+    def _outcome(self, number: int, counts: Counts) -> RoundOutcome:
         part, summed_by = self._rounds[number], self._schedule.accumulated_by()
         by_actor = {actor: tuple(i for n, i in keys if n == number) for actor, keys in summed_by.items()}
         counted = [index for shards in by_actor.values() for index in shards]
-        one_kind = self._pool.one_kind_of_cpu
+        first = min(self._rounds)
         return RoundOutcome(
             round=number,
             collected=[part.collected[index] for index in counted],
@@ -212,8 +226,8 @@ class GroupWork:
             records=self._schedule.records(number),
             beta=part.beta,
             given_up=list(self._schedule.given_up(number)),
-            conflicts=sorted(part.different) if one_kind else [],
-            regenerated=0 if one_kind else len(part.different),
+            conflicts=ids_of(told_with(number, first, counts.conflicts, self.told)),
+            regenerated=len(told_with(number, first, counts.regenerated, self.told)),
             retried=self._schedule.retried[number],
             by_actor={actor: shards for actor, shards in by_actor.items() if shards},
             fit_s=part.fit_s,

@@ -47,6 +47,8 @@ class RayRounds:
         self._lagged = lagged
         self._bucket_numbers = bucket_numbers
         self._work: GroupWork | None = None
+        counts = fitter.ask("counts")
+        self._told = {key for key in (*counts.conflicts, *counts.regenerated) if key[0] < rounds}
         self.gradient_norm_sq = norm_sq
 
     def beta(self) -> dict[str, Any]:
@@ -57,7 +59,7 @@ class RayRounds:
     def run_round(self, shards: Sequence[Shard], tracker: Tracker, stop: StopCheck) -> RoundOutcome:
         """Work one round off; returns when every shard is in an actor's sum, once."""
         if self._work is None:
-            self._work = GroupWork(self._pool, self._fitter, tracker, stop, self._lagged)
+            self._work = GroupWork(self._pool, self._fitter, tracker, stop, self._lagged, self._told)
         return self._work.run_round(shards)
 
     def commit(self) -> list[RoundOutcome]:
@@ -66,6 +68,7 @@ class RayRounds:
         reduction = Reduction(self._pool, self._writer, self._layout, self._bucket_numbers, self._work.stop)
         outcomes = self._work.commit(reduction, first=self._rounds == 0)
         self._rounds += len(outcomes)
+        self._told = set(self._work.told)
         self.gradient_norm_sq = self._writer.ask("commit", self._rounds, deadline_s=FILES_DEADLINE_S)
         self._work = None
         self._pool.release(self._pool.leaving)

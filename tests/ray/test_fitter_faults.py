@@ -162,7 +162,7 @@ def test_a_fitter_that_is_killed_at_any_point_counts_every_shard_once(story: Sto
     assert part.statuses == again, "a record that was written before the fitter died is a duplicate when it is resent"
     assert story.betas[number + 1] == undisturbed(number + 1).beta(), "the fit, to the bit"
     assert part.counts is not None and part.counts.records == (number + 1) * SHARDS
-    assert (part.counts.openings, part.counts.different) == (number + 2, ())
+    assert (part.counts.openings, part.counts.conflicts) == (number + 2, ())
     assert sum("made again from its ledger" in note for note in part.notes) == 1
     assert sum("were cut off; it had not been acknowledged" in note for note in part.notes) == torn
 
@@ -211,11 +211,11 @@ def test_a_zombie_that_delivers_beside_its_replacement_changes_nothing_and_other
     assert ray.get(late, timeout=DEADLINE_S) == ("duplicate" if same else "different")
     kill(zombie)
     counts = fitter.ask("counts")
-    assert (counts.duplicates, counts.different) == ((1, ()) if same else (0, ("0/1",)))
+    assert (counts.duplicates, counts.conflicts) == ((1, ()) if same else (0, ((0, 1),)))
     assert any("0/1 came again with other bytes" in note for note in fitter.new_notes()) is not same
     assert fitter.ask("beta") == undisturbed(1).beta(), "the first record stays"
     os.kill(fitter.ask("pid"), signal.SIGKILL)
-    assert fitter.ask("counts").different == (() if same else ("0/1",)), "told by the next life too"
+    assert fitter.ask("counts").conflicts == (() if same else ((0, 1),)), "told by the next life too"
 
 
 def test_a_full_disk_is_told_and_the_shard_is_not_acknowledged(keeper: FitterKeeper, tmp_path: Path) -> None:

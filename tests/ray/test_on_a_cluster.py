@@ -28,6 +28,7 @@ from ray_probe.cluster.round_work import GroupWork
 from ray_probe.cluster.worker import Event
 from ray_probe.config import ProbeConfig, config_from_dict
 from ray_probe.errors import CheckpointError, ClusterError, OutputError, RecordError, ShardError
+from ray_probe.fitter import Counts
 from ray_probe.in_process import InProcess
 from ray_probe.messages import Delivery
 from ray_probe.offline_entropy_probe import OfflineEntropyProbe
@@ -257,7 +258,6 @@ class LosesGradients:
 
     leaving: tuple[int, ...] = ()
     asked = 1
-    one_kind_of_cpu = True
 
     def __init__(self) -> None:
         self.actor, self.lost, self.events = 0, 0, list[Event]()
@@ -276,7 +276,7 @@ class LosesGradients:
         accumulated = SimpleNamespace(
             round=0, shard=task.shard.index, version=1, own_left_out=True, sums=SimpleNamespace(advantage={})
         )
-        self.events.append(Event(actor, task, (collected, "accepted") if method == "collect" else accumulated))
+        self.events.append(Event(actor, task, collected if method == "collect" else accumulated))
 
     def wait(self, timeout_s: float) -> list[Event]:
         events, self.events = self.events, []
@@ -292,7 +292,12 @@ class FitsAnything:
 
     handle = opening = None
 
+    def new_notes(self) -> list[str]:
+        return []
+
     def ask(self, method: str, *arguments: Any) -> Any:
+        if method == "counts":
+            return Counts(0, 0, (), (), 0, 1)
         rule = SimpleNamespace(fit="leave_one_out")
         return {"version": 1} if method == "beta" else SimpleNamespace(version=1, round=0, rule=rule)
 
@@ -442,7 +447,7 @@ def test_what_is_delivered_for_a_measurement_that_is_over_is_not_taken(files: Pa
     fitter = fitter_actor({})
     late = fitter.open_fitter(rule, "policy", files / "first.jsonl").opening
     opening = fitter.open_fitter(rule, "policy", files / "second.jsonl").opening
-    delivery = Delivery("policy", rule.features, 0, 0, np.zeros(3))
+    delivery = Delivery("policy", rule.features, 0, 0, np.zeros(3), "cpu")
     with pytest.raises(RecordError, match="of a measurement before"):
         fitter.ask("accept", late, delivery)
     with pytest.raises(RecordError, match="schema version"):
@@ -526,7 +531,7 @@ class Fake:
             os._exit(1)
         if behaviour == "raise":
             raise RuntimeError("no such device")
-        return {"pid": os.getpid(), "cpu": "a cpu"}
+        return {"pid": os.getpid()}
 
     def tokens_done(self) -> int:
         return 0

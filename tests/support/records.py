@@ -12,6 +12,7 @@ from ray_probe.messages import Delivery
 CAP = 8
 FEATURES = ("H", "top1", "pos_frac")
 POLICY = "0123abcd"
+MADE_ON = "cpu of a kind"
 
 
 def rule(fit: Fit = "leave_one_out") -> BaselineRule:
@@ -29,7 +30,7 @@ def some_record(round_number: int, shard: int) -> Record:
 
 
 def delivery(round_number: int, shard: int) -> Delivery:
-    return Delivery(POLICY, FEATURES, round_number, shard, some_record(round_number, shard).pack())
+    return Delivery(POLICY, FEATURES, round_number, shard, some_record(round_number, shard).pack(), MADE_ON)
 
 
 def other_bytes(round_number: int, shard: int) -> Delivery:

@@ -129,4 +129,4 @@ def misscoring_rollout(config: ProbeConfig) -> Rollout:
     """One that the parity gate must stop."""
     model, rule = load_model(Path(config.model.path), "float32"), baseline_rule(config)
     scorer = OtherScorer(model, load_tokenizer(Path(config.model.path)), config.generation, rule.features)
-    return Rollout(ProbeComponents(scorer), GradientSum(model, "all"), rule, POLICY)
+    return Rollout(ProbeComponents(scorer), GradientSum(model, "all"), rule, POLICY, "cpu")

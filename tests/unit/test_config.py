@@ -104,6 +104,7 @@ REFUSED = [
     *[("cluster.resources", bad, "need a mapping from resource names to finite numbers >= 0")
       for bad in ({"a": -1}, {"a": "1"}, {"a": True}, {"a": math.inf}, {"": 1}, [], None)],
     ("cluster.resources", {"GPU": 1}, "set cluster.gpus_per_actor"),
+    ("cluster.runtime_env", {"env_vars": {"RAY_PROBE_FAILPOINTS": "/x"}}, "leave out env_vars.RAY_PROBE_FAILPOINTS: "),
     *[("cluster.runtime_env", bad, "need a mapping with string keys and plain, finite values")
       for bad in ({"a": math.nan}, {"a": [{"b": math.inf}]}, {1: 2}, {"a": object}, [], None)],
     *[("output.name", bad, "need null or 1 to 63 of a-z, 0-9, _ and -")

@@ -51,7 +51,7 @@ def some_collected(round_number: int, shard: int) -> Collected:
     numbers = np.random.default_rng([round_number, shard, 2])
     sampled, tokens = numbers.normal(size=10 + shard), 10 + shard
     parity = ParityStats.of(sampled, sampled + numbers.normal(0, 1e-6, tokens), np.arange(tokens) == 3)
-    return Collected(Delivery("policy", ("H",), round_number, shard, np.zeros(8)), parity, tokens, 2.0, 0.25)
+    return Collected(Delivery("policy", ("H",), round_number, shard, np.zeros(8), "cpu"), parity, tokens, 2.0, 0.25)
 
 
 def a_round(number: int, shards: int = 3, prompts: tuple[int, int] = (0, 1)) -> Totals:

@@ -100,7 +100,9 @@ def test_a_record_for_a_round_that_is_over_is_not_merged():
     assert fitter.accept(delivery(0, 0)).status == "duplicate", "of a round that was committed, too"
     with pytest.raises(RecordError, match="shard 0/1 was committed with other bytes; this one is not merged"):
         fitter.accept(other_bytes(0, 1))
-    assert fitter.counts == Counts(records=10, duplicates=1, different=("0/1",), torn_bytes=0, openings=0)
+    assert fitter.counts == Counts(
+        records=10, duplicates=1, conflicts=((0, 1),), regenerated=(), torn_bytes=0, openings=0
+    )
     assert bits(fitter) == before
 
 
@@ -327,7 +329,7 @@ def test_a_fitter_that_is_made_again_in_the_middle_of_a_round_knows_what_was_acc
             assert late.kept.tobytes() == delivery(number, 0).packed.tobytes()
         fitter.close_round(number, range(5))
     assert bits(fitter) == bits(undisturbed)
-    assert fitter.counts == Counts(15, 1, ("0/0", "1/0", "2/0"), 0, 16)
+    assert fitter.counts == Counts(15, 1, ((0, 0), (1, 0), (2, 0)), (), 0, 16)
     assert fitter.notes == [], "told in the life in which it happened"
 
 
@@ -423,8 +425,29 @@ def test_other_bytes_are_told_once_however_often_they_come(tmp_path: Path):
     for _ in range(3):
         assert fitter.accept(other_bytes(0, 3)).status == "different"
     assert fitter.notes == ["shard 0/3 came again with other bytes; the first record stays"]
-    assert fitter.counts.different == ("0/3",)
+    assert fitter.counts.conflicts == ((0, 3),)
     assert len(read_ledger(tmp_path / "ledger.jsonl").different) == 1
+
+
+@pytest.mark.parametrize(
+    ("first", "again", "conflict"),
+    [
+        ("cpu of a kind", "cpu of a kind", True),
+        ("cpu of a kind", "cpu of another kind", False),
+        ("cuda", "cuda", False),
+        ("cuda", "cpu of a kind", False),
+    ],
+)
+def test_other_bytes_are_a_conflict_on_one_kind_of_cpu_and_regenerated_elsewhere(
+    tmp_path: Path, first: str, again: str, conflict: bool
+):
+    for _ in range(2):  # and after the ledger was read again
+        fitter = Fitter(rule(), POLICY, tmp_path / "ledger.jsonl")
+        assert fitter.accept(replace(delivery(0, 3), made_on=first)).status in ("accepted", "duplicate")
+        assert fitter.accept(replace(other_bytes(0, 3), made_on=again)).status == "different"
+        expected = [((0, 3),), ()] if conflict else [(), ((0, 3),)]
+        assert [fitter.counts.conflicts, fitter.counts.regenerated] == expected
+        fitter.close()
 
 
 def test_a_record_is_on_disk_before_it_is_accepted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -19,18 +19,19 @@ from ray_probe.errors import LedgerError, OutputError
 from ray_probe.ledger import HEADER_START, Ledger, read_ledger
 from ray_probe.ledger_entries import Accepted, Closed, Contents, Different, Entry, Opened, digest_of, encode
 
+MADE_ON = "cpu of a kind"
 ORIGIN = {"run": "a run", "policy_id": "a policy", "ridge_lambda": 1e-3, "features": ["H", "top1"]}
 
 
 def accepted(round_number: int, shard: int) -> Accepted:
     numbers = np.random.default_rng([round_number, shard])
     packed = np.append(numbers.normal(size=4 + shard), [-0.0, 5e-324])
-    return Accepted(round_number, shard, digest_of(packed), packed)
+    return Accepted(round_number, shard, digest_of(packed), MADE_ON, packed)
 
 
 def some_entries() -> list[Entry]:
     first, second = accepted(0, 1), accepted(0, 0)
-    return [first, second, Different(0, 1, "ab" * 32), Closed(0, (0, 1), 0), accepted(1, 2)]
+    return [first, second, Different(0, 1, "ab" * 32, MADE_ON), Closed(0, (0, 1), 0), accepted(1, 2)]
 
 
 def written(path: Path, entries: list[Entry], origin: dict[str, Any] = ORIGIN) -> bytes:
@@ -44,7 +45,7 @@ def written(path: Path, entries: list[Entry], origin: dict[str, Any] = ORIGIN) -
 
 
 def plain(contents: Contents) -> tuple[Any, ...]:
-    records = {key: (entry.sha256, entry.packed.tobytes()) for key, entry in contents.records.items()}
+    records = {key: (entry.sha256, entry.made_on, entry.packed.tobytes()) for key, entry in contents.records.items()}
     return records, contents.closed, contents.different
 
 
@@ -70,7 +71,7 @@ def test_what_is_read_is_what_was_written_to_the_bit(path: Path):
 
 def test_every_line_is_json_and_the_first_says_what_the_ledger_belongs_to(path: Path):
     header, *lines = [json.loads(line) for line in written(path, some_entries()).splitlines()]
-    assert header.items() >= ({"entry": "header", "format": 1} | ORIGIN).items()
+    assert header.items() >= ({"entry": "header", "format": 2} | ORIGIN).items()
     assert path.read_bytes().startswith(HEADER_START)
     assert [line["entry"] for line in lines] == ["record", "record", "different", "closed", "record"]
     assert all(len(line["crc"]) == 8 for line in (header, *lines))
@@ -174,7 +175,7 @@ def test_lines_that_do_not_follow_each_other_are_damage(
         pytest.param(Closed(0, (0,), 0), id="a round that is closed already"),
         pytest.param(Closed(1, (0,), 0), id="closed without a record"),
         pytest.param(Closed(1, (), 2), id="committed before it was closed"),
-        pytest.param(Different(1, 0, "ab" * 32), id="different from nothing"),
+        pytest.param(Different(1, 0, "ab" * 32, MADE_ON), id="different from nothing"),
         pytest.param(Opened(2, 0), id="opened beyond the end"),
         pytest.param(replace(accepted(1, 0), sha256="ab" * 32), id="bytes that are not those of the digest"),
     ],
@@ -204,8 +205,8 @@ def test_another_runs_ledger_is_refused_and_left_alone(path: Path, name: str, va
 
 
 def test_a_ledger_of_a_later_format_is_refused(path: Path):
-    path.write_bytes(encode("header", {"format": 2} | ORIGIN, 0)[0])
-    with pytest.raises(LedgerError, match=r"ledger\.jsonl: format: got 2; this version of ray_probe reads format 1"):
+    path.write_bytes(encode("header", {"format": 3} | ORIGIN, 0)[0])
+    with pytest.raises(LedgerError, match=r"ledger\.jsonl: format: got 3; this version of ray_probe reads format 2"):
         Ledger(path, ORIGIN).read()
 
 
