@@ -8,12 +8,12 @@ from typing import Annotated, Any
 
 import typer
 
-from ray_probe import commands
+from ray_probe.commands import doctor, options, queries, service
+from ray_probe.commands.output import EXIT_INTERRUPTED, answered, of_result
 from ray_probe.errors import ProbeError
 from ray_probe.interrupts import signals_interrupt
 
 EXIT_USAGE = 2
-EXIT_INTERRUPTED = 130
 EXIT_BROKEN_PIPE = 141
 
 # Newer versions of typer bring a click of their own, older ones use the package: both derive from this class.
@@ -30,10 +30,10 @@ app = typer.Typer(
 @app.command()
 def run(
     config: Annotated[Path | None, typer.Argument(help="YAML file of the run.", show_default=False)] = None,
-    set_: commands.Settings = None,
-    actors: commands.Actors = None,
-    address: commands.ConfigAddress = None,
-    out: commands.Out = None,
+    set_: options.Settings = None,
+    actors: options.Actors = None,
+    address: options.ConfigAddress = None,
+    out: options.Out = None,
     resume: Annotated[
         Path | None, typer.Option(metavar="RUN_DIR", help="Go on from the last finished round.", show_default=False)
     ] = None,
@@ -52,13 +52,12 @@ def run(
     except KeyboardInterrupt:
         return _interrupted(state.directory, state.finished_rounds)
     assert state.directory is not None
-    return commands.show_result(result, state.directory, as_json)
+    return answered(of_result(result, state.directory), as_json)
 
 
 for _command in (
-    commands.up, commands.down, commands.probe, commands.status, commands.beta, commands.variance, commands.results,
-    commands.logs, commands.scale, commands.cancel, commands.drain,
-    commands.doctor,
+    service.up, service.down, service.probe, queries.status, queries.beta, queries.variance, queries.results,
+    queries.logs, service.scale, service.cancel, service.drain, doctor.doctor,
 ):  # fmt: skip
     app.command()(_command)
 

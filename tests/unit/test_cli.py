@@ -9,7 +9,8 @@ import pytest
 import yaml
 from support.checkpoints import raw_config
 
-from ray_probe import cli, commands
+from ray_probe import cli
+from ray_probe.commands.output import exit_code
 from ray_probe.run_directory import RunDirectory
 
 
@@ -108,7 +109,7 @@ def test_a_run_name_that_exists_is_refused_with_the_way_to_go_on(tmp_path: Path)
     ("conflicts", "partial", "code"), [([], False, 0), ([], ["0/1"], 3), (["0/1"], False, 1), (["0/1"], ["0/2"], 1)]
 )
 def test_exit_codes_of_a_finished_run(conflicts: list[str], partial: object, code: int) -> None:
-    assert commands.exit_code({"conflicts": conflicts, "partial": partial}) == code
+    assert exit_code({"conflicts": conflicts, "partial": partial}) == code
 
 
 def test_help_names_the_command_and_its_options(

@@ -1,0 +1,1 @@
+"""The commands beside `run`: each imports what it needs when it is called."""

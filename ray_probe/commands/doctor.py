@@ -1,0 +1,38 @@
+"""Looking at what a run needs, before one is started."""
+
+import contextlib
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ray_probe.commands.options import AsJson, ConfigAddress, Settings
+from ray_probe.commands.output import print_json, stdout_for_results
+from ray_probe.errors import ConfigError, bad_value
+
+
+def doctor(
+    config: Annotated[Path | None, typer.Argument(help="YAML file of a run.", show_default=False)] = None,
+    set_: Settings = None,
+    address: ConfigAddress = None,
+    as_json: AsJson = False,
+) -> int:
+    """Look at all that a run needs, one line each; exit 0 only if everything holds."""
+    from rich.console import Console
+
+    from ray_probe.config import load_config
+    from ray_probe.doctor import diagnose, exit_code, to_json
+    from ray_probe.report.doctor_table import show
+    from ray_probe.runner import overrides
+
+    if config is None and set_:
+        raise ConfigError(bad_value("--set", set_[0], "give CONFIG too"))
+    loaded = None if config is None else load_config(config, overrides(set_ or [], None, address, None))
+    console = Console(file=sys.stdout)  # bound before Ray's words are sent elsewhere
+    checks = diagnose(loaded, address=address if loaded is None else None)
+    with stdout_for_results(), contextlib.closing(checks):  # it holds a Ray connection
+        done = list(checks) if as_json else show(checks, console)
+    if as_json:
+        print_json(to_json(done))
+    return exit_code(done)

@@ -1,0 +1,27 @@
+"""Arguments and options that several commands have."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+ConfigFile = Annotated[Path, typer.Argument(help="YAML file.", show_default=False)]
+Settings = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Set any key of the config; repeatable.")
+]
+Actors = Annotated[str | None, typer.Option(metavar="N", help="Rollout actors (cluster.actors).", show_default=False)]
+ConfigAddress = Annotated[
+    str | None, typer.Option(help="Ray cluster to join: auto or host:port (cluster.address).", show_default=False)
+]
+Out = Annotated[Path | None, typer.Option(help="Parent of the run directory (output.dir).", show_default=False)]
+Name = Annotated[
+    str | None, typer.Option("--run", metavar="NAME", help="Which service or run; needed if there are several.")
+]
+Address = Annotated[
+    str | None, typer.Option(help="Its Ray cluster, auto or host:port; by itself found by name.", show_default=False)
+]
+Namespace = Annotated[str | None, typer.Option(help="Its Ray namespace.", show_default=False)]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Identity = Annotated[str | None, typer.Argument(metavar="ID", help="A measurement, m0001.", show_default=False)]
+"""A measurement that may be left out: the newest, or all."""
+OneIdentity = Annotated[str, typer.Argument(metavar="ID", help="A measurement, m0001.", show_default=False)]

@@ -1,0 +1,151 @@
+"""A service's life: started, given work, scaled, drained, ended."""
+
+import time
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ray_probe.commands.asking import asks
+from ray_probe.commands.options import (
+    Actors,
+    Address,
+    AsJson,
+    ConfigAddress,
+    ConfigFile,
+    Name,
+    Namespace,
+    OneIdentity,
+    Out,
+    Settings,
+)
+from ray_probe.commands.output import EXIT_INTERRUPTED, Answer, answered, of_result, stdout_for_results, tell
+from ray_probe.errors import ClusterError
+from ray_probe.interrupts import interrupted, signals_interrupt
+
+if TYPE_CHECKING:
+    from ray_probe.service.client import ProbeClient
+    from ray_probe.service.replies import Scaled, Status
+
+SCALE_S = 30.0
+
+
+def up(
+    config: ConfigFile,
+    name: Annotated[str | None, typer.Option(help="What it is called.", show_default=False)] = None,
+    set_: Settings = None,
+    actors: Actors = None,
+    address: ConfigAddress = None,
+    out: Out = None,
+    as_json: AsJson = False,
+) -> int:
+    """Start a service: it stays, measures the checkpoints that it is given, and answers."""
+    from ray_probe.runner import overrides
+    from ray_probe.service import launch
+
+    try:
+        with signals_interrupt(), stdout_for_results():
+            found = launch.up(config, overrides(set_ or [], actors, address, out), name, tell)
+    except KeyboardInterrupt:
+        tell("interrupted; what was started has been ended")
+        return EXIT_INTERRUPTED
+    entry = found.entry
+    value = {"name": entry.name, "address": entry.address, "namespace": entry.namespace,
+             "directory": entry.directory, "going_on": found.queued}  # fmt: skip
+    return answered(Answer(value, lambda: "\n".join(launch.lines(found))), as_json)
+
+
+def down(name: Name = None, address: Address = None, namespace: Namespace = None) -> int:
+    """End a service and all that it started."""
+    from ray_probe.service import launch
+
+    with signals_interrupt(), stdout_for_results():
+        ended = launch.down(name, tell, address, namespace)
+    print(f"service {ended!r} is down; its files stay, and `up` goes on with what was queued")
+    return 0
+
+
+@asks
+def probe(
+    client: "ProbeClient",
+    checkpoint: Annotated[str, typer.Argument(help="Directory of the checkpoint.", show_default=False)],
+    adapter: Annotated[str | None, typer.Option(help="PEFT adapter directory.", show_default=False)] = None,
+    prompts: Annotated[str | None, typer.Option(help="Other prompts (data.prompts).", show_default=False)] = None,
+    set_: Settings = None,
+    wait: Annotated[bool, typer.Option("--wait", help="Follow it to its end and print the results.")] = False,
+) -> Answer:
+    """Have a service measure a checkpoint."""
+    from ray_probe.yaml_loader import override_of
+
+    settings = dict(override_of(setting) for setting in set_ or [])
+    identity = client.probe(checkpoint, adapter, prompts, settings)
+    result = _waited(client, identity) if wait else None
+    info, _ = client.result(identity)
+    if result is not None:
+        return of_result(result, info.directory)
+    said = f"{identity} is {info.state}; see it with `results {identity}`"
+    return Answer(info.to_json(), lambda: said, EXIT_INTERRUPTED if wait else 0)
+
+
+@asks
+def cancel(client: "ProbeClient", identity: OneIdentity) -> Answer:
+    """Take back a measurement that waits, or stop the one at work; its whole rounds are kept."""
+    info = client.cancel(identity)
+    said = "stops after what its actors do at the moment" if info.state == "running" else f"is {info.state}"
+    return Answer(info.to_json(), lambda: f"{identity} {said}")
+
+
+@asks
+def drain(
+    client: "ProbeClient", undo: Annotated[bool, typer.Option("--undo", help="Take on again.")] = False
+) -> Answer:
+    """Have a service take nothing new and work off what waits."""
+    client.drain(not undo)
+    waiting = len(client.status().queued)
+    said = "takes on again" if undo else f"takes nothing new; {waiting} measurements wait"
+    return Answer({"draining": not undo, "waiting": waiting}, lambda: f"{client.name} {said}")
+
+
+@asks
+def scale(
+    client: "ProbeClient",
+    number: Annotated[int, typer.Argument(metavar="N", help="Rollout actors from now on.", show_default=False)],
+) -> Answer:
+    """Change the number of rollout actors while they work; waits up to 30 s for them."""
+    scaled = client.scale(number)
+    for message in scaled.messages:
+        tell(message)
+    found = _until_there(client, number)
+    code = 0 if found.actors_alive >= number else ClusterError.exit_code
+    return Answer(scaled.to_json() | {"alive": found.actors_alive}, lambda: _scaled(scaled, found), code)
+
+
+def _until_there(client: "ProbeClient", number: int) -> "Status":
+    deadline = time.monotonic() + SCALE_S
+    while (found := client.status()).actors_alive != number and time.monotonic() < deadline:
+        if found.actors_alive > number and found.measurement is not None:
+            break  # those too many leave when their work is committed, however long that takes
+        time.sleep(0.25)
+    return found
+
+
+def _scaled(scaled: "Scaled", found: "Status") -> str:
+    said = f"asked {scaled.asked}, have {found.actors_alive}"
+    if found.actors_alive > scaled.asked:
+        return f"{said}: {found.actors_alive - scaled.asked} leave once what they have done is committed"
+    if found.actors_alive < scaled.asked:
+        return f"{said}: the request stands, and is met when there is room" + (
+            f"; last failure: {found.last_failure}" if found.last_failure else ""
+        )
+    return said
+
+
+def _waited(client: "ProbeClient", identity: str) -> dict[str, Any] | None:
+    """Follow a measurement; on Ctrl-C it goes on without us."""
+    from ray_probe.report.display import ProgressDisplay
+
+    try:
+        with signals_interrupt(), ProgressDisplay() as display:
+            return client.wait(identity, display, interrupted)
+    except KeyboardInterrupt:
+        tell(f"{identity} goes on; stop it with `cancel {identity}`")
+        return None
