@@ -132,6 +132,8 @@ class GenerationSettings(_Section):
     """Sequences generated at once, at most; a batch never crosses shards."""
     tf_batch_size: Count = 8
     """Sequences in one teacher-forced forward pass, at most."""
+    tf_batch_tokens: Count = 16384
+    """Positions in one teacher-forced forward pass, prompts and padding included, at most; one sequence always goes."""
     rb_requires_grad: bool = True
     """Keep the pathwise term; false only to look at the score term alone."""
     parity_tolerance: OptionalPositive = None

@@ -1,6 +1,6 @@
 """A transformers causal language model as a map from tokens to logits, or to hidden states and a head.
 
-Shape suffixes: N rows, P width of what is new, L width of whole sequences, T scored tokens, D hidden width, V vocabulary.
+Shape suffixes: N rows, P width of what is new, L width of whole sequences, T scored tokens, D hidden, V vocabulary.
 """
 
 import inspect
@@ -74,7 +74,7 @@ class Forward:
 
     def logits(self, rows: Sequence[TokenRow], pad_id: int) -> Tensor:
         """Logits that predict the tokens of the responses, one response after the other [T, V], with graph."""
-        logits_NLV = self.model(**self._whole(rows, pad_id)).logits
+        logits_NLV: Tensor = self.model(**self._whole(rows, pad_id)).logits
         return logits_NLV.flatten(0, 1).index_select(0, self._predicting(rows, logits_NLV.shape[1]))
 
     def _whole(self, rows: Sequence[TokenRow], pad_id: int) -> dict[str, Any]:
