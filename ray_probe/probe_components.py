@@ -75,7 +75,7 @@ class ProbeComponents:
         return self.accumulate_parts(sequences, parts, baseline)
 
     def accumulate_parts(self, sequences: BatchedSequences, parts: Iterable[ScoredPart], baseline: Baseline) -> SumsX:
-        """As `accumulate_sum_X`, from micro-batches that were scored with graph; each one's graph ends with its turn."""
+        """As `accumulate_sum_X`, from micro-batches scored with graph; each one's graph ends with its turn."""
         shard_baseline = _shard_baseline(baseline)
         sums = self._empty_sums(sequences)
         group = sequences.shape[1]
