@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import pydantic_core
-from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from ray_probe.config_fields import (
     FEATURE_NAMES,
@@ -160,6 +160,12 @@ class EstimatorConfig(_Section):
 
     x_estimator_mode: Literal["rb_residual", "naive"] = "rb_residual"
     """rb_residual: the exact entropy of each step; naive: surprisals of the sampled tokens, noisier."""
+    pass_: Annotated[Literal["auto", "one", "two"], Field(alias="pass")] = "auto"
+    """Forward passes a response: one (graphs are held until the fit is there), two (bounded memory), or by memory."""
+    memory_budget_gb: OptionalPositive = None
+    """Memory of an actor for held graphs, GB; null: what is free on its device."""
+    activation_checkpointing: bool = False
+    """Compute each layer again in the backward pass: less memory, a third more time."""
     baseline: BaselineConfig = BaselineConfig()
     """The baseline."""
 
@@ -254,7 +260,7 @@ def config_from_dict(raw: Mapping[str, Any], source: str = "config") -> ProbeCon
 
 def to_dict(config: ProbeConfig) -> dict[str, Any]:
     """The config in plain JSON types."""
-    return config.model_dump(mode="json")
+    return config.model_dump(mode="json", by_alias=True)
 
 
 def dump_yaml(config: ProbeConfig) -> str:

@@ -208,7 +208,8 @@ def test_the_defaults_are_those_of_the_specification():
         "generation": {"temperature": 1.0, "top_p": 0.95, "max_new_tokens": 64, "eos_token_ids": None,
                        "gen_batch_size": 32, "tf_batch_size": 8, "tf_batch_tokens": 16384,
                        "rb_requires_grad": True, "parity_tolerance": None},
-        "estimator": {"x_estimator_mode": "rb_residual", "baseline": {
+        "estimator": {"x_estimator_mode": "rb_residual", "pass": "auto", "memory_budget_gb": None,
+                      "activation_checkpointing": False, "baseline": {
             "mode": "regression", "fit": "leave_one_out", "ridge_lambda": 1e-3, "features": list(FEATURE_NAMES),
             "ema_decay": 0.9}},
         "cluster": {"address": None, "namespace": "ray_probe", "actors": 2, "max_actors": 4, "gpus_per_actor": 0,
