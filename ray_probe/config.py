@@ -272,7 +272,12 @@ _UNKNOWN_KEY = ("extra_forbidden", "invalid_key")
 
 
 def _names(section: type[BaseModel]) -> str:
-    return ", ".join(section.model_fields)
+    return ", ".join(_keys(section))
+
+
+def _keys(section: type[BaseModel]) -> list[str]:
+    """Names of a section's keys, as they are written."""
+    return [field.alias or name for name, field in section.model_fields.items()]
 
 
 def _section_at(path: Iterable[object]) -> Any:
@@ -305,7 +310,7 @@ def _one_line(error: pydantic_core.ErrorDetails, source: str) -> str:
 def _unknown_key(location: list[str], source: str) -> str:
     *path, key = location
     section = _section_at(path)
-    close = closest(key, section.model_fields)
+    close = closest(key, _keys(section))
     hint = f"did you mean {'.'.join([*path, close])!r}?" if close else f"known keys: {_names(section)}"
     dotted = ".".join(location)
     shown = dotted if len(dotted) <= MAX_VALUE_CHARS else dotted[: MAX_VALUE_CHARS - 3] + "..."

@@ -158,7 +158,7 @@ UNKNOWN = {
     "estimator.baseline.ridge_lamda": "did you mean 'estimator.baseline.ridge_lambda'?",
     "batch.zzz": "known keys: prompts_per_round, responses_per_prompt, shard_prompts, rounds, "
     "max_sequences, max_seconds",
-    "estimator.zzz": "known keys: x_estimator_mode, baseline",
+    "estimator.zzz": "known keys: x_estimator_mode, pass, memory_budget_gb, activation_checkpointing, baseline",
 }
 
 
