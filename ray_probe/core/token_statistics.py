@@ -1,23 +1,27 @@
 """log q(Y), entropy and features of a block of tokens, forward and backward, in row chunks.
 
 Beyond the logits themselves (and, backward, their gradient) no [T, V] table is held: each chunk of rows is turned into
-its statistics and dropped, and backward computes q again from the saved nucleus threshold.
+its statistics and dropped, and backward goes by the nucleus' saved threshold: to the few kept tokens of a narrow
+nucleus, else through the vocabulary tile by tile.
 
-Closed form with the nucleus S held fixed (spec section 2), a = logits / temperature:
-`d log q(Y) / d a_i = 1[i = Y] - q_i` and `d H / d a_i = -q_i (log q_i + H)` for i in S, 0 outside.
-
-Shape suffixes: R rows of the logits, T rows that are scored, V vocabulary, D features.
+Shape suffixes: R rows of the logits, T rows that are scored, V vocabulary, D features, M kept tokens.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ray_probe.core.features import PrefixView, compute_features
-from ray_probe.core.policy import Policy, SamplingRule, entropy, row_chunks, sampling_policy
+from ray_probe.core.nucleus import Candidates, kept_tokens
+from ray_probe.core.policy import row_chunks
+from ray_probe.core.scaling import SamplingRule, scaled, tiles, widened
+from ray_probe.core.slopes import Slopes, token_log_norm
+from ray_probe.core.summaries import RowSummary, concatenated, summarize
+
+NARROW_SHARE = 8  # a nucleus is wide when it holds more than one in so many tokens of the vocabulary
 
 
 @dataclass(frozen=True)
@@ -37,63 +41,146 @@ class TokenStatistics:
     features_TD: Tensor | None
 
 
-def _token_log_norm(policy: Policy, token_scaled_T: Tensor, outside_T: Tensor) -> Tensor:
-    """Log normaliser of S + {Y} [T], nats: that of S wherever Y is in S already."""
-    return torch.where(outside_T, torch.logaddexp(policy.log_norm_T, token_scaled_T), policy.log_norm_T)
+@dataclass(frozen=True)
+class Question:
+    """What is asked of each row besides the policy's rule: names of features, and the cap that `pos_frac` takes."""
+
+    rule: SamplingRule
+    features: tuple[str, ...]
+    cap: int
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Scored tokens, with what backward needs of their rows."""
+
+    log_q_T: Tensor
+    entropy_T: Tensor
+    outside_T: Tensor
+    features_TD: Tensor
+    token_scaled_T: Tensor
+    summary: RowSummary
+
+    @property
+    def outputs(self) -> tuple[Tensor, ...]:
+        """log q(Y), H, outside, features."""
+        return self.log_q_T, self.entropy_T, self.outside_T, self.features_TD
+
+
+def score(
+    logits_TV: Tensor, tokens_T: Tensor, position_T: Tensor, question: Question,
+    use: Callable[[Candidates], None] = lambda group: None,
+) -> Scores:  # fmt: skip
+    """Score one token a row of a chunk of logits (float32 or wider); `use` sees the nuclei as they are found."""
+    summary = summarize(logits_TV, question.rule, use)
+    return scores_from(summary, logits_TV.gather(-1, tokens_T.unsqueeze(-1)).squeeze(-1), position_T, question)
+
+
+def scores_from(summary: RowSummary, logit_T: Tensor, position_T: Tensor, question: Question) -> Scores:
+    """Scores of tokens with these raw logits [T], from the summaries of their rows."""
+    token_scaled_T = scaled(logit_T, summary.largest_T, question.rule.temperature)
+    outside_T = (token_scaled_T < summary.threshold_T) | (token_scaled_T == -torch.inf)
+    token_scaled_T = token_scaled_T.double()
+    log_q_T = token_scaled_T - token_log_norm(summary.log_norm_T, token_scaled_T, outside_T)
+    view = PrefixView(summary, summary.entropy_T, position_T, question.cap)
+    features_TD = compute_features(question.features, view) if question.features else log_q_T.new_empty((len(log_q_T), 0))
+    log_q_T, entropy_T, features_TD = (x.to(logit_T.dtype) for x in (log_q_T, summary.entropy_T, features_TD))
+    return Scores(log_q_T, entropy_T, outside_T, features_TD, token_scaled_T, summary)
+
+
+def joined(parts: Sequence[Scores]) -> Scores:
+    """Scores of several chunks as one."""
+    columns = [torch.cat([getattr(part, field.name) for part in parts]) for field in fields(Scores)[:-1]]
+    return Scores(*columns, concatenated([part.summary for part in parts]))
+
+
+def to_save(scores: Scores) -> tuple[Tensor, ...]:
+    """What backward needs of each token, to be kept for it; `slopes_from` takes it back."""
+    summary = tuple(getattr(scores.summary, field.name) for field in fields(RowSummary))
+    return scores.outside_T, scores.token_scaled_T, *summary
+
+
+def slopes_from(
+    saved: Sequence[Tensor], rule: SamplingRule, tokens_T: Tensor, gradients: Sequence[Tensor]
+) -> tuple[Slopes, Tensor]:
+    """The gradient's numbers from what was saved and the gradients of log q and H; and the sizes of the nuclei."""
+    outside_T, token_scaled_T, *columns = saved
+    summary = RowSummary(*columns)
+    slopes = Slopes.of(rule, summary, tokens_T, token_scaled_T, outside_T, gradients[0], gradients[1])
+    return slopes, summary.kept_T
+
+
+def refuse_second_derivative() -> None:
+    """Raise where autograd asks for a graph of backward itself."""
+    if torch.is_grad_enabled():
+        raise NotImplementedError("token statistics have no second derivative: call backward without create_graph")
 
 
 class _Statistics(torch.autograd.Function):
-    """(logits, rows, tokens) -> (log q(Y), H, outside, features, threshold); gradients through the first two."""
+    """(logits, rows, tokens) -> (log q(Y), H, outside, features); gradients through the first two."""
 
     @staticmethod
     def forward(
-        ctx: Any,
-        logits_RV: Tensor,
-        rows_T: Tensor,
-        tokens_T: Tensor,
-        position_T: Tensor,
-        rule: SamplingRule,
-        features: tuple[str, ...],
-        cap: int,
+        ctx: Any, logits_RV: Tensor, rows_T: Tensor, tokens_T: Tensor, position_T: Tensor, question: Question
     ) -> tuple[Tensor, ...]:
-        parts = []
-        for chunk in row_chunks(rows_T.shape[0], logits_RV.shape[-1]):
-            policy = sampling_policy(logits_RV.index_select(0, rows_T[chunk]), rule)
-            token_T1 = tokens_T[chunk].unsqueeze(-1)
-            scaled_T = policy.scaled_TV.gather(-1, token_T1).squeeze(-1)
-            outside_T = ~policy.keep_TV.gather(-1, token_T1).squeeze(-1)
-            log_q_T = scaled_T - _token_log_norm(policy, scaled_T, outside_T)
-            entropy_T = entropy(policy)
-            view = PrefixView(policy, entropy_T, position_T[chunk], cap)
-            features_TD = compute_features(features, view) if features else entropy_T.new_empty((len(entropy_T), 0))
-            parts.append((log_q_T, entropy_T, outside_T, features_TD, policy.threshold_T))
-        outputs = tuple(torch.cat(column) for column in zip(*parts, strict=True))
-        ctx.rule = rule
-        ctx.save_for_backward(logits_RV, rows_T, tokens_T, outputs[1], outputs[2], outputs[4])
-        ctx.mark_non_differentiable(*outputs[2:])
-        return outputs
+        ctx.selections = list(_selections(rows_T, logits_RV))
+        scores = joined(
+            [
+                score(widened(logits_RV[rows]), tokens_T[chunk], position_T[chunk], question)
+                for chunk, rows in ctx.selections
+            ]
+        )
+        ctx.rule = question.rule
+        ctx.save_for_backward(logits_RV, tokens_T, *to_save(scores))
+        ctx.mark_non_differentiable(scores.outside_T, scores.features_TD)
+        return scores.outputs
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        if torch.is_grad_enabled():
-            raise NotImplementedError("token statistics have no second derivative: call backward without create_graph")
-        logits_RV, rows_T, tokens_T, entropy_T, outside_T, threshold_T = ctx.saved_tensors
-        grad_RV = torch.zeros_like(logits_RV)
-        for chunk in row_chunks(rows_T.shape[0], logits_RV.shape[-1]):
-            policy = sampling_policy(logits_RV.index_select(0, rows_T[chunk]), ctx.rule, threshold_T[chunk])
-            token_T1 = tokens_T[chunk].unsqueeze(-1)
-            grad_log_q_T1, grad_entropy_T1 = (g[chunk].unsqueeze(-1) for g in gradients[:2])
-            log_q_TV = (policy.scaled_TV - policy.log_norm_T.unsqueeze(-1)).masked_fill(~policy.keep_TV, 0.0)
-            grad_TV = -grad_entropy_T1 * policy.q_TV * (log_q_TV + entropy_T[chunk].unsqueeze(-1))
-            token_scaled_T = policy.scaled_TV.gather(-1, token_T1).squeeze(-1)
-            log_norm_T = _token_log_norm(policy, token_scaled_T, outside_T[chunk])
-            shrink_T1 = torch.exp(policy.log_norm_T - log_norm_T).unsqueeze(-1)
-            grad_TV -= grad_log_q_T1 * shrink_T1 * policy.q_TV
-            q_token_T1 = torch.exp(token_scaled_T - log_norm_T).unsqueeze(-1)
-            own_T1 = torch.where(outside_T[chunk].unsqueeze(-1), 1.0 - q_token_T1, torch.ones_like(q_token_T1))
-            grad_TV.scatter_add_(-1, token_T1, grad_log_q_T1 * own_T1)
-            grad_RV.index_add_(0, rows_T[chunk], (grad_TV / ctx.rule.temperature).to(grad_RV.dtype))
-        return grad_RV, None, None, None, None, None, None
+        refuse_second_derivative()
+        logits_RV, tokens_T, *saved = ctx.saved_tensors
+        slopes, kept_T = slopes_from(saved, ctx.rule, tokens_T, gradients)
+        grad_RV = torch.zeros_like(logits_RV, memory_format=torch.contiguous_format)
+        limit = logits_RV.shape[-1] // NARROW_SHARE
+        for (chunk, rows), kept in zip(ctx.selections, _totals(kept_T, ctx.selections), strict=True):
+            add = _add_kept if kept <= limit * len(kept_T[chunk]) else _add_tiles
+            add(grad_RV, rows, widened(logits_RV[rows]), slopes[chunk])
+        return grad_RV, None, None, None, None
+
+
+Rows = slice | Tensor
+
+
+def _selections(rows_T: Tensor, logits_RV: Tensor) -> Iterator[tuple[slice, Rows]]:
+    """Chunks of the scored rows, and where each lies in the logits: a slice, which costs no copy, where it can be."""
+    numbers = rows_T.tolist()
+    for chunk in row_chunks(len(numbers), logits_RV.shape[-1], logits_RV.device):
+        part = numbers[chunk]
+        run = part == list(range(part[0], part[0] + len(part)))
+        yield chunk, slice(part[0], part[0] + len(part)) if run else rows_T[chunk]
+
+
+def _totals(kept_T: Tensor, selections: Sequence[tuple[slice, Rows]]) -> list[int]:
+    kept = kept_T.tolist()
+    return [sum(kept[chunk]) for chunk, _ in selections]
+
+
+def _add_kept(grad_RV: Tensor, rows: Rows, logits_TV: Tensor, slopes: Slopes) -> None:
+    """Add the gradient of rows with narrow nuclei, which is 0 everywhere but at the kept tokens and at Y."""
+    row_M, column_M, scaled_M = kept_tokens(logits_TV, slopes.largest_T, slopes.threshold_T, slopes.rule.temperature)
+    row_M, column_M, value_M = slopes.entries(row_M, column_M, scaled_M)
+    row_M = row_M + rows.start if isinstance(rows, slice) else rows[row_M]
+    grad_RV.index_put_((row_M, column_M), value_M.to(grad_RV.dtype), accumulate=True)
+
+
+def _add_tiles(grad_RV: Tensor, rows: Rows, logits_TV: Tensor, slopes: Slopes) -> None:
+    """Add the gradient of rows with wide nuclei, tile by tile."""
+    for tile in tiles(*logits_TV.shape, logits_TV.device):
+        value_TW = slopes.tile(logits_TV[:, tile], tile.start).to(grad_RV.dtype)
+        if isinstance(rows, slice):
+            grad_RV[rows, tile].add_(value_TW)
+        else:
+            grad_RV[:, tile].index_add_(0, rows, value_TW)
 
 
 def token_statistics(
@@ -119,7 +206,7 @@ def token_statistics(
     Returns:
         float32 (or wider) statistics; source: spec sections 2 to 4.
     """
-    log_q_T, entropy_T, outside_T, features_TD, _ = _Statistics.apply(  # type: ignore[no-untyped-call]
-        logits_RV, rows_T, tokens_T, position_T, rule, tuple(features), cap
-    )
+    question = Question(rule, tuple(features), cap)
+    outputs = _Statistics.apply(logits_RV, rows_T, tokens_T, position_T, question)  # type: ignore[no-untyped-call]
+    log_q_T, entropy_T, outside_T, features_TD = outputs
     return TokenStatistics(log_q_T, entropy_T, outside_T, features_TD if features else None)
