@@ -8,12 +8,13 @@ Shape suffixes: T rows (one a token), V vocabulary, N some rows, K candidates, B
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from ray_probe.core.nucleus import Candidates
-from ray_probe.core.scaling import LEAST, SamplingRule, exponentials, scaled, scaled_logits, widened
+from ray_probe.core.scaling import LEAST, SamplingRule, Workspace, exponentials, scaled, scaled_logits, widened
 from ray_probe.core.summaries import BLOCK, RowSummary, block_sums, concatenated, summarize, whole_vocabulary
 
 __all__ = ["Policy", "SamplingRule", "entropy", "row_chunks", "sample", "sample_rows", "sample_summaries", "sampling_policy"]
@@ -80,7 +81,7 @@ def sampling_policy(logits_TV: Tensor, rule: SamplingRule, threshold_T: Tensor |
     with torch.no_grad():
         scaled_TV = scaled_logits(logits_TV, rule.temperature)
         if threshold_T is None:
-            threshold_T = summarize(widened(logits_TV), rule).threshold_T
+            threshold_T = summarize(widened(logits_TV), rule, Workspace()).threshold_T
         keep_TV = (scaled_TV >= threshold_T.unsqueeze(-1)) & (scaled_TV > -torch.inf)
         kept_TV = scaled_TV.masked_fill(~keep_TV, -torch.inf)
         log_norm_T = exponentials(kept_TV).sum(dim=-1).log().to(scaled_TV.dtype)
@@ -131,23 +132,23 @@ def sample_summaries(
         tokens [T] int64, their log q [T], nats, and the summary of the T rows.
     """
     tokens_T = torch.empty(len(logits_TV), dtype=torch.int64, device=logits_TV.device)
-    log_q, summaries = [], []
+    log_q, summaries, space = [], [], Workspace()
     for chunk in row_chunks(len(logits_TV), logits_TV.shape[-1], logits_TV.device):
         logits_NV, uniform_N, tokens_N = widened(logits_TV[chunk]), uniform_T[chunk], tokens_T[chunk]
         if rule.top_p >= 1.0:
-            summary, block_NB = whole_vocabulary(logits_NV, rule.temperature)
+            summary, block_NB = whole_vocabulary(logits_NV, rule.temperature, space)
             tokens_N.copy_(_in_blocks(logits_NV, summary.largest_T, rule, block_NB, uniform_N))
         else:
-            summary = summarize(logits_NV, rule, lambda group: _draw(group, uniform_N, tokens_N))
+            summary = summarize(logits_NV, rule, space, partial(_draw, uniform_N, tokens_N))
         value_N = logits_NV.gather(-1, tokens_N.unsqueeze(-1)).squeeze(-1)
         log_q.append(scaled(value_N, summary.largest_T, rule.temperature) - summary.log_norm_T.to(value_N.dtype))
         summaries.append(summary)
     return tokens_T, torch.cat(log_q), concatenated(summaries)
 
 
-def _draw(group: Candidates, uniform_N: Tensor, tokens_N: Tensor) -> None:
+def _draw(uniform_N: Tensor, tokens_N: Tensor, group: Candidates) -> None:
     """Draw a token for the rows of a group into `tokens_N`."""
-    mass_NK, share_N = group.mass_NK * group.keep_NK, uniform_N[group.rows_N]
+    mass_NK, share_N = group.mass_NK, uniform_N[group.rows_N]
     if group.columns_NK is None:
         block_N1, share_N = _inverse(block_sums(mass_NK), share_N)
         columns_NK = _columns(block_N1)

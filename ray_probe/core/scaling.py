@@ -4,7 +4,7 @@ Shape suffixes: R rows (one a token), V vocabulary, N some rows, K some tokens.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor
 LOG2_E = 1.0 / math.log(2.0)
 LEAST = -80.0  # nats below a row's maximum; exp(-80) cannot be told from 0 in a sum over a vocabulary
 _FLOOR = math.exp(LEAST) * 1.001
-_TILE_ELEMENTS = {"cpu": 1 << 17, "cuda": 1 << 24}
+_TILE_ELEMENTS = {"cpu": 1 << 19, "cuda": 1 << 24}
 
 
 @dataclass(frozen=True)
@@ -43,20 +43,36 @@ def scaled_logits(logits_TV: Tensor, temperature: float) -> Tensor:
     return scaled(wide_TV, wide_TV.amax(dim=-1, keepdim=True), temperature)
 
 
+class Workspace:
+    """Tables that are used again and again: on a CPU, fresh memory costs more than the arithmetic on it."""
+
+    def __init__(self) -> None:
+        self._memory: dict[tuple[str, torch.dtype, torch.device], Tensor] = {}
+
+    def table(self, name: str, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
+        """A contiguous table of any content, at the place of the last one of this name."""
+        numbers = math.prod(shape)
+        memory = self._memory.get((name, dtype, device))
+        if memory is None or len(memory) < numbers:
+            memory = self._memory[name, dtype, device] = torch.empty(numbers, dtype=dtype, device=device)
+        return memory[:numbers].view(tuple(shape))
+
+
 def exponentials(scaled_NK: Tensor) -> Tensor:
     """exp in float64; exactly 0 below exp(-80), where exp itself can be 40 times slower."""
-    powers_NK = scaled_NK.clamp(min=LEAST).double().exp_()
-    return torch.nn.functional.threshold_(powers_NK, _FLOOR, 0.0)
+    return powers_of_two(scaled_NK.double() * LOG2_E)
 
 
-def quick_exponentials(logits_RV: Tensor, largest_R1: Tensor, temperature: float, out_RV: Tensor) -> Tensor:
+def quick_exponentials(
+    logits_RV: Tensor, largest_R1: Tensor, temperature: float, out_RV: Tensor, bits_RV: Tensor | None = None
+) -> Tensor:
     """exp of the scaled logits in their own dtype, into `out_RV`: 1e-6 relative in float32.
 
-    A power of two, because it takes half the time of exp. Returns the exponents: scaled logits over log 2.
+    A power of two, because it takes half the time of exp. `bits_RV` receives the exponents: scaled logits over log 2.
     """
-    bits_RV = torch.sub(logits_RV, largest_R1).mul_(LOG2_E / temperature)
-    powers_of_two(bits_RV, out_RV)
-    return bits_RV
+    bits_RV = out_RV if bits_RV is None else bits_RV
+    torch.sub(logits_RV, largest_R1, out=bits_RV)
+    return powers_of_two(bits_RV.mul_(LOG2_E / temperature), out_RV)
 
 
 def powers_of_two(bits_NK: Tensor, out_NK: Tensor | None = None) -> Tensor:

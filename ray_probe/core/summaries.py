@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ray_probe.core.nucleus import Candidates, candidates
-from ray_probe.core.scaling import LEAST, LOG2_E, SamplingRule, exponentials, quick_exponentials, tiles
+from ray_probe.core.scaling import LEAST, LOG2_E, SamplingRule, Workspace, exponentials, quick_exponentials, tiles
 
 BLOCK = 256
 
@@ -64,21 +64,22 @@ class RowSummary:
 
 
 def summarize(
-    logits_RV: Tensor, rule: SamplingRule, use: Callable[[Candidates], None] = lambda group: None
+    logits_RV: Tensor, rule: SamplingRule, space: Workspace, use: Callable[[Candidates], None] = lambda group: None
 ) -> RowSummary:
     """The sampling policy at each row of a chunk of logits (spec section 2).
 
     Args:
         logits_RV: raw logits, float32 or wider.
         rule: temperature and top_p.
+        space: memory for tables.
         use: called with each group of rows as its nucleus is found; never called for `top_p = 1`, which has no
             nucleus to search for.
     """
     if rule.top_p >= 1.0:
-        return whole_vocabulary(logits_RV, rule.temperature)[0]
+        return whole_vocabulary(logits_RV, rule.temperature, space)[0]
     parts, order = [], []
-    for group in candidates(logits_RV, rule):
-        parts.append(_of_candidates(group))
+    for group in candidates(logits_RV, rule, space):
+        parts.append(_of_candidates(group, space))
         order.append(group.rows_N)
         use(group)
     return concatenated(parts, torch.cat(order).argsort())
@@ -90,28 +91,33 @@ def concatenated(parts: list[RowSummary], order: Tensor | None = None) -> RowSum
     return RowSummary(*(column if order is None else column[order] for column in columns))
 
 
-def _of_candidates(group: Candidates) -> RowSummary:
-    kept_NK = group.mass_NK * group.keep_NK
-    norm_N = kept_NK.sum(dim=-1)
-    total_N = group.mass_NK.sum(dim=-1) + group.rest_N
-    tail_N = (group.mass_NK - kept_NK).sum(dim=-1) + group.rest_N
+def _of_candidates(group: Candidates, space: Workspace) -> RowSummary:
+    mass_NK, level_NK = group.mass_NK, group.scaled_NK
+    product_NK = space.table("product", mass_NK.shape, torch.float64, mass_NK.device)
+    norm_N = mass_NK.sum(dim=-1)
     log_norm_N = norm_N.log()
-    level_NK = group.scaled_NK.clamp(min=LEAST).double()
-    mean_N = (kept_NK * level_NK).sum(dim=-1) / norm_N
-    variance_N = (kept_NK * level_NK.sub_(mean_N.unsqueeze(-1)).square_()).sum(dim=-1) / norm_N
-    margin_N = torch.where(group.second_N >= group.threshold_N, -group.second_N.double(), 0.0)
+    mean_N = torch.mul(mass_NK, level_NK, out=product_NK).sum(dim=-1) / norm_N
+    torch.sub(level_NK, mean_N.unsqueeze(-1), out=product_NK)
+    variance_N = product_NK.square_().mul_(mass_NK).sum(dim=-1) / norm_N
     return RowSummary(
-        group.largest_N, group.threshold_N, group.keep_NK.sum(dim=-1), log_norm_N, (log_norm_N - mean_N).clamp_(min=0.0),
-        1.0 / norm_N, margin_N, tail_N / total_N, variance_N,
-    )  # fmt: skip
+        largest_T=group.largest_N,
+        threshold_T=group.threshold_N,
+        kept_T=mass_NK.count_nonzero(dim=-1),
+        log_norm_T=log_norm_N,
+        entropy_T=(log_norm_N - mean_N).clamp_(min=0.0),
+        top1_T=1.0 / norm_N,
+        margin_T=torch.where(group.second_N >= group.threshold_N, -group.second_N.double(), 0.0),
+        tail_mass_T=group.rest_N / (norm_N + group.rest_N),
+        logit_var_T=variance_N,
+    )
 
 
-def whole_vocabulary(logits_RV: Tensor, temperature: float) -> tuple[RowSummary, Tensor]:
+def whole_vocabulary(logits_RV: Tensor, temperature: float, space: Workspace) -> tuple[RowSummary, Tensor]:
     """The policy for `top_p = 1` in one pass, tile by tile, and the masses of blocks of `BLOCK` tokens [R, B].
 
     A branch of its own: S is every token, while a sum of probabilities can pass 1 by rounding.
     """
-    moments = Moments(temperature)
+    moments = Moments(temperature, space)
     for tile in tiles(len(logits_RV), logits_RV.shape[-1], logits_RV.device, BLOCK):
         moments.add(logits_RV[:, tile])
     return moments.summary(), moments.block_masses()
@@ -123,8 +129,9 @@ class Moments:
     Every tile has its sums about its own largest logit; they are brought together at the end, in float64.
     """
 
-    def __init__(self, temperature: float) -> None:
+    def __init__(self, temperature: float, space: Workspace) -> None:
         self.temperature = temperature
+        self._space = space
         self._vocabulary = 0
         self._tiles: list[tuple[Tensor, ...]] = []
         self._blocks: list[Tensor] = []
@@ -134,8 +141,9 @@ class Moments:
         self._vocabulary += logits_RV.shape[-1]
         largest_R1, second_R1 = _two_largest(logits_RV)
         largest_R1 = largest_R1.clamp(min=torch.finfo(largest_R1.dtype).min)  # a tile may hold nothing but -inf
-        mass_RV = torch.empty(logits_RV.shape, dtype=logits_RV.dtype, device=logits_RV.device)
-        bits_RV = quick_exponentials(logits_RV, largest_R1, self.temperature, mass_RV)
+        shape, dtype, device = logits_RV.shape, logits_RV.dtype, logits_RV.device
+        mass_RV, bits_RV = (self._space.table(name, shape, dtype, device) for name in ("powers", "bits"))
+        quick_exponentials(logits_RV, largest_R1, self.temperature, mass_RV, bits_RV)
         block_RB = block_sums(mass_RV)
         first_R = mass_RV.mul_(bits_RV).sum(dim=-1)
         square_R = mass_RV.mul_(bits_RV).sum(dim=-1)

@@ -15,9 +15,10 @@ import torch
 from torch import Tensor
 
 from ray_probe.core.features import PrefixView, compute_features
-from ray_probe.core.nucleus import Candidates, kept_tokens
+from ray_probe.core.blocks import Blocks
+from ray_probe.core.nucleus import Candidates
 from ray_probe.core.policy import row_chunks
-from ray_probe.core.scaling import SamplingRule, scaled, tiles, widened
+from ray_probe.core.scaling import SamplingRule, Workspace, scaled, tiles, widened
 from ray_probe.core.slopes import Slopes, token_log_norm
 from ray_probe.core.summaries import RowSummary, concatenated, summarize
 
@@ -68,11 +69,11 @@ class Scores:
 
 
 def score(
-    logits_TV: Tensor, tokens_T: Tensor, position_T: Tensor, question: Question,
+    logits_TV: Tensor, tokens_T: Tensor, position_T: Tensor, question: Question, space: Workspace,
     use: Callable[[Candidates], None] = lambda group: None,
 ) -> Scores:  # fmt: skip
     """Score one token a row of a chunk of logits (float32 or wider); `use` sees the nuclei as they are found."""
-    summary = summarize(logits_TV, question.rule, use)
+    summary = summarize(logits_TV, question.rule, space, use)
     return scores_from(summary, logits_TV.gather(-1, tokens_T.unsqueeze(-1)).squeeze(-1), position_T, question)
 
 
@@ -124,9 +125,10 @@ class _Statistics(torch.autograd.Function):
         ctx: Any, logits_RV: Tensor, rows_T: Tensor, tokens_T: Tensor, position_T: Tensor, question: Question
     ) -> tuple[Tensor, ...]:
         ctx.selections = list(_selections(rows_T, logits_RV))
+        space = Workspace()
         scores = joined(
             [
-                score(widened(logits_RV[rows]), tokens_T[chunk], position_T[chunk], question)
+                score(widened(logits_RV[rows]), tokens_T[chunk], position_T[chunk], question, space)
                 for chunk, rows in ctx.selections
             ]
         )
@@ -167,8 +169,8 @@ def _totals(kept_T: Tensor, selections: Sequence[tuple[slice, Rows]]) -> list[in
 
 def _add_kept(grad_RV: Tensor, rows: Rows, logits_TV: Tensor, slopes: Slopes) -> None:
     """Add the gradient of rows with narrow nuclei, which is 0 everywhere but at the kept tokens and at Y."""
-    row_M, column_M, scaled_M = kept_tokens(logits_TV, slopes.largest_T, slopes.threshold_T, slopes.rule.temperature)
-    row_M, column_M, value_M = slopes.entries(row_M, column_M, scaled_M)
+    kept = Blocks(logits_TV).kept(slopes.largest_T, slopes.threshold_T, slopes.rule.temperature)
+    row_M, column_M, value_M = slopes.entries(*kept)
     row_M = row_M + rows.start if isinstance(rows, slice) else rows[row_M]
     grad_RV.index_put_((row_M, column_M), value_M.to(grad_RV.dtype), accumulate=True)
 
