@@ -15,7 +15,7 @@ FEATURES = ("H", "top1", "margin", "head_mass", "two_point_entropy", "logit_var"
 def statistics(
     logits_TV: Tensor, tokens_T: Tensor, position_T: Tensor, temperature: float, top_p: float, cap: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """log q(Y) and H with graph [T], and the seven features [T, 7] detached."""
+    """Give log q(Y) and H with graph [T], and the seven features [T, 7] detached."""
     scaled_TV = logits_TV.float() / temperature
     p_TV = torch.softmax(scaled_TV, dim=-1)
     sorted_TV, order_TV = torch.sort(p_TV, dim=-1, descending=True)

@@ -22,7 +22,7 @@ class Blocks:
         self.steps_B = torch.arange(_BLOCK, device=logits_RV.device) * self.blocks
         self.left = torch.arange(whole, vocabulary, device=logits_RV.device)
         self.left_RK = logits_RV[:, whole:]
-        self.inner_RM = logits_RV[:, :whole].unflatten(-1, (_BLOCK, self.blocks)).amax(dim=1)
+        self.inner_RM = torch.unflatten(logits_RV[:, :whole], -1, (_BLOCK, self.blocks)).amax(dim=1)
 
     @property
     def maxima_RM(self) -> Tensor:
@@ -42,10 +42,8 @@ class Blocks:
         blocks_N1K = inner_NM.topk(min(size, self.blocks), dim=-1, sorted=False).indices.unsqueeze(1)
         columns_NK = (blocks_N1K + self.steps_B.unsqueeze(-1)).flatten(1)
         columns_NK = torch.cat([columns_NK, self.left.expand(len(rows_N), -1)], dim=-1)
-        if every:
-            values_NK = self.logits_RV.gather(-1, columns_NK)
-        else:
-            values_NK = self.logits_RV[rows_N.unsqueeze(-1), columns_NK]
+        logits_RV, row_N1 = self.logits_RV, rows_N.unsqueeze(-1)
+        values_NK = logits_RV.gather(-1, columns_NK) if every else logits_RV[row_N1, columns_NK]
         values_NK, order_NK = values_NK.topk(size, dim=-1)
         return columns_NK.gather(-1, order_NK), values_NK
 

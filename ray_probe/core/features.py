@@ -53,9 +53,7 @@ REGISTRY: dict[str, Feature] = {
         ),
         Feature("head_mass", "mass of the full softmax inside the nucleus", lambda view: 1.0 - view.policy.tail_mass_T),
         Feature("two_point_entropy", "entropy of (head_mass, 1 - head_mass), nats", _two_point_entropy),
-        Feature(
-            "logit_var", "variance of the scaled logits under q, nats^2", lambda view: view.policy.logit_var_T
-        ),
+        Feature("logit_var", "variance of the scaled logits under q, nats^2", lambda view: view.policy.logit_var_T),
         Feature(
             "pos_frac",
             "position over max_new_tokens (the realised length would bias the gradient)",

@@ -44,6 +44,7 @@ class Candidates:
         scaled_NK: float64, scaled logits, nats; the largest is 0, and none is below -80.
         mass_NK: float64, exp(scaled) in the nucleus S, 0 outside.
         rest_N: float64, summed exp(scaled) of all tokens outside S.
+        kept_N: int64, tokens in S.
         threshold_N: smallest scaled logit of S: S is `scaled >= threshold`, also among all tokens.
         second_N: second largest scaled logit of the row, -inf where there is none.
     """
@@ -54,6 +55,7 @@ class Candidates:
     scaled_NK: Tensor
     mass_NK: Tensor
     rest_N: Tensor
+    kept_N: Tensor
     threshold_N: Tensor
     second_N: Tensor
 
@@ -145,7 +147,7 @@ class _Rung:
         outside_N = (mass_NK * ~keep_NK).sum(dim=-1) + self.others_N[pick]
         return Candidates(
             rows_N, self.columns_NK[pick], largest_R1[rows_N, 0], scaled_NK.clamp(min=LEAST).double(),
-            mass_NK * keep_NK, outside_N, threshold_N, second_R[rows_N],
+            mass_NK * keep_NK, outside_N, keep_NK.sum(dim=-1), threshold_N, second_R[rows_N],
         )  # fmt: skip
 
     def within_reach(self, size: int) -> Tensor:
@@ -157,7 +159,9 @@ class _Rung:
 def _wide_rows(
     logits_RV: Tensor, largest_R1: Tensor, second_R: Tensor, rows_W: Tensor, rule: SamplingRule, space: Workspace
 ) -> Iterator[Candidates]:
-    for rows_N in rows_W.split(max(1, len(logits_RV) // _WIDE_SHARE)) if len(rows_W) else ():
+    size = max(1, len(logits_RV) // _WIDE_SHARE)
+    for start in range(0, len(rows_W), size):
+        rows_N = rows_W[start : start + size]
         shape, device = (len(rows_N), logits_RV.shape[-1]), logits_RV.device
         scaled_NV = space.table("scaled", shape, logits_RV.dtype, device)
         torch.index_select(logits_RV, 0, rows_N, out=scaled_NV).sub_(largest_R1[rows_N]).div_(rule.temperature)
@@ -170,7 +174,7 @@ def _wide_rows(
         level_NV.copy_(scaled_NV).clamp_(min=LEAST)
         yield Candidates(
             rows_N, None, largest_R1[rows_N, 0], level_NV, mass_NV, total_N1.squeeze(-1) - mass_NV.sum(dim=-1),
-            threshold_N1.squeeze(-1), second_R[rows_N],
+            flag_NV.count_nonzero(dim=-1), threshold_N1.squeeze(-1), second_R[rows_N],
         )  # fmt: skip
 
 

@@ -17,7 +17,16 @@ from ray_probe.core.nucleus import Candidates
 from ray_probe.core.scaling import LEAST, SamplingRule, Workspace, exponentials, scaled, scaled_logits, widened
 from ray_probe.core.summaries import BLOCK, RowSummary, block_sums, concatenated, summarize, whole_vocabulary
 
-__all__ = ["Policy", "SamplingRule", "entropy", "row_chunks", "sample", "sample_rows", "sample_summaries", "sampling_policy"]
+__all__ = [
+    "Policy",
+    "SamplingRule",
+    "entropy",
+    "row_chunks",
+    "sample",
+    "sample_rows",
+    "sample_summaries",
+    "sampling_policy",
+]
 
 CHUNK_ELEMENTS = 1 << 20
 _LARGER_ON_A_GPU = 16
@@ -120,9 +129,7 @@ def sample_rows(logits_TV: Tensor, rule: SamplingRule, uniform_T: Tensor) -> tup
 
 
 @torch.no_grad()
-def sample_summaries(
-    logits_TV: Tensor, rule: SamplingRule, uniform_T: Tensor
-) -> tuple[Tensor, Tensor, RowSummary]:
+def sample_summaries(logits_TV: Tensor, rule: SamplingRule, uniform_T: Tensor) -> tuple[Tensor, Tensor, RowSummary]:
     """`sample_rows`, with what the search for the nucleus knows of each row besides.
 
     The cumulative sum runs through the vocabulary in its order, by blocks, then inside the one block that the number
@@ -160,9 +167,7 @@ def _draw(uniform_N: Tensor, tokens_N: Tensor, group: Candidates) -> None:
     tokens_N[group.rows_N] = columns_NK.gather(-1, inside_N1).squeeze(-1)
 
 
-def _in_blocks(
-    logits_NV: Tensor, largest_N: Tensor, rule: SamplingRule, block_NB: Tensor, uniform_N: Tensor
-) -> Tensor:
+def _in_blocks(logits_NV: Tensor, largest_N: Tensor, rule: SamplingRule, block_NB: Tensor, uniform_N: Tensor) -> Tensor:
     """Tokens [N] of the whole vocabulary, whose masses are known by blocks: only the block of each is looked into."""
     block_N1, share_N = _inverse(block_NB, uniform_N)
     columns_NK = _columns(block_N1)

@@ -59,14 +59,14 @@ class Workspace:
 
 
 def exponentials(scaled_NK: Tensor) -> Tensor:
-    """exp in float64; exactly 0 below exp(-80), where exp itself can be 40 times slower."""
+    """Exponentials in float64; exactly 0 below exp(-80), where exp itself can be 40 times slower."""
     return powers_of_two(scaled_NK.double() * LOG2_E)
 
 
 def quick_exponentials(
     logits_RV: Tensor, largest_R1: Tensor, temperature: float, out_RV: Tensor, bits_RV: Tensor | None = None
 ) -> Tensor:
-    """exp of the scaled logits in their own dtype, into `out_RV`: 1e-6 relative in float32.
+    """Exponentials of the scaled logits in their own dtype, into `out_RV`: 1e-6 relative in float32.
 
     A power of two, because it takes half the time of exp. `bits_RV` receives the exponents: scaled logits over log 2.
     """
@@ -78,7 +78,7 @@ def quick_exponentials(
 def powers_of_two(bits_NK: Tensor, out_NK: Tensor | None = None) -> Tensor:
     """`2 ** bits`; exactly 0 below exp(-80), at which `bits` is clamped in place."""
     bits_NK.clamp_(min=LEAST * LOG2_E)
-    return torch.nn.functional.threshold_(torch.exp2(bits_NK, out=out_NK), _FLOOR, 0.0)
+    return torch.threshold_(torch.exp2(bits_NK, out=out_NK), _FLOOR, 0.0)
 
 
 def tiles(rows: int, vocabulary: int, device: torch.device, multiple: int = 1) -> Iterator[slice]:

@@ -97,18 +97,17 @@ def _of_candidates(group: Candidates, space: Workspace) -> RowSummary:
     norm_N = mass_NK.sum(dim=-1)
     log_norm_N = norm_N.log()
     mean_N = torch.mul(mass_NK, level_NK, out=product_NK).sum(dim=-1) / norm_N
-    torch.sub(level_NK, mean_N.unsqueeze(-1), out=product_NK)
-    variance_N = product_NK.square_().mul_(mass_NK).sum(dim=-1) / norm_N
+    variance_N = product_NK.mul_(level_NK).sum(dim=-1) / norm_N - mean_N.square()
     return RowSummary(
         largest_T=group.largest_N,
         threshold_T=group.threshold_N,
-        kept_T=mass_NK.count_nonzero(dim=-1),
+        kept_T=group.kept_N,
         log_norm_T=log_norm_N,
         entropy_T=(log_norm_N - mean_N).clamp_(min=0.0),
         top1_T=1.0 / norm_N,
         margin_T=torch.where(group.second_N >= group.threshold_N, -group.second_N.double(), 0.0),
         tail_mass_T=group.rest_N / (norm_N + group.rest_N),
-        logit_var_T=variance_N,
+        logit_var_T=variance_N.clamp_(min=0.0),
     )
 
 
@@ -191,7 +190,7 @@ class Moments:
 def block_sums(mass_RV: Tensor) -> Tensor:
     """Sums of blocks of `BLOCK` tokens and of what is left at the end [R, B], float64."""
     whole = mass_RV.shape[-1] // BLOCK * BLOCK
-    sums_RB = mass_RV[:, :whole].unflatten(-1, (whole // BLOCK, BLOCK)).sum(dim=-1)
+    sums_RB = torch.unflatten(mass_RV[:, :whole], -1, (whole // BLOCK, BLOCK)).sum(dim=-1)
     if whole < mass_RV.shape[-1]:
         sums_RB = torch.cat([sums_RB, mass_RV[:, whole:].sum(dim=-1, keepdim=True)], dim=-1)
     return sums_RB.double()
@@ -199,10 +198,10 @@ def block_sums(mass_RV: Tensor) -> Tensor:
 
 def _two_largest(logits_RV: Tensor) -> tuple[Tensor, Tensor]:
     """The two largest of each row [R, 1]; -inf for a second one that is not there."""
-    rows, width = logits_RV.shape
+    width = logits_RV.shape[-1]
     whole = width // BLOCK * BLOCK
     if whole >= 2 * BLOCK:
-        maxima_RB = logits_RV[:, :whole].unflatten(-1, (whole // BLOCK, BLOCK)).amax(dim=-1)
+        maxima_RB = torch.unflatten(logits_RV[:, :whole], -1, (whole // BLOCK, BLOCK)).amax(dim=-1)
         two_R2, block_R2 = maxima_RB.topk(2, dim=-1)
         column_RK = block_R2[:, :1] * BLOCK + torch.arange(BLOCK, device=logits_RV.device)
         inside_R2 = logits_RV.gather(-1, column_RK).topk(2, dim=-1).values

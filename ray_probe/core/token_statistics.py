@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ray_probe.core.features import PrefixView, compute_features
 from ray_probe.core.blocks import Blocks
+from ray_probe.core.features import PrefixView, compute_features
 from ray_probe.core.nucleus import Candidates
 from ray_probe.core.policy import row_chunks
 from ray_probe.core.scaling import SamplingRule, Workspace, scaled, tiles, widened
@@ -64,7 +64,7 @@ class Scores:
 
     @property
     def outputs(self) -> tuple[Tensor, ...]:
-        """log q(Y), H, outside, features."""
+        """What autograd gives out: log q(Y), H, outside, features."""
         return self.log_q_T, self.entropy_T, self.outside_T, self.features_TD
 
 
@@ -84,15 +84,18 @@ def scores_from(summary: RowSummary, logit_T: Tensor, position_T: Tensor, questi
     token_scaled_T = token_scaled_T.double()
     log_q_T = token_scaled_T - token_log_norm(summary.log_norm_T, token_scaled_T, outside_T)
     view = PrefixView(summary, summary.entropy_T, position_T, question.cap)
-    features_TD = compute_features(question.features, view) if question.features else log_q_T.new_empty((len(log_q_T), 0))
+    names = question.features
+    features_TD = compute_features(names, view) if names else log_q_T.new_empty((len(log_q_T), 0))
     log_q_T, entropy_T, features_TD = (x.to(logit_T.dtype) for x in (log_q_T, summary.entropy_T, features_TD))
     return Scores(log_q_T, entropy_T, outside_T, features_TD, token_scaled_T, summary)
 
 
 def joined(parts: Sequence[Scores]) -> Scores:
     """Scores of several chunks as one."""
-    columns = [torch.cat([getattr(part, field.name) for part in parts]) for field in fields(Scores)[:-1]]
-    return Scores(*columns, concatenated([part.summary for part in parts]))
+    columns = [
+        torch.cat(column) for column in zip(*((*part.outputs, part.token_scaled_T) for part in parts), strict=True)
+    ]
+    return Scores(*columns, summary=concatenated([part.summary for part in parts]))
 
 
 def to_save(scores: Scores) -> tuple[Tensor, ...]:
@@ -177,7 +180,7 @@ def _add_kept(grad_RV: Tensor, rows: Rows, logits_TV: Tensor, slopes: Slopes) ->
 
 def _add_tiles(grad_RV: Tensor, rows: Rows, logits_TV: Tensor, slopes: Slopes) -> None:
     """Add the gradient of rows with wide nuclei, tile by tile."""
-    for tile in tiles(*logits_TV.shape, logits_TV.device):
+    for tile in tiles(len(logits_TV), logits_TV.shape[-1], logits_TV.device):
         value_TW = slopes.tile(logits_TV[:, tile], tile.start).to(grad_RV.dtype)
         if isinstance(rows, slice):
             grad_RV[rows, tile].add_(value_TW)
