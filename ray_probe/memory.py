@@ -16,7 +16,7 @@ from ray_probe.errors import ClusterError
 
 BUFFERS = 2  # of gradients: `.grad` of the shard at hand, and the sum
 WIDTH = {"float32": 4, "bfloat16": 2, "float64": 8}  # bytes of a number by model.dtype
-CHUNK_ELEMENTS = 1 << 21  # numbers of a chunk of logits in `ray_probe.core.policy`
+CHUNK_ELEMENTS = 1 << 20  # numbers of a chunk of logits in `ray_probe.core.policy`
 CHUNK_BYTES = 32  # of tables that a chunk is turned into at a time, a number of it: values, indices, masses
 
 
