@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ray_probe.errors import CheckpointError, NonFiniteError, bad_value
-from ray_probe.heads import Head, find_head
+from ray_probe.heads import ModelHead, find_head
 from ray_probe.sequences import TokenRow
 
 
@@ -32,7 +32,7 @@ class Forward:
             raise self._no_cache()
         self._takes_positions = "position_ids" in accepted
         self._keeps_logits = "logits_to_keep" in accepted
-        self.head: Head | None
+        self.head: ModelHead | None
         self.head, self.why_no_head = find_head(model)
 
     @property

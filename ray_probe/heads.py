@@ -16,6 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ray_probe.core.head import Adapter, Head
+
 SCALES = {"logit_scale": 1.0, "logits_scaling": -1.0}
 """Fields of a model's configuration that multiply the logits, with the power that they are raised to."""
 SOFT_CAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
@@ -26,51 +28,42 @@ LOUD = 100.0
 
 
 @dataclass(frozen=True)
-class Head:
-    """`logits = cap(scale * (hidden @ weight.T + bias))`.
+class ModelHead:
+    """A model in two: the trunk, and `logits = cap * tanh(scale * (hidden @ weight.T + bias) / cap)`.
 
     Attributes:
         trunk: the model below the head; gives hidden states.
         linear: the head's module: a linear layer, or one with a LoRA in it.
         scale: multiplies the logits.
-        soft_cap: bounds them after that: `c * tanh(logits / c)`; None: nothing does.
+        softcap: bounds them after that; None: nothing does.
     """
 
     trunk: Any
     linear: Any
     scale: float
-    soft_cap: float | None
+    softcap: float | None
 
     def hidden(self, **inputs: Any) -> tuple[Tensor, Any]:
         """The trunk's hidden states [N, L, D] for a model's inputs, and its key-value cache."""
         output = self.trunk(**inputs)
         return output.last_hidden_state, getattr(output, "past_key_values", None)
 
-    @property
-    def bias_V(self) -> Tensor | None:
-        """Added to the logits before they are scaled."""
-        bias: Tensor | None = _base(self.linear).bias
-        return bias
-
-    def weight_VD(self) -> Tensor:
-        """The head's weight; with a LoRA, its product is added, with graph."""
-        weight_VD: Tensor = _base(self.linear).weight
-        for name in getattr(self.linear, "active_adapters", ()):
-            if name in self.linear.lora_A:
-                down, up = self.linear.lora_A[name].weight, self.linear.lora_B[name].weight
-                weight_VD = weight_VD + self.linear.scaling[name] * (up @ down).to(weight_VD.dtype)
-        return weight_VD
-
     def logits(self, hidden: Tensor) -> Tensor:
         """Logits [..., V] of hidden states [..., D]."""
-        return self._finished(self.linear(hidden))
-
-    def _finished(self, raw: Tensor) -> Tensor:
+        raw = self.linear(hidden)
         raw = raw if self.scale == 1.0 else raw * self.scale
-        return raw if self.soft_cap is None else self.soft_cap * torch.tanh(raw / self.soft_cap)
+        return raw if self.softcap is None else self.softcap * torch.tanh(raw / self.softcap)
+
+    def matrices(self) -> Head:
+        """The head as the matrices that token statistics are made with; its weight's gradient goes to `.grad`."""
+        base, adapter = _base(self.linear), None
+        for name in _adapters(self.linear):
+            down, up = self.linear.lora_A[name].weight, self.linear.lora_B[name].weight
+            adapter = Adapter(down, up, self.linear.scaling[name])
+        return Head(base.weight, base.bias, self.scale, self.softcap, adapter, lambda: _gradient(base.weight))
 
 
-def find_head(model: Any) -> tuple[Head | None, str]:
+def find_head(model: Any) -> tuple[ModelHead | None, str]:
     """The model's head, and why there is none that can be taken apart, in one line (empty when there is).
 
     Args:
@@ -82,7 +75,7 @@ def find_head(model: Any) -> tuple[Head | None, str]:
     config = model.config.get_text_config()
     scale = math.prod(float(getattr(config, name, None) or 1.0) ** power for name, power in SCALES.items())
     cap = next((value for name in SOFT_CAPS if (value := getattr(config, name, None)) is not None), None)
-    head = Head(trunk, linear, scale, None if cap is None else float(cap))
+    head = ModelHead(trunk, linear, scale, None if cap is None else float(cap))
     for factor in (1.0, LOUD):
         gap, largest = _gap(model, head, factor)
         if not gap <= 1e-4 * max(1.0, largest):
@@ -92,7 +85,7 @@ def find_head(model: Any) -> tuple[Head | None, str]:
 
 
 @torch.no_grad()
-def _gap(model: Any, head: Head, factor: float) -> tuple[float, float]:
+def _gap(model: Any, head: ModelHead, factor: float) -> tuple[float, float]:
     """Largest difference between the model's logits and those of its parts, and the largest logit.
 
     Args:
@@ -126,9 +119,23 @@ def _base(linear: Any) -> Any:
     return getattr(linear, "base_layer", linear)
 
 
+def _adapters(linear: Any) -> list[str]:
+    """Names of the LoRAs at work in a head's module."""
+    return [name for name in getattr(linear, "active_adapters", ()) if name in linear.lora_A]
+
+
+def _gradient(weight: torch.nn.Parameter) -> Tensor:
+    """The weight's `.grad`, made where there is none."""
+    if weight.grad is None:
+        weight.grad = torch.zeros_like(weight, dtype=weight.grad_dtype)
+    return weight.grad
+
+
 def _is_linear(module: Any) -> bool:
-    """A linear layer, or a plain LoRA around one: no DoRA, no bias of its own, nothing merged."""
+    """A linear layer, or one plain LoRA around one: no DoRA, no bias of its own, nothing merged."""
     if not isinstance(_base(module), torch.nn.Linear):
         return False
     special = (*getattr(module, "use_dora", {}).values(), *getattr(module, "lora_bias", {}).values())
-    return module is _base(module) or (hasattr(module, "lora_A") and not module.merged and not any(special))
+    if module is _base(module):
+        return True
+    return hasattr(module, "lora_A") and len(_adapters(module)) == 1 and not module.merged and not any(special)

@@ -16,6 +16,7 @@ from torch import Tensor
 from ray_probe.chat import begins_with_two_bos, encode_prompts
 from ray_probe.config import GenerationSettings
 from ray_probe.core.features import DEFAULT_FEATURES
+from ray_probe.core.fused_head import fused_token_statistics
 from ray_probe.core.policy import SamplingRule
 from ray_probe.core.token_statistics import TokenStatistics, token_statistics
 from ray_probe.decoding import Decoder
@@ -231,9 +232,12 @@ class SequenceProcessor:
         lengths = [len(response) for _, response in rows]
         position_T = torch.cat([torch.arange(n) for n in lengths]).to(device)
         tokens_T = torch.cat([response for _, response in rows]).to(device)
-        logits_TV = self.forward.logits(rows, pad_id)
-        rows_T = torch.arange(len(tokens_T), device=device)
-        flat = token_statistics(logits_TV, rows_T, tokens_T, position_T, self.rule, cap, features)
+        if self.forward.head is not None:
+            hidden_TD, head = self.forward.hidden(rows, pad_id), self.forward.head.matrices()
+            flat = fused_token_statistics(hidden_TD, head, tokens_T, position_T, self.rule, cap, features)
+        else:
+            logits_TV, rows_T = self.forward.logits(rows, pad_id), torch.arange(len(tokens_T), device=device)
+            flat = token_statistics(logits_TV, rows_T, tokens_T, position_T, self.rule, cap, features)
         refuse_non_finite(flat.log_q_T)
         self.on_progress(len(tokens_T))
         columns = [flat.log_q_T, flat.entropy_T, flat.outside_T]

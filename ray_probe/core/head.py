@@ -3,7 +3,7 @@
 Shape suffixes: T tokens, V vocabulary, W columns of a tile, D hidden size, E rank of an adapter, N rows, M kept tokens.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -33,8 +33,9 @@ class Head:
         scale: 1 where the architecture has none; what divides logits is its reciprocal here.
         softcap: the cap, or None.
         adapter: a LoRA on the head, or None.
-        weight_grad_VD: where given, backward adds the weight's gradient to it, and autograd hears of none for the
-            weight. A new table of that size, filled with zeros and then added, takes a third of the head's time.
+        weight_grad_VD: gives, when backward comes, the table that the weight's gradient is added to; autograd hears of
+            none for the weight. A new table of that size, filled with zeros and then added, takes a third of the
+            head's time. None: there is a new table.
     """
 
     weight_VD: Tensor
@@ -42,7 +43,7 @@ class Head:
     scale: float = 1.0
     softcap: float | None = None
     adapter: Adapter | None = None
-    weight_grad_VD: Tensor | None = None
+    weight_grad_VD: Callable[[], Tensor] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,17 +111,21 @@ class HeadGradient:
     Args:
         products: hidden states and weights.
         needed: which of `products.tensors` need a gradient.
-        weight_grad_VD: where to add the first weight's gradient, or None for a new table.
+        weight_grad_VD: as in `Head`.
     """
 
-    def __init__(self, products: Products, needed: Sequence[bool], weight_grad_VD: Tensor | None) -> None:
+    def __init__(
+        self, products: Products, needed: Sequence[bool], weight_grad_VD: Callable[[], Tensor] | None
+    ) -> None:
         self.products = products
         self._pairs = len(products.hiddens)
         self._lent = weight_grad_VD is not None and needed[self._pairs]
         self._sums: list[Tensor | None] = []
         for k, (tensor, need) in enumerate(zip(products.tensors, needed, strict=True)):
-            lent = self._lent and k == self._pairs
-            self._sums.append(weight_grad_VD if lent else _zeros(tensor) if need else None)
+            if weight_grad_VD is not None and self._lent and k == self._pairs:
+                self._sums.append(weight_grad_VD())
+            else:
+                self._sums.append(_zeros(tensor) if need else None)
         self.by_hidden, self.by_weight = self._sums[: self._pairs], self._sums[self._pairs : 2 * self._pairs]
         self.by_bias = self._sums[-1] if products.bias_V is not None else None
 
