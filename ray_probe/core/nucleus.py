@@ -84,7 +84,7 @@ def candidates(logits_RV: Tensor, rule: SamplingRule, space: Workspace) -> Itera
     for tile in tiles(rows, vocabulary, logits_RV.device):
         quick_exponentials(logits_RV[:, tile], largest_R1, rule.temperature, weight_RV[:, tile])
     open_N, wide, second_R = rows_R, [], torch.empty(0)
-    for size, following in zip(RUNGS, (*RUNGS[1:], 0), strict=True):
+    for size, following in zip(RUNGS, (*RUNGS[1:], None), strict=True):
         columns_NK, values_NK = blocks.largest(open_N, size)
         rung = _Rung(open_N, columns_NK, values_NK, largest_R1[open_N], weight_RV, rule)
         second_R = rung.second_N if size == RUNGS[0] else second_R
@@ -150,8 +150,13 @@ class _Rung:
             mass_NK * keep_NK, outside_N, keep_NK.sum(dim=-1), threshold_N, second_R[rows_N],
         )  # fmt: skip
 
-    def within_reach(self, size: int) -> Tensor:
-        """Of the open rows, those that `size` candidates could close [N]: the next ones weigh no more than the last."""
+    def within_reach(self, size: int | None) -> Tensor:
+        """Of the open rows, those that `size` candidates could close [N]: the next ones weigh no more than the last.
+
+        None where there is no further rung: nothing is within its reach.
+        """
+        if size is None:
+            return torch.zeros_like(self.closed_N)
         most_N = self.held_N + (size - self.mass_NK.shape[-1]) * self.mass_NK[:, -1]
         return ~self.closed_N & (most_N > self.top_p * (self.held_N + self.others_N))
 
