@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: install run test lint bench demo clean
+.PHONY: install run test test-slow lint bench demo clean
 
 install: $(STAMP)
 
@@ -19,6 +19,10 @@ run: install
 
 test: install
 	@T=$$(mktemp -d /tmp/rpt-XXXX) && { $(BIN)/python -m pytest -n 2 --dist loadfile --basetemp $$T/t; code=$$?; rm -rf $$T; exit $$code; }
+
+# What takes a minute or more each: lost heads, for which Ray waits long.
+test-slow: install
+	@T=$$(mktemp -d /tmp/rpt-XXXX) && { $(BIN)/python -m pytest -m slow --basetemp $$T/t; code=$$?; rm -rf $$T; exit $$code; }
 
 lint: install
 	$(BIN)/ruff check .

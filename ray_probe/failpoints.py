@@ -16,6 +16,9 @@ goes on.
 | `fit_before_write`, `fit_torn`, `fit_after_fsync` | shard | a record comes, is half written, is on disk |
 | `close_before_write`, `close_torn`, `close_after_fsync` | round | the same of a round's end |
 | `different_before_write`, `different_torn`, `different_after_fsync` | shard | the same of other bytes for a shard |
+| `write_before_add`, `write_after_add` | start | a bucket of the gradient comes, is on disk |
+| `write_before_commit`, `write_after_commit` | rounds | all of them are on disk, are in place |
+| `write_before_settle`, `write_after_settle` | rounds | the state before is there, is removed |
 | `roll_before_send`, `roll_after_send` | shard | a rollout actor has a record, has the fitter's answer to it |
 | `roll_before_gradient` | shard | a rollout actor is told to add a shard's gradient |
 """

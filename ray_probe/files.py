@@ -5,10 +5,13 @@ import fcntl
 import os
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 
 from ray_probe.errors import ConfigError, OutputError, bad_value
+
+WAIT = "wait for it or stop it"
 
 
 @contextlib.contextmanager
@@ -57,26 +60,45 @@ def write_atomically(path: Path, data: bytes, private: bool = False) -> None:
 
 
 @contextlib.contextmanager
-def held(path: Path, wait_s: float = 10.0) -> Iterator[None]:
-    """Hold a lock file (0600) for the block.
+def held(
+    path: Path,
+    wait_s: float = 10.0,
+    refused: Callable[[str], str] | None = None,
+    waiting: Callable[[str], None] = lambda holder: None,
+) -> Iterator[None]:
+    """Hold a lock file (0600) for the block. The lock goes with this process, however that ends: none is ever stale.
 
     Args:
-        path: the file; it stays, empty or with the last holder's name in it.
+        path: the file; it stays, empty or with the last holder in it.
         wait_s: seconds to wait for another holder, one that is about to end say.
+        refused: from the holder to the line of the error; None: one that names the file.
+        waiting: told the holder, once, when it has to be waited for.
 
     Raises:
-        ConfigError: another process holds it; names it.
+        ConfigError: another process holds it; says which, on which host, since when.
     """
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
-        if not locked(descriptor, wait_s):
-            holder = os.pread(descriptor, 200, 0).decode(errors="replace").strip() or "another process"
-            raise ConfigError(bad_value(path.name, str(path), f"{holder} holds it; wait for it or stop it"))
+        if not locked(descriptor, 0.0):
+            if wait_s > 0:
+                waiting(_holder(descriptor))
+            if not locked(descriptor, wait_s):
+                say = refused or (lambda holder: bad_value(path.name, str(path), f"{holder} holds it; {WAIT}"))
+                raise ConfigError(say(_holder(descriptor)))
         os.truncate(descriptor, 0)
-        os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
+        os.pwrite(descriptor, f"{this_process()}\n".encode(), 0)
         yield
     finally:
         os.close(descriptor)
+
+
+def this_process() -> str:
+    """What a lock file says of who holds it: the file may lie on a disk that several hosts share."""
+    return f"process {os.getpid()} on {socket.gethostname()} since {datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC"
+
+
+def _holder(descriptor: int) -> str:
+    return os.pread(descriptor, 200, 0).decode(errors="replace").strip() or "another process"
 
 
 def locked(descriptor: int, wait_s: float) -> bool:

@@ -3,12 +3,16 @@
 The sum through a round lies in `gradient-ROUND.safetensors`. A commit stages the next one beside it, bucket by bucket,
 and gives it its name once it is whole; the one before stays until the rounds count. So there is a whole state on disk
 at every moment, and no more of it in memory than a chunk.
+
+What is staged is lost with its process, and the commit is begun anew then. That it was done is seen by the name: what
+bears that of the next rounds was put there by this commit, as `open` removes all else.
 """
 
 import contextlib
+import math
 import os
 import secrets
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -16,16 +20,22 @@ import numpy as np
 import numpy.typing as npt
 
 from ray_probe.errors import ConfigError, GradientError, NonFiniteError, bad_value
+from ray_probe.failpoints import fail_at
 from ray_probe.files import put_in_place, writing
 from ray_probe.layout import Layout
 from ray_probe.tensor_file import NUMBER_BYTES, header, numbers_start
 
 CHUNK = 4_000_000  # numbers in memory at once: 32 MB
 TENSOR = "sum"
+STAGED = "*gradient.staged"
 
 Part = npt.NDArray[np.floating[Any]]
 Array = npt.NDArray[np.float64]
 Reader = Callable[[int, int], Array]
+
+
+class NotStaged(Exception):
+    """What was staged went with the process that had it: no fault of anybody; the commit is begun anew."""
 
 
 class GradientStore:
@@ -43,7 +53,7 @@ class GradientStore:
         self._head = header([(TENSOR, (layout.size,), 0, layout.size)])
         self._staging = ""
         self._stream: BinaryIO | None = None
-        self._added: dict[int, tuple[int, float]] = {}
+        self._added: dict[int, tuple[int, list[float]]] = {}
         self._moved = False
 
     def open(self, rounds: int) -> float:
@@ -53,14 +63,18 @@ class GradientStore:
             ConfigError: the state is missing, damaged, or of another model.
         """
         self._rounds = rounds
-        with self._reading(rounds) as read:
-            norm_sq = sum(_square(read(first, last)) for first, last in _chunks(0, self._layout.size))
+        norm_sq = self._norm_sq(rounds)
         self.settle()
         return norm_sq
+
+    def go_on(self, rounds: int) -> None:
+        """Go on after the process that had the state open died: what it may have committed is left where it is."""
+        self._rounds = rounds
 
     def begin(self) -> str:
         """Start a commit; what was staged for another is thrown away. Returns what `add` needs."""
         self._close()
+        _remove(self._directory.glob(STAGED))
         self._staging = secrets.token_hex(8)
         self._added, self._moved = {}, False
         with writing(self._staged):
@@ -73,21 +87,41 @@ class GradientStore:
 
         A bucket for a commit that was begun anew since (another `staging`) is left out.
         """
-        if staging != self._staging or self._stream is None:
+        if not self.holds(staging):
             return
-        assert part.shape == (stop - start,) and start not in self._added, "each bucket once"
-        norm_sq = 0.0
+        assert self._stream is not None and part.shape == (stop - start,) and start not in self._added, "each once"
+        fail_at("write_before_add", str(start))
+        squares = []
         with self._reading(self._rounds) as read, writing(self._staged):
             self._stream.seek(len(self._head) + NUMBER_BYTES * start)
             for first, last in _chunks(start, stop):
                 piece = part[first - start : last - start]
                 values = read(first, last) + piece
-                norm_sq += _square(values)
+                squares.append(_square(values))
                 self._moved = self._moved or bool(piece.any())
                 self._stream.write(values.astype("<f8", copy=False).data)
             self._stream.flush()
             os.fsync(self._stream.fileno())
-        self._added[start] = (stop, norm_sq)
+        self._added[start] = (stop, squares)
+        fail_at("write_after_add", str(start))
+
+    def holds(self, staging: str) -> bool:
+        """Whether buckets for this commit can still be added."""
+        return self._stream is not None and staging == self._staging
+
+    def commit_once(self, staging: str, rounds: int) -> float:
+        """Put in place what was staged under this name, however often it is asked for; returns its squared norm.
+
+        Raises:
+            NotStaged: it is gone, and was not put in place.
+            GradientError, NonFiniteError: as `commit`.
+        """
+        if self._state(rounds).exists():
+            self._rounds = rounds
+            return self._norm_sq(rounds)
+        if not self.holds(staging):
+            raise NotStaged(f"gradient: nothing is staged for the rounds before {rounds}")
+        return self.commit(rounds)
 
     def commit(self, rounds: int) -> float:
         """Put the staged state in place, as that through so many rounds; returns its squared norm.
@@ -99,17 +133,21 @@ class GradientStore:
             NonFiniteError: the sum holds NaN or infinity.
         """
         norm_sq = self._check_staged()
+        fail_at("write_before_commit", str(rounds))
         self._close()
         with writing(self._state(rounds)):
             put_in_place(self._staged, self._state(rounds))
         self._rounds = rounds
+        fail_at("write_after_commit", str(rounds))
         return norm_sq
 
     def settle(self) -> None:
         """Remove every state but the committed one."""
-        for path in (*self._directory.glob("gradient-*.safetensors"), self._staged):
-            if path != self._state(self._rounds):
-                path.unlink(missing_ok=True)
+        fail_at("write_before_settle", str(self._rounds))
+        states = self._directory.glob("gradient-*.safetensors")
+        _remove(path for path in states if path != self._state(self._rounds))
+        _remove(self._directory.glob(STAGED))
+        fail_at("write_after_settle", str(self._rounds))
 
     def read(self, start: int, stop: int) -> Array:
         """Part of the committed sum [stop - start]."""
@@ -139,10 +177,14 @@ class GradientStore:
                 f"gradient: the sum over all responses is zero in each of {reached} numbers; nothing was committed; "
                 "look at generation.top_p and temperature (one token left a step has no entropy) and model.trainable"
             )
-        norm_sq = sum(part for _, (_, part) in sorted(self._added.items()))
-        if not np.isfinite(norm_sq):
+        norm_sq = _total(square for _, squares in self._added.values() for square in squares)
+        if not math.isfinite(norm_sq):
             raise NonFiniteError("gradient: the sum over all shards holds NaN or infinity; nothing was committed")
         return norm_sq
+
+    def _norm_sq(self, rounds: int) -> float:
+        with self._reading(rounds) as read:
+            return _total(_square(read(first, last)) for first, last in _chunks(0, self._layout.size))
 
     @contextlib.contextmanager
     def _reading(self, rounds: int) -> Iterator[Reader]:
@@ -167,7 +209,8 @@ class GradientStore:
 
     @property
     def _staged(self) -> Path:
-        return self._directory / "gradient.staged"
+        """Of a name of its own: a process that was thought dead puts in place what it has staged itself, or nothing."""
+        return self._directory / STAGED.replace("*", self._staging + ".")
 
     def _state(self, rounds: int) -> Path:
         return self._directory / f"gradient-{rounds - 1:06d}.safetensors"
@@ -185,3 +228,15 @@ def _numbers(stream: BinaryIO, offset: int, start: int, stop: int) -> Array:
 
 def _square(values: Array) -> float:
     return float(values @ values)
+
+
+def _total(squares: Iterable[float]) -> float:
+    """Their sum, rounded once: the same bits in whatever order buckets came."""
+    squares = list(squares)
+    plain = sum(squares)
+    return math.fsum(squares) if math.isfinite(plain) else plain
+
+
+def _remove(paths: Iterable[Path]) -> None:
+    for path in paths:
+        path.unlink(missing_ok=True)

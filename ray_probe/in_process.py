@@ -3,14 +3,13 @@
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ray_probe.core.baselines import BaselineRule
 from ray_probe.fitter import Fitter
 from ray_probe.gradient_store import GradientStore
 from ray_probe.layout import BUCKET_NUMBERS, Layout
 from ray_probe.plan import Shard
-from ray_probe.rollout import Rollout
 from ray_probe.run_directory import RunDirectory
 from ray_probe.tracker import Tracker
 from ray_probe.work import (
@@ -23,6 +22,9 @@ from ray_probe.work import (
     refuse_if_stopped,
     told_with,
 )
+
+if TYPE_CHECKING:
+    from ray_probe.rollout import Rollout
 
 
 class InProcess:
@@ -38,7 +40,7 @@ class InProcess:
 
     def __init__(
         self,
-        rollouts: Sequence[Rollout],
+        rollouts: "Sequence[Rollout]",
         rule: BaselineRule,
         policy_id: str,
         directory: RunDirectory,

@@ -21,6 +21,8 @@ from ray_probe.run_directory import RunDirectory, as_json
 from ray_probe.work import Backend, Stopped
 
 logger = logging.getLogger("ray_probe")
+HANDOVER_S = 10.0
+"""How long a controller may outlive its driver, or the head of its cluster, and still hold the run directory."""
 
 Stop = Callable[[], bool]
 
@@ -87,7 +89,7 @@ def measure(
     if stop():
         raise Stopped("stopped before the first round")
     directory = _directory(job, backend)
-    with directory.held(), logged_to(directory.path / "log.txt", job.notes):
+    with directory.held(HANDOVER_S), logged_to(directory.path / "log.txt", job.notes):
         finished = directory.finished_rounds()
         _log_start(config, backend, len(finished))
         backend.open(directory, [list(line["records"]) for line in finished])

@@ -5,20 +5,18 @@ that were committed together (`group` in their lines) are finished together.
 """
 
 import contextlib
-import fcntl
 import json
 import os
 import secrets
 import shutil
-import socket
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from ray_probe.errors import ConfigError, bad_value
+from ray_probe.errors import ConfigError, OutputError, bad_value
 from ray_probe.estimates import Totals
-from ray_probe.files import write_atomically, writing
+from ray_probe.files import WAIT, held, write_atomically, writing
 
 
 def default_name(config_path: Path) -> str:
@@ -45,17 +43,22 @@ class RunDirectory:
 
         Raises ConfigError when it exists or cannot be made.
         """
-        path, part = parent / name, parent / f".{name}.part"
+        path, part = parent / name, parent / f".{name}.{secrets.token_hex(4)}.part"  # another may be making it too
         cls.check_free(parent, name)
         try:
             parent.mkdir(parents=True, exist_ok=True)
-            shutil.rmtree(part, ignore_errors=True)  # what a crash has left
             part.mkdir(mode=0o700)
             part.joinpath("state").mkdir()
             for file, text in (files or {}).items():
                 write_atomically(part / file, text.encode())
             part.rename(path)
-        except OSError as error:
+            for left in parent.glob(f".{name}.*part"):  # by a crash, or by another driver that is too late now
+                shutil.rmtree(left, ignore_errors=True)
+        except (OSError, OutputError) as error:
+            shutil.rmtree(part, ignore_errors=True)
+            cls.check_free(parent, name)
+            if isinstance(error, OutputError):
+                raise
             raise ConfigError(bad_value("output.dir", str(parent), f"cannot be written ({error.strerror})")) from None
         return cls(path)
 
@@ -70,26 +73,23 @@ class RunDirectory:
         if not there.is_dir() or not os.access(there, os.W_OK):
             raise ConfigError(bad_value("output.dir", str(parent), f"cannot be written in {there}; choose another"))
 
-    @contextlib.contextmanager
-    def held(self) -> Iterator[None]:
-        """Hold the directory for the block. Raises ConfigError naming the process that holds it."""
-        descriptor = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            self._take(descriptor)
-            os.truncate(descriptor, 0)
-            os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
-            yield
-        finally:
-            os.close(descriptor)
+    def held(
+        self, wait_s: float = 0.0, waiting: Callable[[str], None] = lambda holder: None
+    ) -> contextlib.AbstractContextManager[None]:
+        """Hold the directory for the block, against any other driver (see `ray_probe.files.held`).
 
-    def check_unheld(self) -> None:
-        """What `held` would refuse, without holding it. Raises ConfigError."""
-        if (self.path / "lock").exists():
-            descriptor = os.open(self.path / "lock", os.O_RDWR | os.O_CLOEXEC)
-            try:
-                self._take(descriptor)
-            finally:
-                os.close(descriptor)
+        Args:
+            wait_s: seconds to wait for a holder that is about to end, as its driver has died say.
+            waiting: told the holder when it has to be waited for.
+
+        Raises:
+            ConfigError: another process holds it; says which, on which host, since when.
+        """
+
+        def refused(holder: str) -> str:
+            return bad_value("--resume", str(self.path), f"{holder} is driving this run; {WAIT}")
+
+        return held(self.path / "lock", wait_s, refused, waiting)
 
     @classmethod
     def open(cls, path: Path) -> "RunDirectory":
@@ -186,14 +186,6 @@ class RunDirectory:
                 raise self._unreadable(f"{path.name} line {number}", error) from None
         finished = _finished(lines)
         return (whole + end if finished == len(lines) else b"".join(texts[:finished])), lines[:finished]
-
-    def _take(self, descriptor: int) -> None:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            holder = os.read(descriptor, 200).decode(errors="replace").strip()
-            remedy = f"{holder or 'another process'} is driving this run; wait for it or stop it"
-            raise ConfigError(bad_value("--resume", str(self.path), remedy)) from None
 
     def _unreadable(self, name: str, error: Exception) -> ConfigError:
         remedy = f"{name} cannot be read ({error}), restore it or start a new run"

@@ -6,15 +6,15 @@ The same controller that a service has drives the run, so that `status`, `scale`
 import os
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from ray_probe.config import ProbeConfig, load_config, to_dict
-from ray_probe.errors import ConfigError, bad_value
+from ray_probe.errors import ClusterError, ConfigError, bad_value
 from ray_probe.interrupts import interrupted
-from ray_probe.measurement import Job, prepared_again
+from ray_probe.measurement import HANDOVER_S, Job, prepared_again
 from ray_probe.prepared import FREE_SECTIONS, Prepared, few_shards
 from ray_probe.progress import Listener, Progress
 from ray_probe.run_directory import RunDirectory, default_name
@@ -114,16 +114,20 @@ class _Notes:
 
 
 def _prepared(config: ProbeConfig, directory: RunDirectory | None, notes: _Notes) -> Prepared:
-    """The run, checked as far as no cluster is needed."""
-    from ray_probe.preflight import prepare  # brings transformers along
+    """The run, checked as far as no connection to the cluster is needed."""
+    from ray_probe.cluster.connection import Demand, check_room
+
+    if directory is None:  # before what takes seconds: the import of transformers, the checkpoint
+        check_room(config.cluster.address, Demand.of(config.cluster))
+    from ray_probe.preflight import prepare
 
     if directory is None:
         prepared = prepare(config)
         RunDirectory.check_free(Path(prepared.config.output.dir), str(config.output.name))
         registry.refuse_second("output.name", str(config.output.name))
         return prepared
-    with directory.held():  # told before Ray is started; the controller holds it while it works
-        pass
+    with directory.held(HANDOVER_S, lambda holder: notes.tell(f"{holder} is driving this run; waiting for its end")):
+        pass  # told before Ray is started; the controller holds it while it works
     prepared, changes = prepared_again(directory, config, prepare)
     for change in changes:
         notes.tell(change)
@@ -144,22 +148,26 @@ def _driven(prepared: Prepared, resume: bool, path: Path, notes: _Notes, listene
     from ray_probe.cluster.calls import ask
     from ray_probe.cluster.connection import Demand, connected
     from ray_probe.cluster.controller_actor import create, spec_of_run
+    from ray_probe.cluster.head_watch import LOST_S, OWN_LOST_S, HeadWatch
     from ray_probe.cluster.placement import this_node
     from ray_probe.service.client import ProbeClient
 
     config, name = prepared.config, path.name
     cluster = config.cluster
-    demand = Demand(cluster.actors, cluster.cpus_per_actor, cluster.gpus_per_actor, cluster.resources, cluster.slots)
     if cluster.address is None:
         notes.tell("starting Ray on this machine")
     with ExitStack() as stack:
         info = stack.enter_context(
-            connected(cluster.address, cluster.namespace, demand, runtime_env=dict(cluster.runtime_env), log=notes.tell)
-        )
+            connected(
+                cluster.address, cluster.namespace, Demand.of(cluster), runtime_env=dict(cluster.runtime_env),
+                checked=not resume, log=notes.tell,
+            )
+        )  # fmt: skip
         notes.tell(f"memory of an actor: {prepared.memory.line()}")
         warn_unless_shared(config, notes.tell)
-        controller = create(spec_of_run(name, config), this_node())
-        client = ProbeClient(controller, name, cluster.namespace, ExitStack())
+        controller = create(spec_of_run(name, config, info.owned), this_node())
+        head = HeadWatch(info.address, OWN_LOST_S if info.owned else LOST_S)
+        client = ProbeClient(controller, name, cluster.namespace, ExitStack(), head)
         me = os.getpid()
         entry = registry.Entry(
             name, "run", info.address, cluster.namespace, info.token_path, info.owned, str(path), utc_now(), me,
@@ -169,7 +177,7 @@ def _driven(prepared: Prepared, resume: bool, path: Path, notes: _Notes, listene
         stack.callback(client.end_quietly)
         job = Job(prepared, resume, tuple(sys.argv), asdict(info), tuple(notes.texts))
         identity = ask(controller, name, "submit", to_dict(config), job, deadline_s=STOP_S)
-        return _followed(client, identity, listener)
+        return _followed(client, identity, path, listener)
 
 
 def warn_unless_shared(config: ProbeConfig, tell: Callable[[str], None]) -> None:
@@ -184,15 +192,29 @@ def warn_unless_shared(config: ProbeConfig, tell: Callable[[str], None]) -> None
         tell(f"warning: output.dir {config.output.dir} is not seen on {names}: the run is lost with this node")
 
 
-def _followed(client: Any, identity: str, listener: Listener) -> dict[str, Any]:
+def _followed(client: Any, identity: str, path: Path, listener: Listener) -> dict[str, Any]:
     """The result of the measurement; on Ctrl-C it is stopped with its whole rounds kept, which takes a moment."""
+    from ray.exceptions import ActorDiedError
+
+    from ray_probe.cluster.autopsy import autopsy
+
     try:
         result: dict[str, Any] = client.wait(identity, listener, interrupted)
         return result
+    except ClusterError as error:
+        if client.head_lost:
+            told = str(error)
+        elif isinstance(error.__cause__, ActorDiedError):
+            told = f"controller: it is gone ({autopsy(error.__cause__).cause})"
+        else:
+            raise
+        remedy = f"go on with run --resume {path}" if path.is_dir() else "nothing was begun yet: start it again"
+        raise ClusterError(f"{told}; {remedy}") from error
     except KeyboardInterrupt:
         listener(Progress.outside("interrupted: keeping the whole rounds; once more to end at once"))
-        client.cancel(identity)
-        client.wait_until_ended(identity, STOP_S)
+        with suppress(ClusterError):  # there is nobody to stop
+            client.cancel(identity)
+            client.wait_until_ended(identity, STOP_S)
         raise
 
 

@@ -49,6 +49,13 @@ class Tracker:
         self._accumulated -= shards
         self._tell()
 
+    def staff(self, asked: int, alive: int) -> None:
+        """So many actors are asked for, and so many work; said when it changes, also where no shard comes in."""
+        changed = (asked, alive) != (self.actors_asked, self.actors_alive)
+        self.actors_asked, self.actors_alive = asked, alive
+        if changed:
+            self.note(f"actors: asked {asked}, have {alive}")
+
     def note(self, text: str) -> None:
         """Something worth reading happened."""
         self._tell(text)

@@ -40,6 +40,7 @@ class FitterActor:
         """Go on from a ledger; returns what `accept` needs."""
         return self._host.open(rule, policy_id, Path(ledger), finished, run)
 
+    @ray.method(concurrency_group="queries")  # type: ignore[untyped-decorator]
     def ready(self) -> None:
         """Answers."""
 
@@ -78,16 +79,45 @@ class FitterActor:
         return self._host.fitter.variance()
 
 
+class NotOpen(Exception):
+    """The writer's process was made again, and has not been told yet what it is at work on."""
+
+
 class WriterActor:
-    """Keeps the committed gradient of one measurement after the other on disk; numpy only."""
+    """Keeps the committed gradient of one measurement after the other on disk; numpy only.
+
+    Made again after its process died, it raises NotOpen until it is told to go on. All its methods but `add` may be
+    called twice.
+    """
+
+    def __init__(self) -> None:
+        self._open: GradientStore | None = None
+
+    @property
+    def _store(self) -> GradientStore:
+        if self._open is None:
+            raise NotOpen("writer: no gradient is open")
+        return self._open
 
     def open(self, state: str, layout: Layout, rounds: int) -> float:
-        """Go on from the gradient summed over so many rounds; returns its squared norm."""
-        self._store = GradientStore(Path(state), layout)
-        return self._store.open(rounds)
+        """Go on from the gradient summed over so many rounds, and clear up; returns its squared norm."""
+        self._open = None
+        store = GradientStore(Path(state), layout)
+        norm_sq = store.open(rounds)
+        self._open = store
+        return norm_sq
+
+    def go_on(self, state: str, layout: Layout, rounds: int) -> None:
+        """Be what the process before was after so many committed rounds; what it was at work on may be done or not."""
+        self._open = GradientStore(Path(state), layout)
+        self._open.go_on(rounds)
 
     def ready(self) -> None:
         """Answers."""
+
+    def pid(self) -> int:
+        """Of this process."""
+        return os.getpid()
 
     def begin(self) -> str:
         """Start to stage a commit; returns what `add` needs."""
@@ -97,9 +127,13 @@ class WriterActor:
         """Stage a bucket."""
         self._store.add(staging, start, stop, part)
 
-    def commit(self, rounds: int) -> float:
-        """Put what is staged in place; returns its squared norm."""
-        return self._store.commit(rounds)
+    def holds(self, staging: str) -> bool:
+        """Whether this commit is still being staged."""
+        return self._store.holds(staging)
+
+    def commit(self, staging: str, rounds: int) -> float:
+        """Put what is staged in place, once; returns its squared norm. Raises NotStaged when it is gone."""
+        return self._store.commit_once(staging, rounds)
 
     def settle(self) -> None:
         """Remove the state before."""

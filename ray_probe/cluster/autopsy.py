@@ -10,15 +10,20 @@ from dataclasses import dataclass
 
 import psutil
 import ray
+from ray.exceptions import OutOfMemoryError
 
 from ray_probe.cluster.calls import first_line
+from ray_probe.cluster.supervision import Died
 from ray_probe.cluster.survey import alive_nodes, ask_nodes
 
 LOOK_BACK_S = 5.0
 LAST_LINES = 3
 MAX_WORDS = 240
+NODE_GONE = "its node is gone"
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 _PID, _IP = re.compile(r"\bpid[:=] ?(\d+)"), re.compile(r"\bip[:=] ?([0-9a-fA-F.:]+[0-9a-fA-F])")
+_NO_WORD = "End of file"  # so Ray words a process that SIGKILL ended, which the kernel sends when memory runs out
+_OTHER_CAUSE = re.compile(r"SIG[A-Z]+|Fatal|Traceback|Error\b|Segmentation|Aborted")
 _DETAIL = re.compile(r"Worker exit detail: (.+?)(?:\. Some common causes|\.? *$)", re.MULTILINE)
 
 
@@ -53,7 +58,7 @@ def read_error(error: BaseException) -> Death:
     if "creation task" in text and len(lines) > 1:
         reason = f"its constructor raised {lines[-1]}"
     elif "node has died" in text or "node was dead" in text.lower():
-        reason = "its node is gone"
+        reason = NODE_GONE
     elif detail := _DETAIL.search(text):
         reason = f"its process ended ({detail[1]})"
     else:
@@ -73,16 +78,31 @@ def look_back(pid: int) -> LookBack:
     return LookBack("; ".join(lines[-LAST_LINES:])[-MAX_WORDS:], memory.percent / 100)
 
 
-def cause_of_death(error: BaseException) -> str:
-    """Why an actor died: one line, within seconds."""
+def autopsy(error: BaseException) -> Died:
+    """Why an actor died: one line, within seconds; whether memory ran out, or its node is gone."""
     death = read_error(error)
+    node_lost = death.reason == NODE_GONE
     if death.pid is None or death.address is None:
-        return death.reason
+        return Died(death.reason, by_memory(error, death.reason, ""), node_lost)
     nodes = [node for node in alive_nodes() if f"({death.address})" in node.name]
     answers = ask_nodes(nodes[:1], look_back, death.pid, seconds=LOOK_BACK_S) if nodes else []
-    told = f"{death.reason}, process {death.pid} on node {death.address}"
+    told, words = f"{death.reason}, process {death.pid} on node {death.address}", ""
     for answer in answers:
         if isinstance(answer.value, LookBack):
+            words = answer.value.words
             told += f", memory {answer.value.memory_used:.0%} in use"
-            told += f", last words: {answer.value.words}" if answer.value.words else ", no last words"
-    return told
+            told += f", last words: {words}" if words else ", no last words"
+    return Died(told, by_memory(error, death.reason, words), node_lost)
+
+
+def by_memory(error: BaseException, reason: str, words: str) -> bool:
+    """Whether it seems that memory ran out: Ray says so, or the process ended and told of nothing.
+
+    Args:
+        error: of Ray.
+        reason: how the process ended.
+        words: its last lines.
+    """
+    if isinstance(error, OutOfMemoryError) or "low on memory" in reason:
+        return True
+    return _NO_WORD in reason and _OTHER_CAUSE.search(words) is None

@@ -132,11 +132,9 @@ class RayBackend:
         fitter = self._fitter.open_fitter(rule, prepared.policy_id, directory.ledger, finished, prepared.plan_id)
         for note in fitter.new_notes():
             self._log(note)
-        norm_sq = self._writer.open_writer(directory.state, self.layout, len(finished))
-        self._open = RayRounds(
-            self._pool, fitter, self._writer, self.layout, len(finished), norm_sq, rule.fit == "lagged",
-            self._bucket_numbers,
-        )  # fmt: skip
+        writer = self._writer.open_writer(directory.state, self.layout, len(finished), self._log)
+        lagged = rule.fit == "lagged"
+        self._open = RayRounds(self._pool, fitter, writer, self.layout, lagged, self._bucket_numbers)
 
     def beta(self) -> dict[str, Any]:
         """The fitter's current global fit."""

@@ -7,19 +7,14 @@ outlive the driver's KeyboardInterrupt and are shut down in order.
 """
 
 import contextlib
-import logging
 import math
 import os
 import shutil
-import signal
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
-
-import psutil
+from typing import TYPE_CHECKING, Any
 
 from ray_probe.cluster.environment import (
     env_to_join,
@@ -30,11 +25,14 @@ from ray_probe.cluster.environment import (
     require_token,
 )
 from ray_probe.cluster.reach import check_joinable, find_address, on_loopback_only
+from ray_probe.cluster.session import session
 from ray_probe.errors import ClusterError, bad_value
 from ray_probe.layout import BUCKET_NUMBERS
 
+if TYPE_CHECKING:
+    from ray_probe.config import ClusterConfig
+
 ROOM_S = 3.0  # nodes of a cluster that has just been started register one after the other
-EXIT_S = 5.0  # for processes to follow ray.shutdown (measured: none was left when it returned)
 MIN_STORE_BYTES = 2**28
 STORE_BYTES_A_SLOT = 2 * 4 * BUCKET_NUMBERS  # a bucket of the gradient that comes in and one that goes out
 
@@ -48,6 +46,11 @@ class Demand:
     gpus_per_actor: float
     resources: Mapping[str, float]
     slots: int
+
+    @classmethod
+    def of(cls, cluster: "ClusterConfig") -> "Demand":
+        """What a run with this configuration asks of its cluster."""
+        return cls(cluster.actors, cluster.cpus_per_actor, cluster.gpus_per_actor, cluster.resources, cluster.slots)
 
     def per_actor(self) -> dict[str, float]:
         """Amounts for one actor under Ray's names, zeros left out."""
@@ -78,6 +81,7 @@ def connected(
     runtime_env: dict[str, Any] | None = None,
     token_path: str | None = None,
     loopback: bool = False,
+    checked: bool = False,
     log: Callable[[str], None],
 ) -> Iterator[ClusterInfo]:
     """Connect this process to the cluster at `address` (None: start Ray here), and disconnect at the end.
@@ -91,6 +95,7 @@ def connected(
         runtime_env: Ray runtime environment of this process's actors.
         token_path: the token of a cluster that another ray_probe started (its `ClusterInfo.token_path`).
         loopback: the cluster was started by another ray_probe on this machine.
+        checked: `check_room` has found this cluster good a moment ago.
         log: told what was connected to.
 
     Raises:
@@ -104,27 +109,49 @@ def connected(
             assert demand is not None, "what is started here has a size"
             if warning := slots_warning(demand, os.cpu_count() or 1):
                 log(warning)
+            if not checked:
+                check_room(None, demand)
             temp_dir = stack.enter_context(private_dir())
             stack.enter_context(environment(env_to_start(temp_dir)))
             require_token(address)
             stack.enter_context(on_loopback())
             where = _local_options(demand, temp_dir)
         else:
-            found = find_address(address)
-            if loopback or on_loopback_only(found):
-                stack.enter_context(on_loopback())
-            stack.enter_context(environment(env_to_join(address, token_path)))
-            require_token(address)
-            check_joinable(found)
+            found = stack.enter_context(_way_in(address, token_path, loopback))
+            if not checked:
+                check_joinable(found)
             where = {"address": found}
-        stack.enter_context(_session({**where, "namespace": namespace, "runtime_env": runtime_env or None}, temp_dir))
-        nodes = _alive_nodes() if demand is None else _wait_for_room(demand, ROOM_S if temp_dir is None else 1.0)
+        stack.enter_context(session({**where, "namespace": namespace, "runtime_env": runtime_env or None}, temp_dir))
+        nodes = _alive_nodes() if demand is None else _wait_for_room(demand, _alive_nodes)
         info = _describe(nodes, temp_dir)
         log(
             f"cluster: {'started' if info.owned else 'joined'} Ray {info.ray_version} at {info.address}: "
             f"nodes {info.nodes}, CPUs {info.cpus:g}, GPUs {info.gpus:g}"
         )
         yield info
+
+
+def check_room(address: str | None, demand: Demand, *, token_path: str | None = None, loopback: bool = False) -> None:
+    """What `connected` refuses, told before a checkpoint is read, say; nothing is started and nothing stays connected.
+
+    Args:
+        address: null, auto or host:port.
+        demand: what the cluster must have room for.
+        token_path: the token of a cluster that another ray_probe started.
+        loopback: the cluster was started by another ray_probe on this machine.
+
+    Raises:
+        ClusterError: as `connected`.
+        ConfigError: as `connected`.
+    """
+    if address is None:
+        if problem := shortfall(
+            demand, [{"CPU": _slot_cpus(demand), "GPU": _gpus_here() if demand.gpus_per_actor else 0.0}]
+        ):
+            raise ClusterError(problem)
+        return
+    with _way_in(address, token_path, loopback) as found:
+        _wait_for_room(demand, lambda: check_joinable(found))
 
 
 def slots_warning(demand: Demand, cores: int) -> str | None:
@@ -156,11 +183,40 @@ def room(demand: Demand, nodes: Sequence[Mapping[str, float]]) -> int | None:
     return sum(min(int(node.get(n, 0.0) / a + 1e-9) for n, a in one.items()) for node in nodes) if one else None
 
 
+@contextlib.contextmanager
+def _way_in(address: str, token_path: str | None, loopback: bool) -> Iterator[str]:
+    """The host:port to join, with the environment that this takes set for the block."""
+    found = find_address(address)
+    with contextlib.ExitStack() as stack:
+        if loopback or on_loopback_only(found):
+            stack.enter_context(on_loopback())
+        stack.enter_context(environment(env_to_join(address, token_path)))
+        require_token(address)
+        yield found
+
+
+def _slot_cpus(demand: Demand) -> int:
+    """CPUs that a Ray that is started here declares."""
+    return max(1, math.ceil(demand.slots * demand.cpus_per_actor))
+
+
+def _gpus_here() -> float:
+    """GPUs that a Ray that is started here will find, by its own count; any number on a Ray that does not say."""
+    try:
+        from ray._private.accelerators import get_accelerator_manager_for_resource
+
+        gpus = get_accelerator_manager_for_resource("GPU")
+        visible = gpus.get_current_process_visible_accelerator_ids()
+        return gpus.get_current_node_num_accelerators() if visible is None else len(visible)
+    except (ImportError, AttributeError):
+        return math.inf
+
+
 def _local_options(demand: Demand, temp_dir: str) -> dict[str, Any]:
     """What ray.init needs to start Ray here; "local" joins nothing, whatever RAY_ADDRESS says."""
     return {
         "address": "local",
-        "num_cpus": max(1, math.ceil(demand.slots * demand.cpus_per_actor)),
+        "num_cpus": _slot_cpus(demand),
         "include_dashboard": False,
         "object_store_memory": _store_bytes(demand.slots),
         "_temp_dir": os.path.join(temp_dir, "r"),  # Ray opens its own directories to all; the parent is ours alone
@@ -181,91 +237,16 @@ def _refuse_second_connection(address: str | None) -> None:
         raise ClusterError(bad_value("cluster.address", address, remedy))
 
 
-@contextlib.contextmanager
-def _session(options: Mapping[str, Any], temp_dir: str | None) -> Iterator[None]:
-    """ray.init and ray.shutdown around the block, with what Ray leaves behind put right."""
-    with _signals_as_before() as restore:
-        try:
-            _init(options)
-            restore()
-            yield
-        finally:
-            with _without_ctrl_c():
-                _leave(temp_dir)
-
-
-def _init(options: Mapping[str, Any]) -> None:
-    import ray
-
-    try:
-        ray.init(**options, log_to_driver=False, logging_level=logging.ERROR)
-    except Exception as error:
-        reason = " ".join(str(error).split())[:300]
-        raise ClusterError(f"cluster: ray.init at {options['address']} failed: {reason}") from error
-
-
-@contextlib.contextmanager
-def _signals_as_before() -> Iterator[Callable[[], None]]:
-    """Put SIGTERM's handler back after the block, and, where the caller has one of its own, once Ray is there.
-
-    Ray makes it a SystemExit, which cleans up, or, in a process that only joins, a crash report.
-    """
-    before = signal.getsignal(signal.SIGTERM)
-    main_thread = threading.current_thread() is threading.main_thread()
-
-    def restore() -> None:
-        if callable(before) and main_thread:
-            signal.signal(signal.SIGTERM, before)
-
-    try:
-        yield restore
-    finally:
-        if before is not None and main_thread:
-            signal.signal(signal.SIGTERM, before)
-
-
-@contextlib.contextmanager
-def _without_ctrl_c() -> Iterator[None]:
-    """Keep a second Ctrl-C from cutting the clean-up short; it is bounded and takes about 1.5 s."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
-def _leave(temp_dir: str | None) -> None:
-    """Disconnect; end what a start or a shutdown that was cut short has left running."""
-    import ray
-
-    ours = []
-    if temp_dir:
-        for child in psutil.Process().children():
-            with contextlib.suppress(psutil.Error):
-                if any(temp_dir in word for word in child.cmdline()):
-                    ours += [child, *child.children(recursive=True)]
-    started = ray.is_initialized()
-    ray.shutdown()
-    _, left = psutil.wait_procs(ours, timeout=EXIT_S if started else 0)
-    for process in left:
-        with contextlib.suppress(psutil.Error):
-            process.kill()
-    psutil.wait_procs(left, timeout=EXIT_S)
-
-
 def _alive_nodes() -> list[dict[str, float]]:
     import ray
 
     return [dict(node["Resources"]) for node in ray.nodes() if node["Alive"]]
 
 
-def _wait_for_room(demand: Demand, seconds: float) -> list[dict[str, float]]:
-    """The resources of the nodes, once they hold the actors that were asked for, or else a ClusterError."""
-    deadline = time.monotonic() + seconds
-    while (problem := shortfall(demand, nodes := _alive_nodes())) and time.monotonic() < deadline:
+def _wait_for_room(demand: Demand, look: Callable[[], list[dict[str, float]]]) -> list[dict[str, float]]:
+    """The resources of the nodes that `look` finds, once they hold the actors asked for; or else a ClusterError."""
+    deadline = time.monotonic() + ROOM_S
+    while (problem := shortfall(demand, nodes := look())) and time.monotonic() < deadline:
         time.sleep(0.1)
     if problem:
         raise ClusterError(problem)

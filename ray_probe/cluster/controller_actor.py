@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import ray
 
+from ray_probe.cluster.head_watch import LOST_S, OWN_LOST_S, HeadWatch, end_without
 from ray_probe.cluster.placement import pinned_to
 from ray_probe.errors import ConfigError, ProbeError
 from ray_probe.service import names
@@ -39,11 +40,13 @@ class Spec:
         name: of the service or run.
         config: resolved configuration of a run, plain JSON types; None: it lies in the service's directory.
         directory: of the service; None for a run.
+        own_head: ray_probe started the cluster.
     """
 
     name: str
     config: Mapping[str, Any] | None
     directory: str | None
+    own_head: bool = False
 
     @property
     def kind(self) -> str:
@@ -61,6 +64,8 @@ class ControllerActor:
         from ray_probe.measurement import logged_to
         from ray_probe.service.controller import Controller
 
+        lost_s = OWN_LOST_S if spec.own_head else LOST_S
+        end_without(HeadWatch(ray.get_runtime_context().gcs_address, lost_s), logger.error)
         end_children(spec.name, ray.get_runtime_context().namespace)
         self._kind = spec.kind
         self._held = contextlib.ExitStack()
@@ -178,11 +183,11 @@ def named_actors(namespace: str) -> list[str]:
     return [actor["name"] for actor in ray.util.list_named_actors(True) if actor["namespace"] == namespace]
 
 
-def spec_of_run(name: str, config: "ProbeConfig") -> Spec:
+def spec_of_run(name: str, config: "ProbeConfig", own_head: bool) -> Spec:
     """The controller of one run."""
     from ray_probe.config import to_dict
 
-    return Spec(name, to_dict(config), None)
+    return Spec(name, to_dict(config), None, own_head)
 
 
 def _prepare(config: "ProbeConfig", created: "datetime | None") -> "Prepared":

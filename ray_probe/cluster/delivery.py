@@ -14,6 +14,7 @@ from ray_probe.failpoints import fail_at
 from ray_probe.messages import Delivery, Receipt
 
 PAUSE_S = 0.1
+REMEDY = "go on with run --resume"
 
 
 def ask_again(actor: Any, who: str, method: str, *args: Any, deadline_s: float) -> Any:
@@ -36,9 +37,9 @@ def ask_again(actor: Any, who: str, method: str, *args: Any, deadline_s: float) 
             return ask(actor, who, method, *args, deadline_s=max(give_up - time.monotonic(), PAUSE_S))
         except ClusterError as error:
             if time.monotonic() + PAUSE_S > give_up:
-                raise ClusterError(f"{who}: no answer to {method!r} in {deadline_s:g} s") from error
+                raise ClusterError(f"{who}: no answer to {method!r} in {deadline_s:g} s; {REMEDY}") from error
             if not isinstance(error.__cause__, ActorUnavailableError):
-                raise
+                raise ClusterError(f"{error}; {REMEDY}") from error
         time.sleep(PAUSE_S)
 
 
@@ -57,9 +58,6 @@ def deliver(fitter: Any, opening: str, delivery: Delivery, deadline_s: float) ->
     """
     shard = f"{delivery.round}/{delivery.shard}"
     fail_at("roll_before_send", shard)
-    try:
-        receipt: Receipt = ask_again(fitter, "fitter", "accept", opening, delivery, deadline_s=deadline_s)
-    except ClusterError as error:
-        raise ClusterError(f"{error}; go on with run --resume") from error
+    receipt: Receipt = ask_again(fitter, "fitter", "accept", opening, delivery, deadline_s=deadline_s)
     fail_at("roll_after_send", shard)
     return receipt

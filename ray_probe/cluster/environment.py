@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from ray_probe.cluster.leftovers import in_use, remove_leftovers
 from ray_probe.errors import ClusterError, bad_value
 
 PREFIX = "rp-"
@@ -25,14 +26,19 @@ _TOKEN = secrets.token_hex(32)
 
 @contextlib.contextmanager
 def private_dir() -> Iterator[str]:
-    """A directory with a short path that only we can enter, with our token in it, for the block."""
-    parent = tempfile.gettempdir()
-    path = tempfile.mkdtemp(prefix=PREFIX, dir=parent if len(parent) <= MAX_TMP_CHARS else "/tmp")
+    """A directory with a short path that only we can enter, with our token in it, for the block.
+
+    Those that killed processes have left are removed first.
+    """
+    parent = tempfile.gettempdir() if len(tempfile.gettempdir()) <= MAX_TMP_CHARS else "/tmp"
+    remove_leftovers(Path(parent), PREFIX)
+    path = tempfile.mkdtemp(prefix=PREFIX, dir=parent)
     try:
-        descriptor = os.open(_own_token(path), os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with open(descriptor, "w") as file:
-            file.write(_TOKEN)
-        yield path
+        with in_use(Path(path)):
+            descriptor = os.open(_own_token(path), os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            with open(descriptor, "w") as file:
+                file.write(_TOKEN)
+            yield path
     finally:
         shutil.rmtree(path, ignore_errors=True)
 

@@ -1,17 +1,18 @@
 """The two actors on this node, beside the run directory: the fitter with its ledger, the writer with the gradient.
 
-They serve one measurement after the other. A fitter that dies is made again by Ray and goes on from its ledger.
+They serve one measurement after the other. One that dies is made again by Ray: the fitter goes on from its ledger, the
+writer from the committed gradient, and what was being staged there is begun anew.
 """
 
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from ray_probe.cluster.actors import FitterActor, WriterActor
+from ray_probe.cluster.actors import FitterActor, NotOpen, WriterActor
 from ray_probe.cluster.calls import ask, kill
 from ray_probe.cluster.delivery import ask_again
 from ray_probe.core.baselines import BaselineRule
@@ -21,6 +22,7 @@ from ray_probe.layout import Layout
 ANSWER_DEADLINE_S = 60.0
 FILES_DEADLINE_S = 3600.0  # tens of GB are read and written on a slow disk
 QUERIES_AT_ONCE = 2
+MAX_DEATHS = 10
 
 
 class Keeper:
@@ -118,18 +120,73 @@ class FitterKeeper(_Lasting):
             self._state.unlink(missing_ok=True)
 
 
-class WriterKeeper(Keeper):
+class OpenWriter(_Lasting):
+    """A writer on one measurement's gradient; told again what it is at work on whenever its process was made again.
+
+    Args:
+        handle: the writer's Ray handle.
+        state: directory of the committed gradient.
+        layout: names and shapes of the parameters.
+        rounds: finished rounds.
+        log: told of deaths, a line each.
+    """
+
+    def __init__(self, handle: Any, state: Path, layout: Layout, rounds: int, log: Callable[[str], None]) -> None:
+        super().__init__("writer", handle)
+        self._log = log
+        self._state = str(state)
+        self._layout = layout
+        self._deaths = 0
+        self.rounds = rounds
+        self.norm_sq: float = super().ask("open", self._state, layout, rounds, deadline_s=FILES_DEADLINE_S)
+
+    def ask(self, method: str, *args: Any, deadline_s: float = FILES_DEADLINE_S) -> Any:
+        """Call a method and wait, over a death of the writer too.
+
+        Raises:
+            ProbeError: what it raised.
+            ClusterError: there is no answer, or it has died too often since the last commit.
+        """
+        while True:
+            try:
+                return super().ask(method, *args, deadline_s=deadline_s)
+            except NotOpen:
+                self._go_on()
+
+    def begin(self) -> str:
+        """Start to stage a commit; returns what its `add` needs."""
+        return str(self.ask("begin"))
+
+    def holds(self, staging: str) -> bool:
+        """Whether it has not died since this commit was begun."""
+        return bool(self.ask("holds", staging))
+
+    def commit(self, staging: str, rounds: int) -> None:
+        """Put what is staged in place, once, as the sum through so many rounds. Raises NotStaged when it is gone."""
+        self.norm_sq = self.ask("commit", staging, rounds)
+        self.rounds = rounds
+        self._deaths = 0
+
+    def _go_on(self) -> None:
+        self._deaths += 1
+        self._log(f"writer: its process died; it goes on from the gradient through {self.rounds} rounds")
+        if self._deaths > MAX_DEATHS:
+            remedy = "look at the memory of its node and at Ray's logs, then go on with run --resume"
+            raise ClusterError(f"writer: its process died {self._deaths} times in one commit; {remedy}")
+        super().ask("go_on", self._state, self._layout, self.rounds, deadline_s=ANSWER_DEADLINE_S)
+
+
+class WriterKeeper(_Lasting):
     """The writer."""
 
-    def open_writer(self, state: Path, layout: Layout, rounds: int) -> float:
-        """Have it go on from a measurement's gradient; returns its squared norm.
+    def open_writer(
+        self, state: Path, layout: Layout, rounds: int, log: Callable[[str], None] = lambda text: None
+    ) -> OpenWriter:
+        """Have it go on from a measurement's gradient. For the arguments see `OpenWriter`.
 
-        Args:
-            state: directory of the committed gradient.
-            layout: names and shapes of the parameters.
-            rounds: finished rounds.
+        Raises ConfigError when the gradient cannot be read.
         """
-        return float(self.ask("open", str(state), layout, rounds, deadline_s=FILES_DEADLINE_S))
+        return OpenWriter(self.handle, state, layout, rounds, log)
 
 
 def fitter_actor(options: Mapping[str, Any], state: Path | None = None) -> FitterKeeper:
@@ -146,9 +203,9 @@ def fitter_actor(options: Mapping[str, Any], state: Path | None = None) -> Fitte
 
 
 def writer_actor(options: Mapping[str, Any]) -> WriterKeeper:
-    """Start a writer on this node; `options` are further ones of `ray.remote`: a name, a lifetime."""
-    threads = {"runtime_env": {"env_vars": {"OMP_NUM_THREADS": "1"}}}
-    return WriterKeeper("writer", ray.remote(WriterActor).options(**_here(), **threads, **options).remote())
+    """Start a writer on this node, made again when it dies; `options` are further ones of `ray.remote`."""
+    own = _here() | {"max_restarts": -1, "runtime_env": {"env_vars": {"OMP_NUM_THREADS": "1"}}}
+    return WriterKeeper("writer", ray.remote(WriterActor).options(**own, **options).remote())
 
 
 def _here() -> dict[str, Any]:

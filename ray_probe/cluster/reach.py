@@ -33,7 +33,7 @@ def tell(**facts):
     print(json.dumps(facts), flush=True)
 signal.alarm(tcp_s)
 try:
-    socket.create_connection((host.strip("[]"), port)).close()
+    socket.create_connection((host.strip("[]"), port), tcp_s).close()
 except OSError as e:
     sys.exit(tell(unreachable=e.strerror or str(e)))
 signal.alarm(0)
@@ -54,7 +54,7 @@ except Exception as e:
 signal.alarm(join_s)
 try:
     ray.init(address=f"{host}:{port}", log_to_driver=False, logging_level="CRITICAL")
-    tell(joined=True)
+    tell(joined=True, nodes=[node["Resources"] for node in ray.nodes() if node["Alive"]])
     ray.shutdown()
 except Exception as e:
     tell(failed=f"{e}: {e.__cause__ or ''}")
@@ -90,14 +90,16 @@ def on_loopback_only(address: str) -> bool:
     return bool(at_port) and all(ip.removeprefix("::ffff:").startswith("127.") for ip in at_port)
 
 
-def check_joinable(address: str) -> None:
-    """Rehearse joining the cluster at host:port with this process's environment.
+def check_joinable(address: str) -> list[dict[str, float]]:
+    """Rehearse joining the cluster at host:port with this process's environment; returns what its nodes have.
 
     Raises:
         ClusterError: it cannot be joined, and why: no answer, token missing or refused, other versions, no node here.
     """
-    if reason := _obstacle(_rehearse(address)):
+    facts = _rehearse(address)
+    if reason := _obstacle(facts):
         raise ClusterError(bad_value("cluster.address", address, reason))
+    return list(facts["nodes"])
 
 
 def version_mismatch(theirs: Mapping[str, str], ours: tuple[str, str], level: str = "patch") -> str | None:

@@ -1,7 +1,8 @@
 """The actors' gradient sums, added up through the object store bucket by bucket and handed to the writer.
 
 Numbers go from actor to actor and from the last of them to the writer, never through this process. The sums stay as
-they are on the actors until the commit is done, so whatever fails here can be done again.
+they are on the actors until the commit is done, so whatever fails here can be done again. Where the writer died, all is
+staged anew: that is no fault of the actors, and none of the attempts that they are given.
 """
 
 import time
@@ -14,9 +15,10 @@ import ray
 from ray.exceptions import RayError
 
 from ray_probe.cluster.calls import first_line, task_error
-from ray_probe.cluster.keepers import ANSWER_DEADLINE_S, Keeper
+from ray_probe.cluster.keepers import ANSWER_DEADLINE_S, OpenWriter
 from ray_probe.cluster.pool import Pool
 from ray_probe.errors import ProbeError
+from ray_probe.gradient_store import NotStaged
 from ray_probe.layout import Layout
 from ray_probe.messages import ShardKey
 from ray_probe.work import StopCheck, check_reached, refuse_if_stopped
@@ -50,12 +52,13 @@ class Reduction:
         stop: asked between buckets.
     """
 
-    def __init__(self, pool: Pool, writer: Keeper, layout: Layout, bucket_numbers: int, stop: StopCheck) -> None:
+    def __init__(self, pool: Pool, writer: OpenWriter, layout: Layout, bucket_numbers: int, stop: StopCheck) -> None:
         self._pool = pool
         self._writer = writer
         self._layout = layout
         self._bucket_numbers = bucket_numbers
         self._stop = stop
+        self._staging = ""
 
     def attempt(self, group: str, summed_by: Mapping[int, tuple[ShardKey, ...]], first: bool) -> Lost | None:
         """Stage the sum over these actors with the writer, or say who was lost on the way.
@@ -88,28 +91,48 @@ class Reduction:
             check_reached(self._layout, reports)
         return self._move(group, tuple(summed_by))
 
-    def _move(self, group: str, actors: tuple[int, ...]) -> Lost | None:
-        staging = self._writer.ask("begin", deadline_s=BUCKET_DEADLINE_S)
-        written: deque[Any] = deque()
-        try:
-            for place, (start, stop) in enumerate(self._layout.buckets(self._bucket_numbers)):
-                if len(written) == IN_FLIGHT:
-                    self._wait_for(written.popleft())
-                turn = place % len(actors)  # so that no actor is the root of every bucket
-                written.append(self._send(staging, start, stop, actors[turn:] + actors[:turn]))
-            while written:
-                self._wait_for(written.popleft())
-        except RayError as error:
-            return self._lost(group, actors, error)
-        return None
+    def put_in_place(self, rounds: int) -> bool:
+        """Commit what was staged, as the sum through so many rounds; False: it went with the writer, attempt it again.
 
-    def _send(self, staging: str, start: int, stop: int, actors: tuple[int, ...]) -> Any:
+        Raises:
+            GradientError, NonFiniteError: the sum is none.
+            OutputError: the writer cannot write.
+            ClusterError: the writer is gone.
+        """
+        try:
+            self._writer.commit(self._staging, rounds)
+        except NotStaged:
+            return False
+        return True
+
+    def _move(self, group: str, actors: tuple[int, ...]) -> Lost | None:
+        while True:
+            self._staging = self._writer.begin()
+            try:
+                self._stage(actors)
+                return None
+            except RayError as error:
+                if self._writer.holds(self._staging):
+                    return self._lost(group, actors, error)
+
+    def _stage(self, actors: tuple[int, ...]) -> None:
+        """Returns when every bucket is with the writer. Raises RayError when one is lost."""
+        written: deque[Any] = deque()
+        for place, (start, stop) in enumerate(self._layout.buckets(self._bucket_numbers)):
+            if len(written) == IN_FLIGHT:
+                self._wait_for(written.popleft())
+            turn = place % len(actors)  # so that no actor is the root of every bucket
+            written.append(self._send(start, stop, actors[turn:] + actors[:turn]))
+        while written:
+            self._wait_for(written.popleft())
+
+    def _send(self, start: int, stop: int, actors: tuple[int, ...]) -> Any:
         """Have a bucket summed and written; returns what is known of it once it is on disk."""
         sums: dict[int, Any] = {}
         for place in reversed(range(len(actors))):
             below = [sums.pop(child) for child in children(place, len(actors))]
             sums[place] = self._pool.handle(actors[place]).bucket.remote(start, stop, *below)
-        return self._writer.handle.add.remote(staging, start, stop, sums[0])
+        return self._writer.handle.add.remote(self._staging, start, stop, sums[0])
 
     def _wait_for(self, written: Any) -> None:
         """Raises RayError when an actor was lost, ProbeError when the writer refuses."""
@@ -121,11 +144,10 @@ class Reduction:
         ray.get(written, timeout=0.0 if not done else ANSWER_DEADLINE_S)
 
     def _lost(self, group: str, actors: tuple[int, ...], error: RayError) -> Lost:
-        """Who is to blame: the writer, which ends the run, or actors that do not answer. Maybe nobody."""
+        """Who is to blame: what the writer refuses ends the run; else actors that do not answer. Maybe nobody."""
         cause = task_error(error)
         if isinstance(cause, ProbeError):
             raise cause
-        self._writer.ask("ready", deadline_s=BUCKET_DEADLINE_S)
         return Lost(first_line(error), tuple(actor for actor in actors if not self._answers(actor, group)))
 
     def _answers(self, actor: int, group: str) -> bool:

@@ -7,10 +7,12 @@ from typing import Any
 
 import ray
 
+from ray_probe.cluster.fitter_watch import FitterWatch
 from ray_probe.cluster.keepers import ANSWER_DEADLINE_S, OpenFitter
 from ray_probe.cluster.pool import Pool
 from ray_probe.cluster.reduction import Lost, Reduction
-from ray_probe.cluster.schedule import MAX_ATTEMPTS, Schedule, Task
+from ray_probe.cluster.schedule import Schedule, Task
+from ray_probe.cluster.supervision import MAX_ATTEMPTS
 from ray_probe.cluster.worker import Event
 from ray_probe.core.baselines import PublishedFit
 from ray_probe.errors import ClusterError
@@ -75,6 +77,7 @@ class GroupWork:
         self._rounds: dict[int, _Round] = {}
         self._pool = pool
         self._fitter = fitter
+        self._fitter_watch = FitterWatch(fitter.handle, tracker.note)
         self._tracker = tracker
         self.stop = stop
         self._lagged = lagged
@@ -129,8 +132,9 @@ class GroupWork:
             self._deal()
             for event in self._pool.wait(POLL_S):
                 self._take(event)
-            self._tracker.actors_asked, self._tracker.actors_alive = self._pool.asked, len(self._pool.alive)
+            self._tracker.staff(self._pool.asked, len(self._pool.alive))
             self._close_records(newest)
+            self._fitter_watch.look()
         self._close_records(newest)
 
     def _deal(self) -> None:
@@ -158,14 +162,16 @@ class GroupWork:
 
     def _take(self, event: Event) -> None:
         task: Task | None = event.task
-        cause = event.died or event.error
-        if task is not None and cause is not None:
-            self._failed(task.shard, cause)
-        elif task is not None and task.kind == "collect":
-            self._collected(task.shard, event.value)
-        elif task is not None:
-            self._accumulated(task.shard, event.value)
-        if event.died is not None:
+        decision = event.decision
+        if decision is None:
+            assert task is not None, "what has no task is a fault"
+            done = self._collected if task.kind == "collect" else self._accumulated
+            done(task.shard, event.value)
+            return
+        if task is not None:
+            assert decision.shard is not None, "a shard in hand is charged or spared"
+            self._tracker.note(self._schedule.failed(task.shard, decision.cause, decision.shard, decision.by_memory))
+        if decision.replace:
             self._lost(event.actor)
 
     def _collected(self, shard: Shard, report: Collected) -> None:
@@ -180,11 +186,6 @@ class GroupWork:
         part.sums[shard.index] = report
         if shard.round == max(self._rounds):
             self._tracker.accumulated(report)
-
-    def _failed(self, shard: Shard, cause: str) -> None:
-        given_up = self._schedule.failed(shard, cause)
-        what = f"is given up after {MAX_ATTEMPTS} attempts" if given_up else "is tried again"
-        self._tracker.note(f"shard {shard.id} failed ({cause}); it {what}")
 
     def _lost(self, actor: int) -> None:
         lost = self._schedule.actor_lost(actor)

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ray_probe.cluster.keepers import FILES_DEADLINE_S, Keeper, OpenFitter
+from ray_probe.cluster.keepers import OpenFitter, OpenWriter
 from ray_probe.cluster.pool import Pool
 from ray_probe.cluster.reduction import Reduction
 from ray_probe.cluster.round_work import GroupWork
@@ -20,10 +20,8 @@ class RayRounds:
     Args:
         pool: the rollout actors, with the checkpoint loaded.
         fitter: open on the measurement's ledger.
-        writer: open on its gradient.
+        writer: open on its gradient, with the rounds that are committed.
         layout: names and shapes of the trainable parameters.
-        rounds: rounds that are committed.
-        norm_sq: squared norm of the gradient summed over them.
         lagged: gradients use the fit of the rounds before.
         bucket_numbers: numbers that are moved at once.
     """
@@ -32,10 +30,8 @@ class RayRounds:
         self,
         pool: Pool,
         fitter: OpenFitter,
-        writer: Keeper,
+        writer: OpenWriter,
         layout: Layout,
-        rounds: int,
-        norm_sq: float,
         lagged: bool,
         bucket_numbers: int = BUCKET_NUMBERS,
     ) -> None:
@@ -43,13 +39,16 @@ class RayRounds:
         self._fitter = fitter
         self._writer = writer
         self._layout = layout
-        self._rounds = rounds
         self._lagged = lagged
         self._bucket_numbers = bucket_numbers
         self._work: GroupWork | None = None
         counts = fitter.ask("counts")
-        self._told = {key for key in (*counts.conflicts, *counts.regenerated) if key[0] < rounds}
-        self.gradient_norm_sq = norm_sq
+        self._told = {key for key in (*counts.conflicts, *counts.regenerated) if key[0] < writer.rounds}
+
+    @property
+    def gradient_norm_sq(self) -> float:
+        """Squared norm of the gradient summed over all committed rounds."""
+        return self._writer.norm_sq
 
     def beta(self) -> dict[str, Any]:
         """The fitter's current global fit."""
@@ -66,18 +65,19 @@ class RayRounds:
         """Bring the actors' sums together and put them on disk, beside the state before."""
         assert self._work is not None, "a round was worked off"
         reduction = Reduction(self._pool, self._writer, self._layout, self._bucket_numbers, self._work.stop)
-        outcomes = self._work.commit(reduction, first=self._rounds == 0)
-        self._rounds += len(outcomes)
+        committed, in_place = self._writer.rounds, False
+        while not in_place:
+            outcomes = self._work.commit(reduction, first=committed == 0)
+            in_place = reduction.put_in_place(committed + len(outcomes))
         self._told = set(self._work.told)
-        self.gradient_norm_sq = self._writer.ask("commit", self._rounds, deadline_s=FILES_DEADLINE_S)
         self._work = None
         self._pool.release(self._pool.leaving)
         return outcomes
 
     def settle(self) -> None:
         """The committed rounds count now: the state before them can go."""
-        self._writer.ask("settle", deadline_s=FILES_DEADLINE_S)
+        self._writer.ask("settle")
 
     def save_gradient(self, path: Path, rounds: int, sequences: int) -> None:
         """Write the gradient summed over so many rounds, divided by the responses, by parameter name."""
-        self._writer.ask("save_mean", str(path), rounds, sequences, deadline_s=FILES_DEADLINE_S)
+        self._writer.ask("save_mean", str(path), rounds, sequences)

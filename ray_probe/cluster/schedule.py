@@ -2,7 +2,8 @@
 
 A shard is collected (its record reaches the fitter), then, once its round's fit is there, accumulated by the actor that
 holds its tokens. When an actor is lost, every shard whose gradient was not committed is done again by another, those of
-earlier rounds too; records that are in stay in. A shard that keeps failing is given up after `MAX_ATTEMPTS`.
+earlier rounds too; records that are in stay in. A shard that keeps failing is given up after `MAX_ATTEMPTS`; what is no
+fault of its own (see `ray_probe.cluster.supervision`) is not charged to it.
 """
 
 from collections import Counter
@@ -10,10 +11,9 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+from ray_probe.cluster.supervision import LESS_MEMORY, MAX_ATTEMPTS, Blame, is_charged
 from ray_probe.messages import ShardKey
 from ray_probe.plan import Shard
-
-MAX_ATTEMPTS = 3
 
 State = Literal["waiting", "collecting", "held", "accumulating", "accumulated", "given_up"]
 
@@ -37,6 +37,8 @@ class _Entry:
     record_in: bool = False
     failed_on: set[int] = field(default_factory=set)
     causes: list[str] = field(default_factory=list)
+    by_memory: int = 0
+    spared: int = 0
 
 
 class Schedule:
@@ -115,17 +117,31 @@ class Schedule:
         """The shard's gradient is in its actor's sum."""
         self._entries[shard.key].state = "accumulated"
 
-    def failed(self, shard: Shard, cause: str) -> bool:
-        """The shard's task failed; returns whether the shard is given up."""
+    def failed(self, shard: Shard, cause: str, blame: Blame = "charged", by_memory: bool = False) -> str:
+        """The shard's task came to nothing; it waits for another actor, or is given up. Returns a line for the log.
+
+        Args:
+            shard: the shard.
+            cause: why, one line.
+            blame: whether it is one of its attempts.
+            by_memory: it seems that memory ran out.
+        """
         entry = self._entries[shard.key]
+        if not is_charged(blame, entry.spared):
+            entry.spared += 1
+            self._requeue(entry)
+            return f"shard {shard.id} was interrupted ({cause}); it is done again, which is no attempt"
         entry.causes.append(cause)
+        entry.by_memory += by_memory
         if entry.actor is not None:
             entry.failed_on.add(entry.actor)
-        if len(entry.causes) >= MAX_ATTEMPTS:
-            entry.state, entry.actor = "given_up", None
-            return True
-        self._requeue(entry)
-        return False
+        failed = f"shard {shard.id} failed ({cause}); it is"
+        if len(entry.causes) < MAX_ATTEMPTS:
+            self._requeue(entry)
+            return f"{failed} tried again"
+        entry.state, entry.actor = "given_up", None
+        hint = f"; each time as if memory had run out: {LESS_MEMORY}" if entry.by_memory == MAX_ATTEMPTS else ""
+        return f"{failed} given up after {MAX_ATTEMPTS} attempts{hint}"
 
     def actor_lost(self, actor: int) -> Counter[int]:
         """Requeue everything that only this actor had; returns how many gradients are lost with it, by round."""

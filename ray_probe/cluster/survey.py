@@ -9,6 +9,7 @@ from ray.exceptions import RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 ASK_S = 60.0  # a node's first task starts a worker process there: about 1 s, or as long as its runtime_env takes
+FETCH_S = 10.0  # an answer that is there is small, and comes from a node that may be gone by now
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,7 @@ def ask_nodes(
 
 def _answer(node: Node, reference: Any) -> Answer:
     try:
-        return Answer(node, ray.get(reference))
+        return Answer(node, ray.get(reference, timeout=FETCH_S))
     except RayTaskError as error:
         return Answer(node, error=_first_line(error.cause if isinstance(error.cause, Exception) else error))
     except RayError as error:

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 from ray_probe.checkpoint_files import ADAPTER_FILES, CHECKPOINT_FILES, matching_files
 from ray_probe.cluster.connection import Demand, connected, room, shortfall
-from ray_probe.config import ProbeConfig
 from ray_probe.doctor.checks import Case, Finding
 from ray_probe.errors import CheckpointError, ClusterError, ConfigError, OutputError, bad_value
 from ray_probe.memory import size
@@ -20,12 +19,6 @@ if TYPE_CHECKING:
 
 ANSWER_S = 60.0
 LISTED = 3
-
-
-def demand_of(config: ProbeConfig) -> Demand:
-    """What a run with this config asks of its cluster."""
-    cluster = config.cluster
-    return Demand(cluster.actors, cluster.cpus_per_actor, cluster.gpus_per_actor, cluster.resources, cluster.slots)
 
 
 def ray_starts(case: Case) -> Finding:
@@ -61,7 +54,7 @@ def resources(case: Case) -> Finding:
     """The actors that are asked for have room, and whether others hold it at the moment."""
     import ray
 
-    demand = demand_of(case.run)
+    demand = Demand.of(case.run.cluster)
     if problem := shortfall(demand, [node.resources for node in case.nodes]):
         raise ClusterError(problem)
     one = demand.per_actor()
@@ -136,7 +129,7 @@ def model_cache(case: Case) -> Finding:
 
 def nodes_with_room(case: Case) -> list["Node"]:
     """The nodes that can hold at least one actor."""
-    demand = demand_of(case.run)
+    demand = Demand.of(case.run.cluster)
     return [node for node in case.nodes if room(demand, [node.resources]) != 0]
 
 

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import psutil
 
-from ray_probe.cluster.connection import room
+from ray_probe.cluster.connection import Demand, room
 from ray_probe.doctor.checks import Case, Finding
-from ray_probe.doctor.cluster import ask, demand_of, nodes_with_room, silent, some
+from ray_probe.doctor.cluster import ask, nodes_with_room, silent, some
 from ray_probe.errors import ClusterError
 from ray_probe.memory import check_fits, estimate, size
 
@@ -16,7 +16,7 @@ LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_by
 
 def memory(case: Case) -> Finding:
     """What an actor needs is free on every node that can hold one, for as many as go there."""
-    found, demand = case.checkpoint, demand_of(case.run)
+    found, demand = case.checkpoint, Demand.of(case.run.cluster)
     needed = estimate(case.run, found.directory, found.config, case.longest, found.adapter)
     gpus = demand.gpus_per_actor
     answers = ask(nodes_with_room(case), free_device, gpus > 0, **({"num_gpus": gpus} if gpus else {}))

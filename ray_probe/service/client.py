@@ -5,7 +5,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ray_probe.errors import (
     CancelledError,
@@ -17,13 +17,17 @@ from ray_probe.errors import (
     bad_value,
 )
 from ray_probe.progress import Listener
-from ray_probe.service import names, registry
+from ray_probe.service import registry
+from ray_probe.service.finding import find, join
 from ray_probe.service.replies import Beta, MeasurementInfo, Scaled, Status, Variance
+
+if TYPE_CHECKING:
+    from ray_probe.cluster.head_watch import HeadWatch
 
 ANSWER_S = 20.0
 FOLLOW_EVERY_S = 0.25
 CLOSE_S = 60.0
-SILENT_S = 30.0  # Ray ends a process whose cluster has been silent for 60 s
+SILENT_S = 45.0  # a head is given up sooner; Ray ends a process whose cluster has been silent for 60 s
 
 
 class ProbeClient:
@@ -32,8 +36,16 @@ class ProbeClient:
     In a process that is connected to the same Ray cluster already, a trainer's say, that connection is used and kept.
     """
 
-    def __init__(self, controller: Any, name: str, namespace: str, connection: contextlib.ExitStack) -> None:
+    def __init__(
+        self,
+        controller: Any,
+        name: str,
+        namespace: str,
+        connection: contextlib.ExitStack,
+        head: "HeadWatch | None" = None,
+    ) -> None:
         self._controller = controller
+        self._head = head
         self.name = name
         self.namespace = namespace
         self._connection = connection
@@ -58,7 +70,7 @@ class ProbeClient:
                 entry = registry.choose(name)
                 namespace, name = namespace or entry.namespace, entry.name
                 try:
-                    _join(stack, entry.address, namespace, entry.token_path, entry.loopback)
+                    join(stack, entry.address, namespace, entry.token_path, entry.loopback)
                 except ClusterError as error:
                     if not entry.loopback or entry.kind == "run":
                         raise
@@ -68,8 +80,8 @@ class ProbeClient:
                 namespace = namespace or "ray_probe"
                 known = next((entry for entry in registry.entries() if entry.address == address), None)
                 token_path, loopback = (known.token_path, known.loopback) if known else (None, False)
-                _join(stack, address, namespace, token_path, loopback)
-            controller, name = _find(name, namespace)
+                join(stack, address, namespace, token_path, loopback)
+            controller, name = find(name, namespace)
             return cls(controller, name, namespace, stack.pop_all())
 
     def __enter__(self) -> "ProbeClient":
@@ -81,6 +93,11 @@ class ProbeClient:
     def close(self) -> None:
         """End the connection; what was asked goes on."""
         self._connection.close()
+
+    @property
+    def head_lost(self) -> bool:
+        """The cluster's head is gone, and all that it had with it; known where it is watched."""
+        return self._head is not None and self._head.is_lost()
 
     def status(self, deadline_s: float = ANSWER_S) -> Status:
         """How it is doing; `deadline_s` is how long to wait for the answer."""
@@ -161,19 +178,18 @@ class ProbeClient:
         """
         cursor, heard = 0, time.monotonic()
         while True:
+            self._refuse_lost_head()
             try:
                 followed = self._ask("follow", measurement, cursor)
-                heard = time.monotonic()
-            except ClusterError:
-                if time.monotonic() - heard > SILENT_S:
+                cursor, heard = followed.cursor, time.monotonic()
+                for event in followed.events:
+                    listener(event)
+                if followed.info.finished is not None:
+                    break
+            except ClusterError as error:  # it is made again from disk, or is busy
+                self._refuse_lost_head()
+                if _is_gone(error) or time.monotonic() - heard > SILENT_S:
                     raise
-                time.sleep(FOLLOW_EVERY_S)  # it is made again from disk, or is busy
-                continue
-            cursor = followed.cursor
-            for event in followed.events:
-                listener(event)
-            if followed.info.finished is not None:
-                break
             if stop():
                 raise KeyboardInterrupt
             time.sleep(FOLLOW_EVERY_S)
@@ -221,6 +237,8 @@ class ProbeClient:
         from ray_probe.cluster.controller_actor import end_children
 
         in_time = False
+        if self.head_lost:
+            return in_time  # nobody is left to end them, and Ray would wait for its answer for ever
         try:
             in_time = self._ask("close", CLOSE_S / 2, deadline_s=CLOSE_S)
         except ClusterError:
@@ -235,47 +253,24 @@ class ProbeClient:
         with contextlib.suppress(ClusterError):
             self.end()
 
+    def _refuse_lost_head(self) -> None:
+        if self._head is not None and self._head.is_lost():
+            raise ClusterError(f"cluster: its head at {self._head.address} is gone")
+
     def _ask(self, method: str, *args: Any, deadline_s: float = ANSWER_S) -> Any:
         from ray_probe.cluster.calls import ask
 
         return ask(self._controller, self.name, method, *args, deadline_s=deadline_s)
 
 
+def _is_gone(error: ClusterError) -> bool:
+    """Whether a controller has died and is not made again: a run's, or one that was ended."""
+    from ray.exceptions import ActorDiedError
+
+    return isinstance(error.__cause__, ActorDiedError)
+
+
 def _place(path: str | Path | Sequence[str]) -> str:
     """An absolute path where there is something, else the name as it is: a hub name, a data set."""
     text = str(path)
     return str(Path(text).resolve()) if Path(text).exists() else text
-
-
-def _join(stack: contextlib.ExitStack, address: str, namespace: str, token_path: str | None, loopback: bool) -> None:
-    """Connect this process to the cluster, unless it is."""
-    import ray
-
-    if ray.is_initialized():
-        here = ray.get_runtime_context().gcs_address
-        if address not in ("auto", here):
-            remedy = f"this process is connected to the Ray cluster at {here} already; call ray.shutdown() first"
-            raise ClusterError(bad_value("address", address, remedy))
-        return
-    from ray_probe.cluster.connection import connected
-
-    stack.enter_context(
-        connected(address, namespace, None, token_path=token_path, loopback=loopback, log=lambda text: None)
-    )
-
-
-def _find(name: str | None, namespace: str) -> tuple[Any, str]:
-    """The controller of that name (None: of the only one there is), and its name."""
-    import ray
-
-    actors = ray.util.list_named_actors(all_namespaces=True)
-    owners = (names.owner(actor["name"]) for actor in actors if actor["namespace"] == namespace)
-    there = sorted(owner for owner in owners if owner is not None)
-    if name is None and len(there) == 1:
-        name = there[0]
-    if name not in there:
-        remedy = f"the namespace {namespace!r} has {', '.join(there) or 'none'}"
-        raise ConfigError(bad_value("--run", name, f"choose a service or run that is up; {remedy}"))
-    with contextlib.suppress(ValueError):
-        return ray.get_actor(names.controller(name), namespace=namespace), name
-    raise ClusterError(f"{name}: its controller has just ended")

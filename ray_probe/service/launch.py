@@ -48,12 +48,15 @@ def up(config_path: Path, overrides: Sequence[str], name: str | None, tell: Tell
         ConfigError: the request is wrong, or a service of that name is up already.
         ClusterError: no cluster, no room, or actors that do not start; with the cause.
     """
-    from ray_probe.preflight import prepare  # brings transformers along
+    from ray_probe.cluster.connection import Demand, check_room
 
     config = load_config(config_path, overrides)
     name = name or config.output.name or default_name(config_path).rsplit("-", 3)[0]
     config = load_config(config_path, [*overrides, f"output.name={name}"])
     _refuse_second(name)
+    check_room(config.cluster.address, Demand.of(config.cluster))
+    from ray_probe.preflight import prepare  # brings transformers along
+
     prepared = prepare(config)
     if (warning := few_shards(config)) is not None:
         tell(f"warning: {warning}")
@@ -207,10 +210,9 @@ def _started(prepared: Prepared, entry: registry.Entry, tell: Tell) -> int:
     from ray_probe.cluster.placement import head_node
 
     cluster, name = prepared.config.cluster, entry.name
-    demand = Demand(cluster.actors, cluster.cpus_per_actor, cluster.gpus_per_actor, cluster.resources, cluster.slots)
     with connected(
-        entry.address, entry.namespace, demand, runtime_env=dict(cluster.runtime_env), token_path=entry.token_path,
-        loopback=entry.loopback, log=tell,
+        entry.address, entry.namespace, Demand.of(cluster), runtime_env=dict(cluster.runtime_env),
+        token_path=entry.token_path, loopback=entry.loopback, checked=cluster.address is not None, log=tell,
     ):  # fmt: skip
         if names.controller(name) in named_actors(entry.namespace):
             remedy = f"a service of that name is up on {entry.address}; choose another, or end it with `down`"
@@ -218,7 +220,7 @@ def _started(prepared: Prepared, entry: registry.Entry, tell: Tell) -> int:
         warn_unless_shared(prepared.config, tell)
         tell(f"memory of an actor: {prepared.memory.line()}")
         tell(f"loading {prepared.config.model.path} on {cluster.actors} rollout actors")
-        controller = create(Spec(name, None, entry.directory), head_node())
+        controller = create(Spec(name, None, entry.directory, entry.loopback), head_node())
         client = ProbeClient(controller, name, entry.namespace, ExitStack())
         try:
             return _ready(client)

@@ -6,6 +6,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -23,23 +25,30 @@ from ray_probe.service import registry
 from ray_probe.service.client import ProbeClient
 from ray_probe.service.replies import Beta
 
-pytestmark = [pytest.mark.cluster, pytest.mark.own_cluster, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.cluster, pytest.mark.own_cluster, pytest.mark.timeout(400)]
 
 LAUNCH = Path(__file__).parents[2] / "launch.py"
 ROUNDS = 2000  # it is always interrupted
+DEADLINE_S = 150.0
 
 
-def launch(home: Path, *arguments: object) -> subprocess.Popen[str]:
+@contextmanager
+def launched(home: Path, *arguments: object) -> Iterator["subprocess.Popen[str]"]:
     environment = {name: value for name, value in os.environ.items() if name != "XDG_STATE_HOME"} | {"HOME": str(home)}
-    return subprocess.Popen(
+    run = subprocess.Popen(
         [sys.executable, str(LAUNCH), "run", *map(str, arguments)],
         env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
+    try:
+        yield run
+    finally:
+        run.kill()
+        run.wait(DEADLINE_S)
 
 
 def asked_and_scaled_while_it_works(run: "subprocess.Popen[str]") -> list[Beta]:
     """Scale a run 1 -> 3 -> 1 and ask it for its beta in between."""
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + DEADLINE_S
     while not registry.entries():
         assert run.poll() is None and time.monotonic() < deadline, run.stderr and run.stderr.read()
         time.sleep(0.05)
@@ -65,24 +74,24 @@ def test_ctrl_c_keeps_whole_rounds_and_resume_goes_on_to_the_uninterrupted_answe
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(raw))
     run = tmp_path / "runs" / "mine"
 
-    first = launch(tmp_path, tmp_path / "run.yaml", "--actors", 1)
-    while not (run / "rounds.jsonl").exists():
-        assert first.poll() is None, first.stderr and first.stderr.read()
-        time.sleep(0.05)
-    first.send_signal(signal.SIGINT)
-    _, said = first.communicate(timeout=60)
+    with launched(tmp_path, tmp_path / "run.yaml", "--actors", 1) as first:
+        while not (run / "rounds.jsonl").exists():
+            assert first.poll() is None, first.stderr and first.stderr.read()
+            time.sleep(0.05)
+        first.send_signal(signal.SIGINT)
+        _, said = first.communicate(timeout=DEADLINE_S)
     finished = len((run / "rounds.jsonl").read_text().splitlines())
     assert first.returncode == 130
     assert 1 <= finished < ROUNDS
     assert f"{finished} rounds are kept" in said and f"--resume {run}" in said and "Traceback" not in said
     assert json.loads((run / "result.json").read_text())["counts"]["rounds"] == finished
 
-    second = launch(tmp_path, "--resume", run, "--actors", 1, "--json")
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.delenv("XDG_STATE_HOME", raising=False)
-    betas = asked_and_scaled_while_it_works(second)
-    second.send_signal(signal.SIGINT)
-    _, said = second.communicate(timeout=60)
+    with launched(tmp_path, "--resume", run, "--actors", 1, "--json") as second:
+        betas = asked_and_scaled_while_it_works(second)
+        second.send_signal(signal.SIGINT)
+        _, said = second.communicate(timeout=DEADLINE_S)
     assert second.returncode == 130, said
     result = json.loads((run / "result.json").read_text())
     rounds = result["counts"]["rounds"]

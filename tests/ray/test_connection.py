@@ -3,19 +3,22 @@
 Ray keeps state in its process, so every test that connects does so in a Python of its own.
 """
 
+import contextlib
 import json
 import os
 import socket
 import subprocess
 import sys
-import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import ray
+from support.heads import Head, a_head
 
-from ray_probe.cluster.connection import Demand, shortfall, slots_warning
+from ray_probe.cluster.connection import Demand, check_room, connected, shortfall, slots_warning
 from ray_probe.cluster.environment import env_to_join, env_to_start, require_token
 from ray_probe.cluster.reach import check_joinable, find_address, version_mismatch
 from ray_probe.errors import ClusterError, ConfigError
@@ -141,21 +144,107 @@ def test_an_unreachable_port_is_told_within_3_s() -> None:
     assert address in str(refusal.value) and "\n" not in str(refusal.value)
 
 
-def test_a_port_that_accepts_and_never_answers_is_told_within_6_s() -> None:
-    with socket.socket() as silent:
-        silent.bind(("127.0.0.1", 0))
-        silent.listen(8)
-        start = time.monotonic()
-        with pytest.raises(ClusterError, match="no Ray cluster answered in time"):
-            check_joinable(f"127.0.0.1:{silent.getsockname()[1]}")
+class Silent:
+    """Takes what comes in, and says nothing."""
+
+    words = b""
+
+    def __init__(self) -> None:
+        self._socket = socket.create_server(("127.0.0.1", 0), backlog=64)
+        self.address = f"127.0.0.1:{self._socket.getsockname()[1]}"
+        self._taken: list[socket.socket] = []
+        self._socket.settimeout(30)
+        threading.Thread(target=self._serve, daemon=True).start()
+
+    def _serve(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                self._taken.append(self._socket.accept()[0])
+                self.answer(self._taken[-1])
+
+    def answer(self, caller: socket.socket) -> None:
+        pass
+
+    def close(self) -> None:
+        for one in (self._socket, *self._taken):
+            one.close()
+
+
+class ClosesAtOnce(Silent):
+    def answer(self, caller: socket.socket) -> None:
+        caller.close()
+
+
+class SpeaksHttp(Silent):
+    def answer(self, caller: socket.socket) -> None:
+        caller.recv(4096)
+        caller.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello")
+
+
+@pytest.mark.parametrize("kind", [Silent, ClosesAtOnce, SpeaksHttp])
+def test_a_port_where_something_else_answers_is_told_within_6_s(kind: type[Silent]) -> None:
+    other = kind()
+    start = time.monotonic()
+    try:
+        with pytest.raises(ClusterError, match=r"^cluster\.address: got .*no Ray cluster answered in time"):
+            check_joinable(other.address)
+    finally:
+        other.close()
     assert time.monotonic() - start < 6
+
+
+@pytest.mark.parametrize("asked", [demand(gpus=1), demand(seat=1)])
+def test_what_this_machine_can_never_hold_is_refused_before_ray_is_started(asked: Demand) -> None:
+    with pytest.raises(ClusterError, match=r"asked 2 x 1 (GPU|seat), the cluster has 0; ask for fewer"):
+        check_room(None, asked)
+    with (
+        pytest.raises(ClusterError, match=r"asked 2 x 1 (GPU|seat), the cluster has 0; ask for fewer"),
+        connected(None, "test", asked, log=lambda line: None),
+    ):
+        pass
+    assert not ray.is_initialized()
+    check_room(None, demand())
+
+
+COMMAND_LINE = """
+import sys
+from ray_probe.cli import _main
+code = _main()
+print("loaded:", *sorted({"torch", "transformers", "matplotlib"} & set(sys.modules)))
+sys.exit(code)
+"""
+
+
+@pytest.mark.parametrize(
+    "arguments", [("run", "{config}"), ("up", "{config}"), ("status",), ("beta",), ("scale", "2"), ("down", "--run=x")]
+)
+def test_every_command_tells_an_unreachable_cluster_before_it_loads_what_takes_seconds(
+    tmp_path: Path, arguments: tuple[str, ...]
+) -> None:
+    config = tmp_path / "run.yaml"
+    config.write_text(f"model: {{path: {tmp_path}}}\ndata: {{prompts: [a]}}\noutput: {{dir: {tmp_path}/runs}}\n")
+    words = [word.format(config=config) for word in arguments]
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))  # bound and not listening: nobody else can take it
+        address = f"127.0.0.1:{held.getsockname()[1]}"
+        done = subprocess.run(
+            [sys.executable, "-c", COMMAND_LINE, *words, "--address", address], capture_output=True, text=True,
+            env=os.environ | {"HOME": str(tmp_path), "XDG_STATE_HOME": str(tmp_path)}, timeout=60,
+        )  # fmt: skip
+    assert done.returncode == 4, done.stderr
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(
+        f"error: cluster.address: got '{address}'; no Ray cluster answers there (Connection refused)"
+    )
+    assert done.stdout.strip() == "loaded:"
+    assert not (tmp_path / "runs").exists()
 
 
 # With a cluster
 
 COMMON = """
 import json, os, signal, sys, time
-from ray_probe.cluster.connection import Demand, connected
+from ray_probe.cluster.connection import Demand, check_room, connected
 from ray_probe.errors import ClusterError
 class Answer:
     def pid(self):
@@ -206,6 +295,11 @@ open(wrong, "w").write("f" * 64)
 facts["wrong"] = refused(address, "test", one, token_path=wrong, loopback=True)
 facts["none"] = refused(address, "test", one)
 facts["gpus"] = refused(address, "test", Demand(1, 1, 2, {}, 1), token_path=token_path, loopback=True)
+start = time.monotonic()
+try:
+    check_room(address, Demand(5, 1, 0, {}, 5), token_path=token_path, loopback=True)
+except ClusterError as error:
+    facts["cpus"] = [str(error), time.monotonic() - start]
 with connected(address, "test", one, token_path=token_path, loopback=True, log=logged.append) as joined:
     facts["joined"] = [ask(), joined.owned, joined.nodes]
 with connected(address, "test", one, token_path=token_path, loopback=True, log=logged.append):
@@ -214,20 +308,44 @@ os.remove(wrong)
 print(json.dumps({**facts, "logged": logged}))
 """
 
-HEAD = """
-import sys
-from ray_probe.cluster.connection import Demand, connected
-with connected(None, "head", Demand(1, 1, 0, {}, 1), log=lambda line: None) as info:
-    print(info.address, info.token_path, flush=True)
-    sys.stdin.read()
+FAILS_WHILE_JOINED = """
+from ray_probe.cluster import connection, session
+address, token_path, *pids = sys.argv[1:]
+session.JOIN_S = 3.0
+rehearsed = connection.check_joinable
+def then(number):
+    def rehearse(address):
+        nodes = rehearsed(address)
+        for pid in pids:
+            os.kill(int(pid), number)
+        return nodes
+    return rehearse
+way = dict(token_path=token_path, loopback=True)
+connection.check_joinable = then(signal.SIGSTOP)
+facts["frozen"] = refused(address, "test", None, **way)
+for pid in pids:
+    os.kill(int(pid), signal.SIGCONT)
+connection.check_joinable = rehearsed
+deadline = time.monotonic() + 40
+while "joined" not in facts:
+    try:
+        with connected(address, "test", one, log=logged.append, **way):
+            facts["joined"] = ask()
+    except ClusterError as error:  # the join that nobody waits for any more comes to its end first
+        assert "this process is connected" in str(error) and time.monotonic() < deadline, error
+        time.sleep(0.1)
+connection.check_joinable = then(signal.SIGKILL)
+facts["killed"] = refused(address, "test", None, **way)
+print(json.dumps(facts), flush=True)
+os._exit(0)
 """
 
 
-def run_python(code: str, home: Path, *args: str) -> dict:
+def run_python(code: str, home: Path, *args: str, seconds: float = 60) -> dict:
     """The JSON that a script printed; the script leads its own process group, and so gets Ctrl-C alone."""
     clean = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")} | {"HOME": str(home)}
     done = subprocess.run(
-        [sys.executable, "-c", COMMON + code, *args], env=clean, capture_output=True, text=True, timeout=60,
+        [sys.executable, "-c", COMMON + code, *args], env=clean, capture_output=True, text=True, timeout=seconds,
         start_new_session=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -250,32 +368,34 @@ def test_a_ray_started_here_works_twice_and_leaves_nothing_behind_even_on_ctrl_c
 
 
 @pytest.fixture(scope="module")
-def head() -> Iterator[list[str]]:
-    """A cluster with a token, started by another process: its address and token path."""
-    with tempfile.TemporaryDirectory(prefix="rp-", dir="/tmp") as home:
-        clean = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")} | {"HOME": home}
-        process = subprocess.Popen(
-            [sys.executable, "-c", HEAD], env=clean, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
-        assert process.stdin and process.stdout
-        try:
-            yield process.stdout.readline().split()
-        finally:
-            process.stdin.close()
-            process.wait(20)
+def head() -> Iterator[Head]:
+    with a_head() as started:
+        yield started
 
 
 @pytest.mark.cluster
 @pytest.mark.own_cluster
-def test_joining_tells_a_wrong_token_and_a_small_cluster_and_leaves_the_cluster_up(
-    head: list[str], tmp_path: Path
-) -> None:
-    facts = run_python(JOIN, tmp_path, *head)
+def test_joining_tells_a_wrong_token_and_a_small_cluster_and_leaves_the_cluster_up(head: Head, tmp_path: Path) -> None:
+    facts = run_python(JOIN, tmp_path, head.address, head.token_path)
     message, seconds = facts["wrong"]
     assert "the cluster refused the token" in message and "wrong" in message and seconds < 5
     message, seconds = facts["none"]
     assert "refused the token (sent: none" in message and seconds < 5
     message, seconds = facts["gpus"]
     assert message.startswith("cluster.gpus_per_actor: asked 1 x 2 GPU, the cluster has 0") and seconds < 10
+    message, seconds = facts["cpus"]
+    assert message.startswith("cluster.cpus_per_actor: asked 5 x 1 CPU, the cluster has 1") and seconds < 10
     assert facts["joined"][1:] == [False, 1] and facts["again"]
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.cluster
+@pytest.mark.own_cluster
+def test_a_head_that_freezes_or_dies_while_it_is_joined_is_told_within_seconds(tmp_path: Path) -> None:
+    with a_head() as head:
+        pids = (str(head.gcs), str(head.raylet))
+        facts = run_python(FAILS_WHILE_JOINED, tmp_path, head.address, head.token_path, *pids, seconds=110)
+    for how in ("frozen", "killed"):
+        message, seconds = facts[how]
+        assert message.startswith(f"cluster: ray.init at {head.address} failed: ") and seconds < 15, how
+    assert facts["joined"], "a join that was given up does not stand in the way of the next"

@@ -21,6 +21,7 @@ from support.checkpoints import raw_config, write_checkpoint
 from ray_probe.assembly import build_rollout
 from ray_probe.config import config_from_dict
 from ray_probe.in_process import InProcess
+from ray_probe.ledger import read_ledger
 from ray_probe.offline_entropy_probe import OfflineEntropyProbe
 from ray_probe.preflight import prepare
 from ray_probe.rules import baseline_rule
@@ -107,6 +108,16 @@ def reference(raw: dict[str, Any], directory: Path, **sections: dict[str, Any]) 
     rollout = build_rollout(prepared.config, prepared.checkpoint.directory, prepared.policy_id)
     backend = InProcess([rollout], baseline_rule(prepared.config), prepared.policy_id, run)
     return OfflineEntropyProbe(prepared.config, prepared.plan, backend, run).run()
+
+
+def assert_same(result: dict[str, Any], expected: dict[str, Any]) -> None:
+    """The answer of the same measurement undisturbed: beta to the bit, the gradient to rounding."""
+    assert result["beta"] == expected["beta"]
+    uncounted = {"actors": 1, "shards_retried": 0}
+    assert result["counts"] | uncounted == expected["counts"] | uncounted
+    assert result["entropy"] == expected["entropy"]
+    assert result["gradient"]["norm"] == pytest.approx(expected["gradient"]["norm"], rel=1e-5)
+    assert result["partial"] is False and result["conflicts"] == []
 
 
 def test_the_life_of_a_service_as_the_readme_shows_it(
@@ -273,9 +284,12 @@ def test_a_killed_controller_comes_back_from_disk_and_finishes(
             return None
 
     until(finished, 90)
-    _, result = client.result(identity)
+    info, result = client.result(identity)
     assert result is not None and result["counts"]["rounds"] == 10
-    assert result["beta"] == reference(raw, tmp_path, batch={"rounds": 10})["beta"]
+    assert client._ask("pid") != pid
+    assert_same(result, reference(raw, tmp_path, batch={"rounds": 10}))
+    records = read_ledger(RunDirectory.open(Path(info.directory)).ledger).records
+    assert sorted(records) == [(number, shard) for number in range(10) for shard in range(6)]
 
 
 def test_twenty_checkpoints_one_after_another_in_the_same_actor_and_memory(client: ProbeClient, shell: Shell) -> None:
@@ -305,8 +319,8 @@ def test_an_actor_that_cannot_start_ends_up_with_its_cause_and_leaves_nothing(sh
     assert not any("ray_probe.cluster.head" in (process.info["cmdline"] or ()) for process in new)
 
 
-def test_a_lost_head_is_followed_by_an_up_that_goes_on(
-    shell: Shell, service: dict[str, Any], raw: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+def test_a_lost_head_is_followed_by_an_up_that_goes_on_to_the_same_bits(
+    shell: Shell, service: dict[str, Any], raw: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("XDG_STATE_HOME", str(shell.home / "state"))
     with ProbeClient.connect() as client:
@@ -326,4 +340,7 @@ def test_a_lost_head_is_followed_by_an_up_that_goes_on(
         assert client.status().ended == ended
         client.cancel(identity)
         until(lambda: client.result(identity)[0].finished)
+        _, result = client.result(identity)
+        assert result is not None and result["counts"]["rounds"] > before >= 1
+        assert_same(result, reference(raw, tmp_path, batch={"rounds": result["counts"]["rounds"]}))
         assert client.probe(raw["model"]["path"]) == f"m{ended + 2:04d}", "ids count on"

@@ -26,6 +26,11 @@ def disarm(directory: Path, name: str) -> None:
         mark.unlink()
 
 
+def disarm_all(directory: Path) -> None:
+    for file in directory.iterdir():
+        file.unlink(missing_ok=True)
+
+
 def fired(directory: Path, name: str) -> int:
     """How many times the place has failed since it was armed."""
     return len(list(directory.glob(f"{name}.[0-9]*")))

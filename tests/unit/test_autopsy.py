@@ -1,8 +1,11 @@
 """What is read from Ray's words about a dead actor."""
 
 import pytest
+from ray.exceptions import OutOfMemoryError
 
-from ray_probe.cluster.autopsy import read_error
+from ray_probe.cluster import autopsy as module
+from ray_probe.cluster.autopsy import autopsy, by_memory, read_error
+from ray_probe.cluster.supervision import Died
 
 KILLED = """The actor died unexpectedly before finishing this task.
 \tclass_name: A
@@ -46,3 +49,46 @@ The actor died because its node has died. Node Id: 1234"""
 def test_the_cause_is_found_in_rays_words(text: str, reason: str, pid: int | None, address: str | None) -> None:
     death = read_error(RuntimeError(text))
     assert (death.reason, death.pid, death.address) == (reason, pid, address)
+
+
+SIGKILLED = "its process ended (Worker unexpectedly exits with a connection error code 2. End of file)"
+LOW = "its process ended (Task was killed due to the node running low on memory)"
+
+
+@pytest.mark.parametrize(
+    ("reason", "words", "memory"),
+    [
+        (SIGKILLED, "", True),
+        (SIGKILLED, "Loading weights: 100%", True),
+        (SIGKILLED, "*** SIGSEGV received at time=1 on cpu 0 ***", False),
+        (SIGKILLED, "Fatal Python error: Segmentation fault", False),
+        ("its process ended (Worker exits with an exit code 3)", "", False),
+        ("its node is gone", "", False),
+        (LOW, "RuntimeError: of before", True),
+    ],
+)
+def test_memory_is_held_to_have_run_out_when_ray_says_so_or_nothing_else_explains_a_sigkill(
+    reason: str, words: str, memory: bool
+) -> None:
+    assert by_memory(RuntimeError(reason), reason, words) is memory
+
+
+def test_rays_own_error_of_memory_is_one() -> None:
+    assert by_memory(OutOfMemoryError("evicted"), "OutOfMemoryError: evicted", "")
+
+
+@pytest.mark.parametrize(
+    ("text", "seen"),
+    [
+        (LOST, Died("its node is gone, process 5 on node 10.0.0.4", node_lost=True)),
+        (EXITED, Died("its process ended (Worker exits unexpectedly. Worker exits with an exit code 3), process 7 on "
+                      "node 10.0.0.3")),
+        (KILLED, Died(f"{SIGKILLED}, process 26271 on node 192.0.2.2", by_memory=True)),
+    ],
+    ids=["node lost", "exited", "killed"],
+)  # fmt: skip
+def test_a_death_is_told_with_process_and_node_though_the_node_cannot_be_asked(
+    monkeypatch: pytest.MonkeyPatch, text: str, seen: Died
+) -> None:
+    monkeypatch.setattr(module, "alive_nodes", list)
+    assert autopsy(RuntimeError(text)) == seen

@@ -12,7 +12,7 @@ import safetensors.numpy
 
 from ray_probe import gradient_store
 from ray_probe.errors import ConfigError, GradientError, NonFiniteError, OutputError
-from ray_probe.gradient_store import GradientStore
+from ray_probe.gradient_store import GradientStore, NotStaged
 from ray_probe.layout import Layout
 
 LAYOUT = Layout(("a.weight", "a.bias", "b"), ((3, 4), (), (10,)))
@@ -36,10 +36,19 @@ def sum_through(rounds: int) -> np.ndarray:
     return total
 
 
-def stage(store: GradientStore, number: int, buckets: tuple[tuple[int, int], ...] = BUCKETS) -> None:
+def staged(store: GradientStore, number: int, buckets: tuple[tuple[int, int], ...] = BUCKETS) -> str:
     staging = store.begin()
     for start, stop in buckets:
         store.add(staging, start, stop, part_of(number)[start:stop])
+    return staging
+
+
+def stage(store: GradientStore, number: int, buckets: tuple[tuple[int, int], ...] = BUCKETS) -> None:
+    staged(store, number, buckets)
+
+
+def square_through(rounds: int) -> float:
+    return float(sum_through(rounds) @ sum_through(rounds))
 
 
 def opened(directory: Path, rounds: int = 0) -> GradientStore:
@@ -218,6 +227,65 @@ def test_a_process_killed_in_a_commit_leaves_the_state_before(tmp_path: Path, ro
         back.commit(rounds + 1)
         np.testing.assert_array_equal(opened(directory, rounds + 1).read(0, SIZE), sum_through(rounds + 1))
     assert steps.count("fsync") == len(BUCKETS) + 1 and steps.count("replace") == 1, "every step was one to die at"
+
+
+@pytest.mark.parametrize("rounds", [0, 2])
+def test_a_writer_that_comes_back_finds_a_commit_done_or_has_it_begun_anew_and_adds_it_once(
+    tmp_path: Path, rounds: int
+):
+    outcomes = []
+    for call in range(100):
+        directory = tmp_path / str(call)
+        directory.mkdir()
+        store = with_rounds(directory, rounds)
+        staging = staged(store, rounds)
+        killed = killed_before(call, lambda store=store, staging=staging: store.commit_once(staging, rounds + 1))  # type: ignore[misc]
+        if killed is None:
+            assert store.commit_once(staging, rounds + 1) == pytest.approx(square_through(rounds + 1), rel=1e-14)
+            break
+        back = GradientStore(directory, LAYOUT)
+        back.go_on(rounds)
+        try:
+            back.commit_once(staging, rounds + 1)
+            outcomes.append("done")
+        except NotStaged:
+            outcomes.append("begun anew")
+            assert not back.holds(staging)
+            back.add(staging, 0, 9, part_of(rounds)[:9])
+            back.commit_once(staged(back, rounds), rounds + 1)
+        np.testing.assert_array_equal(back.read(0, SIZE), sum_through(rounds + 1))
+        back.settle()
+        assert names(directory) == [f"gradient-{rounds:06d}.safetensors"]
+    assert outcomes == ["begun anew", "done"], "killed before the state has its name, and after it"
+
+
+def test_a_writer_that_was_thought_dead_puts_nothing_of_its_successor_in_place(tmp_path: Path):
+    store = with_rounds(tmp_path, 1)
+    stale = staged(store, 1)
+    back = GradientStore(tmp_path, LAYOUT)
+    back.go_on(1)
+    fresh = back.begin()
+    back.add(fresh, 0, 9, part_of(1)[:9])
+    with pytest.raises(OutputError, match="No such file"):
+        store.commit_once(stale, 2)
+    np.testing.assert_array_equal(back.read(0, SIZE), sum_through(1))
+    for start, stop in BUCKETS[1:]:
+        back.add(fresh, start, stop, part_of(1)[start:stop])
+    back.commit_once(fresh, 2)
+    np.testing.assert_array_equal(back.read(0, SIZE), sum_through(2))
+
+
+def test_the_norm_has_the_same_bits_whether_it_is_taken_bucket_by_bucket_or_from_the_file(tmp_path: Path):
+    store = opened(tmp_path)
+    for order in (1, -1):
+        staging = store.begin()
+        for start in range(0, SIZE, gradient_store.CHUNK)[::order]:
+            stop = min(start + gradient_store.CHUNK, SIZE)
+            store.add(staging, start, stop, part_of(0)[start:stop])
+        norm_sq = store.commit(1)
+        assert opened(tmp_path, 1).read(0, SIZE) @ sum_through(1) == pytest.approx(norm_sq, rel=1e-14)
+        assert GradientStore(tmp_path, LAYOUT).open(1) == norm_sq == store.commit_once(staging, 1)
+        store.go_on(0)
 
 
 @pytest.mark.parametrize("rounds", [1, 2])

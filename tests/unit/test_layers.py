@@ -16,6 +16,8 @@ NUMPY_ONLY = [
 FITTER = [
     "ray_probe.fitter",
     "ray_probe.fitter_host",
+    "ray_probe.cluster.supervision",
+    "ray_probe.cluster.patience",
     "ray_probe.ledger",
     "ray_probe.plan",
     "ray_probe.progress",
@@ -35,6 +37,7 @@ def imported_with(modules: list[str]) -> set[str]:
         pytest.param(CORE, {"ray", "fastapi", "transformers", "pydantic", "yaml", "rich"}, id="core"),
         pytest.param(NUMPY_ONLY + FITTER, {"torch", "ray", "transformers", "pydantic"}, id="records, ridge and fitter"),
         pytest.param(["ray_probe.gradient_store"], {"torch", "ray", "transformers", "pydantic"}, id="the writer"),
+        pytest.param(["ray_probe.in_process"], {"torch", "ray", "transformers", "matplotlib"}, id="a run without Ray"),
         pytest.param(["ray_probe.cluster.actors"], {"torch", "transformers"}, id="the fitter's process"),
         pytest.param(
             ["ray_probe.offline_entropy_probe"], {"torch", "ray", "transformers", "matplotlib"}, id="the run itself"

@@ -6,11 +6,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from ray.exceptions import ActorDiedError, GetTimeoutError, RayError
+from ray.exceptions import ActorDiedError, ActorUnavailableError, GetTimeoutError, RayError
 
 from ray_probe.cluster import reduction as module
 from ray_probe.cluster.reduction import IN_FLIGHT, Lost, Reduction, children
 from ray_probe.errors import GradientError, OutputError
+from ray_probe.gradient_store import NotStaged
 from ray_probe.layout import Layout
 from ray_probe.messages import GradientReport
 from ray_probe.work import Stopped
@@ -38,6 +39,7 @@ class Cluster:
         self.silent: set[int] = set()
         self.fails: Exception | None = None
         self.unreached: tuple[int, ...] = ()
+        self.writer = Writer(self)
 
     def handle(self, actor: int) -> Any:
         def bucket(start: int, stop: int, *others: np.ndarray) -> np.ndarray:
@@ -55,27 +57,64 @@ class Cluster:
     def remove(self, actor: int, cause: str) -> None:
         self.alive.remove(actor)
 
-    @property
-    def writer(self) -> Any:
-        def add(staging: str, start: int, stop: int, part: np.ndarray) -> int:
-            self.under_way += 1
-            self.most_under_way = max(self.most_under_way, self.under_way)
-            self.roots.append(self.root)
-            self.added[start] = part
-            return start
-
-        return SimpleNamespace(
-            ask=lambda method, deadline_s: "staging", handle=SimpleNamespace(add=Remote(add))
-        )  # fmt: skip
-
     def get(self, reference: Any, timeout: float) -> None:
         self.under_way -= 1
+        self.writer.die_at(reference)
         if self.fails is not None and reference > 0:
             raise self.fails
 
-    def attempt(self, first: bool = False, stop: Callable[[], bool] = lambda: False) -> Lost | None:
-        work = Reduction(self, self.writer, LAYOUT, BUCKET, stop)
+    def reduction(self, stop: Callable[[], bool] = lambda: False) -> Reduction:
+        return Reduction(self, self.writer, LAYOUT, BUCKET, stop)
+
+    def attempt(
+        self, first: bool = False, stop: Callable[[], bool] = lambda: False, work: Reduction | None = None
+    ) -> Lost | None:
+        work = work or self.reduction(stop)
         return work.attempt("group", {actor: ((0, actor),) for actor in self.sums}, first)
+
+
+class Writer:
+    """Keeps what it is given until it dies, which it does at these buckets, one life after the other."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        self._cluster = cluster
+        self._staging = ""
+        self.begun = 0
+        self.dies_at: list[int] = []
+        self.committed: list[int] = []
+        self.handle = SimpleNamespace(add=Remote(self._add))
+
+    def begin(self) -> str:
+        self._cluster.added, self._cluster.under_way = {}, 0
+        self.begun += 1
+        self._staging = f"staging {self.begun}"
+        return self._staging
+
+    def holds(self, staging: str) -> bool:
+        return staging == self._staging
+
+    def commit(self, staging: str, rounds: int) -> None:
+        if not self.holds(staging):
+            raise NotStaged
+        self.committed.append(rounds)
+
+    def die(self) -> None:
+        self._staging = ""
+
+    def die_at(self, bucket: int) -> None:
+        if self.dies_at and self.dies_at[0] == bucket:
+            del self.dies_at[0]
+            self.die()
+            raise ActorUnavailableError("the writer", None)
+
+    def _add(self, staging: str, start: int, stop: int, part: np.ndarray) -> int:
+        cluster = self._cluster
+        assert self.holds(staging), "what is staged anew is staged under the new name"
+        cluster.under_way += 1
+        cluster.most_under_way = max(cluster.most_under_way, cluster.under_way)
+        cluster.roots.append(cluster.root)
+        cluster.added[start] = part
+        return start
 
 
 @pytest.fixture
@@ -124,9 +163,7 @@ def test_an_actor_that_is_gone_or_silent_is_told_and_nothing_is_moved(cluster_of
 
 def test_an_actor_whose_sum_is_of_other_shards_is_removed(cluster_of: Callable[[int], Cluster]):
     cluster = cluster_of(2)
-    lost = Reduction(cluster, cluster.writer, LAYOUT, BUCKET, lambda: False).attempt(
-        "g", {10: ((0, 10), (0, 3))}, False
-    )
+    lost = cluster.reduction().attempt("g", {10: ((0, 10), (0, 3))}, False)
     assert lost is not None and lost.actors == (10,) and "((0, 10),), ((0, 10), (0, 3)) were asked for" in lost.cause
     assert cluster.alive == [11]
 
@@ -139,14 +176,12 @@ def test_a_bucket_that_is_lost_has_every_actor_asked_who_is_to_blame(
     cluster = cluster_of(3)
     cluster.fails = error
 
-    def begun(method: str, deadline_s: float) -> str:
-        cluster.silent = silent if method == "ready" else set()
-        return "staging"
+    def lives(staging: str) -> bool:
+        cluster.silent = silent
+        return True
 
-    writer = cluster.writer
-    writer.ask = begun
-    work = Reduction(cluster, writer, LAYOUT, BUCKET, lambda: False)
-    lost = work.attempt("group", {actor: ((0, actor),) for actor in cluster.sums}, False)
+    cluster.writer.holds = lives  # type: ignore[method-assign]
+    lost = cluster.attempt()
     assert lost is not None and lost.actors == tuple(sorted(silent))
     assert type(error).__name__ in lost.cause
 
@@ -172,3 +207,33 @@ def test_to_stop_is_asked_between_buckets(cluster_of: Callable[[int], Cluster]):
     with pytest.raises(Stopped):
         cluster.attempt(stop=lambda: len(cluster.added) >= 4)
     assert len(cluster.added) <= 4 + IN_FLIGHT
+
+
+@pytest.mark.parametrize("dies_at", [[0], [35], [10, 0, 35]])
+def test_where_the_writer_dies_all_is_staged_anew_and_no_actor_is_blamed(
+    cluster_of: Callable[[int], Cluster], dies_at: list[int]
+):
+    cluster = cluster_of(3)
+    cluster.writer.dies_at, lives = list(dies_at), len(dies_at) + 1
+    work = cluster.reduction()
+    assert cluster.attempt(work=work) is None, "no attempt is used up"
+    total = np.concatenate([cluster.added[start] for start in sorted(cluster.added)])
+    np.testing.assert_array_equal(total, undisturbed(cluster_of, 3), "to the bit: the same sums in the same order")
+    assert cluster.writer.begun == lives and work.put_in_place(1)
+    assert cluster.writer.committed == [1]
+
+
+def test_a_writer_that_dies_before_the_commit_has_it_attempted_again(cluster_of: Callable[[int], Cluster]):
+    cluster = cluster_of(2)
+    work = cluster.reduction()
+    assert cluster.attempt(work=work) is None
+    cluster.writer.die()
+    assert not work.put_in_place(2) and not cluster.writer.committed
+    assert cluster.attempt(work=work) is None and work.put_in_place(2)
+    assert cluster.writer.committed == [2]
+
+
+def undisturbed(cluster_of: Callable[[int], Cluster], actors: int) -> np.ndarray:
+    cluster = cluster_of(actors)
+    assert cluster.attempt() is None
+    return np.concatenate([cluster.added[start] for start in sorted(cluster.added)])

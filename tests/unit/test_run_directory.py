@@ -3,6 +3,9 @@
 import json
 import os
 import re
+import socket
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +17,9 @@ from ray_probe.estimates import Totals
 from ray_probe.files import write_atomically
 from ray_probe.run_directory import RunDirectory, default_name
 
+HOLDER = (
+    r"^--resume: got '.*'; process \d+ on .* since [-0-9]+ [:0-9]+ UTC is driving this run; wait for it or stop it$"
+)
 FIT = {"features": ["H"], "values": [0.5]}
 
 
@@ -30,6 +36,12 @@ def some_line(number: int) -> dict[str, Any]:
 def commit(directory: RunDirectory, first: int, rounds: int = 1) -> None:
     numbers = range(first, first + rounds)
     directory.commit([some_totals(number) for number in numbers], [some_line(number) for number in numbers])
+
+
+def snapshot(directory: Path) -> dict[str, tuple[bytes, int]]:
+    """Every file's bytes and the time of its last change, ns."""
+    files = (path for path in sorted(directory.rglob("*")) if path.is_file())
+    return {str(path): (path.read_bytes(), path.stat().st_mtime_ns) for path in files}
 
 
 @pytest.fixture
@@ -228,16 +240,79 @@ def test_default_names_are_names_that_runs_may_have(stem: str):
 
 
 def test_a_second_driver_is_told_who_holds_the_run_until_it_lets_go(directory: RunDirectory) -> None:
-    directory.check_unheld()
     other = RunDirectory.open(directory.path)
     with directory.held():
-        for attempt in (other.held().__enter__, other.check_unheld):
-            with pytest.raises(ConfigError, match=f"process {os.getpid()} on .* is driving this run") as refused:
-                attempt()
-            assert "\n" not in str(refused.value)
+        before = snapshot(directory.path)
+        with pytest.raises(ConfigError, match=HOLDER) as refused, other.held():
+            pass
+        assert "\n" not in str(refused.value) and refused.value.exit_code == 2
+        assert f"process {os.getpid()} on {socket.gethostname()} since" in str(refused.value)
+        assert snapshot(directory.path) == before, "nothing was changed"
     with other.held():
         pass
-    directory.check_unheld()
+
+
+def test_a_driver_on_another_host_is_told_by_that_hosts_name(
+    directory: RunDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The file may lie on a disk that several hosts share: its words are the holder's, not the reader's."""
+    with monkeypatch.context() as elsewhere:
+        elsewhere.setattr(socket, "gethostname", lambda: "far-away")
+        elsewhere.setattr(os, "getpid", lambda: 4242)
+        there = directory.held()
+        there.__enter__()
+    with (
+        pytest.raises(ConfigError, match=r"process 4242 on far-away since .* is driving"),
+        RunDirectory(directory.path).held(),
+    ):
+        pass
+    there.__exit__(None, None, None)
+
+
+def test_a_holder_that_was_killed_leaves_no_lock_and_one_that_is_about_to_end_is_waited_for(
+    directory: RunDirectory,
+) -> None:
+    hold = (
+        f"import sys, time, pathlib; from ray_probe.run_directory import RunDirectory as R\n"
+        f"with R(pathlib.Path({str(directory.path)!r})).held(): print('held', flush=True); time.sleep(60)"
+    )
+    told: list[str] = []
+    with subprocess.Popen([sys.executable, "-c", hold], stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout is not None and holder.stdout.readline() == "held\n"
+        with pytest.raises(ConfigError, match=f"process {holder.pid} on .* is driving this run"), directory.held():
+            pass
+
+        def kill(who: str) -> None:
+            told.append(who)
+            holder.kill()
+
+        with directory.held(30.0, kill):
+            assert told and told[0].startswith(f"process {holder.pid} on ")
+            assert (directory.path / "lock").read_text().startswith(f"process {os.getpid()} on ")
+
+
+@pytest.mark.parametrize("other_is_done", [True, False])
+def test_of_two_that_make_the_same_run_one_does_and_the_other_is_told(tmp_path: Path, other_is_done: bool) -> None:
+    class Meanwhile(dict[str, str]):
+        """Files of a run; while they are written another driver makes the same run, or is about to."""
+
+        def items(self) -> Any:
+            if other_is_done:
+                RunDirectory.create(tmp_path, "mine", {"config.yaml": "the other's"})
+            else:
+                tmp_path.joinpath(".mine.part").mkdir()
+            return super().items()
+
+    files = Meanwhile({"config.yaml": "one's"})
+    if other_is_done:
+        with pytest.raises(ConfigError, match=r"^output.name: got 'mine'; .* exists; choose another"):
+            RunDirectory.create(tmp_path, "mine", files)
+        assert [path.name for path in tmp_path.iterdir()] == ["mine"], "what the second had begun is removed"
+        assert (tmp_path / "mine" / "config.yaml").read_text() == "the other's"
+    else:
+        made = RunDirectory.create(tmp_path, "mine", files)
+        assert made.config.read_text() == "one's"
+        assert [path.name for path in tmp_path.iterdir()] == ["mine"]
 
 
 def test_a_directory_that_cannot_be_written_is_refused_before_anything_starts(tmp_path: Path) -> None:

@@ -1,7 +1,8 @@
 """Whoever dies and whatever fails, a group of rounds ends with every shard counted once or given up after three tries.
 
 The simulation does what `cluster.round_work` does with the schedule, with actors that are dictionaries: each remembers
-whose tokens it holds and whose gradients it has summed, and forgets all of it when it dies.
+whose tokens it holds and whose gradients it has summed, and forgets all of it when it dies. An actor may also be out of
+reach for a while, with its task done or not, and is replaced then: that is charged to nobody.
 """
 
 import random
@@ -10,7 +11,8 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from ray_probe.cluster.schedule import MAX_ATTEMPTS, Schedule, Task
+from ray_probe.cluster.schedule import Schedule, Task
+from ray_probe.cluster.supervision import LESS_MEMORY, MAX_ATTEMPTS, MAX_SPARED, Blame
 from ray_probe.messages import ShardKey
 from ray_probe.plan import Shard
 
@@ -34,6 +36,7 @@ class Actor:
     holds: set[ShardKey] = field(default_factory=set)
     summed: list[ShardKey] = field(default_factory=list)
     leaving: bool = False
+    unreachable: bool = False
 
 
 class Simulation:
@@ -48,6 +51,10 @@ class Simulation:
         self.faults = self.random.choice([0, 3, 10, 40])
         self.failing = {s.key: self.random.choice([0.0, 0.0, 0.1, 0.5, 1.0]) for s in self.shards()}
         self.charged: Counter[ShardKey] = Counter()
+        self.spared: Counter[ShardKey] = Counter()
+        self.cut_off = {s.key: 0.05 if seed % 2 else 0.0 for s in self.shards()}
+        if seed % 4 == 3:
+            self.cut_off[self.random.choice(list(self.cut_off))] = 1.0
         self.records: set[ShardKey] = set()
         self.closed_with: dict[int, list[int]] = {}
         self.lagged = lagged
@@ -86,10 +93,13 @@ class Simulation:
             assert self.busy() or self.staying() != staying, "it stands still"
         busy = self.busy()
         idle = [number for number in self.actors if number not in busy]
+        lost = [number for number, actor in self.actors.items() if actor.unreachable]
         if idle and self.fault(0.1):
             self.die(self.random.choice(idle))
-        elif busy:
-            self.come_to_an_end(self.random.choice(busy))
+        elif lost and self.random.random() < 0.5:
+            self.come_back(self.random.choice(lost))
+        elif reached := [number for number in busy if number not in lost]:
+            self.come_to_an_end(self.random.choice(reached))
         self.close_records()
 
     def arrive(self) -> None:
@@ -103,6 +113,7 @@ class Simulation:
         return happens
 
     def busy(self) -> list[int]:
+        """Actors at a task, those out of reach too."""
         return [number for number, actor in self.actors.items() if actor.task is not None]
 
     def staying(self) -> list[int]:
@@ -140,7 +151,9 @@ class Simulation:
         task, actor.task = actor.task, None
         assert task is not None
         key = task.shard.key
-        if self.random.random() < self.failing[key]:
+        if self.random.random() < self.cut_off[key]:
+            actor.task, actor.unreachable = task, True
+        elif self.random.random() < self.failing[key]:
             self.charge(actor, task.shard)
             if self.random.random() < 0.3:
                 self.die(number)
@@ -155,12 +168,25 @@ class Simulation:
             self.schedule.accumulated(task.shard)
             actor.summed.append(key)
 
-    def charge(self, actor: Actor, shard: Shard) -> None:
+    def come_back(self, number: int) -> None:
+        """Nobody knows how far it is with its task: it may have done it. It is replaced."""
+        actor = self.actors[number]
+        task, actor.task = actor.task, None
+        assert task is not None
+        key = task.shard.key
+        if self.spared[key] < MAX_SPARED:
+            self.spared[key] += 1
+            told = self.schedule.failed(task.shard, "not reachable", "spared")
+            assert told.endswith("it is done again, which is no attempt")
+        else:
+            self.charge(actor, task.shard, "spared")
+        self.die(number)
+
+    def charge(self, actor: Actor, shard: Shard, blame: Blame = "charged") -> None:
         self.charged[shard.key] += 1
         actor.holds.discard(shard.key)
-        assert self.schedule.failed(shard, f"cause {self.charged[shard.key]}") is (
-            self.charged[shard.key] == MAX_ATTEMPTS
-        )
+        told = self.schedule.failed(shard, f"cause {self.charged[shard.key]}", blame)
+        assert ("given up" in told) is (self.charged[shard.key] == MAX_ATTEMPTS)
 
     def die(self, number: int) -> None:
         kept = {other: shards for other, shards in self.schedule.accumulated_by().items() if other != number}
@@ -194,7 +220,7 @@ class Simulation:
             assert self.schedule.given_up(number) == given_up
             for shard in shards:
                 assert counted[shard.key] == (shard.id not in given_up)
-                assert self.charged[shard.key] <= MAX_ATTEMPTS
+                assert self.charged[shard.key] <= MAX_ATTEMPTS and self.spared[shard.key] <= MAX_SPARED
             assert self.closed_with.get(number, []) == self.schedule.records(number), "the fit holds what counts"
         summed = {n: tuple(sorted(actor.summed)) for n, actor in self.actors.items() if actor.summed}
         assert self.schedule.accumulated_by() == summed
@@ -203,14 +229,17 @@ class Simulation:
 
 @pytest.mark.parametrize("lagged", [False, True])
 def test_every_group_of_rounds_ends_with_every_shard_counted_once_or_given_up(lagged: bool):
-    given_up = redone = earlier = 0
+    given_up = redone = earlier = spared = worn_out = 0
     for seed in SEEDS:
         simulation = Simulation(seed, lagged)
         simulation.run()
         given_up += any(simulation.schedule.given_up(number) for number in simulation.rounds)
         redone += simulation.schedule.retried.total() > 0
         earlier += simulation.redone_of_earlier_rounds > 0
+        spared += any(key not in simulation.charged for key in simulation.spared)
+        worn_out += MAX_SPARED in simulation.spared.values()
     assert given_up > 300 and redone > 1000 and earlier > 200, "the faults did happen"
+    assert spared > 300 and worn_out > 300
 
 
 def collect(schedule: Schedule, actor: int) -> Shard:
@@ -315,7 +344,10 @@ def test_a_shard_is_given_up_after_exactly_three_attempts_with_its_last_cause():
         assert not schedule.records_complete(ROUND)
         task = schedule.next_task(attempt)
         assert task is not None and task.shard.index == 0
-        assert schedule.failed(task.shard, f"cause {attempt}") is (attempt == 2)
+        told = schedule.failed(task.shard, f"cause {attempt}")
+        assert told == f"shard 7/0 failed (cause {attempt}); it is " + (
+            "given up after 3 attempts" if attempt == 2 else "tried again"
+        )
     assert schedule.given_up(ROUND) == {"7/0": "cause 2"}
     assert collect(schedule, 0).index == 1
     assert schedule.records_complete(ROUND) and schedule.records(ROUND) == [1]
@@ -356,6 +388,28 @@ def test_a_shard_given_up_after_its_record_is_in_stays_in_the_fit():
     for attempt in range(MAX_ATTEMPTS):
         task = schedule.next_task(0)
         assert task.kind == "accumulate"
-        if not schedule.failed(task.shard, "overflow"):
+        if "given up" not in schedule.failed(task.shard, "overflow"):
             assert collect(schedule, 0).index == 0, attempt
     assert schedule.complete and schedule.records(ROUND) == [0] and schedule.accumulated_by() == {}
+
+
+def test_what_is_no_fault_of_a_shard_is_not_charged_within_reason():
+    schedule = schedule_of(1)
+    for actor in range(MAX_SPARED):
+        told = schedule.failed(schedule.next_task(actor).shard, "its node is gone", "spared")
+        assert told == "shard 7/0 was interrupted (its node is gone); it is done again, which is no attempt"
+        schedule.actor_lost(actor)
+    assert schedule.given_up(ROUND) == {} and schedule.retried[ROUND] == MAX_SPARED
+    for _ in range(MAX_ATTEMPTS):
+        assert not schedule.complete
+        schedule.failed(schedule.next_task(99).shard, "its node is gone", "spared")
+    assert schedule.given_up(ROUND) == {"7/0": "its node is gone"}, "it happens to this shard every time"
+
+
+@pytest.mark.parametrize("by_memory", [(True, True, True), (True, False, True)])
+def test_a_shard_for_which_memory_ran_out_each_time_says_what_to_lower(by_memory: tuple[bool, ...]):
+    schedule = schedule_of(1)
+    for one in by_memory:
+        told = schedule.failed(schedule.next_task(0).shard, "SIGKILL", by_memory=one)
+    assert (LESS_MEMORY in told) is all(by_memory)
+    assert all(name in LESS_MEMORY for name in ("batch.shard_prompts", "tf_batch_size", "max_new_tokens"))

@@ -1,6 +1,6 @@
 """The fitter's process dies at any point: every shard counts once, versions never go back, beta has the same bits.
 
-Light actors on one cluster: records come from no model.
+Records come from no model.
 """
 
 import os
@@ -17,12 +17,12 @@ import psutil
 import pytest
 import ray
 from ray import cloudpickle
-from support.failpoints import arm, failpoints_in
+from support.failpoints import arm
 from support.records import POLICY, bits, delivery, other_bytes, rule
 
+from ray_probe.cluster.actors import FitterActor
 from ray_probe.cluster.calls import kill
 from ray_probe.cluster.delivery import deliver
-from ray_probe.cluster.environment import env_to_start, environment, private_dir
 from ray_probe.cluster.keepers import FitterKeeper, OpenFitter, fitter_actor
 from ray_probe.errors import ClusterError, LedgerError, OutputError, RecordError
 from ray_probe.failpoints import fail_at
@@ -34,26 +34,7 @@ pytestmark = pytest.mark.cluster
 SHARDS = 4
 RECOVERY_S = 5.0
 DEADLINE_S = 30.0
-FAST = {"timeout_ms_task_wait_for_death_info": 100, "core_worker_internal_heartbeat_ms": 100}
-"""How long Ray keeps a call of a dead actor to itself: by default 1 to 2 s, in which the next life is long there."""
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import a test module
-
-
-@pytest.fixture(scope="module")
-def points(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    with failpoints_in(tmp_path_factory.mktemp("failpoints")) as directory:
-        yield directory
-
-
-@pytest.fixture(scope="module", autouse=True)
-def cluster(points: Path) -> Iterator[None]:
-    with private_dir() as directory, environment(env_to_start(directory)):
-        ray.init(
-            address="local", num_cpus=2, include_dashboard=False, log_to_driver=False,
-            object_store_memory=100_000_000, _temp_dir=os.path.join(directory, "r"), _system_config=FAST,
-        )  # fmt: skip
-        yield
-        ray.shutdown()
 
 
 @pytest.fixture(scope="module")
@@ -128,7 +109,7 @@ class Story:
 
 
 @pytest.fixture(scope="module")
-def story(keeper: FitterKeeper, points: Path, tmp_path_factory: pytest.TempPathFactory) -> Story:
+def story(keeper: FitterKeeper, armed: Path, tmp_path_factory: pytest.TempPathFactory) -> Story:
     path = tmp_path_factory.mktemp("story") / "ledger.jsonl"
     fitter = keeper.open_fitter(rule(), POLICY, path)
     poller, rounds, pids = Poller(fitter), [Round(kill) for kill in KILLS], []
@@ -137,7 +118,7 @@ def story(keeper: FitterKeeper, points: Path, tmp_path_factory: pytest.TempPathF
         if part.kill == "idle":
             os.kill(pids[-1], signal.SIGKILL)
         else:
-            arm(points, part.kill, only=f"{number}/2" if part.kill.startswith("fit") else str(number))
+            arm(armed, part.kill, only=f"{number}/2" if part.kill.startswith("fit") else str(number))
         part.before = timed(part, lambda: fitter.ask("beta")["version"])
         for shard in range(SHARDS):
             part.statuses.append(timed(part, lambda shard=shard, number=number: send(fitter, number, shard)))
@@ -268,6 +249,20 @@ def test_a_fitter_that_is_gone_for_good_is_told_at_once_and_one_that_stands_stil
     with pytest.raises(ClusterError, match=r"^fitter: does not answer .*; go on with run --resume$"):
         send(fitter, 0, 0)
     assert time.monotonic() - started < 5 and not keeper.answers()
+
+
+def test_the_fitter_answers_while_it_is_busy(tmp_path: Path) -> None:
+    class Busy(FitterActor):
+        def close_round(self, *arguments: Any) -> Any:
+            time.sleep(3)
+
+    remote = ray.remote(concurrency_groups={"queries": 2})(Busy)
+    fitter = FitterKeeper("fitter", remote.options(num_cpus=0).remote())
+    fitter.open_fitter(rule(), POLICY, tmp_path / "busy.jsonl")
+    solving = fitter.handle.close_round.remote()
+    assert fitter.ask("beta", 0, deadline_s=2)["version"] == fitter.ask("variance", deadline_s=2)["version"] == 0
+    assert not ray.wait([solving], timeout=0)[0], "it is at it still"
+    fitter.close()
 
 
 class NaiveFitter:

@@ -1,0 +1,143 @@
+"""One ray.init and ray.shutdown, with what Ray does to the process, and what it leaves behind, put right."""
+
+import contextlib
+import logging
+import signal
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import psutil
+
+from ray_probe.errors import ClusterError
+
+JOIN_S = 10.0  # an idle cluster is joined in 1 s, and a rehearsal was in less than 8 s
+EXIT_S = 5.0  # for processes to follow ray.shutdown (measured: none was left when it returned)
+
+
+@contextlib.contextmanager
+def session(options: Mapping[str, Any], temp_dir: str | None) -> Iterator[None]:
+    """ray.init and ray.shutdown around the block, with what Ray leaves behind put right.
+
+    Args:
+        options: of ray.init, with the address: "local" starts Ray here, any other is joined.
+        temp_dir: of a Ray that is started here, or None.
+
+    Raises:
+        ClusterError: ray.init failed, or took longer than joining may.
+    """
+    with _signals_as_before() as restore:
+        try:
+            _init(options)
+            restore()
+            yield
+        finally:
+            with _without_ctrl_c():
+                _leave(temp_dir)
+
+
+def _init(options: Mapping[str, Any]) -> None:
+    """ray.init, for joining with a deadline: its own waits sit in C++, where nothing interrupts them.
+
+    Starting Ray here is waited for by the main thread itself: Ctrl-C must leave no thread behind that goes on with it.
+    """
+    import ray
+
+    def work() -> None:
+        ray.init(**options, log_to_driver=False, logging_level=logging.ERROR)
+
+    try:
+        if options["address"] == "local":
+            work()
+        else:
+            _in_time(work, ray.shutdown, JOIN_S)
+    except Exception as error:
+        reason = " ".join(str(error).split())[:300]
+        raise ClusterError(f"cluster: ray.init at {options['address']} failed: {reason}") from error
+
+
+def _in_time(work: Callable[[], None], undo: Callable[[], None], seconds: float) -> None:
+    """Do it in a thread, which is left behind when it takes longer: a head may die or freeze while it is joined.
+
+    Args:
+        work: what to do.
+        undo: done after it when nobody waits for it any more.
+        seconds: how long to wait.
+    """
+    outcome: list[BaseException] = []
+    given_up = threading.Event()
+
+    def guarded() -> None:
+        try:
+            work()
+            if given_up.is_set():
+                undo()
+        except BaseException as error:
+            outcome.append(error)
+
+    thread = threading.Thread(target=guarded, name="ray.init", daemon=True)
+    thread.start()
+    try:
+        thread.join(seconds)
+    except BaseException:
+        with _without_ctrl_c():
+            thread.join(seconds)  # what it has begun can be undone only when it is there
+        raise
+    finally:
+        given_up.set()
+    if thread.is_alive():
+        raise TimeoutError(f"no answer in {seconds:g} s, though there was one a moment ago; see whether its head lives")
+    if outcome:
+        raise outcome[0]
+
+
+@contextlib.contextmanager
+def _signals_as_before() -> Iterator[Callable[[], None]]:
+    """Put SIGTERM's handler back after the block, and, where the caller has one of its own, once Ray is there.
+
+    Ray makes it a SystemExit, which cleans up, or, in a process that only joins, a crash report.
+    """
+    before = signal.getsignal(signal.SIGTERM)
+    main_thread = threading.current_thread() is threading.main_thread()
+
+    def restore() -> None:
+        if callable(before) and main_thread:
+            signal.signal(signal.SIGTERM, before)
+
+    try:
+        yield restore
+    finally:
+        if before is not None and main_thread:
+            signal.signal(signal.SIGTERM, before)
+
+
+@contextlib.contextmanager
+def _without_ctrl_c() -> Iterator[None]:
+    """Keep a second Ctrl-C from cutting the clean-up short; it is bounded and takes about 1.5 s."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _leave(temp_dir: str | None) -> None:
+    """Disconnect; end what a start or a shutdown that was cut short has left running."""
+    import ray
+
+    ours = []
+    if temp_dir:
+        for child in psutil.Process().children():
+            with contextlib.suppress(psutil.Error):
+                if any(temp_dir in word for word in child.cmdline()):
+                    ours += [child, *child.children(recursive=True)]
+    started = ray.is_initialized()
+    ray.shutdown()
+    _, left = psutil.wait_procs(ours, timeout=EXIT_S if started else 0)
+    for process in left:
+        with contextlib.suppress(psutil.Error):
+            process.kill()
+    psutil.wait_procs(left, timeout=EXIT_S)

@@ -1,0 +1,111 @@
+"""Faults of a commit that no process is needed for: actors that are fakes, whose tasks are done at once."""
+
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from ray.exceptions import ActorUnavailableError
+from support.light import BUCKET, light_config, light_prepared
+
+from ray_probe.cluster.reduction import Reduction
+from ray_probe.cluster.round_work import GroupWork
+from ray_probe.cluster.worker import Event
+from ray_probe.errors import ClusterError, ShardError
+from ray_probe.fitter import Counts
+from ray_probe.plan import Shard
+from ray_probe.tracker import Tracker
+from ray_probe.work import Stopped
+
+pytestmark = pytest.mark.cluster
+
+
+class LosesGradients:
+    """A pool without processes: tasks are done at once, and the actor is gone whenever its gradient is asked for."""
+
+    leaving: tuple[int, ...] = ()
+    asked = 1
+
+    def __init__(self) -> None:
+        self.actor, self.lost, self.events = 0, 0, list[Event]()
+
+    @property
+    def alive(self) -> list[int]:
+        return [self.actor]
+
+    idle = alive
+
+    def forgive(self) -> None:
+        pass
+
+    def submit(self, actor: int, task: Any, method: str, *arguments: Any) -> None:
+        collected = SimpleNamespace(tokens=1)
+        accumulated = SimpleNamespace(
+            round=0, shard=task.shard.index, version=1, own_left_out=True, sums=SimpleNamespace(advantage={})
+        )
+        self.events.append(Event(actor, task, collected if method == "collect" else accumulated))
+
+    def wait(self, timeout_s: float) -> list[Event]:
+        events, self.events = self.events, []
+        return events
+
+    def ask(self, actor: int, method: str, *arguments: Any, deadline_s: float) -> Any:
+        self.actor, self.lost = self.actor + 1, self.lost + 1
+        raise ActorUnavailableError("out of memory, say", None)
+
+
+class FitsAnything:
+    """A fitter that has always fitted version 1."""
+
+    handle = opening = None
+
+    def new_notes(self) -> list[str]:
+        return []
+
+    def ask(self, method: str, *arguments: Any) -> Any:
+        if method == "counts":
+            return Counts(0, 0, (), (), 0, 1)
+        rule = SimpleNamespace(fit="leave_one_out")
+        return {"version": 1} if method == "beta" else SimpleNamespace(version=1, round=0, rule=rule)
+
+
+def work_on(pool: Any, stop: Callable[[], bool] = lambda: False) -> GroupWork:
+    tracker = Tracker(lambda progress: None, 1, "none", 1)
+    return GroupWork(pool, FitsAnything(), tracker, stop, lagged=False)
+
+
+def shards(files: Path) -> tuple[Shard, ...]:
+    return light_prepared(light_config(files)).plan.round(0)
+
+
+def test_a_gradient_that_can_never_be_fetched_ends_the_run_with_its_cause(files: Path) -> None:
+    pool = LosesGradients()
+    work = work_on(pool)
+    work.run_round(shards(files))
+    reduction = Reduction(pool, None, None, BUCKET, work.stop)
+    with pytest.raises(ClusterError, match=r"round 0: .* could not be fetched 3 times, last: .*memory") as failed:
+        work.commit(reduction, first=True)
+    assert failed.value.exit_code == 4 and pool.lost == 3
+
+
+def test_a_gradient_formed_under_another_version_than_the_plans_ends_the_run(files: Path) -> None:
+    class Stale(LosesGradients):
+        def submit(self, actor: int, task: Any, method: str, *arguments: Any) -> None:
+            super().submit(actor, task, method, *arguments)
+            if method == "accumulate":
+                self.events[-1].value.version = 0
+
+    with pytest.raises(ShardError, match=r"^shard 0/0: its baseline is version 0 .*; the plan asks for version 1"):
+        work_on(Stale()).run_round(shards(files))
+
+
+def test_work_that_is_to_stop_does_so_between_events(files: Path) -> None:
+    class Slow(LosesGradients):
+        def wait(self, timeout_s: float) -> list[Event]:
+            assert timeout_s <= 1.0
+            return []
+
+    asked = iter([False, False, True])
+    with pytest.raises(Stopped):
+        work_on(Slow(), lambda: next(asked)).run_round(shards(files))

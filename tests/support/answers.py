@@ -1,0 +1,46 @@
+"""What two runs of the same plan must have in common."""
+
+import math
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import load_file
+
+from ray_probe.ledger import read_ledger
+from ray_probe.run_directory import RunDirectory
+
+
+class Answer:
+    """What must be the same: beta to the bit, counts, and the gradient to rounding."""
+
+    def __init__(self, result: dict[str, Any], directory: RunDirectory) -> None:
+        self.result = result
+        self.directory = directory
+        self.beta = result["beta"]
+        self.counts = {k: v for k, v in result["counts"].items() if k not in ("actors", "shards_retried")}
+        self.rounds = directory.finished_rounds()
+        self.gradient = load_file(directory.state / f"gradient-{len(self.rounds) - 1:06d}.safetensors")["sum"]
+
+    def assert_same(self, other: "Answer") -> None:
+        assert self.beta == other.beta
+        assert [line["fit"] for line in self.rounds] == [line["fit"] for line in other.rounds], "bit for bit"
+        assert self.counts == other.counts
+        assert [counted(line) for line in self.rounds] == [counted(line) for line in other.rounds], "each shard once"
+        assert np.linalg.norm(self.gradient - other.gradient) <= 1e-5 * np.linalg.norm(other.gradient)
+        assert (self.result["partial"], self.result["conflicts"]) == (
+            other.result["partial"],
+            other.result["conflicts"],
+        )
+
+    def assert_each_record_once(self) -> None:
+        """The ledger holds every shard of the plan, once, in rounds that were closed once."""
+        contents = read_ledger(self.directory.ledger)
+        batch = self.result["config"]["batch"]
+        shards = range(math.ceil(batch["prompts_per_round"] / batch["shard_prompts"]))
+        assert sorted(contents.records) == [(n, shard) for n in range(batch["rounds"]) for shard in shards]
+        assert [closed.shards for closed in contents.closed] == [tuple(shards)] * batch["rounds"]
+
+
+def counted(line: dict[str, Any]) -> list[int]:
+    """The shards whose gradient a round holds, from its line in rounds.jsonl."""
+    return sorted(shard for shards in line["shards_by_actor"].values() for shard in shards)

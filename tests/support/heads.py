@@ -1,0 +1,70 @@
+"""Ray heads in processes of their own, which a test may freeze, kill and replace."""
+
+import contextlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import psutil
+
+END_S = 20.0
+HEAD = """
+import sys
+import psutil
+from ray_probe.cluster.connection import Demand, connected
+with connected(None, "head", Demand(1, 1, 0, {}, int(sys.argv[1])), log=lambda line: None) as info:
+    here = {process.name().split("_")[0]: process.pid for process in psutil.Process().children()}
+    print(info.address, info.token_path, info.temp_dir, here["gcs"], here["raylet"], flush=True)
+    sys.stdin.read()
+"""
+
+
+@dataclass(frozen=True)
+class Head:
+    """A private Ray: where it listens, its token's file, its temp dir, and the processes that make it one."""
+
+    address: str
+    token_path: str
+    temp_dir: str
+    gcs: int
+    raylet: int
+    process: "subprocess.Popen[str]"
+
+    @property
+    def variables(self) -> dict[str, str]:
+        """With which another process joins it."""
+        return {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": self.token_path}
+
+    def kill(self) -> None:
+        """End all of its processes at once, workers too."""
+        family = psutil.Process(self.process.pid).children(recursive=True)
+        for one in (self.process, *family):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                one.kill()
+        psutil.wait_procs(family, END_S)
+
+
+@contextlib.contextmanager
+def a_head(cpus: int = 1) -> Iterator[Head]:
+    """A cluster with a token and so many CPUs."""
+    with tempfile.TemporaryDirectory(prefix="rp-", dir="/tmp") as home:
+        clean = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")} | {"HOME": home}
+        process = subprocess.Popen(
+            [sys.executable, "-c", HEAD, str(cpus)], env=clean, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        assert process.stdin and process.stdout
+        address, token_path, temp_dir, gcs, raylet = process.stdout.readline().split()
+        head = Head(address, token_path, temp_dir, int(gcs), int(raylet), process)
+        try:
+            yield head
+        finally:
+            process.stdin.close()
+            try:
+                process.wait(END_S)
+            except subprocess.TimeoutExpired:
+                head.kill()
+            shutil.rmtree(temp_dir, ignore_errors=True)
