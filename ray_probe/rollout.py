@@ -72,6 +72,11 @@ class Rollout:
         """Ids that end a response."""
         return self._components.processor.eos_ids
 
+    @property
+    def why_no_head(self) -> str:
+        """Why teacher forcing holds whole logits, in one line; empty where it takes the head apart."""
+        return self._components.processor.forward.why_no_head
+
     def begin(self, group: str) -> None:
         """Start the rounds up to the next commit: nothing of those before is held or summed any more.
 

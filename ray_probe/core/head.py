@@ -114,9 +114,7 @@ class HeadGradient:
         weight_grad_VD: as in `Head`.
     """
 
-    def __init__(
-        self, products: Products, needed: Sequence[bool], weight_grad_VD: Callable[[], Tensor] | None
-    ) -> None:
+    def __init__(self, products: Products, needed: Sequence[bool], weight_grad_VD: Callable[[], Tensor] | None) -> None:
         self.products = products
         self._pairs = len(products.hiddens)
         self._lent = weight_grad_VD is not None and needed[self._pairs]
