@@ -1,13 +1,11 @@
-"""What benchmarks share: a run without Ray in a temporary directory, and where results go."""
+"""What benchmarks share: a run without Ray in a temporary directory; `save` says where results go."""
 
-import json
 import os
-import platform
 import tempfile
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from benchmarks.saving import ROOT, save
 from ray_probe.assembly import build_rollout
 from ray_probe.config import load_config
 from ray_probe.in_process import InProcess
@@ -18,9 +16,9 @@ from ray_probe.rules import baseline_rule
 from ray_probe.run_directory import RunDirectory
 from ray_probe.threads import pin_threads
 
-ROOT = Path(__file__).parents[1]
+__all__ = ["DEMO", "ROOT", "build", "prepare_demo", "run_in_process", "save"]
+
 DEMO = ROOT / "configs" / "tiny.yaml"
-RESULTS = Path(__file__).parent / "results"
 
 
 def prepare_demo(*overrides: str) -> Prepared:
@@ -42,12 +40,3 @@ def run_in_process(*overrides: str) -> dict[str, Any]:
         directory = RunDirectory.create(Path(parent), "benchmark")
         backend = InProcess([build(prepared)], baseline_rule(prepared.config), prepared.policy_id, directory)
         return OfflineEntropyProbe(prepared.config, prepared.plan, backend, directory).run()
-
-
-def save(name: str, figures: dict[str, Any]) -> None:
-    """Write a benchmark's figures with what they were measured on."""
-    machine = {"platform": platform.platform(), "cores": os.cpu_count(), "torch": version("torch")}
-    RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"{name}.json"
-    path.write_text(json.dumps({"machine": machine} | figures, indent=1) + "\n")
-    print(f"written: {path.relative_to(ROOT)}\n")

@@ -11,6 +11,7 @@ from ray_probe.checkpoints import check_vocabulary, load_tokenizer
 from ray_probe.config import ProbeConfig
 from ray_probe.gradients import GradientSum
 from ray_probe.probe_components import ProbeComponents
+from ray_probe.recompute import set_recompute
 from ray_probe.rollout import Rollout
 from ray_probe.rules import baseline_rule
 from ray_probe.sequence_processor import SequenceProcessor
@@ -58,6 +59,7 @@ class Assembly:
             CheckpointError: it is not what its directory should hold.
         """
         model = self._bring_in(directory, adapter, config.model.dtype, device)
+        set_recompute(model, config.estimator.activation_checkpointing)
         tokenizer = load_tokenizer(directory)
         check_vocabulary(directory, model, tokenizer)
         rule = baseline_rule(config)

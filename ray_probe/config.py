@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import pydantic_core
-from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from ray_probe.config_fields import (
     FEATURE_NAMES,
@@ -132,6 +132,8 @@ class GenerationSettings(_Section):
     """Sequences generated at once, at most; a batch never crosses shards."""
     tf_batch_size: Count = 8
     """Sequences in one teacher-forced forward pass, at most."""
+    tf_batch_tokens: Count = 16384
+    """Positions in one teacher-forced forward pass, prompts and padding included, at most; one sequence always goes."""
     rb_requires_grad: bool = True
     """Keep the pathwise term; false only to look at the score term alone."""
     parity_tolerance: OptionalPositive = None
@@ -158,6 +160,12 @@ class EstimatorConfig(_Section):
 
     x_estimator_mode: Literal["rb_residual", "naive"] = "rb_residual"
     """rb_residual: the exact entropy of each step; naive: surprisals of the sampled tokens, noisier."""
+    pass_: Annotated[Literal["auto", "one", "two"], Field(alias="pass")] = "auto"
+    """Forward passes a response: one (graphs are held until the fit is there), two (bounded memory), or by memory."""
+    memory_budget_gb: OptionalPositive = None
+    """Memory of an actor for held graphs, GB; null: what is free on its device."""
+    activation_checkpointing: bool = False
+    """Compute each layer again in the backward pass: less memory, a third more time."""
     baseline: BaselineConfig = BaselineConfig()
     """The baseline."""
 
@@ -252,7 +260,7 @@ def config_from_dict(raw: Mapping[str, Any], source: str = "config") -> ProbeCon
 
 def to_dict(config: ProbeConfig) -> dict[str, Any]:
     """The config in plain JSON types."""
-    return config.model_dump(mode="json")
+    return config.model_dump(mode="json", by_alias=True)
 
 
 def dump_yaml(config: ProbeConfig) -> str:
@@ -264,7 +272,12 @@ _UNKNOWN_KEY = ("extra_forbidden", "invalid_key")
 
 
 def _names(section: type[BaseModel]) -> str:
-    return ", ".join(section.model_fields)
+    return ", ".join(_keys(section))
+
+
+def _keys(section: type[BaseModel]) -> list[str]:
+    """Names of a section's keys, as they are written."""
+    return [field.alias or name for name, field in section.model_fields.items()]
 
 
 def _section_at(path: Iterable[object]) -> Any:
@@ -297,7 +310,7 @@ def _one_line(error: pydantic_core.ErrorDetails, source: str) -> str:
 def _unknown_key(location: list[str], source: str) -> str:
     *path, key = location
     section = _section_at(path)
-    close = closest(key, section.model_fields)
+    close = closest(key, _keys(section))
     hint = f"did you mean {'.'.join([*path, close])!r}?" if close else f"known keys: {_names(section)}"
     dotted = ".".join(location)
     shown = dotted if len(dotted) <= MAX_VALUE_CHARS else dotted[: MAX_VALUE_CHARS - 3] + "..."

@@ -36,6 +36,7 @@ class InProcess:
         policy_id: what records are marked with.
         directory: of the run; holds the ledger and the committed gradient.
         bucket_numbers: numbers that are summed at once.
+        held_positions: whose graphs a rollout may hold until the fit is there; 0: everything is scored twice.
     """
 
     def __init__(
@@ -45,6 +46,7 @@ class InProcess:
         policy_id: str,
         directory: RunDirectory,
         bucket_numbers: int = BUCKET_NUMBERS,
+        held_positions: int = 0,
     ) -> None:
         finished = [line["records"] for line in directory.finished_rounds()]
         self._rollouts = rollouts
@@ -53,6 +55,7 @@ class InProcess:
         self._norm_sq = self._store.open(len(finished))
         self._committed = len(finished)
         self._bucket_numbers = bucket_numbers
+        self._held_positions = held_positions
         self._open: list[RoundOutcome] = []
         self._group = new_group()
 
@@ -83,7 +86,7 @@ class InProcess:
             rollout.begin(self._group)
         for shard, rollout in dealt:
             refuse_if_stopped(stop)
-            report = rollout.collect(shard)
+            report = rollout.collect(shard, self._held_positions)
             rollout.acknowledge(shard, self._fitter.accept(report.delivery))
             outcome.collected.append(report)
             tracker.collected(report.tokens)

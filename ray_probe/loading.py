@@ -84,6 +84,8 @@ class Loader:
             "layout": rollout.layout,
             "eos_ids": rollout.eos_ids,
             "device": device_name if device == "cuda" else device,
+            "device_bytes": device_bytes,
+            "why_no_head": rollout.why_no_head,
             "threads": torch.get_num_threads(),
             "pid": os.getpid(),
             "node": node,

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 from ray_probe.config import ProbeConfig, dump_yaml
 from ray_probe.errors import ProbeError
 from ray_probe.offline_entropy_probe import OfflineEntropyProbe
+from ray_probe.passes import Pass
 from ray_probe.prepared import Prepared, changed_since, check_same_inputs, manifest
 from ray_probe.progress import Listener, Progress
 from ray_probe.run_directory import RunDirectory, as_json
@@ -39,8 +40,14 @@ class Loading(Backend, Protocol):
         """Have the actors load the checkpoint; returns when one is ready, or `stop` says so."""
         ...
 
-    def open(self, directory: RunDirectory, finished: Sequence[Sequence[int]]) -> None:
-        """Start on a run directory: the fitter on its ledger, the writer on its gradients."""
+    def open(self, directory: RunDirectory, finished: Sequence[Sequence[int]], held_positions: int = 0) -> None:
+        """Start on a run directory: the fitter on its ledger, the writer on its gradients.
+
+        Args:
+            directory: of the run.
+            finished: shards of each round that a resumed run keeps.
+            held_positions: whose graphs an actor may hold (see `Pass`).
+        """
         ...
 
 
@@ -91,8 +98,9 @@ def measure(
     directory = _directory(job, backend)
     with directory.held(HANDOVER_S), logged_to(directory.path / "log.txt", job.notes):
         finished = directory.finished_rounds()
-        _log_start(config, backend, len(finished))
-        backend.open(directory, [list(line["records"]) for line in finished])
+        passes = Pass.from_json(directory.read_json("manifest.json")["pass"])
+        _log_start(config, backend, len(finished), passes)
+        backend.open(directory, [list(line["records"]) for line in finished], passes.held_positions)
         probe = OfflineEntropyProbe(config, job.prepared.plan, backend, directory, _logging(listener), stop)
         on_open(probe)
         return _finish(probe, directory)
@@ -149,7 +157,7 @@ def prepared_again(directory: RunDirectory, config: ProbeConfig, prepare: Prepar
     ]
 
 
-def _log_start(config: ProbeConfig, backend: Loading, finished: int) -> None:
+def _log_start(config: ProbeConfig, backend: Loading, finished: int, passes: Pass) -> None:
     estimator, baseline = config.estimator, config.estimator.baseline
     logger.info(
         "x_estimator_mode=%s baseline.mode=%s baseline.fit=%s features=%s ridge_lambda=%g",
@@ -160,6 +168,9 @@ def _log_start(config: ProbeConfig, backend: Loading, finished: int) -> None:
         backend.actors, backend.info["device"], backend.layout.size, list(backend.info["eos_ids"]), finished,
         config.batch.rounds,
     )  # fmt: skip
+    logger.info("pass=%s (%s)", passes.name, passes.why)
+    if backend.info["why_no_head"]:
+        logger.info("teacher forcing holds the logits of a micro-batch: %s", backend.info["why_no_head"])
     if baseline.mode != "none" and baseline.fit == "in_sample":
         logger.warning("estimator.baseline.fit=in_sample biases the gradient by O(1/N); leave_one_out does not")
 

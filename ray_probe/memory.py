@@ -16,7 +16,7 @@ from ray_probe.errors import ClusterError
 
 BUFFERS = 2  # of gradients: `.grad` of the shard at hand, and the sum
 WIDTH = {"float32": 4, "bfloat16": 2, "float64": 8}  # bytes of a number by model.dtype
-CHUNK_ELEMENTS = 1 << 21  # numbers of a chunk of logits in `ray_probe.core.policy`
+CHUNK_ELEMENTS = 1 << 20  # numbers of a chunk of logits in `ray_probe.core.policy`
 CHUNK_BYTES = 32  # of tables that a chunk is turned into at a time, a number of it: values, indices, masses
 
 
@@ -30,6 +30,7 @@ class MemoryDemand:
         activations: kept for the backward pass of one micro-batch.
         logits: of one micro-batch, with their gradient and the tables of a chunk.
         cache: keys and values of one generation batch, and the tables of a step.
+        held_a_position: kept for the backward pass, a position; part of `activations`.
     """
 
     weights: int
@@ -37,6 +38,7 @@ class MemoryDemand:
     activations: int
     logits: int
     cache: int
+    held_a_position: int
 
     @property
     def total(self) -> int:
@@ -84,15 +86,20 @@ def estimate(
     shape = _Shape.of(model_config)
     generation = config.generation
     positions = longest_prompt + generation.max_new_tokens
-    scored = generation.tf_batch_size * generation.max_new_tokens * shape.vocabulary
+    micro_batch = min(generation.tf_batch_size * positions, max(generation.tf_batch_tokens, positions))
+    recomputed = config.estimator.activation_checkpointing
+    held = shape.hidden * shape.layers * width if recomputed else shape.activation_bytes(width)
+    at_work = shape.activation_bytes(width) // shape.layers if recomputed else 0
+    scored = min(generation.tf_batch_size * generation.max_new_tokens, micro_batch) * shape.vocabulary
     kept = 2 * (shape.layers * shape.key_value + shape.key_value + shape.attention) * width  # and a layer's copies
     return MemoryDemand(
         weights=sum(base.values()) * width + sum(own.values()) * max(4, width),
         gradients=BUFFERS * max(4, width) * trainable,
-        activations=generation.tf_batch_size * positions * shape.activation_bytes(width),
+        activations=micro_batch * (held + at_work),
         logits=2 * scored * width + min(scored, CHUNK_ELEMENTS) * CHUNK_BYTES,
         cache=generation.gen_batch_size * positions * kept
         + min(generation.gen_batch_size * shape.vocabulary, CHUNK_ELEMENTS) * CHUNK_BYTES,
+        held_a_position=held,
     )
 
 

@@ -16,6 +16,7 @@ from typing import Any
 from ray_probe.config import ProbeConfig, config_from_dict, to_dict
 from ray_probe.errors import ConfigError, bad_value
 from ray_probe.memory import MemoryDemand
+from ray_probe.passes import choose_pass
 from ray_probe.plan import Plan
 from ray_probe.prompt_rows import cut
 from ray_probe.versions import package_versions
@@ -126,6 +127,7 @@ def manifest(prepared: Prepared, actor: dict[str, Any], cluster: dict[str, Any])
         },
         "policy_id": prepared.policy_id,
         "memory": prepared.memory.line(),
+        "pass": choose_pass(config, prepared.memory, prompts.longest, actor["device_bytes"]).to_json(),
         "settings": {name: part for name, part in to_dict(config).items() if name not in FREE_SECTIONS},
         "eos_token_ids": list(actor["eos_ids"]),
         "seed": config.data.seed,
@@ -146,6 +148,7 @@ def check_same_inputs(prepared: Prepared, earlier: dict[str, Any]) -> None:
     """
     try:
         settings, checkpoint, prompts = earlier["settings"], earlier["checkpoint"], earlier["prompts"]
+        earlier["pass"]
         now = {
             "model.path": (prepared.checkpoint.fingerprint, checkpoint["fingerprint"]),
             "model.adapter": (prepared.checkpoint.adapter_fingerprint, checkpoint["adapter_fingerprint"]),

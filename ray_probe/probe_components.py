@@ -3,7 +3,7 @@
 Shape suffixes: T tokens of one response, B position bins, P prompts.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,7 +15,7 @@ from ray_probe.core.loss import Estimator, advantages, baseline_target, response
 from ray_probe.core.records import PROMPT_COLUMNS, bin_of, position_bins
 from ray_probe.errors import ConfigError
 from ray_probe.messages import SumsX
-from ray_probe.sequence_processor import SequenceProcessor, to_float64
+from ray_probe.sequence_processor import ScoredPart, SequenceProcessor, results_of, to_float64
 from ray_probe.sequences import Array, BatchedSequences, LogprobResults
 from ray_probe.trainable import accumulate_wide
 
@@ -69,19 +69,23 @@ class ProbeComponents:
         Raises:
             ConfigError: a whole `leave_one_out` fit was passed.
         """
+        parts = self.processor.score_parts(
+            sequences, with_grad=True, with_features=_shard_baseline(baseline) is not None
+        )
+        return self.accumulate_parts(sequences, parts, baseline)
+
+    def accumulate_parts(self, sequences: BatchedSequences, parts: Iterable[ScoredPart], baseline: Baseline) -> SumsX:
+        """As `accumulate_sum_X`, from micro-batches scored with graph; each one's graph ends with its turn."""
         shard_baseline = _shard_baseline(baseline)
         sums = self._empty_sums(sequences)
         group = sequences.shape[1]
-        flat = 0
-        for part in sequences.micro_batches(self.processor.generation.tf_batch_size):
-            results = self.processor.teacher_force_logprobs(
-                part, with_grad=True, compute_rb=True, return_baseline_features=shard_baseline is not None
-            )
-            terms = [self.response_terms(results, b, 0, shard_baseline) for b in range(part.shape[0])]
+        for part in parts:
+            results = results_of([part], 1, with_grad=True, compute_rb=True)
+            terms = [self.response_terms(results, row, 0, shard_baseline) for row in range(len(part.places))]
             self._loss(results, iter(terms)).backward()  # type: ignore[no-untyped-call]
-            for b, term in enumerate(terms):
-                self._add_response(sums, flat // group, part.tokens(b, 0)[1].tolist(), results, b, term)
-                flat += 1
+            for row, (place, term) in enumerate(zip(part.places, terms, strict=True)):
+                response = sequences.tokens(*divmod(place, group))[1].tolist()
+                self._add_response(sums, place // group, response, results, row, term)
         return sums
 
     def _build_X_loss_rb_residual(self, results: LogprobResults, baseline: Baseline) -> Tensor:

@@ -5,6 +5,7 @@ the rounds between two commits.
 """
 
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -21,7 +22,7 @@ from ray_probe.layout import Layout
 from ray_probe.messages import Collected, Delivery, GradientReport, Receipt, ShardKey, ShardSums
 from ray_probe.plan import Shard
 from ray_probe.probe_components import ProbeComponents
-from ray_probe.sequence_processor import to_float64
+from ray_probe.sequence_processor import ScoredPart, results_of, to_float64
 from ray_probe.sequences import BatchedSequences, LogprobResults
 
 
@@ -30,6 +31,12 @@ class _Held:
     sequences: BatchedSequences
     prompt_ids_P: npt.NDArray[np.int64]
     record: Record
+    parts: list[ScoredPart] | None = None
+
+    @property
+    def positions(self) -> int:
+        """Positions whose graph is held."""
+        return 0 if self.parts is None else sum(part.positions for part in self.parts)
 
 
 class Rollout:
@@ -65,6 +72,11 @@ class Rollout:
         """Ids that end a response."""
         return self._components.processor.eos_ids
 
+    @property
+    def why_no_head(self) -> str:
+        """Why teacher forcing holds whole logits, in one line; empty where it takes the head apart."""
+        return self._components.processor.forward.why_no_head
+
     def begin(self, group: str) -> None:
         """Start the rounds up to the next commit: nothing of those before is held or summed any more.
 
@@ -76,18 +88,29 @@ class Rollout:
             self._held, self._added = {}, {}
             self._gradient.reset()
 
-    def collect(self, shard: Shard) -> Collected:
-        """Sample and score a shard without gradient; keep its tokens, return its record."""
+    def collect(self, shard: Shard, held_positions: int = 0) -> Collected:
+        """Sample and score a shard; keep its tokens, return its record.
+
+        Args:
+            shard: what to sample.
+            held_positions: the graphs of so many positions are kept, of all shards that wait for their fit: their
+                gradient then needs no second forward pass. 0: scored without graph. The record has the same bits
+                however many there is room for.
+        """
         processor = self._components.processor
         started = time.monotonic()
         texts = [ref.text for ref in shard.prompts]
         sequences = processor.generate(texts, shard.responses_per_prompt, shard.response_seeds())
         generated = time.monotonic()
-        results = processor.teacher_force_logprobs(sequences, compute_rb=True, return_baseline_features=True)
+        parts = list(processor.score_parts(sequences, with_grad=held_positions > 0, with_features=True))
+        results = results_of(parts, shard.responses_per_prompt, with_grad=False, compute_rb=True)
         prompt_ids_P = np.array([ref.index for ref in shard.prompts], np.int64)
         record = record_of_results(results, prompt_ids_P, self._components.estimator, self._rule.cap)
         kept = replace(sequences, sample_logprobs=None)
-        self._held[shard.key] = _Held(kept, prompt_ids_P, record.without_prompts())
+        self._held.pop(shard.key, None)
+        room = held_positions - sum(held.positions for held in self._held.values())
+        graphs = parts if sum(part.positions for part in parts) <= room else None
+        self._held[shard.key] = _Held(kept, prompt_ids_P, record.without_prompts(), graphs)
         packed, features = record.pack(), self._rule.features
         delivery = Delivery(self._policy_id, features, shard.round, shard.index, packed, self._made_on)
         finished = time.monotonic()
@@ -111,7 +134,14 @@ class Rollout:
         own = held.record if inside and fit.rule.fit == "leave_one_out" else None
         baseline = fit.for_shard(own)
         self._gradient.clear()
-        sums = self._components.accumulate_sum_X(held.sequences, baseline)
+        if held.parts is None:
+            sums = self._components.accumulate_sum_X(held.sequences, baseline)
+        else:
+            parts, held.parts = (
+                held.parts,
+                None,
+            )  # should it fail half-way, graphs are gone, and tokens are scored again
+            sums = self._components.accumulate_parts(held.sequences, drained(parts), baseline)
         norm_sq = self._gradient.add_shard()
         self._added[shard.key] = result = ShardSums(
             shard.round, shard.index, fit.version, own is not None, baseline.fitted, held.prompt_ids_P, sums, norm_sq,
@@ -156,6 +186,13 @@ def record_of_results(
     position_T = np.concatenate([np.arange(len(entropy_T)) for entropy_T, _ in pairs])
     rows = [(len(group), sum(h.sum() for h in group), sum(len(h) for h in group)) for group in results.rb_entropies]
     return with_prompts(record_of_tokens(phi_TD, target_T[:, None], position_T, cap), prompt_ids_P, np.array(rows))
+
+
+def drained(parts: list[ScoredPart]) -> Iterator[ScoredPart]:
+    """The parts, each let go of once the next is asked for."""
+    parts.reverse()
+    while parts:
+        yield parts.pop()
 
 
 def _flat(nested: list[list]) -> list:  # type: ignore[type-arg]

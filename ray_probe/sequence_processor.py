@@ -1,14 +1,12 @@
 """A transformers causal language model as a policy: sample responses, and score them under the same policy.
 
-Sampling is a loop of our own on the model's key-value cache: `generate` of transformers would merge the checkpoint's
-generation_config (top_k, penalties, forced tokens, a length) into the policy. Only what ends a response is taken from
-there (spec section 3).
+Of the checkpoint's generation_config only what ends a response is taken (spec section 3).
 
-Shape suffixes: N rows (responses) of one forward, P prompt width, T response width, V vocabulary.
+Shape suffixes: N rows (responses), T response width.
 """
 
-import inspect
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,9 +16,13 @@ from torch import Tensor
 from ray_probe.chat import begins_with_two_bos, encode_prompts
 from ray_probe.config import GenerationSettings
 from ray_probe.core.features import DEFAULT_FEATURES
-from ray_probe.core.policy import SamplingRule, sample_rows
+from ray_probe.core.fused_head import fused_token_statistics
+from ray_probe.core.policy import SamplingRule
 from ray_probe.core.token_statistics import TokenStatistics, token_statistics
-from ray_probe.errors import CheckpointError, ConfigError, NonFiniteError, PromptsError, bad_value
+from ray_probe.decoding import Decoder
+from ray_probe.errors import CheckpointError, ConfigError, PromptsError, bad_value
+from ray_probe.forward import Forward, refuse_non_finite
+from ray_probe.micro_batches import plan_micro_batches
 from ray_probe.sequences import Array, BatchedSequences, LogprobResults, TokenRow, pack_sequences
 
 Seed = int | Sequence[int]
@@ -68,6 +70,21 @@ def response_uniforms(seed: Seed, cap: int) -> Array:
     return np.random.Generator(np.random.Philox(np.random.SeedSequence(entropy))).random(cap)
 
 
+@dataclass(frozen=True)
+class ScoredPart:
+    """A micro-batch of responses and what scoring gave.
+
+    Attributes:
+        places: of the responses in the whole batch, b * G + g, ascending.
+        statistics: of each response; with graph when that was asked for.
+        positions: of the micro-batch, prompts and padding included.
+    """
+
+    places: list[int]
+    statistics: list[TokenStatistics]
+    positions: int
+
+
 class SequenceProcessor:
     """Samples responses of a model and scores them, both under the one sampling policy.
 
@@ -102,17 +119,12 @@ class SequenceProcessor:
         if any(token >= rows for token in generation.eos_token_ids or ()):
             remedy = f"need ids below the {rows} tokens of the model"
             raise ConfigError(bad_value("generation.eos_token_ids", list(self.eos_ids), remedy))
-        accepted = inspect.signature(model.forward).parameters
-        if "past_key_values" not in accepted:
-            raise self._no_cache()
-        self._takes_positions = "position_ids" in accepted
-        self._keeps_logits = "logits_to_keep" in accepted
+        self.forward = Forward(model)
 
     @property
     def device(self) -> torch.device:
         """Where the model's weights are."""
-        device: torch.device = next(self.model.parameters()).device
-        return device
+        return self.forward.device
 
     def encode(self, prompt: str) -> list[int]:
         """Token ids of a prompt, as `encode_prompts` gives them."""
@@ -145,16 +157,12 @@ class SequenceProcessor:
         encoded = encode_prompts(self.tokenizer, prompts, self.chat)
         self._check_prompts(encoded)
         rows = [encoded[b] for b in range(len(prompts)) for _ in range(responses_per_prompt)]
-        uniforms_NT = np.stack([self._uniforms(seed) for group in seeds for seed in group])
-        responses: list[list[int]] = []
-        sampled: list[Array] = []
-        for start in range(0, len(rows), self.generation.gen_batch_size):
-            part = slice(start, start + self.generation.gen_batch_size)
-            tokens, logprobs = self._decode(rows[part], uniforms_NT[part])
-            responses += tokens
-            sampled += logprobs
-        grouped = _grouped(responses, responses_per_prompt)
-        batch = pack_sequences(encoded, grouped, _grouped(sampled, responses_per_prompt), self._pad_id())
+        cap = self.generation.max_new_tokens
+        uniforms_NT = np.stack([response_uniforms(seed, cap) for group in seeds for seed in group])
+        decoder = Decoder(self.forward, self.rule, cap, self.eos_ids, self._pad_id(), self.on_progress)
+        sampled = decoder.sample(rows, uniforms_NT, self.generation.gen_batch_size)
+        grouped = _grouped(sampled.tokens, responses_per_prompt)
+        batch = pack_sequences(encoded, grouped, _grouped(sampled.log_q, responses_per_prompt), self._pad_id())
         if not decode:
             return batch
         texts = [[self.tokenizer.decode(response, skip_special_tokens=True) for response in g] for g in grouped]
@@ -171,26 +179,39 @@ class SequenceProcessor:
         """Score responses under the policy, in micro-batches of at most `tf_batch_size` responses.
 
         Features are detached, and asking for them changes no gradient. With `with_grad` every micro-batch keeps its
-        graph as long as the results live: pass one micro-batch at a time to bound memory.
+        graph as long as the results live: take `score_parts` one by one to bound memory.
         """
-        flat: list[TokenStatistics] = []
-        with torch.set_grad_enabled(with_grad):
-            for part in sequences.micro_batches(tf_batch_size or self.generation.tf_batch_size):
-                rows = [part.tokens(b, 0) for b in range(part.shape[0])]
-                flat += self._score(rows, self.features if return_baseline_features else ())
-        return _results(flat, sequences.shape[1], with_grad, compute_rb)
+        parts = self.score_parts(sequences, with_grad, return_baseline_features, tf_batch_size)
+        return results_of(list(parts), sequences.shape[1], with_grad, compute_rb)
 
-    def _uniforms(self, seed: Seed) -> Array:
-        return response_uniforms(seed, self.generation.max_new_tokens)
+    def score_parts(
+        self, sequences: BatchedSequences, with_grad: bool, with_features: bool, tf_batch_size: int | None = None
+    ) -> Iterator[ScoredPart]:
+        """Score responses micro-batch by micro-batch, each when it is asked for; every response is in one of them.
+
+        Args:
+            sequences: the responses.
+            with_grad: keep the graph of each micro-batch as long as it lives.
+            with_features: compute the baseline features.
+            tf_batch_size: responses in a micro-batch, at most; None: as configured.
+
+        Raises:
+            NonFiniteError: the model's logits hold NaN or infinity.
+        """
+        groups, group = sequences.shape
+        rows = [sequences.tokens(b, g) for b in range(groups) for g in range(group)]
+        lengths = [len(prompt) + len(response) for prompt, response in rows]
+        size = tf_batch_size or self.generation.tf_batch_size
+        for places in plan_micro_batches(lengths, size, self.generation.tf_batch_tokens):
+            ascending = sorted(places)
+            with torch.set_grad_enabled(with_grad):
+                statistics = self._score([rows[place] for place in ascending], self.features if with_features else ())
+            yield ScoredPart(ascending, statistics, len(places) * lengths[places[0]])
 
     def _pad_id(self) -> int:
         """Any id that has an embedding: what is padding is said by the mask."""
         pad = self.tokenizer.pad_token_id
         return 0 if pad is None else int(pad)
-
-    def _no_cache(self) -> CheckpointError:
-        remedy = "need a decoder-only model with a key-value cache"
-        return CheckpointError(bad_value("model.path", type(self.model).__name__, remedy))
 
     def _check_prompts(self, encoded: Iterable[Sequence[int]]) -> None:
         limit = context_length(self.model.config)
@@ -205,66 +226,19 @@ class SequenceProcessor:
                     f"{self.generation.max_new_tokens} pass the model's context of {limit}; shorten one of them"
                 )
 
-    def _forward(self, input_ids: Tensor, mask: Tensor, keep: int, **cache: Any) -> Any:
-        """One forward pass; logits of the last `keep` positions [N, keep, V] are in the output."""
-        kwargs: dict[str, Any] = {"input_ids": input_ids, "attention_mask": mask, **cache}
-        if self._takes_positions:
-            positions = (mask.cumsum(dim=-1) - 1).clamp(min=0)
-            kwargs["position_ids"] = positions[:, -input_ids.shape[1] :]
-        if self._keeps_logits:
-            kwargs["logits_to_keep"] = keep
-        output = self.model(**kwargs)
-        output.logits = output.logits[:, -keep:]
-        if not torch.isfinite(output.logits.detach().amax(dim=-1)).all():
-            raise NonFiniteError("logits: the model gave NaN or infinity; check its weights and model.dtype")
-        return output
-
-    @torch.no_grad()
-    def _decode(self, prompts: list[list[int]], uniforms_NT: Array) -> tuple[list[list[int]], list[Array]]:
-        """Sample one response a row: token ids and log q when sampled."""
-        device, cap = self.device, self.generation.max_new_tokens
-        padded = pack_sequences(prompts, [[[]] for _ in prompts], pad_id=self._pad_id())
-        ids, mask = padded.sequences[:, 0].to(device), padded.attention_masks[:, 0].to(device)
-        uniforms = torch.from_numpy(uniforms_NT).to(device)
-        eos = torch.tensor(self.eos_ids, dtype=torch.int64, device=device)
-        tokens_NT = torch.full((len(prompts), cap), -1, dtype=torch.int64, device=device)
-        logq_NT = torch.zeros((len(prompts), cap), dtype=torch.float64, device=device)
-        alive = torch.ones(len(prompts), dtype=torch.bool, device=device)
-        cache = None
-        for step in range(cap):
-            output = self._forward(ids, mask, 1, past_key_values=cache, use_cache=True)
-            cache = getattr(output, "past_key_values", None)
-            if cache is None:
-                raise self._no_cache()
-            token_N, log_q_N = sample_rows(output.logits[:, -1], self.rule, uniforms[:, step])
-            tokens_NT[alive, step] = token_N[alive]
-            logq_NT[:, step] = log_q_N
-            self.on_progress(int(alive.sum()))
-            alive &= ~torch.isin(token_N, eos)
-            if not alive.any():
-                break
-            ids, mask = token_N.unsqueeze(-1), torch.cat([mask, torch.ones_like(mask[:, :1])], dim=-1)
-        lengths = (tokens_NT >= 0).sum(dim=-1).tolist()
-        rows, logq = tokens_NT.tolist(), logq_NT.cpu().numpy()
-        return [row[:n] for row, n in zip(rows, lengths, strict=True)], [
-            logq[i, :n].copy() for i, n in enumerate(lengths)
-        ]
-
     def _score(self, rows: list[TokenRow], features: Sequence[str]) -> list[TokenStatistics]:
         """Statistics of each row's response, from one forward pass."""
-        device = self.device
-        packed = pack_sequences([p.tolist() for p, _ in rows], [[r.tolist()] for _, r in rows], pad_id=self._pad_id())
+        device, cap, pad_id = self.device, self.generation.max_new_tokens, self._pad_id()
         lengths = [len(response) for _, response in rows]
-        width = max(lengths)
-        ids, mask = packed.sequences[:, 0, :-1].to(device), packed.attention_masks[:, 0, :-1].to(device)
-        logits_NTV = self._forward(ids, mask, width, use_cache=False).logits
         position_T = torch.cat([torch.arange(n) for n in lengths]).to(device)
-        rows_T = torch.cat([torch.arange(n) + i * width for i, n in enumerate(lengths)]).to(device)
         tokens_T = torch.cat([response for _, response in rows]).to(device)
-        flat = token_statistics(
-            logits_NTV.reshape(-1, logits_NTV.shape[-1]), rows_T, tokens_T, position_T, self.rule,
-            self.generation.max_new_tokens, features,
-        )  # fmt: skip
+        if self.forward.head is not None:
+            hidden_TD, head = self.forward.hidden(rows, pad_id), self.forward.head.matrices()
+            flat = fused_token_statistics(hidden_TD, head, tokens_T, position_T, self.rule, cap, features)
+        else:
+            logits_TV, rows_T = self.forward.logits(rows, pad_id), torch.arange(len(tokens_T), device=device)
+            flat = token_statistics(logits_TV, rows_T, tokens_T, position_T, self.rule, cap, features)
+        refuse_non_finite(flat.log_q_T)
         self.on_progress(len(tokens_T))
         columns = [flat.log_q_T, flat.entropy_T, flat.outside_T]
         split = [torch.split(column, lengths) for column in columns]
@@ -282,7 +256,10 @@ def to_float64(tensor: Tensor) -> Array:
     return values
 
 
-def _results(flat: list[TokenStatistics], group: int, with_grad: bool, compute_rb: bool) -> LogprobResults:
+def results_of(parts: Sequence[ScoredPart], group: int, with_grad: bool, compute_rb: bool) -> LogprobResults:
+    """The results of all responses of some micro-batches, in their order in the whole batch, in groups of so many."""
+    by_place = {p: row for part in parts for p, row in zip(part.places, part.statistics, strict=True)}
+    flat = [by_place[place] for place in sorted(by_place)]
     surprisal = [-to_float64(row.log_q_T) for row in flat]
     features = [row.features_TD for row in flat]
     return LogprobResults(

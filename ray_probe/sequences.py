@@ -3,7 +3,7 @@
 Shape suffixes: B prompts, G responses a prompt, L padded length, T tokens of one response, D features.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -47,21 +47,6 @@ class BatchedSequences:
         real = self.sequences[b, g][self.attention_masks[b, g].bool()]
         prompt_len = self.prompt_lens[b]
         return real[:prompt_len], real[prompt_len : prompt_len + self.gen_lens[b][g]]
-
-    def micro_batches(self, size: int) -> Iterator["BatchedSequences"]:
-        """The same responses in order, at most `size` at a time, each as a prompt of its own ([n, 1, L])."""
-        rows = [(b, g) for b in range(self.shape[0]) for g in range(self.shape[1])]
-        for start in range(0, len(rows), size):
-            part = rows[start : start + size]
-            b_index, g_index = (list(axis) for axis in zip(*part, strict=True))
-            sampled = self.sample_logprobs
-            yield BatchedSequences(
-                sequences=self.sequences[b_index, g_index].unsqueeze(1),
-                attention_masks=self.attention_masks[b_index, g_index].unsqueeze(1),
-                prompt_lens=[self.prompt_lens[b] for b in b_index],
-                gen_lens=[[self.gen_lens[b][g]] for b, g in part],
-                sample_logprobs=None if sampled is None else [[sampled[b][g]] for b, g in part],
-            )
 
 
 def pack_sequences(

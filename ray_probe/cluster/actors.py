@@ -162,7 +162,7 @@ class RolloutActor:
         self._rollout, about = self._loader.load(order, ray.util.get_node_ip_address())
         return about
 
-    def collect(self, shard: Any, group: str, fitter: Any, opening: str, deadline_s: float) -> Any:
+    def collect(self, shard: Any, group: str, fitter: Any, opening: str, deadline_s: float, held_positions: int) -> Any:
         """Collect a shard and deliver its record to the fitter, over a death of the fitter too; returns the report.
 
         Args:
@@ -171,9 +171,10 @@ class RolloutActor:
             fitter: handle of the fitter.
             opening: the measurement that the fitter is open on.
             deadline_s: seconds to wait for the fitter.
+            held_positions: whose graphs may be held until the fit is there.
         """
         self._rollout.begin(group)
-        report = self._rollout.collect(shard)
+        report = self._rollout.collect(shard, held_positions)
         self._rollout.acknowledge(shard, deliver(fitter, opening, report.delivery, deadline_s))
         return report
 

@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 from ray_probe.cluster.keepers import FitterKeeper, Keeper, WriterKeeper, fitter_actor, writer_actor
 from ray_probe.cluster.pool import Pool
+from ray_probe.cluster.round_work import Manner
 from ray_probe.cluster.rounds import RayRounds
 from ray_probe.config import ProbeConfig
 from ray_probe.layout import BUCKET_NUMBERS, Layout
@@ -114,12 +115,13 @@ class RayBackend:
         self._pool.load(Order.of(prepared))
         self._pool.start(wait_for, stop)
 
-    def open(self, directory: RunDirectory, finished: Sequence[Sequence[int]] = ()) -> None:
+    def open(self, directory: RunDirectory, finished: Sequence[Sequence[int]] = (), held_positions: int = 0) -> None:
         """Have fitter and writer, on this node, go on from what a run directory holds; one that died is made again.
 
         Args:
             directory: of the run.
             finished: shards of each round that a resumed run keeps.
+            held_positions: whose graphs an actor may hold until the fit is there; 0: everything is scored twice.
         """
         assert self._prepared is not None, "`load` comes first"
         rule = baseline_rule(self._prepared.config)
@@ -133,8 +135,8 @@ class RayBackend:
         for note in fitter.new_notes():
             self._log(note)
         writer = self._writer.open_writer(directory.state, self.layout, len(finished), self._log)
-        lagged = rule.fit == "lagged"
-        self._open = RayRounds(self._pool, fitter, writer, self.layout, lagged, self._bucket_numbers)
+        manner = Manner(rule.fit == "lagged", held_positions)
+        self._open = RayRounds(self._pool, fitter, writer, self.layout, manner, self._bucket_numbers)
 
     def beta(self) -> dict[str, Any]:
         """The fitter's current global fit."""

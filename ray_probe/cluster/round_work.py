@@ -51,6 +51,19 @@ class _Round:
     sums: dict[int, ShardSums] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Manner:
+    """How a shard is done.
+
+    Attributes:
+        lagged: gradients use the fit of the rounds before, and wait for nothing.
+        held_positions: whose graphs an actor may hold until the fit is there; 0: everything is scored twice.
+    """
+
+    lagged: bool = False
+    held_positions: int = 0
+
+
 class GroupWork:
     """Works off the rounds up to a commit, whoever dies on the way.
 
@@ -59,7 +72,7 @@ class GroupWork:
         fitter: which rollout actors deliver to.
         tracker: told of progress.
         stop: asked between events.
-        lagged: gradients use the fit of the rounds before, and wait for nothing.
+        manner: how a shard is done.
         told: shards of earlier rounds that came again with other bytes, as the outcomes of those rounds say.
     """
 
@@ -69,7 +82,7 @@ class GroupWork:
         fitter: OpenFitter,
         tracker: Tracker,
         stop: StopCheck,
-        lagged: bool,
+        manner: Manner,
         told: Collection[ShardKey] = (),
     ) -> None:
         self._group = new_group()
@@ -80,7 +93,7 @@ class GroupWork:
         self._fitter_watch = FitterWatch(fitter.handle, tracker.note)
         self._tracker = tracker
         self.stop = stop
-        self._lagged = lagged
+        self._manner = manner
         self.told: frozenset[ShardKey] = frozenset(told)
 
     def run_round(self, shards: Sequence[Shard]) -> RoundOutcome:
@@ -89,7 +102,7 @@ class GroupWork:
         self._pool.forgive()
         self._schedule.open_round(shards)
         self._rounds[number] = _Round()
-        if self._lagged:
+        if self._manner.lagged:
             self._use(number, self._fitter.ask("current"))
         self._work_off(number)
         self._rounds[number].beta = self._fitter.ask("beta")
@@ -151,9 +164,9 @@ class GroupWork:
     def _submit(self, actor: int, task: Task) -> None:
         shard = task.shard
         if task.kind == "collect":
-            fitter = self._fitter
+            fitter, room = self._fitter, self._manner.held_positions
             self._pool.submit(
-                actor, task, "collect", shard, self._group, fitter.handle, fitter.opening, ANSWER_DEADLINE_S
+                actor, task, "collect", shard, self._group, fitter.handle, fitter.opening, ANSWER_DEADLINE_S, room
             )
         else:
             fit = self._rounds[shard.round].fit
@@ -207,7 +220,7 @@ class GroupWork:
         fit = self._fitter.ask("close_round", number, records, min(self._rounds))
         part.fit_s = time.monotonic() - started
         part.closed = True
-        if not self._lagged:
+        if not self._manner.lagged:
             self._use(number, fit)
 
     def _use(self, number: int, fit: PublishedFit) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 from ray_probe.cluster.keepers import OpenFitter, OpenWriter
 from ray_probe.cluster.pool import Pool
 from ray_probe.cluster.reduction import Reduction
-from ray_probe.cluster.round_work import GroupWork
+from ray_probe.cluster.round_work import GroupWork, Manner
 from ray_probe.layout import BUCKET_NUMBERS, Layout
 from ray_probe.plan import Shard
 from ray_probe.tracker import Tracker
@@ -22,7 +22,7 @@ class RayRounds:
         fitter: open on the measurement's ledger.
         writer: open on its gradient, with the rounds that are committed.
         layout: names and shapes of the trainable parameters.
-        lagged: gradients use the fit of the rounds before.
+        manner: how a shard is done.
         bucket_numbers: numbers that are moved at once.
     """
 
@@ -32,14 +32,14 @@ class RayRounds:
         fitter: OpenFitter,
         writer: OpenWriter,
         layout: Layout,
-        lagged: bool,
+        manner: Manner,
         bucket_numbers: int = BUCKET_NUMBERS,
     ) -> None:
         self._pool = pool
         self._fitter = fitter
         self._writer = writer
         self._layout = layout
-        self._lagged = lagged
+        self._manner = manner
         self._bucket_numbers = bucket_numbers
         self._work: GroupWork | None = None
         counts = fitter.ask("counts")
@@ -58,7 +58,7 @@ class RayRounds:
     def run_round(self, shards: Sequence[Shard], tracker: Tracker, stop: StopCheck) -> RoundOutcome:
         """Work one round off; returns when every shard is in an actor's sum, once."""
         if self._work is None:
-            self._work = GroupWork(self._pool, self._fitter, tracker, stop, self._lagged, self._told)
+            self._work = GroupWork(self._pool, self._fitter, tracker, stop, self._manner, self._told)
         return self._work.run_round(shards)
 
     def commit(self) -> list[RoundOutcome]:

@@ -1,29 +1,40 @@
 """Logits -> nucleus, q, log q: the one sampling policy that sampling, scoring and features all call.
 
-Shape suffixes: T rows (one a token), V vocabulary.
+`summarize` (of `ray_probe.core.summaries`) finds the nucleus and says what is asked of it in a few numbers a row;
+`sample_rows` draws from that same nucleus as it is found. `sampling_policy` spells the policy out in full tables.
+
+Shape suffixes: T rows (one a token), V vocabulary, N some rows, K candidates, B blocks of the vocabulary.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
-CHUNK_ELEMENTS = 1 << 21
-_LEAST_LOG_Q = -80.0
+from ray_probe.core.nucleus import Candidates
+from ray_probe.core.scaling import LEAST, SamplingRule, Workspace, exponentials, scaled, scaled_logits, widened
+from ray_probe.core.summaries import BLOCK, RowSummary, block_sums, concatenated, summarize, whole_vocabulary
 
+__all__ = [
+    "Policy",
+    "SamplingRule",
+    "entropy",
+    "row_chunks",
+    "sample",
+    "sample_rows",
+    "sample_summaries",
+    "sampling_policy",
+]
 
-@dataclass(frozen=True)
-class SamplingRule:
-    """What turns logits into the sampling policy: temperature > 0 and 0 < top_p <= 1 (spec section 2)."""
-
-    temperature: float
-    top_p: float
+CHUNK_ELEMENTS = 1 << 20
+_LARGER_ON_A_GPU = 16
 
 
 @dataclass(frozen=True)
 class Policy:
-    """The sampling policy of T prefixes; every tensor is float32 or wider and carries no gradient.
+    """The sampling policy of T prefixes in full; every tensor is float32 or wider and carries no gradient.
 
     Attributes:
         scaled_TV: logits / temperature less the row's maximum (the shift changes no probability), nats.
@@ -39,34 +50,37 @@ class Policy:
     log_norm_T: Tensor
     threshold_T: Tensor
 
+    @property
+    def top1_T(self) -> Tensor:
+        """Largest probability in q [T]."""
+        return self.q_TV.amax(dim=-1)
 
-def scaled_logits(logits_TV: Tensor, temperature: float) -> Tensor:
-    """Logits in float32 or wider less each row's maximum, divided by the temperature [T, V], nats.
+    @property
+    def margin_T(self) -> Tensor:
+        """Difference of the two largest kept scaled logits [T], nats; 0 where one token is kept."""
+        kept_TV = self.scaled_TV.masked_fill(~self.keep_TV, -torch.inf)
+        if kept_TV.shape[-1] < 2:
+            return torch.zeros_like(self.log_norm_T)
+        top_T2 = kept_TV.topk(2, dim=-1).values
+        difference_T = top_T2[..., 0] - top_T2[..., 1]
+        return torch.where(torch.isfinite(difference_T), difference_T, torch.zeros_like(difference_T))
 
-    In this order, because logits / temperature can be large: it would round away digits of the difference, or overflow.
-    """
-    wide_TV = logits_TV.to(torch.promote_types(logits_TV.dtype, torch.float32))
-    return (wide_TV - wide_TV.amax(dim=-1, keepdim=True)) / temperature
+    @property
+    def tail_mass_T(self) -> Tensor:
+        """Mass of the full softmax outside S [T]."""
+        full_TV = torch.softmax(self.scaled_TV, dim=-1)
+        return full_TV.masked_fill(self.keep_TV, 0.0).sum(dim=-1)
 
-
-def nucleus_threshold(scaled_TV: Tensor, top_p: float) -> Tensor:
-    """Smallest scaled logit of each row's nucleus [T], nats.
-
-    S is every token such that the total mass of strictly more probable tokens is at most `top_p`, so S is a level
-    set and ties stay together. Masses are summed in float64. `top_p = 1` is a branch of its own, because a cumulative
-    sum passes 1 by rounding. Source: spec section 2.
-    """
-    if top_p >= 1.0:
-        return torch.full_like(scaled_TV[..., 0], -torch.inf)
-    sorted_TV = torch.sort(scaled_TV, dim=-1, descending=True).values
-    mass_TV = torch.softmax(sorted_TV, dim=-1, dtype=torch.float64)
-    above_TV = torch.cumsum(mass_TV, dim=-1) - mass_TV
-    above_TV[..., 0] = 0.0
-    return sorted_TV.masked_fill(above_TV > top_p, torch.inf).amin(dim=-1)
+    @property
+    def logit_var_T(self) -> Tensor:
+        """Variance of the scaled logits under q [T], nats^2."""
+        kept_TV = self.scaled_TV.masked_fill(self.q_TV == 0, 0.0)
+        mean_T1 = (self.q_TV * kept_TV).sum(dim=-1, keepdim=True)
+        return (self.q_TV * (kept_TV - mean_T1).square()).sum(dim=-1)
 
 
 def sampling_policy(logits_TV: Tensor, rule: SamplingRule, threshold_T: Tensor | None = None) -> Policy:
-    """The sampling policy q of spec section 2 for each row of logits.
+    """The sampling policy q of spec section 2 for each row of logits, in full tables: to look at, not for long rows.
 
     Args:
         logits_TV: raw logits [T, V]; -inf marks a token that cannot occur.
@@ -76,34 +90,25 @@ def sampling_policy(logits_TV: Tensor, rule: SamplingRule, threshold_T: Tensor |
     with torch.no_grad():
         scaled_TV = scaled_logits(logits_TV, rule.temperature)
         if threshold_T is None:
-            threshold_T = nucleus_threshold(scaled_TV, rule.top_p)
+            threshold_T = summarize(widened(logits_TV), rule, Workspace()).threshold_T
         keep_TV = (scaled_TV >= threshold_T.unsqueeze(-1)) & (scaled_TV > -torch.inf)
         kept_TV = scaled_TV.masked_fill(~keep_TV, -torch.inf)
-        log_norm_T = torch.logsumexp(kept_TV, dim=-1)
+        log_norm_T = exponentials(kept_TV).sum(dim=-1).log().to(scaled_TV.dtype)
         log_q_TV = kept_TV - log_norm_T.unsqueeze(-1)
         # Clamped, because exp is slow where it underflows; then 0, because q meets masked logits as large as -3e38.
-        q_TV = torch.exp(log_q_TV.clamp(min=_LEAST_LOG_Q)).masked_fill(log_q_TV < _LEAST_LOG_Q, 0.0)
+        q_TV = torch.exp(log_q_TV.clamp(min=LEAST)).masked_fill(log_q_TV < LEAST, 0.0)
     return Policy(scaled_TV, keep_TV, q_TV, log_norm_T, threshold_T)
 
 
-def row_chunks(rows: int, vocabulary: int) -> Iterator[slice]:
-    """Slices of rows whose [T, V] tables stay below `CHUNK_ELEMENTS` numbers (or hold one row)."""
-    size = max(1, CHUNK_ELEMENTS // vocabulary)
+def row_chunks(rows: int, vocabulary: int, device: torch.device | None = None) -> Iterator[slice]:
+    """Slices of rows whose [T, V] tables stay below `CHUNK_ELEMENTS` numbers (or hold one row); more on a GPU."""
+    factor = 1 if device is None or device.type == "cpu" else _LARGER_ON_A_GPU
+    size = max(1, factor * CHUNK_ELEMENTS // vocabulary)
     return (slice(start, start + size) for start in range(0, rows, size))
 
 
-def sample_rows(logits_TV: Tensor, rule: SamplingRule, uniform_T: Tensor) -> tuple[Tensor, Tensor]:
-    """`sample` from raw logits, in row chunks: no [T, V] table is held beyond the logits themselves."""
-    parts = [
-        sample(sampling_policy(logits_TV[chunk], rule), uniform_T[chunk])
-        for chunk in row_chunks(logits_TV.shape[0], logits_TV.shape[-1])
-    ]
-    tokens, log_q = zip(*parts, strict=True)
-    return torch.cat(tokens), torch.cat(log_q)
-
-
 def sample(policy: Policy, uniform_T: Tensor) -> tuple[Tensor, Tensor]:
-    """Draw one token a row by inverting q's cumulative sum in float64.
+    """Draw one token a row by inverting q's cumulative sum in float64; `sample_rows` says the same without tables.
 
     Args:
         policy: the policy of T prefixes.
@@ -112,13 +117,80 @@ def sample(policy: Policy, uniform_T: Tensor) -> tuple[Tensor, Tensor]:
     Returns:
         tokens [T] int64, never outside the nucleus, and their log q [T], nats.
     """
-    cdf_TV = torch.cumsum(policy.q_TV.double(), dim=-1)
-    total_T1 = cdf_TV[..., -1:]
-    below_T1 = torch.nextafter(total_T1, torch.zeros_like(total_T1))
-    point_T1 = torch.minimum(uniform_T.unsqueeze(-1) * total_T1, below_T1)
-    tokens_T1 = torch.searchsorted(cdf_TV, point_T1, right=True)
+    tokens_T1, _ = _inverse(policy.q_TV.double(), uniform_T)
     log_q_T = policy.scaled_TV.gather(-1, tokens_T1).squeeze(-1) - policy.log_norm_T
     return tokens_T1.squeeze(-1), log_q_T
+
+
+def sample_rows(logits_TV: Tensor, rule: SamplingRule, uniform_T: Tensor) -> tuple[Tensor, Tensor]:
+    """`sample` from raw logits, in row chunks: no [T, V] table is held beyond the logits themselves."""
+    tokens_T, log_q_T, _ = sample_summaries(logits_TV, rule, uniform_T)
+    return tokens_T, log_q_T
+
+
+@torch.no_grad()
+def sample_summaries(logits_TV: Tensor, rule: SamplingRule, uniform_T: Tensor) -> tuple[Tensor, Tensor, RowSummary]:
+    """`sample_rows`, with what the search for the nucleus knows of each row besides.
+
+    The cumulative sum runs through the vocabulary in its order, by blocks, then inside the one block that the number
+    falls into; a narrow nucleus has its few tokens brought into that order.
+
+    Returns:
+        tokens [T] int64, their log q [T], nats, and the summary of the T rows.
+    """
+    tokens_T = torch.empty(len(logits_TV), dtype=torch.int64, device=logits_TV.device)
+    log_q, summaries, space = [], [], Workspace()
+    for chunk in row_chunks(len(logits_TV), logits_TV.shape[-1], logits_TV.device):
+        logits_NV, uniform_N, tokens_N = widened(logits_TV[chunk]), uniform_T[chunk], tokens_T[chunk]
+        if rule.top_p >= 1.0:
+            summary, block_NB = whole_vocabulary(logits_NV, rule.temperature, space)
+            tokens_N.copy_(_in_blocks(logits_NV, summary.largest_T, rule, block_NB, uniform_N))
+        else:
+            summary = summarize(logits_NV, rule, space, partial(_draw, uniform_N, tokens_N))
+        value_N = logits_NV.gather(-1, tokens_N.unsqueeze(-1)).squeeze(-1)
+        log_q.append(scaled(value_N, summary.largest_T, rule.temperature) - summary.log_norm_T.to(value_N.dtype))
+        summaries.append(summary)
+    return tokens_T, torch.cat(log_q), concatenated(summaries)
+
+
+def _draw(uniform_N: Tensor, tokens_N: Tensor, group: Candidates) -> None:
+    """Draw a token for the rows of a group into `tokens_N`."""
+    mass_NK, share_N = group.mass_NK, uniform_N[group.rows_N]
+    if group.columns_NK is None:
+        block_N1, share_N = _inverse(block_sums(mass_NK), share_N)
+        columns_NK = _columns(block_N1)
+        mass_NK = mass_NK.gather(-1, columns_NK.clamp(max=mass_NK.shape[-1] - 1)) * (columns_NK < mass_NK.shape[-1])
+    else:
+        columns_NK, order_NK = group.columns_NK.sort(dim=-1)
+        mass_NK = mass_NK.gather(-1, order_NK)
+    inside_N1, _ = _inverse(mass_NK, share_N)
+    tokens_N[group.rows_N] = columns_NK.gather(-1, inside_N1).squeeze(-1)
+
+
+def _in_blocks(logits_NV: Tensor, largest_N: Tensor, rule: SamplingRule, block_NB: Tensor, uniform_N: Tensor) -> Tensor:
+    """Tokens [N] of the whole vocabulary, whose masses are known by blocks: only the block of each is looked into."""
+    block_N1, share_N = _inverse(block_NB, uniform_N)
+    columns_NK = _columns(block_N1)
+    values_NK = logits_NV.gather(-1, columns_NK.clamp(max=logits_NV.shape[-1] - 1))
+    mass_NK = exponentials(scaled(values_NK, largest_N.unsqueeze(-1), rule.temperature))
+    inside_N1, _ = _inverse(mass_NK * (columns_NK < logits_NV.shape[-1]), share_N)
+    return columns_NK.gather(-1, inside_N1).squeeze(-1)
+
+
+def _columns(block_N1: Tensor) -> Tensor:
+    return block_N1 * BLOCK + torch.arange(BLOCK, device=block_N1.device)
+
+
+def _inverse(mass_NK: Tensor, uniform_N: Tensor) -> tuple[Tensor, Tensor]:
+    """Invert the cumulative sum of masses: the index [N, 1], and how far into its own mass the number fell [N]."""
+    cdf_NK = torch.cumsum(mass_NK, dim=-1)
+    total_N1 = cdf_NK[..., -1:]
+    below_N1 = torch.nextafter(total_N1, torch.zeros_like(total_N1))
+    point_N1 = torch.minimum(uniform_N.unsqueeze(-1) * total_N1, below_N1)
+    index_N1 = torch.searchsorted(cdf_NK, point_N1, right=True)
+    own_N1 = mass_NK.gather(-1, index_N1)
+    share_N1 = (point_N1 - (cdf_NK.gather(-1, index_N1) - own_N1)) / own_N1
+    return index_N1, share_N1.squeeze(-1).clamp_(0.0, 1.0)
 
 
 def entropy(policy: Policy) -> Tensor:

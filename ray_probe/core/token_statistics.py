@@ -1,23 +1,26 @@
 """log q(Y), entropy and features of a block of tokens, forward and backward, in row chunks.
 
 Beyond the logits themselves (and, backward, their gradient) no [T, V] table is held: each chunk of rows is turned into
-its statistics and dropped, and backward computes q again from the saved nucleus threshold.
+its statistics and dropped, and backward goes by the nucleus' saved threshold: to the few kept tokens of a narrow
+nucleus, else through the vocabulary tile by tile.
 
-Closed form with the nucleus S held fixed (spec section 2), a = logits / temperature:
-`d log q(Y) / d a_i = 1[i = Y] - q_i` and `d H / d a_i = -q_i (log q_i + H)` for i in S, 0 outside.
-
-Shape suffixes: R rows of the logits, T rows that are scored, V vocabulary, D features.
+Shape suffixes: R rows of the logits, T rows that are scored, V vocabulary, D features, M kept tokens.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ray_probe.core.features import PrefixView, compute_features
-from ray_probe.core.policy import Policy, SamplingRule, entropy, row_chunks, sampling_policy
+from ray_probe.core.blocks import Blocks
+from ray_probe.core.policy import row_chunks, sample_summaries
+from ray_probe.core.scaling import SamplingRule, Workspace, tiles, widened
+from ray_probe.core.scoring import Question, joined, refuse_second_derivative, score, scores_from, slopes_from, to_save
+from ray_probe.core.slopes import Slopes
+
+NARROW_SHARE = 8  # a nucleus is wide when it holds more than one in so many tokens of the vocabulary
 
 
 @dataclass(frozen=True)
@@ -37,63 +40,70 @@ class TokenStatistics:
     features_TD: Tensor | None
 
 
-def _token_log_norm(policy: Policy, token_scaled_T: Tensor, outside_T: Tensor) -> Tensor:
-    """Log normaliser of S + {Y} [T], nats: that of S wherever Y is in S already."""
-    return torch.where(outside_T, torch.logaddexp(policy.log_norm_T, token_scaled_T), policy.log_norm_T)
-
-
 class _Statistics(torch.autograd.Function):
-    """(logits, rows, tokens) -> (log q(Y), H, outside, features, threshold); gradients through the first two."""
+    """(logits, rows, tokens) -> (log q(Y), H, outside, features); gradients through the first two."""
 
     @staticmethod
     def forward(
-        ctx: Any,
-        logits_RV: Tensor,
-        rows_T: Tensor,
-        tokens_T: Tensor,
-        position_T: Tensor,
-        rule: SamplingRule,
-        features: tuple[str, ...],
-        cap: int,
+        ctx: Any, logits_RV: Tensor, rows_T: Tensor, tokens_T: Tensor, position_T: Tensor, question: Question
     ) -> tuple[Tensor, ...]:
-        parts = []
-        for chunk in row_chunks(rows_T.shape[0], logits_RV.shape[-1]):
-            policy = sampling_policy(logits_RV.index_select(0, rows_T[chunk]), rule)
-            token_T1 = tokens_T[chunk].unsqueeze(-1)
-            scaled_T = policy.scaled_TV.gather(-1, token_T1).squeeze(-1)
-            outside_T = ~policy.keep_TV.gather(-1, token_T1).squeeze(-1)
-            log_q_T = scaled_T - _token_log_norm(policy, scaled_T, outside_T)
-            entropy_T = entropy(policy)
-            view = PrefixView(policy, entropy_T, position_T[chunk], cap)
-            features_TD = compute_features(features, view) if features else entropy_T.new_empty((len(entropy_T), 0))
-            parts.append((log_q_T, entropy_T, outside_T, features_TD, policy.threshold_T))
-        outputs = tuple(torch.cat(column) for column in zip(*parts, strict=True))
-        ctx.rule = rule
-        ctx.save_for_backward(logits_RV, rows_T, tokens_T, outputs[1], outputs[2], outputs[4])
-        ctx.mark_non_differentiable(*outputs[2:])
-        return outputs
+        ctx.selections = list(_selections(rows_T, logits_RV))
+        space = Workspace()
+        scores = joined(
+            [
+                score(widened(logits_RV[rows]), tokens_T[chunk], position_T[chunk], question, space)
+                for chunk, rows in ctx.selections
+            ]
+        )
+        ctx.rule = question.rule
+        ctx.save_for_backward(logits_RV, tokens_T, *to_save(scores))
+        ctx.mark_non_differentiable(scores.outside_T, scores.features_TD)
+        return scores.outputs
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        if torch.is_grad_enabled():
-            raise NotImplementedError("token statistics have no second derivative: call backward without create_graph")
-        logits_RV, rows_T, tokens_T, entropy_T, outside_T, threshold_T = ctx.saved_tensors
-        grad_RV = torch.zeros_like(logits_RV)
-        for chunk in row_chunks(rows_T.shape[0], logits_RV.shape[-1]):
-            policy = sampling_policy(logits_RV.index_select(0, rows_T[chunk]), ctx.rule, threshold_T[chunk])
-            token_T1 = tokens_T[chunk].unsqueeze(-1)
-            grad_log_q_T1, grad_entropy_T1 = (g[chunk].unsqueeze(-1) for g in gradients[:2])
-            log_q_TV = (policy.scaled_TV - policy.log_norm_T.unsqueeze(-1)).masked_fill(~policy.keep_TV, 0.0)
-            grad_TV = -grad_entropy_T1 * policy.q_TV * (log_q_TV + entropy_T[chunk].unsqueeze(-1))
-            token_scaled_T = policy.scaled_TV.gather(-1, token_T1).squeeze(-1)
-            log_norm_T = _token_log_norm(policy, token_scaled_T, outside_T[chunk])
-            shrink_T1 = torch.exp(policy.log_norm_T - log_norm_T).unsqueeze(-1)
-            grad_TV -= grad_log_q_T1 * shrink_T1 * policy.q_TV
-            q_token_T1 = torch.exp(token_scaled_T - log_norm_T).unsqueeze(-1)
-            own_T1 = torch.where(outside_T[chunk].unsqueeze(-1), 1.0 - q_token_T1, torch.ones_like(q_token_T1))
-            grad_TV.scatter_add_(-1, token_T1, grad_log_q_T1 * own_T1)
-            grad_RV.index_add_(0, rows_T[chunk], (grad_TV / ctx.rule.temperature).to(grad_RV.dtype))
-        return grad_RV, None, None, None, None, None, None
+        refuse_second_derivative()
+        logits_RV, tokens_T, *saved = ctx.saved_tensors
+        slopes, kept_T = slopes_from(saved, ctx.rule, tokens_T, gradients)
+        grad_RV = torch.zeros_like(logits_RV, memory_format=torch.contiguous_format)
+        kept, space = kept_T.tolist(), Workspace()
+        for chunk, rows in ctx.selections:
+            narrow = NARROW_SHARE * sum(kept[chunk]) <= len(kept[chunk]) * logits_RV.shape[-1]
+            if narrow:
+                _add_kept(grad_RV, rows, widened(logits_RV[rows]), slopes[chunk])
+            else:
+                _add_tiles(grad_RV, rows, widened(logits_RV[rows]), slopes[chunk], space)
+        return grad_RV, None, None, None, None
+
+
+Rows = slice | Tensor
+
+
+def _selections(rows_T: Tensor, logits_RV: Tensor) -> Iterator[tuple[slice, Rows]]:
+    """Chunks of the scored rows, and where each lies in the logits: a slice, which costs no copy, where it can be."""
+    numbers = rows_T.tolist()
+    for chunk in row_chunks(len(numbers), logits_RV.shape[-1], logits_RV.device):
+        part = numbers[chunk]
+        run = part == list(range(part[0], part[0] + len(part)))
+        yield chunk, slice(part[0], part[0] + len(part)) if run else rows_T[chunk]
+
+
+def _add_kept(grad_RV: Tensor, rows: Rows, logits_TV: Tensor, slopes: Slopes) -> None:
+    """Add the gradient of rows with narrow nuclei, which is 0 everywhere but at the kept tokens and at Y."""
+    kept = Blocks(logits_TV).kept(slopes.largest_T, slopes.threshold_T, slopes.rule.temperature)
+    row_M, column_M, _, value_M = slopes.entries(*kept)
+    row_M = row_M + rows.start if isinstance(rows, slice) else rows[row_M]
+    grad_RV.index_put_((row_M, column_M), value_M.to(grad_RV.dtype), accumulate=True)
+
+
+def _add_tiles(grad_RV: Tensor, rows: Rows, logits_TV: Tensor, slopes: Slopes, space: Workspace) -> None:
+    """Add the gradient of rows with wide nuclei, tile by tile."""
+    for tile in tiles(len(logits_TV), logits_TV.shape[-1], logits_TV.device):
+        value_TW = slopes.tile(logits_TV[:, tile], tile.start, space).to(grad_RV.dtype)
+        if isinstance(rows, slice):
+            grad_RV[rows, tile].add_(value_TW)
+        else:
+            grad_RV[:, tile].index_add_(0, rows, value_TW)
 
 
 def token_statistics(
@@ -119,7 +129,36 @@ def token_statistics(
     Returns:
         float32 (or wider) statistics; source: spec sections 2 to 4.
     """
-    log_q_T, entropy_T, outside_T, features_TD, _ = _Statistics.apply(  # type: ignore[no-untyped-call]
-        logits_RV, rows_T, tokens_T, position_T, rule, tuple(features), cap
-    )
+    question = Question(rule, tuple(features), cap)
+    outputs = _Statistics.apply(logits_RV, rows_T, tokens_T, position_T, question)  # type: ignore[no-untyped-call]
+    log_q_T, entropy_T, outside_T, features_TD = outputs
     return TokenStatistics(log_q_T, entropy_T, outside_T, features_TD if features else None)
+
+
+@torch.no_grad()
+def sample_statistics(
+    logits_TV: Tensor,
+    uniform_T: Tensor,
+    position_T: Tensor,
+    rule: SamplingRule,
+    cap: int,
+    features: Sequence[str] = (),
+) -> tuple[Tensor, TokenStatistics]:
+    """Sample a token a row, and score it by the same search for the nucleus.
+
+    Args:
+        logits_TV: raw logits [T, V].
+        uniform_T: float64 [T] in [0, 1), one number a row that belongs to the row's response.
+        position_T: see `token_statistics`, as are the next three.
+        rule: temperature and top_p.
+        cap: max_new_tokens.
+        features: names.
+
+    Returns:
+        tokens [T] int64, as `sample_rows` draws them, and what `token_statistics` says of them.
+    """
+    tokens_T, _, summary = sample_summaries(logits_TV, rule, uniform_T)
+    logit_T = widened(logits_TV.gather(-1, tokens_T.unsqueeze(-1)).squeeze(-1))
+    scores = scores_from(summary, logit_T, position_T, Question(rule, tuple(features), cap))
+    features_TD = scores.features_TD if features else None
+    return tokens_T, TokenStatistics(scores.log_q_T, scores.entropy_T, scores.outside_T, features_TD)

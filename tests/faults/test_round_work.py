@@ -10,7 +10,7 @@ from ray.exceptions import ActorUnavailableError
 from support.light import BUCKET, light_config, light_prepared
 
 from ray_probe.cluster.reduction import Reduction
-from ray_probe.cluster.round_work import GroupWork
+from ray_probe.cluster.round_work import GroupWork, Manner
 from ray_probe.cluster.worker import Event
 from ray_probe.errors import ClusterError, ShardError
 from ray_probe.fitter import Counts
@@ -72,7 +72,7 @@ class FitsAnything:
 
 def work_on(pool: Any, stop: Callable[[], bool] = lambda: False) -> GroupWork:
     tracker = Tracker(lambda progress: None, 1, "none", 1)
-    return GroupWork(pool, FitsAnything(), tracker, stop, lagged=False)
+    return GroupWork(pool, FitsAnything(), tracker, stop, Manner())
 
 
 def shards(files: Path) -> tuple[Shard, ...]:

@@ -102,7 +102,7 @@ class LightRollout:
             self._held, self._added = {}, {}
             self._sum_N = np.zeros(LAYOUT.size, np.float32)
 
-    def collect(self, shard: Shard) -> Collected:
+    def collect(self, shard: Shard, held_positions: int = 0) -> Collected:
         started = time.monotonic()
         cap = self._rule.cap
         responses = [[response_of(seed, cap) for seed in seeds] for seeds in shard.response_seeds()]

@@ -119,10 +119,10 @@ def collected(config: ProbeConfig) -> tuple[Rollout, tuple[Shard, ...], Publishe
 class OtherScorer(SequenceProcessor):
     """Scores under another temperature than it samples under."""
 
-    def teacher_force_logprobs(self, *arguments: Any, **options: Any) -> Any:
+    def score_parts(self, *arguments: Any, **options: Any) -> Any:
         other = copy.copy(self)
         other.rule = SamplingRule(1.2 * self.rule.temperature, self.rule.top_p)
-        return SequenceProcessor.teacher_force_logprobs(other, *arguments, **options)
+        return SequenceProcessor.score_parts(other, *arguments, **options)
 
 
 def misscoring_rollout(config: ProbeConfig) -> Rollout:

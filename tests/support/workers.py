@@ -53,12 +53,17 @@ class InProcessWorkers:
         self._rollout = self._assembly.load(config, directory, adapter, prepared.policy_id)
         self.ways.append(self._assembly.way)
         self._prepared = prepared
-        self.info = {"layout": self.layout, "eos_ids": self._rollout.eos_ids, "device": "cpu", "threads": 1}
+        self.info = {
+            "layout": self.layout, "eos_ids": self._rollout.eos_ids, "device": "cpu", "device_bytes": 10**9,
+            "why_no_head": "", "threads": 1,
+        }  # fmt: skip
 
-    def open(self, directory: RunDirectory, finished: Sequence[Sequence[int]]) -> None:
+    def open(self, directory: RunDirectory, finished: Sequence[Sequence[int]], held_positions: int = 0) -> None:
         assert self._prepared is not None
         rule = baseline_rule(self._prepared.config)
-        self._backend = InProcess([self._rollout], rule, self._prepared.policy_id, directory)
+        self._backend = InProcess(
+            [self._rollout], rule, self._prepared.policy_id, directory, held_positions=held_positions
+        )
 
     def run_round(self, shards: Sequence[Shard], tracker: Tracker, stop: StopCheck) -> RoundOutcome:
         self.in_round.set()

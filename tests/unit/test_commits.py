@@ -3,6 +3,7 @@
 import dataclasses
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -163,12 +164,13 @@ def job_with_experts(checkpoint: Path, path: Path, experts: int) -> Job:
         rollout._gradient = GradientSum(model, "all")
     calls = iter(range(1000))
 
-    def use_once(model: Any, _: Any, output: Any) -> None:
-        if output.logits.requires_grad and next(calls) == 2:
-            output.logits = output.logits + model.experts[0]
+    def use_once(model: Any, _: Any, __: Any, output: Any) -> None:
+        if output.last_hidden_state.requires_grad and next(calls) == 2:
+            output.last_hidden_state = output.last_hidden_state + model.experts[0]
 
     for rollout in job.rollouts:
-        processor_of(rollout).model.register_forward_hook(use_once)
+        model = processor_of(rollout).model
+        model.base_model.register_forward_hook(partial(use_once, model))
     return job
 
 

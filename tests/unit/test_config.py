@@ -158,7 +158,7 @@ UNKNOWN = {
     "estimator.baseline.ridge_lamda": "did you mean 'estimator.baseline.ridge_lambda'?",
     "batch.zzz": "known keys: prompts_per_round, responses_per_prompt, shard_prompts, rounds, "
     "max_sequences, max_seconds",
-    "estimator.zzz": "known keys: x_estimator_mode, baseline",
+    "estimator.zzz": "known keys: x_estimator_mode, pass, memory_budget_gb, activation_checkpointing, baseline",
 }
 
 
@@ -206,8 +206,10 @@ def test_the_defaults_are_those_of_the_specification():
         "batch": {"prompts_per_round": 32, "responses_per_prompt": 4, "shard_prompts": 4, "rounds": 4,
                   "max_sequences": None, "max_seconds": None},
         "generation": {"temperature": 1.0, "top_p": 0.95, "max_new_tokens": 64, "eos_token_ids": None,
-                       "gen_batch_size": 32, "tf_batch_size": 8, "rb_requires_grad": True, "parity_tolerance": None},
-        "estimator": {"x_estimator_mode": "rb_residual", "baseline": {
+                       "gen_batch_size": 32, "tf_batch_size": 8, "tf_batch_tokens": 16384,
+                       "rb_requires_grad": True, "parity_tolerance": None},
+        "estimator": {"x_estimator_mode": "rb_residual", "pass": "auto", "memory_budget_gb": None,
+                      "activation_checkpointing": False, "baseline": {
             "mode": "regression", "fit": "leave_one_out", "ridge_lambda": 1e-3, "features": list(FEATURE_NAMES),
             "ema_decay": 0.9}},
         "cluster": {"address": None, "namespace": "ray_probe", "actors": 2, "max_actors": 4, "gpus_per_actor": 0,

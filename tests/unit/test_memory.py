@@ -116,19 +116,19 @@ def test_batches_and_lengths_count_where_they_are_used():
 
 
 def test_sampling_and_scoring_take_turns():
-    assert MemoryDemand(10, 20, 30, 5, 40).total == 70
-    assert MemoryDemand(10, 20, 30, 5, 4).total == 65
+    assert MemoryDemand(10, 20, 30, 5, 40, 1).total == 70
+    assert MemoryDemand(10, 20, 30, 5, 4, 1).total == 65
 
 
 def test_the_line_is_the_sum_that_people_can_check():
-    demand = MemoryDemand(3_100_000_000, 12_400_000_000, 4_000_000_000, 500_000_000, 1_000_000)
+    demand = MemoryDemand(3_100_000_000, 12_400_000_000, 4_000_000_000, 500_000_000, 1_000_000, 1)
     assert demand.line() == "weights 3.1 GB + gradients 2 x 6.2 GB + activations 4 GB + logits 500 MB = 20 GB"
-    assert "key-value cache 9 GB" in MemoryDemand(1, 2, 3, 4, 9_000_000_000).line()
+    assert "key-value cache 9 GB" in MemoryDemand(1, 2, 3, 4, 9_000_000_000, 1).line()
     assert [size(n) for n in (999, 1500, 2.5e6, 80e9, 1.25e12)] == ["999 B", "1.5 kB", "2.5 MB", "80 GB", "1.25 TB"]
 
 
 def test_what_does_not_fit_ends_with_exit_4_and_names_need_device_and_remedy():
-    demand = MemoryDemand(14_000_000_000, 56_000_000_000, 20_000_000_000, 2_000_000_000, 1)
+    demand = MemoryDemand(14_000_000_000, 56_000_000_000, 20_000_000_000, 2_000_000_000, 1, 1)
     check_fits(demand, 92_000_000_000, "NVIDIA H100")
     with pytest.raises(
         ClusterError, match=r"needs .*= 92 GB, and NVIDIA A100 has 80 GB; .*model\.trainable: adapter"

@@ -23,7 +23,7 @@ def config_keys(section: type[BaseModel], prefix: str = "") -> list[str]:
         if isinstance(inner, type) and issubclass(inner, BaseModel):
             keys += config_keys(inner, f"{prefix}{name}.")
         else:
-            keys.append(f"{prefix}{name}")
+            keys.append(f"{prefix}{field.alias or name}")
     return keys
 
 

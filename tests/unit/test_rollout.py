@@ -35,6 +35,7 @@ from ray_probe.progress import Progress
 from ray_probe.rollout import Rollout
 from ray_probe.rules import baseline_rule
 from ray_probe.sequence_processor import SequenceProcessor
+from ray_probe.sequences import pack_sequences
 
 
 @pytest.fixture(scope="module")
@@ -162,7 +163,7 @@ def test_a_shard_that_fails_half_way_leaves_the_sum_untouched_and_can_be_done_ag
     rollout, shards, fit = collected(config)
     rollout.accumulate(shards[0], fit)
     before = flat(rollout)
-    scoring = SequenceProcessor.teacher_force_logprobs
+    scoring = SequenceProcessor._score
 
     def fails_at_the_second_micro_batch() -> Callable[..., Any]:
         calls = iter([None])
@@ -174,7 +175,7 @@ def test_a_shard_that_fails_half_way_leaves_the_sum_untouched_and_can_be_done_ag
 
         return score
 
-    monkeypatch.setattr(SequenceProcessor, "teacher_force_logprobs", fails_at_the_second_micro_batch())
+    monkeypatch.setattr(SequenceProcessor, "_score", fails_at_the_second_micro_batch())
     with pytest.raises(NonFiniteError):
         rollout.accumulate(shards[1], fit)
     monkeypatch.undo()
@@ -323,7 +324,10 @@ def summed_apart(rollout: Rollout, shards: Iterable[Shard]) -> np.ndarray:
     components, total = rollout._components, np.zeros(rollout.layout.size)
     parameters = list(processor_of(rollout).model.parameters())
     for shard in shards:
-        for response in rollout._held[shard.key].sequences.micro_batches(1):
+        sequences = rollout._held[shard.key].sequences
+        for b, g in np.ndindex(*sequences.shape):
+            prompt, tokens = sequences.tokens(b, g)
+            response = pack_sequences([prompt.tolist()], [[tokens.tolist()]])
             for parameter in parameters:
                 parameter.grad = None
             components.accumulate_sum_X(response, None)
@@ -363,3 +367,50 @@ def test_only_what_is_trainable_is_in_the_gradient(checkpoint: Path):
     everything = by_name(whole.layout, flat(whole))
     for name, part in by_name(rollout.layout, flat(rollout)).items():
         np.testing.assert_allclose(part, everything[name], rtol=1e-5, atol=1e-6 * np.abs(everything[name]).max())
+
+
+# One pass
+
+
+@pytest.mark.parametrize("room", [10**9, 60, 1])
+@pytest.mark.parametrize("mode", ["regression", "none"])
+def test_held_graphs_give_the_gradient_and_the_record_of_two_passes(checkpoint: Path, mode: str, room: int):
+    config = settings(checkpoint, mode)
+    two, shards, fit = collected(config)
+    one = rollout_of(config)
+    one.begin(GROUP)
+    for shard in shards:
+        sent = one.collect(shard, held_positions=room).delivery
+        again = rollout_of(config).collect(shard).delivery
+        assert sent.packed.tobytes() == again.packed.tobytes(), "whether there is a graph or not"
+    held = sum(entry.positions for entry in one._held.values())
+    assert (held > 60) if room == 10**9 else (held <= room)
+    for shard in shards:
+        for left, right in zip(
+            vars(one.accumulate(shard, fit).sums).values(), vars(two.accumulate(shard, fit).sums).values(), strict=True
+        ):
+            np.testing.assert_equal(left, right)
+    assert np.linalg.norm(flat(one) - flat(two)) <= 1e-6 * np.linalg.norm(flat(two))
+    assert not one._held
+
+
+def test_a_graph_that_failed_half_way_is_not_used_again(checkpoint: Path, monkeypatch: pytest.MonkeyPatch):
+    config = settings(checkpoint)
+    two, shards, fit = collected(config)
+    one = rollout_of(config)
+    one.begin(GROUP)
+    one.collect(shards[0], held_positions=10**9)
+    backward = torch.Tensor.backward
+    calls = iter([False, True])
+
+    def fails_once(self: torch.Tensor) -> None:
+        if next(calls, False):
+            raise RuntimeError("out of memory, say")
+        backward(self)
+
+    monkeypatch.setattr(torch.Tensor, "backward", fails_once)
+    with pytest.raises(RuntimeError):
+        one.accumulate(shards[0], fit)
+    one.accumulate(shards[0], fit)
+    two.accumulate(shards[0], fit)
+    assert np.linalg.norm(flat(one) - flat(two)) <= 1e-6 * np.linalg.norm(flat(two))

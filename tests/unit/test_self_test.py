@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from ray_probe import probe_components, sequence_processor
+from ray_probe import decoding, probe_components
 from ray_probe.core.baselines import PublishedFit, ShardBaseline
 from ray_probe.core.features import REGISTRY, PrefixView
 from ray_probe.core.records import Record
@@ -63,12 +63,12 @@ def test_a_fit_that_keeps_the_own_shard_is_found(monkeypatch: pytest.MonkeyPatch
 
 
 def test_sampling_from_another_policy_than_the_scored_one_is_found(monkeypatch: pytest.MonkeyPatch):
-    sample = sequence_processor.sample_rows
+    sample = decoding.sample_rows
 
     def warmer(logits: torch.Tensor, *args: Any) -> Any:
         return sample(0.9 * logits, *args)
 
-    monkeypatch.setattr(sequence_processor, "sample_rows", warmer)
+    monkeypatch.setattr(decoding, "sample_rows", warmer)
     result = self_test(seconds=60.0)
     assert not result.ok and result.failed == ("sampling",)
 

@@ -1,0 +1,20 @@
+"""Where the figures of benchmarks go. Needs neither Ray nor transformers."""
+
+import json
+import os
+import platform
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+RESULTS = Path(__file__).parent / "results"
+
+
+def save(name: str, figures: dict[str, Any]) -> None:
+    """Write a benchmark's figures with what they were measured on."""
+    machine = {"platform": platform.platform(), "cores": os.cpu_count(), "torch": version("torch")}
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"{name}.json"
+    path.write_text(json.dumps({"machine": machine} | figures, indent=1) + "\n")
+    print(f"written: {path.relative_to(ROOT)}\n")

@@ -1,0 +1,62 @@
+"""Maxima of blocks of the vocabulary: what need not be looked into. Raw logits in, raw logits and tokens out.
+
+Shape suffixes: R rows, V vocabulary, N some rows, K tokens of a row, B tokens of a block, M blocks or kept tokens.
+"""
+
+import torch
+from torch import Tensor
+
+from ray_probe.core.scaling import scaled
+
+_BLOCK = 16
+
+
+class Blocks:
+    """A chunk of logits in blocks: block m is tokens m, m + M, m + 2 M..., which vectorises; a short rest is apart."""
+
+    def __init__(self, logits_RV: Tensor) -> None:
+        vocabulary = logits_RV.shape[-1]
+        self.logits_RV = logits_RV
+        self.blocks = vocabulary // _BLOCK
+        whole = self.blocks * _BLOCK
+        self.steps_B = torch.arange(_BLOCK, device=logits_RV.device) * self.blocks
+        self.left = torch.arange(whole, vocabulary, device=logits_RV.device)
+        self.left_RK = logits_RV[:, whole:]
+        self.inner_RM = torch.unflatten(logits_RV[:, :whole], -1, (_BLOCK, self.blocks)).amax(dim=1)
+
+    @property
+    def maxima_RM(self) -> Tensor:
+        """Maxima of all blocks, the rest being one too."""
+        if len(self.left) == 0:
+            return self.inner_RM
+        return torch.cat([self.inner_RM, self.left_RK.amax(dim=-1, keepdim=True)], dim=-1)
+
+    def largest(self, rows_N: Tensor, size: int) -> tuple[Tensor, Tensor]:
+        """Tokens and raw logits [N, size] of the largest logits of some rows, in falling order.
+
+        Fewer than `size` blocks have a maximum above the `size`-th largest of all maxima, so the blocks with the
+        largest maxima hold the largest tokens.
+        """
+        every = len(rows_N) == len(self.logits_RV)
+        inner_NM = self.inner_RM if every else self.inner_RM[rows_N]
+        blocks_N1K = inner_NM.topk(min(size, self.blocks), dim=-1, sorted=False).indices.unsqueeze(1)
+        columns_NK = (blocks_N1K + self.steps_B.unsqueeze(-1)).flatten(1)
+        columns_NK = torch.cat([columns_NK, self.left.expand(len(rows_N), -1)], dim=-1)
+        logits_RV, row_N1 = self.logits_RV, rows_N.unsqueeze(-1)
+        values_NK = logits_RV.gather(-1, columns_NK) if every else logits_RV[row_N1, columns_NK]
+        values_NK, order_NK = values_NK.topk(size, dim=-1)
+        return columns_NK.gather(-1, order_NK), values_NK
+
+    def kept(self, largest_R: Tensor, threshold_R: Tensor, temperature: float) -> tuple[Tensor, Tensor, Tensor]:
+        """Row, token and scaled logit [M] of every token whose scaled logit is at least its row's threshold.
+
+        Blocks whose maximum is below the threshold are not looked into.
+        """
+        high_RM = scaled(self.inner_RM, largest_R.unsqueeze(-1), temperature) >= threshold_R.unsqueeze(-1)
+        row_P, block_P = high_RM.nonzero(as_tuple=True)
+        every_R = torch.arange(len(largest_R), device=row_P.device)
+        row_M = torch.cat([row_P.repeat_interleave(_BLOCK), every_R.repeat_interleave(len(self.left))])
+        column_M = torch.cat([(block_P.unsqueeze(-1) + self.steps_B).flatten(), self.left.repeat(len(largest_R))])
+        scaled_M = scaled(self.logits_RV[row_M, column_M], largest_R[row_M], temperature)
+        kept_M = ((scaled_M >= threshold_R[row_M]) & (scaled_M > -torch.inf)).nonzero().squeeze(-1)
+        return row_M[kept_M], column_M[kept_M], scaled_M[kept_M]

@@ -1,0 +1,176 @@
+"""Token statistics straight from hidden states: the head's logits exist for a few rows, or a few columns, at a time.
+
+With `top_p < 1` the gradient is 0 outside the nuclei, so one product of matrices is all that it takes: a narrow nucleus
+leaves its tokens and their scaled logits for backward, which touches those rows of the head's weight alone. A wide
+nucleus leaves one bit a token of the vocabulary, and its logits are computed again, as all are for `top_p = 1`, tile
+by tile of the vocabulary.
+
+Shape suffixes: T tokens, V vocabulary, W columns of a tile, D hidden size, N some rows, M kept tokens of all rows.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ray_probe.core.head import Adapter, Head, HeadGradient, Products
+from ray_probe.core.kept import Kept, KeptCollector
+from ray_probe.core.nucleus import Candidates
+from ray_probe.core.policy import row_chunks
+from ray_probe.core.scaling import SamplingRule, Workspace, tiles, widened
+from ray_probe.core.scoring import (
+    Question,
+    Scores,
+    joined,
+    refuse_second_derivative,
+    score,
+    scores_from,
+    slopes_from,
+    to_save,
+)
+from ray_probe.core.slopes import Slopes
+from ray_probe.core.summaries import BLOCK, Moments
+from ray_probe.core.token_statistics import TokenStatistics
+
+__all__ = ["Adapter", "Head", "fused_token_statistics"]
+
+BLOCK_ELEMENTS = 10_000_000  # logits of a block of whole rows
+_LARGER_ON_A_GPU = 4
+_LEAST_ROWS = 16
+_MOST_ROWS = 1024  # of a block whose logits are computed tile by tile
+
+
+class _FusedHead(torch.autograd.Function):
+    """(hidden states, weights, bias) -> (log q(Y), H, outside, features); gradients through the first two."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, tokens_T: Tensor, position_T: Tensor, question: Question, head: Head, collect: bool,
+        *tensors: Tensor,
+    ) -> tuple[Tensor, ...]:  # fmt: skip
+        products = Products.from_tensors(head, tensors)
+        whole = question.rule.top_p >= 1.0
+        forward = _by_tiles if whole else _by_rows
+        scores, kept = forward(products, tokens_T, position_T, question, collect)
+        if collect:
+            ctx.question, ctx.head, ctx.sizes = question, head, (len(tensors), len(kept))
+            ctx.save_for_backward(tokens_T, *tensors, *kept, *to_save(scores))
+        ctx.mark_non_differentiable(scores.outside_T, scores.features_TD)
+        return scores.outputs
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        refuse_second_derivative()
+        tokens_T, *rest = ctx.saved_tensors
+        inputs, kept_size = ctx.sizes
+        tensors, kept, saved = rest[:inputs], rest[inputs : inputs + kept_size], rest[inputs + kept_size :]
+        products = Products.from_tensors(ctx.head, tensors)
+        sums = HeadGradient(products, ctx.needs_input_grad[5:], ctx.head.weight_grad_VD)
+        slopes, _ = slopes_from(saved, ctx.question.rule, tokens_T, gradients)
+        if kept:
+            nuclei = Kept(*kept)
+            _add_narrow(sums, nuclei, slopes)
+            _add_tiles(sums, slopes, nuclei.wide_N, nuclei)
+        else:
+            _add_tiles(sums, slopes, torch.arange(len(tokens_T), device=tokens_T.device), None)
+        return None, None, None, None, None, *sums.results()
+
+
+def _by_rows(
+    products: Products, tokens_T: Tensor, position_T: Tensor, question: Question, collect: bool
+) -> tuple[Scores, tuple[Tensor, ...]]:
+    """Scores from blocks of whole rows, and their nuclei as `Kept.tensors` if they are to be collected."""
+    rows, vocabulary = products.shape
+    device, space, parts = tokens_T.device, Workspace(), []
+    size = (1 if device.type == "cpu" else _LARGER_ON_A_GPU) * BLOCK_ELEMENTS // vocabulary
+    size = max(_LEAST_ROWS, size // _LEAST_ROWS * _LEAST_ROWS)
+    collector = KeptCollector(vocabulary, device)
+    for first in range(0, rows, size):
+        logits_NV = products.logits(slice(first, first + size), slice(0, vocabulary), space)
+        for chunk in row_chunks(len(logits_NV), vocabulary, device):
+            part = slice(first + chunk.start, first + min(chunk.stop, len(logits_NV)))
+            use = partial(collector.add, part.start) if collect else _ignore
+            parts.append(score(widened(logits_NV[chunk]), tokens_T[part], position_T[part], question, space, use))
+    return joined(parts), collector.kept().tensors if collect else ()
+
+
+def _ignore(group: Candidates) -> None:
+    """Nothing is kept of the nuclei when no gradient will be asked for."""
+
+
+def _by_tiles(
+    products: Products, tokens_T: Tensor, position_T: Tensor, question: Question, collect: bool
+) -> tuple[Scores, tuple[Tensor, ...]]:
+    """Scores for `top_p = 1`, from tiles of the vocabulary; nothing is kept, because every token is."""
+    rows, vocabulary = products.shape
+    space, parts = Workspace(), []
+    for first in range(0, rows, _MOST_ROWS):
+        block = slice(first, min(first + _MOST_ROWS, rows))
+        moments, own_T = Moments(question.rule.temperature, space), tokens_T[block]
+        logit_T = torch.empty(0)
+        for tile in tiles(len(own_T), vocabulary, own_T.device, BLOCK):
+            logits_TW = widened(products.logits(block, tile, space))
+            moments.add(logits_TW)
+            inside_T1 = (own_T - tile.start).clamp(0, logits_TW.shape[-1] - 1).unsqueeze(-1)
+            here_T = logits_TW.gather(-1, inside_T1).squeeze(-1)
+            logit_T = here_T if tile.start == 0 else torch.where(own_T >= tile.start, here_T, logit_T)
+        parts.append(scores_from(moments.summary(), logit_T, position_T[block], question))
+    return joined(parts), ()
+
+
+def _add_narrow(sums: HeadGradient, nuclei: Kept, slopes: Slopes) -> None:
+    """Add the gradient of rows with narrow nuclei: of their kept tokens, and of Y where it is not kept."""
+    narrow_T = torch.ones_like(slopes.outside_T).index_fill_(0, nuclei.wide_N, False)
+    slopes = replace(slopes, outside_T=slopes.outside_T & narrow_T)
+    row_M, column_M, scaled_M, slope_M = slopes.entries(nuclei.row_M.long(), nuclei.column_M.long(), nuclei.scaled_M)
+    logit_M = scaled_M * slopes.rule.temperature + slopes.largest_T[row_M]
+    sums.add_kept(row_M, column_M, sums.products.chain_(slope_M, logit_M))
+
+
+def _add_tiles(sums: HeadGradient, slopes: Slopes, rows_N: Tensor, nuclei: Kept | None) -> None:
+    """Add the gradient of rows whose logits are computed again, tile by tile."""
+    products, space = sums.products, Workspace()
+    for first in range(0, len(rows_N), _MOST_ROWS):
+        block = slice(first, min(first + _MOST_ROWS, len(rows_N)))
+        own_N = rows_N[block]
+        own = slopes[own_N]
+        for tile in tiles(len(own_N), products.shape[1], own_N.device, BLOCK):
+            logits_NW = widened(products.logits(own_N, tile, space))
+            slope_NW = own.tile(logits_NW, tile.start, space, nuclei.keep(block, tile) if nuclei else None)
+            sums.add_tile(own_N, tile, products.chain_(slope_NW, logits_NW))
+
+
+def fused_token_statistics(
+    hidden_TD: Tensor,
+    head: Head,
+    tokens_T: Tensor,
+    position_T: Tensor,
+    rule: SamplingRule,
+    cap: int,
+    features: Sequence[str] = (),
+) -> TokenStatistics:
+    """Score tokens under the sampling policy, from the states that the head sees.
+
+    Args:
+        hidden_TD: hidden states [T, D] of the positions that predict the tokens, with or without graph, in the
+            weight's dtype.
+        head: weight, bias, scaling and adapter.
+        tokens_T: int64 [T], the sampled tokens Y.
+        position_T: int64 [T], position j of each token in its response, from 0.
+        rule: temperature and top_p.
+        cap: max_new_tokens, the denominator of `pos_frac`.
+        features: names from `ray_probe.core.features.REGISTRY`.
+
+    Returns:
+        what `token_statistics` gives for the head's logits.
+    """
+    products = Products.of(hidden_TD, head)
+    question = Question(rule, tuple(features), cap)
+    outputs = _FusedHead.apply(  # type: ignore[no-untyped-call]
+        tokens_T, position_T, question, head, torch.is_grad_enabled(), *products.tensors
+    )
+    log_q_T, entropy_T, outside_T, features_TD = outputs
+    return TokenStatistics(log_q_T, entropy_T, outside_T, features_TD if features else None)

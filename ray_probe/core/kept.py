@@ -1,0 +1,81 @@
+"""What a forward pass over rows leaves of their nuclei: a few tokens of a narrow one, a bit a token of a wide one.
+
+Shape suffixes: N some rows, K candidates, M kept tokens, V vocabulary, W columns of a tile, B bytes.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ray_probe.core.nucleus import Candidates
+
+NARROW_SHARE = 16  # a nucleus is wide when it holds more than one in so many tokens of the vocabulary
+
+
+@dataclass(frozen=True)
+class Kept:
+    """The nuclei of T rows.
+
+    Attributes:
+        row_M: int32, row of every kept token of the narrow nuclei, in any order.
+        column_M: int32, the token.
+        scaled_M: its scaled logit, nats.
+        wide_N: int64, the rows with wide nuclei.
+        bits_NB: uint8, whether each token of the vocabulary is in them, eight to a byte.
+    """
+
+    row_M: Tensor
+    column_M: Tensor
+    scaled_M: Tensor
+    wide_N: Tensor
+    bits_NB: Tensor
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """All of it, in order."""
+        return self.row_M, self.column_M, self.scaled_M, self.wide_N, self.bits_NB
+
+    def keep(self, rows: slice, columns: slice) -> Tensor:
+        """Whether tokens are kept, for some of the wide rows and for columns from a multiple of eight on [N, W]."""
+        bytes_NB = self.bits_NB[rows, columns.start // 8 : (columns.stop + 7) // 8]
+        shift_8 = torch.arange(8, dtype=torch.uint8, device=bytes_NB.device)
+        bits_NW = (bytes_NB.unsqueeze(-1) >> shift_8).bitwise_and_(1).flatten(1)
+        return bits_NW[:, : columns.stop - columns.start].bool()
+
+
+class KeptCollector:
+    """Takes the groups of rows as their nuclei are found."""
+
+    def __init__(self, vocabulary: int, device: torch.device) -> None:
+        self.vocabulary = vocabulary
+        empty = torch.empty(0, dtype=torch.int64, device=device)
+        self._entries: list[tuple[Tensor, Tensor, Tensor]] = []
+        self._wide = [(empty, empty.to(torch.uint8).view(0, -(-vocabulary // 8)))]
+
+    def add(self, first: int, group: Candidates) -> None:
+        """One group of a chunk whose first row is row `first` of all."""
+        keep_NK, rows_N = group.mass_NK > 0, group.rows_N + first
+        if group.columns_NK is None:
+            wide_N = group.kept_N * NARROW_SHARE > self.vocabulary
+            if wide_N.any():
+                self._wide.append((rows_N[wide_N], _packed(keep_NK[wide_N])))
+                keep_NK &= ~wide_N.unsqueeze(-1)
+        row_M, index_M = keep_NK.nonzero(as_tuple=True)
+        column_M = index_M if group.columns_NK is None else group.columns_NK[row_M, index_M]
+        scaled_M = group.scaled_NK[row_M, index_M].to(group.largest_N.dtype)
+        self._entries.append((rows_N[row_M].int(), column_M.int(), scaled_M))
+
+    def kept(self) -> Kept:
+        """All that came."""
+        row_M, column_M, scaled_M = (torch.cat(column) for column in zip(*self._entries, strict=True))
+        wide_N, bits_NB = (torch.cat(column) for column in zip(*self._wide, strict=True))
+        return Kept(row_M, column_M, scaled_M, wide_N, bits_NB)
+
+
+def _packed(keep_NV: Tensor) -> Tensor:
+    """Eight to a byte, the first in the lowest bit [N, B]."""
+    missing = -keep_NV.shape[-1] % 8
+    bits_NB8 = torch.unflatten(torch.nn.functional.pad(keep_NV, (0, missing)).byte(), -1, (-1, 8))
+    weight_8 = (1 << torch.arange(8, device=keep_NV.device)).byte()
+    return (bits_NB8 * weight_8).sum(dim=-1, dtype=torch.uint8)

@@ -1,0 +1,141 @@
+"""The last step of a language model, taken apart: hidden states of the trunk, and the head that makes logits of them.
+
+Scoring needs only a few numbers of each row of logits. Where the head is a linear map, perhaps scaled and soft-capped,
+they are made from hidden states in pieces, and the [T, V] table is never held. Whether that is so is not believed but
+tried: the parts must give the model's own logits.
+
+Shape suffixes: N rows of a batch, L positions, T tokens, D hidden width, V vocabulary.
+"""
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ray_probe.core.head import Adapter, Head
+
+SCALES = {"logit_scale": 1.0, "logits_scaling": -1.0}
+"""Fields of a model's configuration that multiply the logits, with the power that they are raised to."""
+SOFT_CAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
+"""Fields that bound the logits: `cap * tanh(logits / cap)`."""
+TRIED_TOKENS = 8
+LOUD = 100.0
+"""Logits are tried as they are, and so many times as large, where a soft cap shows."""
+
+
+@dataclass(frozen=True)
+class ModelHead:
+    """A model in two: the trunk, and `logits = cap * tanh(scale * (hidden @ weight.T + bias) / cap)`.
+
+    Attributes:
+        trunk: the model below the head; gives hidden states.
+        linear: the head's module: a linear layer, or one with a LoRA in it.
+        scale: multiplies the logits.
+        softcap: bounds them after that; None: nothing does.
+    """
+
+    trunk: Any
+    linear: Any
+    scale: float
+    softcap: float | None
+
+    def hidden(self, **inputs: Any) -> tuple[Tensor, Any]:
+        """The trunk's hidden states [N, L, D] for a model's inputs, and its key-value cache."""
+        output = self.trunk(**inputs)
+        return output.last_hidden_state, getattr(output, "past_key_values", None)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Logits [..., V] of hidden states [..., D]."""
+        raw = self.linear(hidden)
+        raw = raw if self.scale == 1.0 else raw * self.scale
+        return raw if self.softcap is None else self.softcap * torch.tanh(raw / self.softcap)
+
+    def matrices(self) -> Head:
+        """The head as the matrices that token statistics are made with; its weight's gradient goes to `.grad`."""
+        base, adapter = _base(self.linear), None
+        for name in _adapters(self.linear):
+            down, up = self.linear.lora_A[name].weight, self.linear.lora_B[name].weight
+            adapter = Adapter(down, up, self.linear.scaling[name])
+        return Head(base.weight, base.bias, self.scale, self.softcap, adapter, lambda: _gradient(base.weight))
+
+
+def find_head(model: Any) -> tuple[ModelHead | None, str]:
+    """The model's head, and why there is none that can be taken apart, in one line (empty when there is).
+
+    Args:
+        model: a transformers causal language model in eval mode.
+    """
+    linear, trunk = model.get_output_embeddings(), model.base_model
+    if trunk is model or not _is_linear(linear):
+        return None, f"the head of {type(model).__name__} is no linear layer over a trunk"
+    config = model.config.get_text_config()
+    scale = math.prod(float(getattr(config, name, None) or 1.0) ** power for name, power in SCALES.items())
+    cap = next((value for name in SOFT_CAPS if (value := getattr(config, name, None)) is not None), None)
+    head = ModelHead(trunk, linear, scale, None if cap is None else float(cap))
+    for factor in (1.0, LOUD):
+        gap, largest = _gap(model, head, factor)
+        if not gap <= 1e-4 * max(1.0, largest):
+            what = f"its parts give logits that are {gap:.2g} off (of {largest:.2g})"
+            return None, f"{type(model).__name__} does more to its logits than a linear head: {what}"
+    return head, ""
+
+
+@torch.no_grad()
+def _gap(model: Any, head: ModelHead, factor: float) -> tuple[float, float]:
+    """Largest difference between the model's logits and those of its parts, and the largest logit.
+
+    Args:
+        model: the model.
+        head: its parts.
+        factor: what comes out of the linear layer is multiplied by it.
+    """
+    device = next(model.parameters()).device
+    vocabulary = model.get_input_embeddings().weight.shape[0]
+    ids = (torch.arange(TRIED_TOKENS, device=device) * 7 % vocabulary).unsqueeze(0)
+    with _multiplied(head.linear, factor):
+        whole = model(input_ids=ids, use_cache=False).logits.float()
+        parts = head.logits(head.hidden(input_ids=ids, use_cache=False)[0]).float()
+    if whole.shape != parts.shape:
+        return math.inf, math.inf
+    return float((whole - parts).abs().max()), float(whole.abs().max())
+
+
+@contextmanager
+def _multiplied(linear: torch.nn.Module, factor: float) -> Iterator[None]:
+    """The module's output is multiplied during the block."""
+    hook = linear.register_forward_hook(lambda module, inputs, output: output * factor)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+def _base(linear: Any) -> Any:
+    """The linear layer itself, without a LoRA around it."""
+    return getattr(linear, "base_layer", linear)
+
+
+def _adapters(linear: Any) -> list[str]:
+    """Names of the LoRAs at work in a head's module."""
+    return [name for name in getattr(linear, "active_adapters", ()) if name in linear.lora_A]
+
+
+def _gradient(weight: torch.nn.Parameter) -> Tensor:
+    """The weight's `.grad`, made where there is none."""
+    if weight.grad is None:
+        weight.grad = torch.zeros_like(weight, dtype=weight.grad_dtype)
+    return weight.grad
+
+
+def _is_linear(module: Any) -> bool:
+    """A linear layer, or one plain LoRA around one: no DoRA, no bias of its own, nothing merged."""
+    if not isinstance(_base(module), torch.nn.Linear):
+        return False
+    special = (*getattr(module, "use_dora", {}).values(), *getattr(module, "lora_bias", {}).values())
+    if module is _base(module):
+        return True
+    return hasattr(module, "lora_A") and len(_adapters(module)) == 1 and not module.merged and not any(special)

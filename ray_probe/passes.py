@@ -1,0 +1,63 @@
+"""One forward pass a response, its graph held until its baseline is there, or two: chosen once a run, from memory.
+
+With two passes nothing outlives a micro-batch. With one, the graphs of the shards that wait for their fit are held;
+what there is no room for is scored twice, which gives the same record to the bit and the same gradient to rounding.
+With `fit: lagged` the fit is there before the shard, so one shard's graphs are all that is ever held.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from ray_probe.config import ProbeConfig
+from ray_probe.memory import MemoryDemand, size
+
+
+@dataclass(frozen=True)
+class Pass:
+    """What was chosen, for the manifest.
+
+    Attributes:
+        name: one or two.
+        held_positions: of whose tokens an actor holds graphs, at most; 0 with two passes.
+        why: in one line.
+    """
+
+    name: str
+    held_positions: int
+    why: str
+
+    def to_json(self) -> dict[str, Any]:
+        """In plain JSON types."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, raw: Mapping[str, Any]) -> "Pass":
+        """What `to_json` gave."""
+        return cls(**raw)
+
+
+def choose_pass(config: ProbeConfig, memory: MemoryDemand, longest_prompt: int, device_bytes: int) -> Pass:
+    """How many passes, for the whole run.
+
+    Args:
+        config: the run's configuration.
+        memory: what an actor needs on its device without held graphs.
+        longest_prompt: of the run, in tokens.
+        device_bytes: memory of the device; on a CPU the node's, divided by the actors on it.
+    """
+    estimator, batch = config.estimator, config.batch
+    asked = estimator.memory_budget_gb
+    budget = max(0, device_bytes - memory.total) if asked is None else int(asked * 1e9)
+    room = budget // max(1, memory.held_a_position)
+    shards = math.ceil(batch.prompts_per_round / batch.shard_prompts)
+    waiting = 1 if estimator.baseline.fit == "lagged" else math.ceil(shards / config.cluster.actors)
+    shard = batch.shard_prompts * batch.responses_per_prompt * (longest_prompt + config.generation.max_new_tokens)
+    needed = waiting * shard * memory.held_a_position
+    fits = f"the graphs of {waiting} shards at their longest take {size(needed)}, there is room for {size(budget)}"
+    if estimator.pass_ == "one":
+        return Pass("one", int(room), f"as configured; {fits}")
+    if estimator.pass_ == "auto" and room >= waiting * shard:
+        return Pass("one", int(room), fits)
+    return Pass("two", 0, "as configured" if estimator.pass_ == "two" else fits)

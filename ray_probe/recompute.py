@@ -1,0 +1,37 @@
+"""Activation checkpointing: layers that keep their input alone for the backward pass and are computed again there.
+
+That of transformers goes by a module's training mode, which brings dropout along; the model here stays in eval mode.
+"""
+
+from typing import Any
+
+import torch
+from torch.utils.checkpoint import checkpoint
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from ray_probe.errors import ConfigError, bad_value
+
+
+def set_recompute(model: torch.nn.Module, on: bool) -> None:
+    """Have every decoder layer keep its input alone, or all that backward needs.
+
+    Raises:
+        ConfigError: `on`, and the architecture names no layers.
+    """
+    layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+    if on and not layers:
+        remedy = f"{type(model).__name__} has no layers to recompute, set it to false"
+        raise ConfigError(bad_value("estimator.activation_checkpointing", on, remedy))
+    for layer in layers:
+        vars(layer).pop("forward", None)
+        if on:
+            vars(layer)["forward"] = _recomputed(layer.forward)
+
+
+def _recomputed(forward: Any) -> Any:
+    def in_backward(*inputs: Any, **named: Any) -> Any:
+        if not torch.is_grad_enabled():
+            return forward(*inputs, **named)
+        return checkpoint(forward, *inputs, use_reentrant=False, preserve_rng_state=False, **named)
+
+    return in_backward
