@@ -311,7 +311,7 @@ def test_twenty_checkpoints_one_after_another_in_the_same_actor_and_memory(clien
 
 def test_an_actor_that_cannot_start_ends_up_with_its_cause_and_leaves_nothing(shell: Shell) -> None:
     before = {process.pid for process in psutil.process_iter()}
-    too_much = ("--set", "generation.tf_batch_size=2000000000")
+    too_much = ("--set", "generation.tf_batch_size=2000000000", "--set", "generation.tf_batch_tokens=2000000000")
     said = shell.run("up", "service.yaml", "--name", "large", *too_much, code=4)
     assert "memory: an actor needs" in said and "model.trainable: adapter" in said
     assert "nothing of that name is up" in shell.run("status", "--run", "large", code=2)

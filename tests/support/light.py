@@ -86,7 +86,7 @@ def light_prepared(config: ProbeConfig) -> Prepared:
     )  # fmt: skip
     return Prepared(
         config, CheckpointId(Path(POLICY), POLICY, None, ""), PromptFacts("<list>", "", None, len(texts), 0, 2), plan,
-        POLICY, datetime(2026, 5, 1, tzinfo=UTC), MemoryDemand(0, 0, 0, 0, 0),
+        POLICY, datetime(2026, 5, 1, tzinfo=UTC), MemoryDemand(0, 0, 0, 0, 0, 1),
     )  # fmt: skip
 
 
