@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import cache_utils
 
 from ray_probe.core.policy import SamplingRule, sample_rows
 from ray_probe.forward import Forward
@@ -89,7 +90,7 @@ class Decoder:
             left = int(alive.sum())
             if left == 0 or step + 1 == self.cap:
                 break
-            if left <= COMPACT_BELOW * len(rows):
+            if left <= COMPACT_BELOW * len(rows) and can_select(cache):
                 kept = alive.nonzero().squeeze(-1)
                 cache.batch_select_indices(kept)
                 rows, token_N, mask_NP, alive = rows[kept], token_N[kept], mask_NP[kept], alive[kept]
@@ -99,6 +100,14 @@ class Decoder:
         return [row[:n] for row, n in zip(tokens, lengths, strict=True)], [
             row[:n].copy() for row, n in zip(log_q, lengths, strict=True)
         ]
+
+
+def can_select(cache: Any) -> bool:
+    """Whether rows can be taken out of a cache: keys and values can, the state of a recurrent layer cannot."""
+    layers = getattr(cache, "layers", ())
+    recurrent: Any = getattr(cache_utils, "LinearAttentionCacheLayerMixin", ())  # transformers before 5.20 has none
+    known = all(isinstance(layer, cache_utils.DynamicLayer) and not isinstance(layer, recurrent) for layer in layers)
+    return known and len(layers) > 0
 
 
 def left_padded(prompts: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, Tensor]:

@@ -54,13 +54,24 @@ class ModelHead:
         raw = raw if self.scale == 1.0 else raw * self.scale
         return raw if self.softcap is None else self.softcap * torch.tanh(raw / self.softcap)
 
-    def matrices(self) -> Head:
-        """The head as the matrices that token statistics are made with; its weight's gradient goes to `.grad`."""
+    def matrices(self, lend: bool = False) -> Head:
+        """The head as the matrices that token statistics are made with.
+
+        Args:
+            lend: backward adds the weight's gradient straight to its `.grad`.
+        """
         base, adapter = _base(self.linear), None
         for name in _adapters(self.linear):
             down, up = self.linear.lora_A[name].weight, self.linear.lora_B[name].weight
             adapter = Adapter(down, up, self.linear.scaling[name])
-        return Head(base.weight, base.bias, self.scale, self.softcap, adapter, lambda: _gradient(base.weight))
+        return Head(
+            base.weight,
+            base.bias,
+            self.scale,
+            self.softcap,
+            adapter,
+            (lambda: _gradient(base.weight)) if lend else None,
+        )
 
 
 def find_head(model: Any) -> tuple[ModelHead | None, str]:
@@ -72,13 +83,24 @@ def find_head(model: Any) -> tuple[ModelHead | None, str]:
     linear, trunk = model.get_output_embeddings(), model.base_model
     if trunk is model or not _is_linear(linear):
         return None, f"the head of {type(model).__name__} is no linear layer over a trunk"
+    if any(linear.lora_A[name].weight.dtype != _base(linear).weight.dtype for name in _adapters(linear)):
+        return None, f"the LoRA on the head of {type(model).__name__} has another dtype than the head"
+    try:
+        return _tried(model, trunk, linear)
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        return None, f"{type(model).__name__} could not be taken apart ({type(error).__name__}: {error})".split("\n")[0]
+
+
+def _tried(model: Any, trunk: Any, linear: Any) -> tuple[ModelHead | None, str]:
+    """The head of a model with these parts, if they give the model's logits."""
+    tolerance = 1e-4 if _base(linear).weight.dtype in (torch.float32, torch.float64) else 2e-2
     config = model.config.get_text_config()
     scale = math.prod(float(getattr(config, name, None) or 1.0) ** power for name, power in SCALES.items())
     cap = next((value for name in SOFT_CAPS if (value := getattr(config, name, None)) is not None), None)
     head = ModelHead(trunk, linear, scale, None if cap is None else float(cap))
     for factor in (1.0, LOUD):
         gap, largest = _gap(model, head, factor)
-        if not gap <= 1e-4 * max(1.0, largest):
+        if not gap <= tolerance * max(1.0, largest):
             what = f"its parts give logits that are {gap:.2g} off (of {largest:.2g})"
             return None, f"{type(model).__name__} does more to its logits than a linear head: {what}"
     return head, ""

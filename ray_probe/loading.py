@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import psutil
@@ -10,6 +11,7 @@ import psutil
 from ray_probe.config import ProbeConfig, config_from_dict, to_dict
 from ray_probe.errors import ClusterError
 from ray_probe.memory import MemoryDemand, check_fits
+from ray_probe.passes import held_room
 from ray_probe.prepared import CheckpointId, Prepared
 from ray_probe.versions import check_versions, package_versions
 
@@ -17,6 +19,10 @@ if TYPE_CHECKING:
     from ray_probe.assembly import Assembly
     from ray_probe.node_cache import NodeCopy
     from ray_probe.rollout import Rollout
+
+
+HELD_SHARE = 0.5
+"""Of the memory that is free once the model is loaded, what held graphs may take: forecasts are not exact."""
 
 
 @dataclass(frozen=True)
@@ -78,13 +84,15 @@ class Loader:
         device, device_name, device_bytes = _device(config, node)
         check_fits(order.memory, device_bytes, device_name)
         rollout = self._brought_in(order, config, device)
+        spare_bytes = int(HELD_SHARE * _free_bytes(config, device))
+        rollout.most_held = held_room(config, order.memory, spare_bytes)
         import torch
 
         about = {
             "layout": rollout.layout,
             "eos_ids": rollout.eos_ids,
             "device": device_name if device == "cuda" else device,
-            "device_bytes": device_bytes,
+            "spare_bytes": spare_bytes,
             "why_no_head": rollout.why_no_head,
             "threads": torch.get_num_threads(),
             "pid": os.getpid(),
@@ -112,14 +120,32 @@ class Loader:
         return rollout
 
 
+def _free_bytes(config: ProbeConfig, device: str) -> int:
+    """Memory of this actor's device that nobody uses now; on a CPU its share of the node's, or of the container's."""
+    import torch
+
+    if device == "cuda":
+        return int(torch.cuda.mem_get_info()[0] * min(1.0, config.cluster.gpus_per_actor))
+    free = psutil.virtual_memory().available
+    limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
+    if limit.exists() and (text := limit.read_text().strip()) != "max":
+        free = min(free, max(0, int(text) - int(used.read_text())))
+    return free // _actors_here(config)
+
+
+def _actors_here(config: ProbeConfig) -> int:
+    """Actors that share a node without GPUs, at most."""
+    cluster = config.cluster
+    return min(cluster.actors, max(1, (os.cpu_count() or 1) // cluster.cpus_per_actor))
+
+
 def _device(config: ProbeConfig, node: str) -> tuple[str, str, int]:
     """Kind, name and bytes of the device of this actor. Raises ClusterError when there is no GPU and one was asked."""
     import torch
 
     cluster = config.cluster
     if cluster.gpus_per_actor == 0:
-        here = min(cluster.actors, max(1, (os.cpu_count() or 1) // cluster.cpus_per_actor))
-        return "cpu", f"an actor's share of node {node}", psutil.virtual_memory().total // here
+        return "cpu", f"an actor's share of node {node}", psutil.virtual_memory().total // _actors_here(config)
     if not torch.cuda.is_available():
         raise ClusterError(
             f"cluster.gpus_per_actor: got {cluster.gpus_per_actor:g}; the actor on node {node} sees no CUDA device, "

@@ -38,26 +38,33 @@ class Pass:
         return cls(**raw)
 
 
-def choose_pass(config: ProbeConfig, memory: MemoryDemand, longest_prompt: int, device_bytes: int) -> Pass:
+def held_room(config: ProbeConfig, memory: MemoryDemand, spare_bytes: int) -> int:
+    """Positions whose graphs an actor may hold in so many bytes, or in those that are configured."""
+    asked = config.estimator.memory_budget_gb
+    budget = spare_bytes if asked is None else int(asked * 1e9)
+    return budget // max(1, memory.held_a_position)
+
+
+def choose_pass(config: ProbeConfig, memory: MemoryDemand, longest_prompt: int, spare_bytes: int) -> Pass:
     """How many passes, for the whole run.
 
     Args:
         config: the run's configuration.
         memory: what an actor needs on its device without held graphs.
         longest_prompt: of the run, in tokens.
-        device_bytes: memory of the device; on a CPU the node's, divided by the actors on it.
+        spare_bytes: memory of an actor that held graphs may take, as the first actor has found it; each keeps to its
+            own beside.
     """
     estimator, batch = config.estimator, config.batch
-    asked = estimator.memory_budget_gb
-    budget = max(0, device_bytes - memory.total) if asked is None else int(asked * 1e9)
-    room = budget // max(1, memory.held_a_position)
+    room = held_room(config, memory, spare_bytes)
     shards = math.ceil(batch.prompts_per_round / batch.shard_prompts)
     waiting = 1 if estimator.baseline.fit == "lagged" else math.ceil(shards / config.cluster.actors)
     shard = batch.shard_prompts * batch.responses_per_prompt * (longest_prompt + config.generation.max_new_tokens)
     needed = waiting * shard * memory.held_a_position
-    fits = f"the graphs of {waiting} shards at their longest take {size(needed)}, there is room for {size(budget)}"
+    there = size(room * memory.held_a_position)
+    fits = f"the graphs of {waiting} shards at their longest take {size(needed)}, there is room for {there}"
     if estimator.pass_ == "one":
-        return Pass("one", int(room), f"as configured; {fits}")
+        return Pass("one", room, f"as configured; {fits}")
     if estimator.pass_ == "auto" and room >= waiting * shard:
-        return Pass("one", int(room), fits)
+        return Pass("one", room, fits)
     return Pass("two", 0, "as configured" if estimator.pass_ == "two" else fits)

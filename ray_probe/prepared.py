@@ -127,7 +127,7 @@ def manifest(prepared: Prepared, actor: dict[str, Any], cluster: dict[str, Any])
         },
         "policy_id": prepared.policy_id,
         "memory": prepared.memory.line(),
-        "pass": choose_pass(config, prepared.memory, prompts.longest, actor["device_bytes"]).to_json(),
+        "pass": choose_pass(config, prepared.memory, prompts.longest, actor["spare_bytes"]).to_json(),
         "settings": {name: part for name, part in to_dict(config).items() if name not in FREE_SECTIONS},
         "eos_token_ids": list(actor["eos_ids"]),
         "seed": config.data.seed,

@@ -70,7 +70,7 @@ class ProbeComponents:
             ConfigError: a whole `leave_one_out` fit was passed.
         """
         parts = self.processor.score_parts(
-            sequences, with_grad=True, with_features=_shard_baseline(baseline) is not None
+            sequences, with_grad=True, with_features=_shard_baseline(baseline) is not None, lend=True
         )
         return self.accumulate_parts(sequences, parts, baseline)
 

@@ -4,8 +4,9 @@ Between the two an actor keeps of each shard its token ids and its record, and n
 the rounds between two commits.
 """
 
+import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -61,6 +62,8 @@ class Rollout:
         self._group = ""
         self._held: dict[ShardKey, _Held] = {}
         self._added: dict[ShardKey, ShardSums] = {}
+        self.most_held = sys.maxsize
+        """Positions whose graphs this device has room for."""
 
     @property
     def layout(self) -> Layout:
@@ -102,20 +105,34 @@ class Rollout:
         texts = [ref.text for ref in shard.prompts]
         sequences = processor.generate(texts, shard.responses_per_prompt, shard.response_seeds())
         generated = time.monotonic()
-        parts = list(processor.score_parts(sequences, with_grad=held_positions > 0, with_features=True))
+        self._held.pop(shard.key, None)
+        parts = self._scored(sequences, min(held_positions, self.most_held))
         results = results_of(parts, shard.responses_per_prompt, with_grad=False, compute_rb=True)
         prompt_ids_P = np.array([ref.index for ref in shard.prompts], np.int64)
         record = record_of_results(results, prompt_ids_P, self._components.estimator, self._rule.cap)
         kept = replace(sequences, sample_logprobs=None)
-        self._held.pop(shard.key, None)
-        room = held_positions - sum(held.positions for held in self._held.values())
-        graphs = parts if sum(part.positions for part in parts) <= room else None
+        graphs = parts if any(part.has_graph for part in parts) else None
         self._held[shard.key] = _Held(kept, prompt_ids_P, record.without_prompts(), graphs)
         packed, features = record.pack(), self._rule.features
         delivery = Delivery(self._policy_id, features, shard.round, shard.index, packed, self._made_on)
         finished = time.monotonic()
         parity = _parity(sequences, results)
         return Collected(delivery, parity, record.tokens, generated - started, finished - generated)
+
+    def _scored(self, sequences: BatchedSequences, most_held: int) -> list[ScoredPart]:
+        """The shard scored, with its graphs where so many positions may be held in all.
+
+        Where there is no room for them every part is scored with graph all the same, so that the bits do not depend on
+        the room, and lets go of it before the next.
+        """
+        processor = self._components.processor
+        if most_held == 0:
+            return list(processor.score_parts(sequences, with_grad=False, with_features=True))
+        parts = processor.score_parts(sequences, with_grad=True, with_features=True, lend=True)
+        room = most_held - sum(held.positions for held in self._held.values())
+        if processor.positions(sequences) <= room:
+            return list(parts)
+        return [part.without_graph() for part in parts]
 
     def acknowledge(self, shard: Shard, receipt: Receipt) -> None:
         """Keep the record that counts: where another came first, that one is left out of the fit."""
@@ -141,7 +158,8 @@ class Rollout:
                 held.parts,
                 None,
             )  # should it fail half-way, graphs are gone, and tokens are scored again
-            sums = self._components.accumulate_parts(held.sequences, drained(parts), baseline)
+            told = self._components.processor.on_progress  # a backward pass is progress, however long it takes
+            sums = self._components.accumulate_parts(held.sequences, drained(parts, told), baseline)
         norm_sq = self._gradient.add_shard()
         self._added[shard.key] = result = ShardSums(
             shard.round, shard.index, fit.version, own is not None, baseline.fitted, held.prompt_ids_P, sums, norm_sq,
@@ -188,11 +206,13 @@ def record_of_results(
     return with_prompts(record_of_tokens(phi_TD, target_T[:, None], position_T, cap), prompt_ids_P, np.array(rows))
 
 
-def drained(parts: list[ScoredPart]) -> Iterator[ScoredPart]:
-    """The parts, each let go of once the next is asked for."""
+def drained(parts: list[ScoredPart], done: Callable[[int], None]) -> Iterator[ScoredPart]:
+    """The parts, each let go of once the next is asked for; `done` is told of its tokens then."""
     parts.reverse()
     while parts:
+        tokens = sum(len(row.log_q_T) for row in parts[-1].statistics)
         yield parts.pop()
+        done(tokens)
 
 
 def _flat(nested: list[list]) -> list:  # type: ignore[type-arg]

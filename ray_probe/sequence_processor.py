@@ -6,7 +6,7 @@ Shape suffixes: N rows (responses), T response width.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -83,6 +83,16 @@ class ScoredPart:
     places: list[int]
     statistics: list[TokenStatistics]
     positions: int
+
+    @property
+    def has_graph(self) -> bool:
+        """Whether a gradient can be taken."""
+        return any(row.log_q_T.requires_grad for row in self.statistics)
+
+    def without_graph(self) -> "ScoredPart":
+        """The numbers alone."""
+        rows = [replace(row, log_q_T=row.log_q_T.detach(), entropy_T=row.entropy_T.detach()) for row in self.statistics]
+        return ScoredPart(self.places, rows, self.positions)
 
 
 class SequenceProcessor:
@@ -185,7 +195,12 @@ class SequenceProcessor:
         return results_of(list(parts), sequences.shape[1], with_grad, compute_rb)
 
     def score_parts(
-        self, sequences: BatchedSequences, with_grad: bool, with_features: bool, tf_batch_size: int | None = None
+        self,
+        sequences: BatchedSequences,
+        with_grad: bool,
+        with_features: bool,
+        tf_batch_size: int | None = None,
+        lend: bool = False,
     ) -> Iterator[ScoredPart]:
         """Score responses micro-batch by micro-batch, each when it is asked for; every response is in one of them.
 
@@ -194,19 +209,31 @@ class SequenceProcessor:
             with_grad: keep the graph of each micro-batch as long as it lives.
             with_features: compute the baseline features.
             tf_batch_size: responses in a micro-batch, at most; None: as configured.
+            lend: `backward` adds the gradient of the head's weight straight to its `.grad`, which spares a table of its
+                size; `torch.autograd.grad` does not see it then.
 
         Raises:
             NonFiniteError: the model's logits hold NaN or infinity.
         """
         groups, group = sequences.shape
         rows = [sequences.tokens(b, g) for b in range(groups) for g in range(group)]
-        lengths = [len(prompt) + len(response) for prompt, response in rows]
-        size = tf_batch_size or self.generation.tf_batch_size
-        for places in plan_micro_batches(lengths, size, self.generation.tf_batch_tokens):
-            ascending = sorted(places)
+        features = self.features if with_features else ()
+        for places, positions in self._micro_batches(sequences, tf_batch_size):
             with torch.set_grad_enabled(with_grad):
-                statistics = self._score([rows[place] for place in ascending], self.features if with_features else ())
-            yield ScoredPart(ascending, statistics, len(places) * lengths[places[0]])
+                statistics = self._score([rows[place] for place in places], features, lend)
+            yield ScoredPart(places, statistics, positions)
+
+    def positions(self, sequences: BatchedSequences) -> int:
+        """Positions that scoring takes, padding included."""
+        return sum(positions for _, positions in self._micro_batches(sequences, None))
+
+    def _micro_batches(self, sequences: BatchedSequences, size: int | None) -> Iterator[tuple[list[int], int]]:
+        """Places of the responses that are scored together, ascending, and the positions that they take."""
+        prompts, (_, group) = sequences.prompt_lens, sequences.shape
+        lengths = [prompts[place // group] + n for place, n in enumerate(n for row in sequences.gen_lens for n in row)]
+        most = size or self.generation.tf_batch_size
+        for places in plan_micro_batches(lengths, most, self.generation.tf_batch_tokens):
+            yield sorted(places), len(places) * lengths[places[0]]
 
     def _pad_id(self) -> int:
         """Any id that has an embedding: what is padding is said by the mask."""
@@ -226,14 +253,14 @@ class SequenceProcessor:
                     f"{self.generation.max_new_tokens} pass the model's context of {limit}; shorten one of them"
                 )
 
-    def _score(self, rows: list[TokenRow], features: Sequence[str]) -> list[TokenStatistics]:
+    def _score(self, rows: list[TokenRow], features: Sequence[str], lend: bool) -> list[TokenStatistics]:
         """Statistics of each row's response, from one forward pass."""
         device, cap, pad_id = self.device, self.generation.max_new_tokens, self._pad_id()
         lengths = [len(response) for _, response in rows]
         position_T = torch.cat([torch.arange(n) for n in lengths]).to(device)
         tokens_T = torch.cat([response for _, response in rows]).to(device)
         if self.forward.head is not None:
-            hidden_TD, head = self.forward.hidden(rows, pad_id), self.forward.head.matrices()
+            hidden_TD, head = self.forward.hidden(rows, pad_id), self.forward.head.matrices(lend)
             flat = fused_token_statistics(hidden_TD, head, tokens_T, position_T, self.rule, cap, features)
         else:
             logits_TV, rows_T = self.forward.logits(rows, pad_id), torch.arange(len(tokens_T), device=device)

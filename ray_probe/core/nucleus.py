@@ -119,7 +119,7 @@ class _Rung:
         total_N = self.held_N + self.others_N
         most_N = (above_NK <= (self.top_p * (total_N + doubt_N)).unsqueeze(-1)).sum(dim=-1)
         least_N = (above_NK <= (self.top_p * (total_N - doubt_N)).unsqueeze(-1)).sum(dim=-1)
-        self.threshold_N = self.scaled_NK.gather(-1, (most_N - 1).unsqueeze(-1)).squeeze(-1)
+        self.threshold_N = self.scaled_NK.gather(-1, (most_N - 1).clamp_(min=0).unsqueeze(-1)).squeeze(-1)
         self.closed_N = (most_N == least_N) & (self.scaled_NK[:, -1] < self.threshold_N)
         if weight_RV is None:
             self.closed_N.fill_(True)

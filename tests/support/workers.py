@@ -54,7 +54,7 @@ class InProcessWorkers:
         self.ways.append(self._assembly.way)
         self._prepared = prepared
         self.info = {
-            "layout": self.layout, "eos_ids": self._rollout.eos_ids, "device": "cpu", "device_bytes": 10**9,
+            "layout": self.layout, "eos_ids": self._rollout.eos_ids, "device": "cpu", "spare_bytes": 10**9,
             "why_no_head": "", "threads": 1,
         }  # fmt: skip
 

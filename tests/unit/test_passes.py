@@ -21,7 +21,7 @@ def config(fit: str = "leave_one_out", actors: int = 2, **estimator: Any) -> Pro
 
 
 def chosen(device_gb: float, **sections: Any) -> Pass:
-    return choose_pass(config(**sections), MEMORY, 36, int(device_gb * GB))
+    return choose_pass(config(**sections), MEMORY, 36, round((device_gb - 4) * GB))
 
 
 def test_graphs_of_the_shards_that_wait_decide() -> None:

@@ -21,7 +21,7 @@ from ray_probe.preflight import prepare
 from ray_probe.prepared import Prepared, changed_settings, check_same_inputs, few_shards, manifest
 
 PROMPTS = ["abc", "f", "a" * 20, "dd"]
-ACTOR = {"device": "cpu", "device_bytes": 10**9, "threads": 1, "eos_ids": (0,)}
+ACTOR = {"device": "cpu", "spare_bytes": 10**9, "threads": 1, "eos_ids": (0,)}
 
 
 @pytest.fixture

@@ -1,7 +1,9 @@
 """Rollouts, fitter and run without a cluster: one answer however shards are dealt, and nothing half done counts."""
 
 import dataclasses
+import gc
 import json
+import weakref
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -414,3 +416,33 @@ def test_a_graph_that_failed_half_way_is_not_used_again(checkpoint: Path, monkey
     one.accumulate(shards[0], fit)
     two.accumulate(shards[0], fit)
     assert np.linalg.norm(flat(one) - flat(two)) <= 1e-6 * np.linalg.norm(flat(two))
+
+
+def test_a_backward_pass_on_held_graphs_is_told_as_progress(checkpoint: Path):
+    config = settings(checkpoint)
+    rollout, (shard, *_), fit = rollout_of(config), plan_of(config).round(0), collected(config)[2]
+    rollout.begin(GROUP)
+    tokens = rollout.collect(shard, held_positions=10**9).tokens
+    told: list[int] = []
+    processor_of(rollout).on_progress = told.append
+    rollout.accumulate(shard, fit)
+    assert sum(told) == tokens and len(told) > 1, "long shards are not taken for stuck"
+
+
+def test_where_there_is_no_room_for_graphs_one_is_there_at_a_time(checkpoint: Path, monkeypatch: pytest.MonkeyPatch):
+    config = settings(checkpoint)
+    rollout, (shard, *_) = rollout_of(config), plan_of(config).round(0)
+    rollout.begin(GROUP)
+    graphs: list[Any] = []
+    score = SequenceProcessor._score
+
+    def watched(*arguments: Any) -> Any:
+        assert sum(reference() is not None for reference in graphs) <= 1, "that of the part before, at most"
+        rows = score(*arguments)
+        graphs.append(weakref.ref(rows[0].log_q_T))
+        return rows
+
+    monkeypatch.setattr(SequenceProcessor, "_score", watched)
+    rollout.collect(shard, held_positions=1)
+    gc.collect()
+    assert len(graphs) > 1 and not any(reference() for reference in graphs)
