@@ -27,7 +27,7 @@ from ray_probe.core.scaling import (
     tiles,
 )
 
-RUNGS = (60, 512, 4096)  # the first below 1 / 64 of the blocks of 32,000 tokens, where topk is four times as fast
+RUNGS = (32, 512, 4096)
 _WORTH = 8  # a rung must be so many times smaller than the vocabulary, but for the first
 _SHORT = 512  # a vocabulary that is sorted at once
 _BINS = 4096

@@ -11,7 +11,16 @@ import torch
 from torch import Tensor
 
 from ray_probe.core.nucleus import Candidates, candidates
-from ray_probe.core.scaling import LEAST, LOG2_E, SamplingRule, Workspace, exponentials, quick_exponentials, tiles
+from ray_probe.core.scaling import (
+    LEAST,
+    LOG2_E,
+    SamplingRule,
+    Workspace,
+    exponentials,
+    quick_exponentials,
+    tiles,
+    without_least_,
+)
 
 BLOCK = 256
 
@@ -143,7 +152,7 @@ class Moments:
         shape, dtype, device = logits_RV.shape, logits_RV.dtype, logits_RV.device
         mass_RV, bits_RV = (self._space.table(name, shape, dtype, device) for name in ("powers", "bits"))
         quick_exponentials(logits_RV, largest_R1, self.temperature, mass_RV, bits_RV)
-        block_RB = block_sums(mass_RV)
+        block_RB = block_sums(without_least_(mass_RV))
         first_R = mass_RV.mul_(bits_RV).sum(dim=-1)
         square_R = mass_RV.mul_(bits_RV).sum(dim=-1)
         self._blocks.append(block_RB)
