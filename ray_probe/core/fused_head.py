@@ -8,7 +8,7 @@ by tile of the vocabulary.
 Shape suffixes: T tokens, V vocabulary, W columns of a tile, D hidden size, N some rows, M kept tokens of all rows.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -24,23 +24,22 @@ from ray_probe.core.scaling import SamplingRule, Workspace, tiles, widened
 from ray_probe.core.scoring import (
     Question,
     Scores,
-    joined,
     refuse_second_derivative,
-    score,
     scores_from,
     slopes_from,
     to_save,
 )
 from ray_probe.core.slopes import Slopes
-from ray_probe.core.summaries import BLOCK, Moments
+from ray_probe.core.summaries import BLOCK, Moments, RowSummary, fill
 from ray_probe.core.token_statistics import TokenStatistics
 
 __all__ = ["Adapter", "Head", "fused_token_statistics"]
 
-BLOCK_ELEMENTS = 10_000_000  # logits of a block of whole rows
+BLOCK_ELEMENTS = 9_000_000  # logits of a block of whole rows
 _LARGER_ON_A_GPU = 4
-_LEAST_ROWS = 16
-_MOST_ROWS = 1024  # of a block whose logits are computed tile by tile
+_LEAST_ROWS = 8
+_MOST_ROWS = {"cpu": 256, "cuda": 4096}  # of a block whose logits are computed tile by tile
+_PIECE = 1 << 16  # kept tokens at a time
 
 
 class _FusedHead(torch.autograd.Function):
@@ -84,7 +83,8 @@ def _by_rows(
 ) -> tuple[Scores, tuple[Tensor, ...]]:
     """Scores from blocks of whole rows, and their nuclei as `Kept.tensors` if they are to be collected."""
     rows, vocabulary = products.shape
-    device, space, parts = tokens_T.device, Workspace(), []
+    device, space = tokens_T.device, Workspace()
+    summary, logit_T = _blank(products)
     size = (1 if device.type == "cpu" else _LARGER_ON_A_GPU) * BLOCK_ELEMENTS // vocabulary
     size = max(_LEAST_ROWS, size // _LEAST_ROWS * _LEAST_ROWS)
     collector = KeptCollector(vocabulary, device)
@@ -93,8 +93,18 @@ def _by_rows(
         for chunk in row_chunks(len(logits_NV), vocabulary, device):
             part = slice(first + chunk.start, first + min(chunk.stop, len(logits_NV)))
             use = partial(collector.add, part.start) if collect else _ignore
-            parts.append(score(widened(logits_NV[chunk]), tokens_T[part], position_T[part], question, space, use))
-    return joined(parts), collector.kept().tensors if collect else ()
+            fill(summary[part], widened(logits_NV[chunk]), question.rule, space, use)
+        block = slice(first, first + len(logits_NV))
+        logit_T[block] = logits_NV.gather(-1, tokens_T[block].unsqueeze(-1)).squeeze(-1)
+    return scores_from(summary, logit_T, position_T, question), collector.kept().tensors if collect else ()
+
+
+def _blank(products: Products) -> tuple[RowSummary, Tensor]:
+    """Room for the summaries of all rows, and for the raw logits of their tokens [T]."""
+    weight_VD = products.weights[0]
+    dtype = torch.promote_types(weight_VD.dtype, torch.float32)
+    summary = RowSummary.empty(products.shape[0], dtype, weight_VD.device)
+    return summary, torch.empty_like(summary.largest_T)
 
 
 def _ignore(group: Candidates) -> None:
@@ -106,35 +116,45 @@ def _by_tiles(
 ) -> tuple[Scores, tuple[Tensor, ...]]:
     """Scores for `top_p = 1`, from tiles of the vocabulary; nothing is kept, because every token is."""
     rows, vocabulary = products.shape
-    space, parts = Workspace(), []
-    for first in range(0, rows, _MOST_ROWS):
-        block = slice(first, min(first + _MOST_ROWS, rows))
+    space = Workspace()
+    summary, logit_T = _blank(products)
+    for block in _row_blocks(rows, tokens_T.device):
         moments, own_T = Moments(question.rule.temperature, space), tokens_T[block]
-        logit_T = torch.empty(0)
         for tile in tiles(len(own_T), vocabulary, own_T.device, BLOCK):
             logits_TW = widened(products.logits(block, tile, space))
             moments.add(logits_TW)
             inside_T1 = (own_T - tile.start).clamp(0, logits_TW.shape[-1] - 1).unsqueeze(-1)
             here_T = logits_TW.gather(-1, inside_T1).squeeze(-1)
-            logit_T = here_T if tile.start == 0 else torch.where(own_T >= tile.start, here_T, logit_T)
-        parts.append(scores_from(moments.summary(), logit_T, position_T[block], question))
-    return joined(parts), ()
+            logit_T[block] = torch.where(own_T >= tile.start, here_T, logit_T[block])
+        summary[block].put(None, moments.summary())
+    return scores_from(summary, logit_T, position_T, question), ()
+
+
+def _row_blocks(rows: int, device: torch.device) -> Iterator[slice]:
+    size = _MOST_ROWS.get(device.type, _MOST_ROWS["cuda"])
+    return (slice(first, min(first + size, rows)) for first in range(0, rows, size))
 
 
 def _add_narrow(sums: HeadGradient, nuclei: Kept, slopes: Slopes) -> None:
-    """Add the gradient of rows with narrow nuclei: of their kept tokens, and of Y where it is not kept."""
+    """Add the gradient of rows with narrow nuclei: of their kept tokens, piece by piece, and of Y where it is none."""
+
+    def add(row_M: Tensor, column_M: Tensor, scaled_M: Tensor, slope_M: Tensor) -> None:
+        logit_M = scaled_M * slopes.rule.temperature + slopes.largest_T[row_M]
+        sums.add_kept(row_M, column_M, sums.products.chain_(slope_M, logit_M))
+
+    for start in range(0, len(nuclei.row_M), _PIECE):
+        piece = slice(start, start + _PIECE)
+        kept = nuclei.row_M[piece].long(), nuclei.column_M[piece].long(), nuclei.scaled_M[piece]
+        add(*kept, slopes.of_kept(*kept))
     narrow_T = torch.ones_like(slopes.outside_T).index_fill_(0, nuclei.wide_N, False)
-    slopes = replace(slopes, outside_T=slopes.outside_T & narrow_T)
-    row_M, column_M, scaled_M, slope_M = slopes.entries(nuclei.row_M.long(), nuclei.column_M.long(), nuclei.scaled_M)
-    logit_M = scaled_M * slopes.rule.temperature + slopes.largest_T[row_M]
-    sums.add_kept(row_M, column_M, sums.products.chain_(slope_M, logit_M))
+    alone_N, own_N = replace(slopes, outside_T=slopes.outside_T & narrow_T).of_outside()
+    add(alone_N, slopes.tokens_T[alone_N], slopes.token_scaled_T[alone_N], own_N)
 
 
 def _add_tiles(sums: HeadGradient, slopes: Slopes, rows_N: Tensor, nuclei: Kept | None) -> None:
     """Add the gradient of rows whose logits are computed again, tile by tile."""
     products, space = sums.products, Workspace()
-    for first in range(0, len(rows_N), _MOST_ROWS):
-        block = slice(first, min(first + _MOST_ROWS, len(rows_N)))
+    for block in _row_blocks(len(rows_N), rows_N.device):
         own_N = rows_N[block]
         own = slopes[own_N]
         for tile in tiles(len(own_N), products.shape[1], own_N.device, BLOCK):
