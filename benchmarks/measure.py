@@ -1,6 +1,7 @@
 """Interleaved rounds, ratios within a round, and peak memory in a fresh process; torch alone."""
 
 import argparse
+import ctypes
 import json
 import statistics
 import subprocess
@@ -61,6 +62,7 @@ def peak_bytes(action: Variant, device: str) -> int:
         before = torch.cuda.memory_allocated()
         action()
         return int(torch.cuda.max_memory_allocated() - before)
+    ctypes.CDLL(None).malloc_trim(0)  # what was freed before must not serve the action unseen
     Path("/proc/self/clear_refs").write_text("5")
     before = _status("VmRSS")
     action()

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ray_probe.core.scaling import scaled
 
-_BLOCK = 16
+_BLOCK = 8
 
 
 class Blocks:

@@ -8,7 +8,7 @@ by tile of the vocabulary.
 Shape suffixes: T tokens, V vocabulary, W columns of a tile, D hidden size, N some rows, M kept tokens of all rows.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -37,10 +37,11 @@ from ray_probe.core.token_statistics import TokenStatistics
 
 __all__ = ["Adapter", "Head", "fused_token_statistics"]
 
-BLOCK_ELEMENTS = 10_000_000  # logits of a block of whole rows
+BLOCK_ELEMENTS = 9_000_000  # logits of a block of whole rows
 _LARGER_ON_A_GPU = 4
-_LEAST_ROWS = 16
-_MOST_ROWS = 1024  # of a block whose logits are computed tile by tile
+_LEAST_ROWS = 8
+_MOST_ROWS = {"cpu": 256, "cuda": 4096}  # of a block whose logits are computed tile by tile
+_PIECE = 1 << 16  # kept tokens at a time
 
 
 class _FusedHead(torch.autograd.Function):
@@ -107,8 +108,7 @@ def _by_tiles(
     """Scores for `top_p = 1`, from tiles of the vocabulary; nothing is kept, because every token is."""
     rows, vocabulary = products.shape
     space, parts = Workspace(), []
-    for first in range(0, rows, _MOST_ROWS):
-        block = slice(first, min(first + _MOST_ROWS, rows))
+    for block in _row_blocks(rows, tokens_T.device):
         moments, own_T = Moments(question.rule.temperature, space), tokens_T[block]
         logit_T = torch.empty(0)
         for tile in tiles(len(own_T), vocabulary, own_T.device, BLOCK):
@@ -121,20 +121,31 @@ def _by_tiles(
     return joined(parts), ()
 
 
+def _row_blocks(rows: int, device: torch.device) -> Iterator[slice]:
+    size = _MOST_ROWS.get(device.type, _MOST_ROWS["cuda"])
+    return (slice(first, min(first + size, rows)) for first in range(0, rows, size))
+
+
 def _add_narrow(sums: HeadGradient, nuclei: Kept, slopes: Slopes) -> None:
-    """Add the gradient of rows with narrow nuclei: of their kept tokens, and of Y where it is not kept."""
+    """Add the gradient of rows with narrow nuclei: of their kept tokens, piece by piece, and of Y where it is none."""
+
+    def add(row_M: Tensor, column_M: Tensor, scaled_M: Tensor, slope_M: Tensor) -> None:
+        logit_M = scaled_M * slopes.rule.temperature + slopes.largest_T[row_M]
+        sums.add_kept(row_M, column_M, sums.products.chain_(slope_M, logit_M))
+
+    for start in range(0, len(nuclei.row_M), _PIECE):
+        piece = slice(start, start + _PIECE)
+        kept = nuclei.row_M[piece].long(), nuclei.column_M[piece].long(), nuclei.scaled_M[piece]
+        add(*kept, slopes.of_kept(*kept))
     narrow_T = torch.ones_like(slopes.outside_T).index_fill_(0, nuclei.wide_N, False)
-    slopes = replace(slopes, outside_T=slopes.outside_T & narrow_T)
-    row_M, column_M, scaled_M, slope_M = slopes.entries(nuclei.row_M.long(), nuclei.column_M.long(), nuclei.scaled_M)
-    logit_M = scaled_M * slopes.rule.temperature + slopes.largest_T[row_M]
-    sums.add_kept(row_M, column_M, sums.products.chain_(slope_M, logit_M))
+    alone_N, own_N = replace(slopes, outside_T=slopes.outside_T & narrow_T).of_outside()
+    add(alone_N, slopes.tokens_T[alone_N], slopes.token_scaled_T[alone_N], own_N)
 
 
 def _add_tiles(sums: HeadGradient, slopes: Slopes, rows_N: Tensor, nuclei: Kept | None) -> None:
     """Add the gradient of rows whose logits are computed again, tile by tile."""
     products, space = sums.products, Workspace()
-    for first in range(0, len(rows_N), _MOST_ROWS):
-        block = slice(first, min(first + _MOST_ROWS, len(rows_N)))
+    for block in _row_blocks(len(rows_N), rows_N.device):
         own_N = rows_N[block]
         own = slopes[own_N]
         for tile in tiles(len(own_N), products.shape[1], own_N.device, BLOCK):

@@ -27,9 +27,12 @@ from ray_probe.core.scaling import (
     tiles,
 )
 
-RUNGS = (64, 512)
+RUNGS = (60, 512, 4096)  # the first below 1 / 64 of the blocks of 32,000 tokens, where topk is four times as fast
+_WORTH = 8  # a rung must be so many times smaller than the vocabulary, but for the first
+_SHORT = 512  # a vocabulary that is sorted at once
 _BINS = 4096
-_WIDE_SHARE = 8  # a wide row has tables of float64 numbers: so much smaller is the part of a chunk done at a time
+_WIDE_SHARE = 8  # a wide row has tables of float64 numbers: so much smaller is the part of a chunk done at a time,
+_WIDE_ELEMENTS = 1 << 17  # and at least so many numbers
 _DOUBT = {torch.float32: 1e-5, torch.float64: 1e-12}  # relative, of a sum of `quick_exponentials`
 
 
@@ -73,7 +76,7 @@ def candidates(logits_RV: Tensor, rule: SamplingRule, space: Workspace) -> Itera
     """
     rows, vocabulary = logits_RV.shape
     rows_R = torch.arange(rows, device=logits_RV.device)
-    if vocabulary <= RUNGS[-1]:
+    if vocabulary <= _SHORT:
         values_RV, columns_RV = logits_RV.topk(vocabulary, dim=-1)
         rung = _Rung(rows_R, columns_RV, values_RV, values_RV[:, :1], None, rule)
         yield rung.closed(values_RV[:, :1], rung.second_N)
@@ -83,8 +86,9 @@ def candidates(logits_RV: Tensor, rule: SamplingRule, space: Workspace) -> Itera
     weight_RV = space.table("weight", logits_RV.shape, logits_RV.dtype, logits_RV.device)
     for tile in tiles(rows, vocabulary, logits_RV.device):
         quick_exponentials(logits_RV[:, tile], largest_R1, rule.temperature, weight_RV[:, tile])
+    rungs = [size for size in RUNGS if size == RUNGS[0] or size * _WORTH <= vocabulary]
     open_N, wide, second_R = rows_R, [], torch.empty(0)
-    for size, following in zip(RUNGS, (*RUNGS[1:], None), strict=True):
+    for size, following in zip(rungs, (*rungs[1:], None), strict=True):
         columns_NK, values_NK = blocks.largest(open_N, size)
         rung = _Rung(open_N, columns_NK, values_NK, largest_R1[open_N], weight_RV, rule)
         second_R = rung.second_N if size == RUNGS[0] else second_R
@@ -164,7 +168,7 @@ class _Rung:
 def _wide_rows(
     logits_RV: Tensor, largest_R1: Tensor, second_R: Tensor, rows_W: Tensor, rule: SamplingRule, space: Workspace
 ) -> Iterator[Candidates]:
-    size = max(1, len(logits_RV) // _WIDE_SHARE)
+    size = max(1, len(logits_RV) // _WIDE_SHARE, _WIDE_ELEMENTS // logits_RV.shape[-1])
     for start in range(0, len(rows_W), size):
         rows_N = rows_W[start : start + size]
         shape, device = (len(rows_N), logits_RV.shape[-1]), logits_RV.device

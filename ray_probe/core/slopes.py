@@ -69,19 +69,16 @@ class Slopes:
         columns = (getattr(self, name)[chunk] for name in self.__dataclass_fields__ if name != "rule")
         return Slopes(self.rule, *columns)
 
-    def entries(self, row_M: Tensor, column_M: Tensor, scaled_M: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Row, token, scaled logit and gradient (float64) wherever it is not 0, from the kept tokens of all rows [M].
-
-        A token Y that is not kept has an entry of its own at the end.
-        """
+    def of_kept(self, row_M: Tensor, column_M: Tensor, scaled_M: Tensor) -> Tensor:
+        """Gradient by the logits of kept tokens [M], float64: all of it but where Y is not kept."""
         scaled_M = scaled_M.double()
-        slope_M = self.rise_T[row_M] * scaled_M + self.level_T[row_M]
         own_M = torch.where(column_M == self.tokens_T[row_M], self.own_T[row_M], 0.0)
-        value_M = exponentials(scaled_M) * slope_M + own_M
-        alone = self.outside_T.nonzero().squeeze(-1)
-        pairs = ((row_M, alone), (column_M, self.tokens_T[alone]), (scaled_M, self.token_scaled_T[alone]))
-        rows, columns, levels = (torch.cat(pair) for pair in pairs)
-        return rows, columns, levels, torch.cat([value_M, self.own_T[alone]])
+        return exponentials(scaled_M) * (self.rise_T[row_M] * scaled_M + self.level_T[row_M]) + own_M
+
+    def of_outside(self) -> tuple[Tensor, Tensor]:
+        """Rows whose Y is not kept [N], and the gradient by its logit, float64."""
+        rows_N = self.outside_T.nonzero().squeeze(-1)
+        return rows_N, self.own_T[rows_N]
 
     def tile(self, logits_TW: Tensor, first: int, space: Workspace, keep_TW: Tensor | None = None) -> Tensor:
         """Gradient by a tile of raw logits [T, W]; to be used before the next tile is asked for.

@@ -91,9 +91,11 @@ def _selections(rows_T: Tensor, logits_RV: Tensor) -> Iterator[tuple[slice, Rows
 def _add_kept(grad_RV: Tensor, rows: Rows, logits_TV: Tensor, slopes: Slopes) -> None:
     """Add the gradient of rows with narrow nuclei, which is 0 everywhere but at the kept tokens and at Y."""
     kept = Blocks(logits_TV).kept(slopes.largest_T, slopes.threshold_T, slopes.rule.temperature)
-    row_M, column_M, _, value_M = slopes.entries(*kept)
+    alone_N, own_N = slopes.of_outside()
+    row_M, column_M = torch.cat([kept[0], alone_N]), torch.cat([kept[1], slopes.tokens_T[alone_N]])
     row_M = row_M + rows.start if isinstance(rows, slice) else rows[row_M]
-    grad_RV.index_put_((row_M, column_M), value_M.to(grad_RV.dtype), accumulate=True)
+    value_M = torch.cat([slopes.of_kept(*kept), own_N]).to(grad_RV.dtype)
+    grad_RV.index_put_((row_M, column_M), value_M, accumulate=True)
 
 
 def _add_tiles(grad_RV: Tensor, rows: Rows, logits_TV: Tensor, slopes: Slopes, space: Workspace) -> None:
