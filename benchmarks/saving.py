@@ -18,3 +18,9 @@ def save(name: str, figures: dict[str, Any]) -> None:
     path = RESULTS / f"{name}.json"
     path.write_text(json.dumps({"machine": machine} | figures, indent=1) + "\n")
     print(f"written: {path.relative_to(ROOT)}\n")
+
+
+def save_for(name: str, options: Any, figures: dict[str, Any]) -> None:
+    """Write the figures of a benchmark that can run on a GPU, with the options that they were measured with."""
+    named = name if options.device == "cpu" else f"{name}_{options.device}"
+    save(named, {"device": options.device, "threads": options.threads, "rounds": options.rounds} | figures)

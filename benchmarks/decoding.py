@@ -1,0 +1,168 @@
+"""Our sampling against transformers' `generate` with the same policy, model, prompts and cap.
+
+Beside them: ours with the features of each step, the bare forward passes (no choice of a token: the limit), and rows
+that end after 16 to 64 tokens, with and without taking those that have ended out of the cache.
+"""
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import StoppingCriteria, StoppingCriteriaList
+
+from benchmarks import language_model
+from benchmarks.measure import interleaved, ratio, said
+from benchmarks.saving import save_for
+from ray_probe import decoding
+from ray_probe.core.features import DEFAULT_FEATURES, PrefixView, compute_features
+from ray_probe.core.policy import SamplingRule, sample_rows, sample_summaries
+from ray_probe.decoding import Decoder, Sampled
+from ray_probe.forward import Forward
+
+EOS = 0
+SHORTEST_SHARE = 4  # of the cap: ragged responses have a quarter of it up to all of it
+NEVER = -1.0
+Case = dict[str, Any]
+
+
+class Ended(StoppingCriteria):
+    """Has `generate` end each row after so many new tokens."""
+
+    def __init__(self, lengths_N: Tensor, prompt_tokens: int) -> None:
+        self._width_N = lengths_N + prompt_tokens
+
+    def __call__(self, input_ids: Tensor, scores: Tensor, **_: Any) -> Tensor:
+        """Which rows have ended."""
+        return input_ids.shape[-1] >= self._width_N
+
+
+class Featured:
+    """Samples like `sample_rows`, and makes the features of each step."""
+
+    def __init__(self, cap: int) -> None:
+        self._cap = cap
+        self.steps: list[Tensor] = []
+
+    def __call__(self, logits_NV: Tensor, rule: SamplingRule, uniform_N: Tensor) -> tuple[Tensor, Tensor]:
+        """Tokens and their log q."""
+        token_N, log_q_N, summary = sample_summaries(logits_NV, rule, uniform_N)
+        position_N = torch.full_like(token_N, len(self.steps))
+        view = PrefixView(summary, summary.entropy_T, position_N, self._cap)
+        self.steps.append(compute_features(DEFAULT_FEATURES, view))
+        return token_N, log_q_N
+
+
+class Problem:
+    """Model, prompts and random numbers."""
+
+    def __init__(self, size: language_model.Size, top_p: float, device: str) -> None:
+        self.size, self.rule = size, SamplingRule(language_model.TEMPERATURE, top_p)
+        self.model = language_model.model(size, device)
+        self.forward = Forward(self.model)
+        self.ids_NP = language_model.prompt_ids(size).to(device)
+        numbers = np.random.default_rng(language_model.SEED)
+        self.uniforms_NT = numbers.random((size.responses, size.new_tokens))
+        least = size.new_tokens // SHORTEST_SHARE
+        self.lengths_N = torch.from_numpy(numbers.integers(least, size.new_tokens + 1, size.responses)).to(device)
+
+    def generate(self, ragged: bool = False) -> Tensor:
+        """The rival. What the checkpoint's generation_config would add is switched off."""
+        nucleus = {} if self.rule.top_p >= 1.0 else {"top_p": self.rule.top_p}
+        ends = StoppingCriteriaList([Ended(self.lengths_N, self.size.prompt_tokens)] if ragged else [])
+        found: Tensor = self.model.generate(
+            self.ids_NP, attention_mask=torch.ones_like(self.ids_NP), do_sample=True, top_k=0, pad_token_id=EOS,
+            temperature=self.rule.temperature, max_new_tokens=self.size.new_tokens, stopping_criteria=ends, **nucleus,
+        )  # fmt: skip
+        return found
+
+    def ours(self) -> Sampled:
+        """What is measured."""
+        return self._decoder(()).sample(self.ids_NP.tolist(), self.uniforms_NT, self.size.responses)
+
+    def featured(self) -> Tensor:
+        """The same with the features of each step."""
+        featured = Featured(self.size.new_tokens)
+        decoding.sample_rows = featured
+        try:
+            self.ours()
+        finally:
+            decoding.sample_rows = sample_rows
+        return torch.stack(featured.steps)
+
+    @torch.no_grad()
+    def bare(self) -> None:
+        """Forward passes alone, each on the same token: what no choice of tokens can beat."""
+        ids_NP, cache = self.ids_NP, None
+        for _ in range(self.size.new_tokens):
+            output = self.model(ids_NP, past_key_values=cache, use_cache=True, logits_to_keep=1)
+            ids_NP, cache = self.ids_NP[:, :1], output.past_key_values
+
+    def ragged(self, compact_below: float) -> Sampled:
+        """Rows end after lengths drawn before: there their number is 0, the first token of all, which is EOS.
+
+        That is so for `top_p = 1` alone, whose nucleus every token is in.
+        """
+        uniforms_NT = self.uniforms_NT.copy()
+        uniforms_NT[np.arange(self.size.responses), self.lengths_N.cpu().numpy() - 1] = 0.0
+        before, decoding.COMPACT_BELOW = decoding.COMPACT_BELOW, compact_below
+        try:
+            sampled = self._decoder((EOS,)).sample(self.ids_NP.tolist(), uniforms_NT, self.size.responses)
+        finally:
+            decoding.COMPACT_BELOW = before
+        assert [len(row) for row in sampled.tokens] == self.lengths_N.tolist()
+        return sampled
+
+    def _decoder(self, eos_ids: tuple[int, ...]) -> Decoder:
+        return Decoder(self.forward, self.rule, self.size.new_tokens, eos_ids, EOS, lambda tokens: None)
+
+
+def timed(problem: Problem, options: Any) -> Case:
+    """Full-length responses."""
+    variants: dict[str, Callable[[], object]] = {
+        "generate": problem.generate, "ours": problem.ours, "with features": problem.featured, "forward": problem.bare,
+    }  # fmt: skip
+    seconds = interleaved(variants, options.rounds, options.device)
+    speed = {name: ratio(seconds["generate"], values) for name, values in seconds.items()}
+    over = {name: ratio(values, seconds["forward"]) for name, values in seconds.items()}
+    print(f"  top_p={problem.rule.top_p:g}: generate's time over each, each over the bare forward passes, tokens/s")
+    for name, values in seconds.items():
+        rate = problem.size.tokens / min(values)
+        print(f"    {name:14s} x{said(speed[name], 2):20s} {said(over[name], 2):20s} {rate:8.0f}")
+    return {"top_p": problem.rule.top_p, "generate_over": speed, "over_forward": over, "seconds": seconds}
+
+
+def timed_ragged(problem: Problem, options: Any) -> Case:
+    """Responses of a quarter of the cap up to all of it."""
+    variants: dict[str, Callable[[], object]] = {
+        "generate": lambda: problem.generate(ragged=True),
+        "waiting": lambda: problem.ragged(NEVER),
+        "compacted": lambda: problem.ragged(decoding.COMPACT_BELOW),
+    }
+    seconds = interleaved(variants, options.rounds, options.device)
+    gain = ratio(seconds["waiting"], seconds["compacted"])
+    speed = {name: ratio(seconds["generate"], values) for name, values in seconds.items()}
+    lengths = problem.lengths_N.tolist()
+    print(
+        f"  lengths {min(lengths)} to {max(lengths)}, top_p=1: compacted over waiting x{said(gain, 2)}, "
+        f"over generate x{said(speed['compacted'], 2)}"
+    )
+    return {"lengths": lengths, "waiting_over_compacted": gain, "generate_over": speed, "seconds": seconds}
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Measure, print, save."""
+    options = language_model.options_of(__doc__, rounds=5, responses=16)
+    chosen = options.parse_args(arguments or [])
+    torch.set_num_threads(chosen.threads)
+    size = language_model.size_of(chosen)
+    print(f"  {size}")
+    cases = [timed(Problem(size, top_p, chosen.device), chosen) for top_p in chosen.top_p]
+    ragged = timed_ragged(Problem(size, 1.0, chosen.device), chosen)
+    save_for("decoding", chosen, {"size": vars(size), "seed": language_model.SEED, "cases": cases, "ragged": ragged})
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
