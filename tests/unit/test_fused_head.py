@@ -57,7 +57,14 @@ class Case:
         return {name: leaf for name, leaf in found.items() if leaf is not None}
 
     def head(self, weight_grad_VD: Tensor | None = None) -> Head:
-        return Head(self.weight_VD, self.bias_V, self.scale, self.softcap, self.low, weight_grad_VD)
+        return Head(
+            self.weight_VD,
+            self.bias_V,
+            self.scale,
+            self.softcap,
+            self.low,
+            None if weight_grad_VD is None else lambda: weight_grad_VD,
+        )
 
     def logits(self) -> Tensor:
         logits_TV = self.hidden_TD @ self.weight_VD.t()
