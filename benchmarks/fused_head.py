@@ -64,7 +64,7 @@ class Problem:
 
     def fused(self) -> None:
         """What is measured."""
-        head = Head(self.weight_VD, weight_grad_VD=self.sum_VD)
+        head = Head(self.weight_VD, weight_grad_VD=lambda: self.sum_VD)
         arguments = (self.tokens_T, self.position_T, self.rule, CAP, DEFAULT_FEATURES)
         statistics = fused_token_statistics(self.hidden_TD, head, *arguments)
         self._backward(statistics.log_q_T, statistics.entropy_T)
