@@ -6,7 +6,7 @@ Shape suffixes: R rows, V vocabulary, N some rows, K tokens of a row, B tokens o
 import torch
 from torch import Tensor
 
-from ray_probe.core.scaling import scaled
+from ray_probe.core.scaling import Workspace, scaled
 
 _BLOCK = 8
 
@@ -14,15 +14,16 @@ _BLOCK = 8
 class Blocks:
     """A chunk of logits in blocks: block m is tokens m, m + M, m + 2 M..., which vectorises; a short rest is apart."""
 
-    def __init__(self, logits_RV: Tensor) -> None:
-        vocabulary = logits_RV.shape[-1]
+    def __init__(self, logits_RV: Tensor, space: Workspace) -> None:
+        vocabulary, dtype, device = logits_RV.shape[-1], logits_RV.dtype, logits_RV.device
         self.logits_RV = logits_RV
         self.blocks = vocabulary // _BLOCK
         whole = self.blocks * _BLOCK
-        self.steps_B = torch.arange(_BLOCK, device=logits_RV.device) * self.blocks
-        self.left = torch.arange(whole, vocabulary, device=logits_RV.device)
+        self.steps_B = torch.arange(_BLOCK, device=device) * self.blocks
+        self.left = torch.arange(whole, vocabulary, device=device)
         self.left_RK = logits_RV[:, whole:]
-        self.inner_RM = torch.unflatten(logits_RV[:, :whole], -1, (_BLOCK, self.blocks)).amax(dim=1)
+        self.inner_RM = space.table("maxima", (len(logits_RV), self.blocks), dtype, device)
+        torch.amax(torch.unflatten(logits_RV[:, :whole], -1, (_BLOCK, self.blocks)), dim=1, out=self.inner_RM)
 
     @property
     def maxima_RM(self) -> Tensor:

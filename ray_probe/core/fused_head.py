@@ -24,15 +24,13 @@ from ray_probe.core.scaling import SamplingRule, Workspace, tiles, widened
 from ray_probe.core.scoring import (
     Question,
     Scores,
-    joined,
     refuse_second_derivative,
-    score,
     scores_from,
     slopes_from,
     to_save,
 )
 from ray_probe.core.slopes import Slopes
-from ray_probe.core.summaries import BLOCK, Moments
+from ray_probe.core.summaries import BLOCK, Moments, RowSummary, fill
 from ray_probe.core.token_statistics import TokenStatistics
 
 __all__ = ["Adapter", "Head", "fused_token_statistics"]
@@ -85,7 +83,8 @@ def _by_rows(
 ) -> tuple[Scores, tuple[Tensor, ...]]:
     """Scores from blocks of whole rows, and their nuclei as `Kept.tensors` if they are to be collected."""
     rows, vocabulary = products.shape
-    device, space, parts = tokens_T.device, Workspace(), []
+    device, space = tokens_T.device, Workspace()
+    summary, logit_T = _blank(products)
     size = (1 if device.type == "cpu" else _LARGER_ON_A_GPU) * BLOCK_ELEMENTS // vocabulary
     size = max(_LEAST_ROWS, size // _LEAST_ROWS * _LEAST_ROWS)
     collector = KeptCollector(vocabulary, device)
@@ -94,8 +93,18 @@ def _by_rows(
         for chunk in row_chunks(len(logits_NV), vocabulary, device):
             part = slice(first + chunk.start, first + min(chunk.stop, len(logits_NV)))
             use = partial(collector.add, part.start) if collect else _ignore
-            parts.append(score(widened(logits_NV[chunk]), tokens_T[part], position_T[part], question, space, use))
-    return joined(parts), collector.kept().tensors if collect else ()
+            fill(summary[part], widened(logits_NV[chunk]), question.rule, space, use)
+        block = slice(first, first + len(logits_NV))
+        logit_T[block] = logits_NV.gather(-1, tokens_T[block].unsqueeze(-1)).squeeze(-1)
+    return scores_from(summary, logit_T, position_T, question), collector.kept().tensors if collect else ()
+
+
+def _blank(products: Products) -> tuple[RowSummary, Tensor]:
+    """Room for the summaries of all rows, and for the raw logits of their tokens [T]."""
+    weight_VD = products.weights[0]
+    dtype = torch.promote_types(weight_VD.dtype, torch.float32)
+    summary = RowSummary.empty(products.shape[0], dtype, weight_VD.device)
+    return summary, torch.empty_like(summary.largest_T)
 
 
 def _ignore(group: Candidates) -> None:
@@ -107,18 +116,18 @@ def _by_tiles(
 ) -> tuple[Scores, tuple[Tensor, ...]]:
     """Scores for `top_p = 1`, from tiles of the vocabulary; nothing is kept, because every token is."""
     rows, vocabulary = products.shape
-    space, parts = Workspace(), []
+    space = Workspace()
+    summary, logit_T = _blank(products)
     for block in _row_blocks(rows, tokens_T.device):
         moments, own_T = Moments(question.rule.temperature, space), tokens_T[block]
-        logit_T = torch.empty(0)
         for tile in tiles(len(own_T), vocabulary, own_T.device, BLOCK):
             logits_TW = widened(products.logits(block, tile, space))
             moments.add(logits_TW)
             inside_T1 = (own_T - tile.start).clamp(0, logits_TW.shape[-1] - 1).unsqueeze(-1)
             here_T = logits_TW.gather(-1, inside_T1).squeeze(-1)
-            logit_T = here_T if tile.start == 0 else torch.where(own_T >= tile.start, here_T, logit_T)
-        parts.append(scores_from(moments.summary(), logit_T, position_T[block], question))
-    return joined(parts), ()
+            logit_T[block] = torch.where(own_T >= tile.start, here_T, logit_T[block])
+        summary[block].put(None, moments.summary())
+    return scores_from(summary, logit_T, position_T, question), ()
 
 
 def _row_blocks(rows: int, device: torch.device) -> Iterator[slice]:

@@ -27,7 +27,7 @@ from ray_probe.core.scaling import (
     tiles,
 )
 
-RUNGS = (60, 512, 4096)  # the first below 1 / 64 of the blocks of 32,000 tokens, where topk is four times as fast
+RUNGS = (32, 512, 4096)
 _WORTH = 8  # a rung must be so many times smaller than the vocabulary, but for the first
 _SHORT = 512  # a vocabulary that is sorted at once
 _BINS = 4096
@@ -81,7 +81,7 @@ def candidates(logits_RV: Tensor, rule: SamplingRule, space: Workspace) -> Itera
         rung = _Rung(rows_R, columns_RV, values_RV, values_RV[:, :1], None, rule)
         yield rung.closed(values_RV[:, :1], rung.second_N)
         return
-    blocks = Blocks(logits_RV)
+    blocks = Blocks(logits_RV, space)
     largest_R1 = blocks.maxima_RM.amax(dim=-1, keepdim=True)
     weight_RV = space.table("weight", logits_RV.shape, logits_RV.dtype, logits_RV.device)
     for tile in tiles(rows, vocabulary, logits_RV.device):

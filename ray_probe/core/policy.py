@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ray_probe.core.nucleus import Candidates
 from ray_probe.core.scaling import LEAST, SamplingRule, Workspace, exponentials, scaled, scaled_logits, widened
-from ray_probe.core.summaries import BLOCK, RowSummary, block_sums, concatenated, summarize, whole_vocabulary
+from ray_probe.core.summaries import BLOCK, RowSummary, block_sums, fill, summarize, whole_vocabulary
 
 __all__ = [
     "Policy",
@@ -90,7 +90,7 @@ def sampling_policy(logits_TV: Tensor, rule: SamplingRule, threshold_T: Tensor |
     with torch.no_grad():
         scaled_TV = scaled_logits(logits_TV, rule.temperature)
         if threshold_T is None:
-            threshold_T = summarize(widened(logits_TV), rule, Workspace()).threshold_T
+            threshold_T = summarize(widened(logits_TV), rule).threshold_T
         keep_TV = (scaled_TV >= threshold_T.unsqueeze(-1)) & (scaled_TV > -torch.inf)
         kept_TV = scaled_TV.masked_fill(~keep_TV, -torch.inf)
         log_norm_T = exponentials(kept_TV).sum(dim=-1).log().to(scaled_TV.dtype)
@@ -138,19 +138,20 @@ def sample_summaries(logits_TV: Tensor, rule: SamplingRule, uniform_T: Tensor) -
     Returns:
         tokens [T] int64, their log q [T], nats, and the summary of the T rows.
     """
-    tokens_T = torch.empty(len(logits_TV), dtype=torch.int64, device=logits_TV.device)
-    log_q, summaries, space = [], [], Workspace()
-    for chunk in row_chunks(len(logits_TV), logits_TV.shape[-1], logits_TV.device):
+    rows, vocabulary, device = *logits_TV.shape, logits_TV.device
+    dtype, space = torch.promote_types(logits_TV.dtype, torch.float32), Workspace()
+    tokens_T, summary = torch.empty(rows, dtype=torch.int64, device=device), RowSummary.empty(rows, dtype, device)
+    for chunk in row_chunks(rows, vocabulary, device):
         logits_NV, uniform_N, tokens_N = widened(logits_TV[chunk]), uniform_T[chunk], tokens_T[chunk]
         if rule.top_p >= 1.0:
-            summary, block_NB = whole_vocabulary(logits_NV, rule.temperature, space)
-            tokens_N.copy_(_in_blocks(logits_NV, summary.largest_T, rule, block_NB, uniform_N))
+            part, block_NB = whole_vocabulary(logits_NV, rule.temperature, space)
+            summary[chunk].put(None, part)
+            tokens_N.copy_(_in_blocks(logits_NV, part.largest_T, rule, block_NB, uniform_N))
         else:
-            summary = summarize(logits_NV, rule, space, partial(_draw, uniform_N, tokens_N))
-        value_N = logits_NV.gather(-1, tokens_N.unsqueeze(-1)).squeeze(-1)
-        log_q.append(scaled(value_N, summary.largest_T, rule.temperature) - summary.log_norm_T.to(value_N.dtype))
-        summaries.append(summary)
-    return tokens_T, torch.cat(log_q), concatenated(summaries)
+            fill(summary[chunk], logits_NV, rule, space, partial(_draw, uniform_N, tokens_N))
+    logit_T = logits_TV.gather(-1, tokens_T.unsqueeze(-1)).squeeze(-1).to(dtype)
+    log_q_T = scaled(logit_T, summary.largest_T, rule.temperature) - summary.log_norm_T.to(dtype)
+    return tokens_T, log_q_T, summary
 
 
 def _draw(uniform_N: Tensor, tokens_N: Tensor, group: Candidates) -> None:

@@ -66,19 +66,25 @@ def exponentials(scaled_NK: Tensor) -> Tensor:
 def quick_exponentials(
     logits_RV: Tensor, largest_R1: Tensor, temperature: float, out_RV: Tensor, bits_RV: Tensor | None = None
 ) -> Tensor:
-    """Exponentials of the scaled logits in their own dtype, into `out_RV`: 1e-6 relative in float32.
+    """Exponentials of scaled logits in their own dtype, into `out_RV`: 1e-6 relative in float32, never below exp(-80).
 
     A power of two, because it takes half the time of exp. `bits_RV` receives the exponents: scaled logits over log 2.
     """
     bits_RV = out_RV if bits_RV is None else bits_RV
     torch.sub(logits_RV, largest_R1, out=bits_RV)
-    return powers_of_two(bits_RV.mul_(LOG2_E / temperature), out_RV)
+    bits_RV.mul_(LOG2_E / temperature).clamp_(min=LEAST * LOG2_E)
+    return torch.exp2(bits_RV, out=out_RV)
 
 
 def powers_of_two(bits_NK: Tensor, out_NK: Tensor | None = None) -> Tensor:
     """`2 ** bits`; exactly 0 below exp(-80), at which `bits` is clamped in place."""
     bits_NK.clamp_(min=LEAST * LOG2_E)
-    return torch.threshold_(torch.exp2(bits_NK, out=out_NK), _FLOOR, 0.0)
+    return without_least_(torch.exp2(bits_NK, out=out_NK))
+
+
+def without_least_(mass_NK: Tensor) -> Tensor:
+    """Put what was clamped at exp(-80) to 0, in place."""
+    return torch.threshold_(mass_NK, _FLOOR, 0.0)
 
 
 def tiles(rows: int, vocabulary: int, device: torch.device, multiple: int = 1) -> Iterator[slice]:

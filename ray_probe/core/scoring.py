@@ -3,17 +3,16 @@
 Shape suffixes: T tokens, V vocabulary, D features.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from ray_probe.core.features import PrefixView, compute_features
-from ray_probe.core.nucleus import Candidates
-from ray_probe.core.scaling import SamplingRule, Workspace, scaled
+from ray_probe.core.scaling import SamplingRule, scaled
 from ray_probe.core.slopes import Slopes, token_log_norm
-from ray_probe.core.summaries import RowSummary, concatenated, summarize
+from ray_probe.core.summaries import RowSummary
 
 
 @dataclass(frozen=True)
@@ -42,15 +41,6 @@ class Scores:
         return self.log_q_T, self.entropy_T, self.outside_T, self.features_TD
 
 
-def score(
-    logits_TV: Tensor, tokens_T: Tensor, position_T: Tensor, question: Question, space: Workspace,
-    use: Callable[[Candidates], None] = lambda group: None,
-) -> Scores:  # fmt: skip
-    """Score one token a row of a chunk of logits (float32 or wider); `use` sees the nuclei as they are found."""
-    summary = summarize(logits_TV, question.rule, space, use)
-    return scores_from(summary, logits_TV.gather(-1, tokens_T.unsqueeze(-1)).squeeze(-1), position_T, question)
-
-
 def scores_from(summary: RowSummary, logit_T: Tensor, position_T: Tensor, question: Question) -> Scores:
     """Scores of tokens with these raw logits [T], from the summaries of their rows."""
     token_scaled_T = scaled(logit_T, summary.largest_T, question.rule.temperature)
@@ -64,18 +54,9 @@ def scores_from(summary: RowSummary, logit_T: Tensor, position_T: Tensor, questi
     return Scores(log_q_T, entropy_T, outside_T, features_TD, token_scaled_T, summary)
 
 
-def joined(parts: Sequence[Scores]) -> Scores:
-    """Scores of several chunks as one."""
-    rows = ((*part.outputs, part.token_scaled_T) for part in parts)
-    log_q_T, entropy_T, outside_T, features_TD, token_scaled_T = (torch.cat(x) for x in zip(*rows, strict=True))
-    summary = concatenated([part.summary for part in parts])
-    return Scores(log_q_T, entropy_T, outside_T, features_TD, token_scaled_T, summary)
-
-
 def to_save(scores: Scores) -> tuple[Tensor, ...]:
     """What backward needs of each token, to be kept for it; `slopes_from` takes it back."""
-    summary = tuple(getattr(scores.summary, field.name) for field in fields(RowSummary))
-    return scores.outside_T, scores.token_scaled_T, *summary
+    return scores.outside_T, scores.token_scaled_T, *scores.summary.columns
 
 
 def slopes_from(

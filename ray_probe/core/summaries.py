@@ -11,7 +11,16 @@ import torch
 from torch import Tensor
 
 from ray_probe.core.nucleus import Candidates, candidates
-from ray_probe.core.scaling import LEAST, LOG2_E, SamplingRule, Workspace, exponentials, quick_exponentials, tiles
+from ray_probe.core.scaling import (
+    LEAST,
+    LOG2_E,
+    SamplingRule,
+    Workspace,
+    exponentials,
+    quick_exponentials,
+    tiles,
+    without_least_,
+)
 
 BLOCK = 256
 
@@ -62,13 +71,38 @@ class RowSummary:
     tail_mass_T: Tensor
     logit_var_T: Tensor
 
+    @classmethod
+    def empty(cls, rows: int, dtype: torch.dtype, device: torch.device) -> "RowSummary":
+        """Of any content, for so many rows of logits of this dtype."""
+        dtypes = {"largest_T": dtype, "threshold_T": dtype, "kept_T": torch.int64}
+        names = [field.name for field in fields(cls)]
+        return cls(*(torch.empty(rows, dtype=dtypes.get(name, torch.float64), device=device) for name in names))
 
-def summarize(
-    logits_RV: Tensor, rule: SamplingRule, space: Workspace, use: Callable[[Candidates], None] = lambda group: None
-) -> RowSummary:
-    """The sampling policy at each row of a chunk of logits (spec section 2).
+    @property
+    def columns(self) -> tuple[Tensor, ...]:
+        """All of it, in order."""
+        return tuple(getattr(self, field.name) for field in fields(self))
+
+    def __getitem__(self, rows: slice) -> "RowSummary":
+        return RowSummary(*(column[rows] for column in self.columns))
+
+    def put(self, rows_N: Tensor | None, part: "RowSummary") -> None:
+        """Write some rows, or all for None."""
+        for column_T, part_N in zip(self.columns, part.columns, strict=True):
+            if rows_N is None:
+                column_T.copy_(part_N)
+            else:
+                column_T.index_copy_(0, rows_N, part_N)
+
+
+def fill(
+    summary: RowSummary, logits_RV: Tensor, rule: SamplingRule, space: Workspace,
+    use: Callable[[Candidates], None] = lambda group: None,
+) -> None:  # fmt: skip
+    """Find the sampling policy at each row of a chunk of logits (spec section 2), and write what is said of it.
 
     Args:
+        summary: of so many rows; a part of a longer one, so that chunks leave nothing behind in memory.
         logits_RV: raw logits, float32 or wider.
         rule: temperature and top_p.
         space: memory for tables.
@@ -76,19 +110,18 @@ def summarize(
             nucleus to search for.
     """
     if rule.top_p >= 1.0:
-        return whole_vocabulary(logits_RV, rule.temperature, space)[0]
-    parts, order = [], []
+        summary.put(None, whole_vocabulary(logits_RV, rule.temperature, space)[0])
+        return
     for group in candidates(logits_RV, rule, space):
-        parts.append(_of_candidates(group, space))
-        order.append(group.rows_N)
+        summary.put(group.rows_N, _of_candidates(group, space))
         use(group)
-    return concatenated(parts, torch.cat(order).argsort())
 
 
-def concatenated(parts: list[RowSummary], order: Tensor | None = None) -> RowSummary:
-    """Summaries of several blocks of rows as one, taken in `order` where it is given."""
-    columns = [torch.cat([getattr(part, field.name) for part in parts]) for field in fields(RowSummary)]
-    return RowSummary(*(column if order is None else column[order] for column in columns))
+def summarize(logits_RV: Tensor, rule: SamplingRule) -> RowSummary:
+    """The sampling policy at each row of raw logits (float32 or wider), as one chunk."""
+    summary = RowSummary.empty(len(logits_RV), logits_RV.dtype, logits_RV.device)
+    fill(summary, logits_RV, rule, Workspace())
+    return summary
 
 
 def _of_candidates(group: Candidates, space: Workspace) -> RowSummary:
@@ -143,7 +176,7 @@ class Moments:
         shape, dtype, device = logits_RV.shape, logits_RV.dtype, logits_RV.device
         mass_RV, bits_RV = (self._space.table(name, shape, dtype, device) for name in ("powers", "bits"))
         quick_exponentials(logits_RV, largest_R1, self.temperature, mass_RV, bits_RV)
-        block_RB = block_sums(mass_RV)
+        block_RB = block_sums(without_least_(mass_RV))
         first_R = mass_RV.mul_(bits_RV).sum(dim=-1)
         square_R = mass_RV.mul_(bits_RV).sum(dim=-1)
         self._blocks.append(block_RB)

@@ -17,8 +17,9 @@ from torch import Tensor
 from ray_probe.core.blocks import Blocks
 from ray_probe.core.policy import row_chunks, sample_summaries
 from ray_probe.core.scaling import SamplingRule, Workspace, tiles, widened
-from ray_probe.core.scoring import Question, joined, refuse_second_derivative, score, scores_from, slopes_from, to_save
+from ray_probe.core.scoring import Question, refuse_second_derivative, scores_from, slopes_from, to_save
 from ray_probe.core.slopes import Slopes
+from ray_probe.core.summaries import RowSummary, fill
 
 NARROW_SHARE = 8  # a nucleus is wide when it holds more than one in so many tokens of the vocabulary
 
@@ -48,13 +49,11 @@ class _Statistics(torch.autograd.Function):
         ctx: Any, logits_RV: Tensor, rows_T: Tensor, tokens_T: Tensor, position_T: Tensor, question: Question
     ) -> tuple[Tensor, ...]:
         ctx.selections = list(_selections(rows_T, logits_RV))
-        space = Workspace()
-        scores = joined(
-            [
-                score(widened(logits_RV[rows]), tokens_T[chunk], position_T[chunk], question, space)
-                for chunk, rows in ctx.selections
-            ]
-        )
+        dtype, space = torch.promote_types(logits_RV.dtype, torch.float32), Workspace()
+        summary = RowSummary.empty(len(tokens_T), dtype, logits_RV.device)
+        for chunk, rows in ctx.selections:
+            fill(summary[chunk], widened(logits_RV[rows]), question.rule, space)
+        scores = scores_from(summary, logits_RV[rows_T, tokens_T].to(dtype), position_T, question)
         ctx.rule = question.rule
         ctx.save_for_backward(logits_RV, tokens_T, *to_save(scores))
         ctx.mark_non_differentiable(scores.outside_T, scores.features_TD)
@@ -70,7 +69,7 @@ class _Statistics(torch.autograd.Function):
         for chunk, rows in ctx.selections:
             narrow = NARROW_SHARE * sum(kept[chunk]) <= len(kept[chunk]) * logits_RV.shape[-1]
             if narrow:
-                _add_kept(grad_RV, rows, widened(logits_RV[rows]), slopes[chunk])
+                _add_kept(grad_RV, rows, widened(logits_RV[rows]), slopes[chunk], space)
             else:
                 _add_tiles(grad_RV, rows, widened(logits_RV[rows]), slopes[chunk], space)
         return grad_RV, None, None, None, None
@@ -88,9 +87,9 @@ def _selections(rows_T: Tensor, logits_RV: Tensor) -> Iterator[tuple[slice, Rows
         yield chunk, slice(part[0], part[0] + len(part)) if run else rows_T[chunk]
 
 
-def _add_kept(grad_RV: Tensor, rows: Rows, logits_TV: Tensor, slopes: Slopes) -> None:
+def _add_kept(grad_RV: Tensor, rows: Rows, logits_TV: Tensor, slopes: Slopes, space: Workspace) -> None:
     """Add the gradient of rows with narrow nuclei, which is 0 everywhere but at the kept tokens and at Y."""
-    kept = Blocks(logits_TV).kept(slopes.largest_T, slopes.threshold_T, slopes.rule.temperature)
+    kept = Blocks(logits_TV, space).kept(slopes.largest_T, slopes.threshold_T, slopes.rule.temperature)
     alone_N, own_N = slopes.of_outside()
     row_M, column_M = torch.cat([kept[0], alone_N]), torch.cat([kept[1], slopes.tokens_T[alone_N]])
     row_M = row_M + rows.start if isinstance(rows, slice) else rows[row_M]
