@@ -32,7 +32,7 @@ CAP, PROMPTS, RESPONSES = 64, 4, 4
 RULE = BaselineRule("regression", "leave_one_out", 1e-3, 0.9, FEATURES, CAP)
 
 
-def _delivery(seed: int) -> Delivery:
+def delivery_of(seed: int) -> Delivery:
     """A record of the demo's size: 4 prompts, 4 responses each."""
     numbers = np.random.default_rng(seed)
     lengths = numbers.integers(1, CAP + 1, PROMPTS * RESPONSES)
@@ -62,7 +62,7 @@ def _figures(seconds: list[float]) -> dict[str, float]:
 
 def _acknowledge(directory: Path) -> dict[str, Any]:
     """Acknowledge so many records; beside each a plain write and fsync of a line of the same size."""
-    sent = [_delivery(seed) for seed in range(SHARDS)]
+    sent = [delivery_of(seed) for seed in range(SHARDS)]
     fitter = Fitter(RULE, "policy", directory / "ledger.jsonl")
     plain = os.open(directory / "plain", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     acks_s, plain_s, line = [], [], b"x" * (8 * len(sent[0].packed) * 4 // 3 + 150)
@@ -81,7 +81,7 @@ def _acknowledge(directory: Path) -> dict[str, Any]:
 
 def _child(path: Path) -> None:
     """Acknowledge and say so, without end."""
-    sent, fitter = [_delivery(seed) for seed in range(SHARDS)], Fitter(RULE, "policy", path)
+    sent, fitter = [delivery_of(seed) for seed in range(SHARDS)], Fitter(RULE, "policy", path)
     while True:
         number = fitter.current.round + 1
         for shard in range(SHARDS):

@@ -1,0 +1,161 @@
+"""Messages between rollout actors and the fitter on Ray, its ledger on: deliveries a second, and round trips.
+
+Producers deliver as rollout actors do, each waiting for the receipt before it delivers the next record. Beside them
+the same messages to an actor that does nothing with them: what Ray alone costs. A round trip gathers a record from
+each actor, fits, and brings the fit to each. The records are of the demo's size: 7 features, 4 prompts.
+"""
+
+import statistics
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from benchmarks.ledger import RULE, delivery_of
+from benchmarks.measure import ratio, said
+from benchmarks.private_ray import private_ray
+from benchmarks.saving import save
+from ray_probe.cluster.delivery import deliver
+from ray_probe.cluster.keepers import OpenFitter, fitter_actor
+from ray_probe.core.baselines import PublishedFit
+from ray_probe.messages import Delivery, Receipt
+
+ROUNDS = 5
+PRODUCERS = (1, 2, 4)
+DELIVERIES = 1_000  # by all producers together, a round
+TRIPS = 20
+PULLS = 300
+DEADLINE_S = 60.0
+Figures = dict[str, Any]
+
+
+class Producer:
+    """Stands for a rollout actor: it has a record, delivers it, and is handed a fit."""
+
+    def __init__(self) -> None:
+        self._delivery = delivery_of(0)
+
+    def deliver(self, fitter: Any, opening: str, round_number: int, first: int, count: int) -> int:
+        """Deliver so many shards of a round, one after the other."""
+        for shard in range(first, first + count):
+            deliver(fitter, opening, replace(self._delivery, round=round_number, shard=shard), DEADLINE_S)
+        return count
+
+    def take(self, fit: PublishedFit) -> int:
+        """Receive a fit."""
+        return fit.version
+
+
+class Idle:
+    """Answers deliveries without a look at them."""
+
+    def accept(self, opening: str, delivery: Delivery) -> Receipt:
+        """Like the fitter's."""
+        return Receipt("accepted")
+
+
+class Stage:
+    """The fitter with its ledger, the actor that does nothing, and producers."""
+
+    def __init__(self, directory: Path) -> None:
+        self.keeper = fitter_actor({}, directory / "fitter.json")
+        self.fitter: OpenFitter = self.keeper.open_fitter(RULE, "policy", directory / "ledger.jsonl")
+        self.idle = ray.remote(Idle).options(num_cpus=0).remote()
+        self.producers = [ray.remote(Producer).options(num_cpus=0).remote() for _ in range(max(PRODUCERS))]
+        self.round = 0
+
+    def close_round(self, shards: int) -> PublishedFit:
+        """Fit the open round."""
+        fit: PublishedFit = self.fitter.ask("close_round", self.round, list(range(shards)), self.round)
+        self.round += 1
+        return fit
+
+    def ingest(self, producers: int, receiver: Any) -> float:
+        """Deliveries a second."""
+        each = DELIVERIES // producers
+        started = time.perf_counter()
+        sent = [
+            producer.deliver.remote(receiver, self.fitter.opening, self.round, place * each, each)
+            for place, producer in enumerate(self.producers[:producers])
+        ]
+        total = sum(ray.get(sent))
+        seconds = time.perf_counter() - started
+        if receiver is self.fitter.handle:
+            self.close_round(total)
+        return total / seconds
+
+    def trip(self, producers: int) -> float:
+        """Seconds to gather a record from each producer, fit, and bring the fit to each."""
+        handle, opening, chosen = self.fitter.handle, self.fitter.opening, self.producers[:producers]
+        started = time.perf_counter()
+        ray.get([p.deliver.remote(handle, opening, self.round, place, 1) for place, p in enumerate(chosen)])
+        fit = ray.put(self.close_round(producers))
+        ray.get([producer.take.remote(fit) for producer in chosen])
+        return time.perf_counter() - started
+
+    def pull(self) -> float:
+        """Seconds until the current beta is here."""
+        started = time.perf_counter()
+        self.fitter.ask("beta")
+        return time.perf_counter() - started
+
+
+def deliveries(stage: Stage) -> Figures:
+    """Deliveries a second by number of producers, in turn with the actor that does nothing."""
+    found: Figures = {}
+    for producers in PRODUCERS:
+        rates: dict[str, list[float]] = {"fitter": [], "idle": []}
+        for counted in range(-1, ROUNDS):
+            for name, receiver in (("fitter", stage.fitter.handle), ("idle", stage.idle)):
+                rate = stage.ingest(producers, receiver)
+                if counted >= 0:
+                    rates[name].append(rate)
+        median = {name: statistics.median(values) for name, values in rates.items()}
+        share = ratio(rates["fitter"], rates["idle"])
+        print(
+            f"  {producers} producers: {median['fitter']:6.0f} deliveries/s "
+            f"({min(rates['fitter']):.0f}-{max(rates['fitter']):.0f}), {said(share, 2)} of an actor that does nothing"
+        )
+        found[str(producers)] = {"per_second": rates, "median": median, "over_idle": share}
+    return found
+
+
+def trips(stage: Stage) -> Figures:
+    """Milliseconds of a fit round by number of actors, and of a pull of beta."""
+    found: Figures = {}
+    for producers in PRODUCERS:
+        stage.trip(producers)
+        found[str(producers)] = _figures([stage.trip(producers) for _ in range(TRIPS)])
+        allowed = 2.0 * producers + 5.0
+        print(
+            f"  fit round, {producers} actors: {_told(found[str(producers)])}   (at most {allowed:.0f} is the target)"
+        )
+    found["beta"] = _figures([stage.pull() for _ in range(PULLS)])
+    print(f"  pull of beta: {_told(found['beta'])}   (at most 2 is the target)")
+    return found
+
+
+def _figures(seconds: list[float]) -> dict[str, float]:
+    ordered = sorted(1e3 * value for value in seconds)
+    p99 = ordered[min(len(ordered) - 1, int(0.99 * len(ordered)))]
+    return {"p50_ms": statistics.median(ordered), "p99_ms": p99, "least_ms": ordered[0], "calls": len(ordered)}
+
+
+def _told(figures: dict[str, float]) -> str:
+    return f"p50 {figures['p50_ms']:.2f} ms, p99 {figures['p99_ms']:.2f} ms of {figures['calls']:.0f}"
+
+
+def main() -> None:
+    """Measure, print, save."""
+    with tempfile.TemporaryDirectory() as name, private_ray(slots=1):
+        stage = Stage(Path(name))
+        figures = {"deliveries": deliveries(stage), "round_trips": trips(stage)}
+        stage.keeper.close()
+    save("ray_messages", figures | {"rounds": ROUNDS, "deliveries_a_round": DELIVERIES})
+
+
+if __name__ == "__main__":
+    main()
