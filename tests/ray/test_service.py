@@ -30,6 +30,8 @@ from ray_probe.service import registry
 from ray_probe.service.client import ProbeClient
 
 pytestmark = [pytest.mark.cluster, pytest.mark.own_cluster, pytest.mark.timeout(240)]
+BUSY = 3
+"""Limits in seconds are those of a machine at rest; where other work runs beside the tests, all takes longer."""
 
 LAUNCH = Path(__file__).parents[2] / "launch.py"
 LONG = 2000  # rounds of a measurement that a test ends itself
@@ -254,7 +256,7 @@ def test_everything_of_ours_listens_on_loopback_and_wants_the_token(
         stranger.environment |= token
         started = time.monotonic()
         said = stranger.run("status", "--address", entry["address"], code=4)
-        assert "refused the token" in said and time.monotonic() - started < 5
+        assert "refused the token" in said and time.monotonic() - started < 5 * BUSY
     secret = Path(entry["token_path"]).read_text()
     assert len(secret) >= 32
     for path in (Path(entry["token_path"]), shell.home / "state" / "ray_probe" / "demo.json"):
