@@ -25,7 +25,7 @@ from ray_probe.cluster.environment import (
     require_token,
 )
 from ray_probe.cluster.reach import check_joinable, find_address, on_loopback_only
-from ray_probe.cluster.session import session
+from ray_probe.cluster.session import is_settled, session
 from ray_probe.errors import ClusterError, bad_value
 from ray_probe.layout import BUCKET_NUMBERS
 
@@ -230,7 +230,10 @@ def _store_bytes(slots: int) -> int:
 
 
 def _refuse_second_connection(address: str | None) -> None:
-    """A process has one Ray connection; nothing may be changed under one that is open."""
+    """A process has one Ray connection; nothing may be changed under one that is open, or on its way."""
+    if not is_settled():
+        remedy = "a join that this process gave up still waits for its cluster; start a new process"
+        raise ClusterError(bad_value("cluster.address", address, remedy))
     ray: Any = sys.modules.get("ray")
     if ray is not None and ray.is_initialized():
         remedy = "this process is connected to a Ray cluster already; call ray.shutdown() first"

@@ -11,6 +11,9 @@ import psutil
 
 from ray_probe.errors import ClusterError
 
+_given_up: list[threading.Thread] = []
+"""A join that nobody waits for any more, while it is at work: Ray's state is this process's, one join's at a time."""
+
 JOIN_S = 10.0  # an idle cluster is joined in 1 s, and a rehearsal was in less than 8 s
 EXIT_S = 5.0  # for processes to follow ray.shutdown (measured: none was left when it returned)
 
@@ -34,6 +37,15 @@ def session(options: Mapping[str, Any], temp_dir: str | None) -> Iterator[None]:
         finally:
             with _without_ctrl_c():
                 _leave(temp_dir)
+
+
+def is_settled() -> bool:
+    """Whether every join that was given up has come to its end; waits for it as long as joining may take."""
+    for thread in tuple(_given_up):
+        thread.join(JOIN_S)
+        if not thread.is_alive():
+            _given_up.remove(thread)
+    return not _given_up
 
 
 def _init(options: Mapping[str, Any]) -> None:
@@ -86,6 +98,7 @@ def _in_time(work: Callable[[], None], undo: Callable[[], None], seconds: float)
     finally:
         given_up.set()
     if thread.is_alive():
+        _given_up.append(thread)
         raise TimeoutError(f"no answer in {seconds:g} s, though there was one a moment ago; see whether its head lives")
     if outcome:
         raise outcome[0]

@@ -323,24 +323,38 @@ def then(number):
         return nodes
     return rehearse
 way = dict(token_path=token_path, loopback=True)
+"""
+
+FREEZES = (
+    FAILS_WHILE_JOINED
+    + """
 connection.check_joinable = then(signal.SIGSTOP)
 facts["frozen"] = refused(address, "test", None, **way)
 for pid in pids:
     os.kill(int(pid), signal.SIGCONT)
 connection.check_joinable = rehearsed
-deadline = time.monotonic() + 40
+deadline = time.monotonic() + 80
 while "joined" not in facts:
     try:
         with connected(address, "test", one, log=logged.append, **way):
             facts["joined"] = ask()
     except ClusterError as error:  # the join that nobody waits for any more comes to its end first
-        assert "this process is connected" in str(error) and time.monotonic() < deadline, error
-        time.sleep(0.1)
+        assert "a join that this process gave up" in str(error) and time.monotonic() < deadline, error
+        facts["waits"] = facts.get("waits", 0) + 1
+print(json.dumps(facts), flush=True)
+os._exit(0)
+"""
+)
+
+DIES = (
+    FAILS_WHILE_JOINED
+    + """
 connection.check_joinable = then(signal.SIGKILL)
 facts["killed"] = refused(address, "test", None, **way)
 print(json.dumps(facts), flush=True)
 os._exit(0)
 """
+)
 
 
 def run_python(code: str, home: Path, *args: str, seconds: float = 60) -> dict:
@@ -391,13 +405,27 @@ def test_joining_tells_a_wrong_token_and_a_small_cluster_and_leaves_the_cluster_
     assert list(tmp_path.iterdir()) == []
 
 
+def failing_while_joined(code: str, tmp_path: Path) -> tuple[dict, str]:
+    """The facts of a script that is given a head of its own, and that head's address."""
+    with a_head() as head:
+        return run_python(
+            code, tmp_path, head.address, head.token_path, str(head.gcs), str(head.raylet), seconds=110
+        ), head.address  # fmt: skip
+
+
 @pytest.mark.cluster
 @pytest.mark.own_cluster
-def test_a_head_that_freezes_or_dies_while_it_is_joined_is_told_within_seconds(tmp_path: Path) -> None:
-    with a_head() as head:
-        pids = (str(head.gcs), str(head.raylet))
-        facts = run_python(FAILS_WHILE_JOINED, tmp_path, head.address, head.token_path, *pids, seconds=110)
-    for how in ("frozen", "killed"):
-        message, seconds = facts[how]
-        assert message.startswith(f"cluster: ray.init at {head.address} failed: ") and seconds < 15, how
+def test_a_head_that_dies_while_it_is_joined_is_told_within_seconds(tmp_path: Path) -> None:
+    facts, address = failing_while_joined(DIES, tmp_path)
+    message, seconds = facts["killed"]
+    assert message.startswith(f"cluster: ray.init at {address} failed: ") and seconds < 10 * BUSY
+
+
+@pytest.mark.slow  # a join that was given up ends by Ray's own deadlines, 20 s after its head is back
+@pytest.mark.cluster
+@pytest.mark.own_cluster
+def test_a_head_that_freezes_while_it_is_joined_is_told_and_can_be_joined_once_it_is_back(tmp_path: Path) -> None:
+    facts, address = failing_while_joined(FREEZES, tmp_path)
+    message, seconds = facts["frozen"]
+    assert message.startswith(f"cluster: ray.init at {address} failed: no answer in 3 s") and seconds < 10 * BUSY
     assert facts["joined"], "a join that was given up does not stand in the way of the next"

@@ -39,6 +39,13 @@ class Head:
         """With which another process joins it."""
         return {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": self.token_path}
 
+    def lives(self) -> bool:
+        """Whether its GCS was not killed."""
+        try:
+            return psutil.Process(self.gcs).status() != psutil.STATUS_ZOMBIE
+        except psutil.NoSuchProcess:
+            return False
+
     def kill(self) -> None:
         """End all of its processes at once, workers too."""
         family = psutil.Process(self.process.pid).children(recursive=True)
@@ -64,7 +71,7 @@ def a_head(cpus: int = 1) -> Iterator[Head]:
         finally:
             process.stdin.close()
             try:
-                process.wait(END_S)
+                process.wait(END_S if head.lives() else 0)  # without its GCS it would not end by itself
             except subprocess.TimeoutExpired:
                 head.kill()
             shutil.rmtree(temp_dir, ignore_errors=True)
