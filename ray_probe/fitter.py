@@ -5,10 +5,10 @@ arrival and the number of actors. With a ledger nothing is known that is not on 
 it has the same versions, to the bit.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from ray_probe.core.baselines import TARGET, BaselineRule, PublishedFit
 from ray_probe.core.record_checks import check, check_packed
@@ -18,6 +18,8 @@ from ray_probe.errors import ConfigError, LedgerError, RecordError, bad_value
 from ray_probe.ledger import Ledger
 from ray_probe.ledger_entries import Accepted, Closed, Different, Entry, digest_of
 from ray_probe.messages import Array, Delivery, Receipt, ShardKey
+
+Answer = TypeVar("Answer")
 
 
 @dataclass(frozen=True)
@@ -107,18 +109,30 @@ class Fitter:
             RecordError: it does not fit the run; it is not merged.
             OutputError: it cannot be written to the ledger; it is not merged.
         """
-        self._check_origin(delivery)
-        check_packed(delivery.packed, self._rule.shape)
-        key, digest = (delivery.round, delivery.shard), digest_of(delivery.packed)
-        if key in self._accepted:
-            return self._again(key, digest, delivery.made_on)
-        if delivery.round != self._current.round + 1:
-            raise RecordError(f"round: got {delivery.round}; round {self._current.round + 1} is open")
-        check(Record.unpack(delivery.packed), self._rule.shape)
-        entry = Accepted(*key, digest, delivery.made_on, delivery.packed.copy())
-        self._write(entry)
-        self._keep(entry)
-        return Receipt("accepted")
+        (answer,) = self.accept_all([delivery])
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    def accept_all(self, deliveries: Sequence[Delivery]) -> list[Receipt | Exception]:
+        """Take in records that came together, each once, with one write to the ledger.
+
+        Returns:
+            for each what `accept` would return, or what it would raise.
+
+        Raises:
+            OutputError: the ledger cannot be written; none of them is merged.
+        """
+        fresh: dict[ShardKey, Accepted] = {}
+        answers = [self._answered(self._look_at, delivery, fresh) for delivery in deliveries]
+        if fresh:
+            self._write(*fresh.values())
+        for entry in fresh.values():
+            self._keep(entry)
+        return [
+            self._answered(self._again, delivery) if answer is None else answer
+            for delivery, answer in zip(deliveries, answers, strict=True)
+        ]
 
     def close_round(self, round_number: int, shards: Sequence[int], since: int | None = None) -> PublishedFit:
         """Fold the records of these shards, fit, and return the fit that this round's gradients use.
@@ -197,9 +211,30 @@ class Fitter:
     def _fit_in_use(self) -> PublishedFit:
         return self._previous if self._rule.fit == "lagged" else self._current
 
-    def _write(self, entry: Entry) -> None:
+    def _write(self, *entries: Entry) -> None:
         if self._ledger is not None:
-            self._ledger.append(entry)
+            self._ledger.append(*entries)
+
+    @staticmethod
+    def _answered(take: Callable[..., Answer], *args: Any) -> Answer | Exception:
+        """The answer to a delivery, or what its sender is to be told: a bad record is no other's concern."""
+        try:
+            return take(*args)
+        except Exception as error:
+            return error
+
+    def _look_at(self, delivery: Delivery, fresh: dict[ShardKey, Accepted]) -> Receipt | None:
+        """Check a record, and put it among the fresh ones; None: its shard is in already, or will be."""
+        self._check_origin(delivery)
+        check_packed(delivery.packed, self._rule.shape)
+        key = delivery.round, delivery.shard
+        if key in self._accepted or key in fresh:
+            return None
+        if delivery.round != self._current.round + 1:
+            raise RecordError(f"round: got {delivery.round}; round {self._current.round + 1} is open")
+        check(Record.unpack(delivery.packed), self._rule.shape)
+        fresh[key] = Accepted(*key, digest_of(delivery.packed), delivery.made_on, delivery.packed.copy())
+        return Receipt("accepted")
 
     def _keep(self, entry: Accepted) -> None:
         self._packed.setdefault(entry.round, {})[entry.shard] = entry.packed
@@ -209,8 +244,9 @@ class Fitter:
         """Whether the other bytes can only come from a fault."""
         return other.made_on.startswith("cpu") and other.made_on == self._accepted[other.round, other.shard][1]
 
-    def _again(self, key: ShardKey, digest: str, made_on: str) -> Receipt:
+    def _again(self, delivery: Delivery) -> Receipt:
         """The answer to a shard that is in already."""
+        key, digest, made_on = (delivery.round, delivery.shard), digest_of(delivery.packed), delivery.made_on
         if digest == self._accepted[key][0]:
             self._duplicates += 1
             return Receipt("duplicate")

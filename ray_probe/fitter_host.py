@@ -5,9 +5,11 @@ deliveries name the measurement. So whoever delivers, closes or asks may do so a
 gets the answer that the first would have given.
 """
 
+import contextlib
 import json
 import secrets
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,11 +18,12 @@ from ray_probe.core.baselines import BaselineRule
 from ray_probe.errors import ProbeError, RecordError
 from ray_probe.files import write_atomically, writing
 from ray_probe.fitter import Fitter
+from ray_probe.group_commit import GroupCommit
 from ray_probe.messages import Delivery, Receipt
 
 
 class FitterHost:
-    """Owns the fitter of one measurement after the other.
+    """Owns the fitter of one measurement after the other. Many threads may deliver to it.
 
     Args:
         state: file in which the open measurement is kept; None: it is lost with the process.
@@ -34,6 +37,8 @@ class FitterHost:
         self._fitter: Fitter | None = None
         self._problem: ProbeError | None = None
         self._died: tuple[str, ...] = ()
+        self._alone = threading.RLock()
+        self._commit = GroupCommit(self._accept_all, self._alone)
         if state is not None and state.exists():
             self._go_on(json.loads(state.read_bytes()))
 
@@ -45,15 +50,16 @@ class FitterHost:
         Raises:
             ProbeError: the ledger or the state file cannot be used; nothing is open then.
         """
-        self._opening, self._problem, self._died = "", None, ()
-        if self._fitter is not None:
-            self._fitter.close()
-        self._forget()
-        self._fitter = Fitter(rule, policy_id, ledger, finished, run)
-        opening = secrets.token_hex(8)
-        self._remember({"opening": opening, "policy_id": policy_id, "ledger": str(ledger), "run": run}, rule)
-        self._opening = opening
-        return opening
+        with self._alone:
+            self._opening, self._problem, self._died = "", None, ()
+            if self._fitter is not None:
+                self._fitter.close()
+            self._forget()
+            self._fitter = Fitter(rule, policy_id, ledger, finished, run)
+            opening = secrets.token_hex(8)
+            self._remember({"opening": opening, "policy_id": policy_id, "ledger": str(ledger), "run": run}, rule)
+            self._opening = opening
+            return opening
 
     @property
     def fitter(self) -> Fitter:
@@ -69,12 +75,23 @@ class FitterHost:
         """What the run's log should say of the open measurement."""
         return (*self._died, *self.fitter.notes)
 
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[Fitter]:
+        """The fitter at work, while no record comes in. Raises as `fitter`."""
+        with self._alone:
+            yield self.fitter
+
     def accept(self, opening: str, delivery: Delivery) -> Receipt:
-        """Take in a shard's record. Raises RecordError for one of a measurement that is over."""
+        """Take in a shard's record, together with those that other threads bring while the ledger is being written.
+
+        Raises RecordError for one of a measurement that is over, and as `Fitter.accept`.
+        """
+        return self._commit((opening, delivery))
+
+    def _accept_all(self, brought: Sequence[tuple[str, Delivery]]) -> list[Receipt | Exception]:
         fitter = self.fitter
-        if opening != self._opening:
-            raise RecordError(f"record: that of shard {delivery.round}/{delivery.shard} is of a measurement before")
-        return fitter.accept(delivery)
+        taken = iter(fitter.accept_all([delivery for opening, delivery in brought if opening == self._opening]))
+        return [next(taken) if opening == self._opening else _is_late(delivery) for opening, delivery in brought]
 
     def _go_on(self, left: dict[str, Any]) -> None:
         """Be what the process before was. What goes wrong is told to whoever asks: Ray would hide it."""
@@ -99,3 +116,7 @@ class FitterHost:
         if self._state is not None:
             with writing(self._state):
                 self._state.unlink(missing_ok=True)
+
+
+def _is_late(delivery: Delivery) -> RecordError:
+    return RecordError(f"record: that of shard {delivery.round}/{delivery.shard} is of a measurement before")

@@ -16,9 +16,10 @@ so never acknowledged. They are cut off when the ledger is opened, and counted.
 it has not finished. It reopens them: their `closed` no longer holds, as the plan may give up other shards this time,
 but their records do. A shard that is collected again is then a duplicate, and counts once.
 
-**Never acknowledged but not written.** A record is acknowledged after fsync. One that cannot be written whole is cut
-off again. After a failing fsync nobody knows what is on disk, whatever the next fsync says, so this ledger takes
-nothing more. What a process has written just before it died may lie in memory only: opening ends with an fsync.
+**Never acknowledged but not written.** A record is acknowledged after fsync; those that come together share one. One
+that cannot be written whole is cut off again. After a failing fsync nobody knows what is on disk, whatever the next
+fsync says, so this ledger takes nothing more. What a process has written just before it died may lie in memory only:
+opening ends with an fsync.
 
 **One writer.** Who opens a ledger writes to it; the one before notices by the file's size, and writes no more.
 """
@@ -27,6 +28,7 @@ import contextlib
 import fcntl
 import os
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -98,22 +100,26 @@ class Ledger:
             except OSError as error:
                 raise self._unwritable(error) from None
 
-    def append(self, entry: Entry) -> None:
-        """Write one entry; on return it is on disk.
+    def append(self, *entries: Entry) -> None:
+        """Write entries, with one fsync for all; on return they are on disk.
 
         Raises:
-            OutputError: it is not, and nothing of it stays; or another fitter writes to this ledger now.
+            OutputError: they are not, and nothing of them stays; or another fitter writes to this ledger now.
         """
-        place, detail = "close", str(entry.round)
-        if isinstance(entry, Accepted | Different):
-            place, detail = "fit" if isinstance(entry, Accepted) else "different", f"{entry.round}/{entry.shard}"
-        line, chain = line_of(entry, self._chain)
-        fail_at(f"{place}_before_write", detail)
+        text, chain, starts = b"", self._chain, list[tuple[str, str, int]]()
+        for entry in entries:
+            line, chain = line_of(entry, chain)
+            starts.append((*_place_of(entry), len(text) + len(line) // 2))
+            text += line
+        for place, detail, _ in starts:
+            fail_at(f"{place}_before_write", detail)
         with self._alone():
             self._check_alone()
-            fail_at(f"{place}_torn", detail, lambda: os.write(self._descriptor, line[: len(line) // 2]))
-            self._write(line, chain)
-        fail_at(f"{place}_after_fsync", detail)
+            for place, detail, torn in starts:
+                fail_at(f"{place}_torn", detail, partial(os.write, self._descriptor, text[:torn]))
+            self._write(text, chain)
+        for place, detail, _ in starts:
+            fail_at(f"{place}_after_fsync", detail)
 
     def close(self) -> None:
         """Close the file; nothing is taken any more."""
@@ -174,6 +180,13 @@ class Ledger:
     def _unwritable(self, error: OSError) -> OutputError:
         remedy = "is the disk full? Make room, then go on with run --resume"
         return OutputError(f"{self._path}: cannot be written ({error.strerror}); {remedy}")
+
+
+def _place_of(entry: Entry) -> tuple[str, str]:
+    """What the failpoints around an entry are called, and their detail."""
+    if isinstance(entry, Accepted | Different):
+        return "fit" if isinstance(entry, Accepted) else "different", f"{entry.round}/{entry.shard}"
+    return "close", str(entry.round)
 
 
 def read_ledger(path: Path) -> Contents:

@@ -48,21 +48,28 @@ class FitterActor:
         """Of this process."""
         return os.getpid()
 
+    @ray.method(concurrency_group="records")  # type: ignore[untyped-decorator]
     def accept(self, opening: str, delivery: Delivery) -> Receipt:
-        """Take in a shard's record. Raises RecordError for one of a measurement that is over."""
+        """Take in a shard's record; those that come while the ledger is written share the next write.
+
+        Raises RecordError for one of a measurement that is over.
+        """
         return self._host.accept(opening, delivery)
 
     def close_round(self, round_number: int, shards: Sequence[int], since: int) -> PublishedFit:
         """Fit; returns the fit that the round's gradients use, as actors need it."""
-        return self._host.fitter.close_round(round_number, shards, since).for_broadcast()
+        with self._host.alone() as fitter:
+            return fitter.close_round(round_number, shards, since).for_broadcast()
 
     def current(self) -> PublishedFit:
         """The newest fit, as actors need it."""
-        return self._host.fitter.current.for_broadcast()
+        with self._host.alone() as fitter:
+            return fitter.current.for_broadcast()
 
     def counts(self) -> Counts:
         """What came so far."""
-        return self._host.fitter.counts
+        with self._host.alone() as fitter:
+            return fitter.counts
 
     def notes(self) -> tuple[str, ...]:
         """What the run's log should say."""

@@ -22,6 +22,7 @@ from ray_probe.layout import Layout
 ANSWER_DEADLINE_S = 60.0
 FILES_DEADLINE_S = 3600.0  # tens of GB are read and written on a slow disk
 QUERIES_AT_ONCE = 2
+RECORDS_AT_ONCE = 16  # deliveries that may share a write to the ledger
 MAX_DEATHS = 10
 
 
@@ -196,7 +197,8 @@ def fitter_actor(options: Mapping[str, Any], state: Path | None = None) -> Fitte
         options: further ones of `ray.remote`: a name, a lifetime.
         state: file in which it keeps what it is open on, so that Ray can make it again when it dies; None: it cannot.
     """
-    remote = ray.remote(concurrency_groups={"queries": QUERIES_AT_ONCE})(FitterActor)
+    groups = {"queries": QUERIES_AT_ONCE, "records": RECORDS_AT_ONCE}
+    remote = ray.remote(concurrency_groups=groups)(FitterActor)
     own = _here() | ({} if state is None else {"max_restarts": -1})
     file = None if state is None else str(state)
     return FitterKeeper("fitter", remote.options(**own, **options).remote(file, secrets.token_hex(8)), state)
