@@ -6,6 +6,7 @@ that end after 16 to 64 tokens, with and without taking those that have ended ou
 
 import sys
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,8 +18,8 @@ from benchmarks import language_model
 from benchmarks.measure import interleaved, ratio, said
 from benchmarks.saving import save_for
 from ray_probe import decoding
-from ray_probe.core.features import DEFAULT_FEATURES, PrefixView, compute_features
-from ray_probe.core.policy import SamplingRule, sample_rows, sample_summaries
+from ray_probe.core.features import DEFAULT_FEATURES
+from ray_probe.core.policy import SamplingRule
 from ray_probe.decoding import Decoder, Sampled
 from ray_probe.forward import Forward
 
@@ -37,22 +38,6 @@ class Ended(StoppingCriteria):
     def __call__(self, input_ids: Tensor, scores: Tensor, **_: Any) -> Tensor:
         """Which rows have ended."""
         return input_ids.shape[-1] >= self._width_N
-
-
-class Featured:
-    """Samples like `sample_rows`, and makes the features of each step."""
-
-    def __init__(self, cap: int) -> None:
-        self._cap = cap
-        self.steps: list[Tensor] = []
-
-    def __call__(self, logits_NV: Tensor, rule: SamplingRule, uniform_N: Tensor) -> tuple[Tensor, Tensor]:
-        """Tokens and their log q."""
-        token_N, log_q_N, summary = sample_summaries(logits_NV, rule, uniform_N)
-        position_N = torch.full_like(token_N, len(self.steps))
-        view = PrefixView(summary, summary.entropy_T, position_N, self._cap)
-        self.steps.append(compute_features(DEFAULT_FEATURES, view))
-        return token_N, log_q_N
 
 
 class Problem:
@@ -78,19 +63,9 @@ class Problem:
         )  # fmt: skip
         return found
 
-    def ours(self) -> Sampled:
+    def ours(self, features: tuple[str, ...] = ()) -> list[Sampled]:
         """What is measured."""
-        return self._decoder(()).sample(self.ids_NP.tolist(), self.uniforms_NT, self.size.responses)
-
-    def featured(self) -> Tensor:
-        """The same with the features of each step."""
-        featured = Featured(self.size.new_tokens)
-        decoding.sample_rows = featured
-        try:
-            self.ours()
-        finally:
-            decoding.sample_rows = sample_rows
-        return torch.stack(featured.steps)
+        return self._decoder((), features).sample(self.ids_NP.tolist(), self.uniforms_NT, self.size.responses)
 
     @torch.no_grad()
     def bare(self) -> None:
@@ -100,7 +75,7 @@ class Problem:
             output = self.model(ids_NP, past_key_values=cache, use_cache=True, logits_to_keep=1)
             ids_NP, cache = self.ids_NP[:, :1], output.past_key_values
 
-    def ragged(self, compact_below: float) -> Sampled:
+    def ragged(self, compact_below: float) -> list[Sampled]:
         """Rows end after lengths drawn before: there their number is 0, the first token of all, which is EOS.
 
         That is so for `top_p = 1` alone, whose nucleus every token is in.
@@ -112,17 +87,20 @@ class Problem:
             sampled = self._decoder((EOS,)).sample(self.ids_NP.tolist(), uniforms_NT, self.size.responses)
         finally:
             decoding.COMPACT_BELOW = before
-        assert [len(row) for row in sampled.tokens] == self.lengths_N.tolist()
+        assert [len(one.tokens) for one in sampled] == self.lengths_N.tolist()
         return sampled
 
-    def _decoder(self, eos_ids: tuple[int, ...]) -> Decoder:
-        return Decoder(self.forward, self.rule, self.size.new_tokens, eos_ids, EOS, lambda tokens: None)
+    def _decoder(self, eos_ids: tuple[int, ...], features: tuple[str, ...] = ()) -> Decoder:
+        return Decoder(self.forward, self.rule, self.size.new_tokens, eos_ids, EOS, lambda tokens: None, features)
 
 
 def timed(problem: Problem, options: Any) -> Case:
     """Full-length responses."""
     variants: dict[str, Callable[[], object]] = {
-        "generate": problem.generate, "ours": problem.ours, "with features": problem.featured, "forward": problem.bare,
+        "generate": problem.generate,
+        "ours": problem.ours,
+        "with features": partial(problem.ours, DEFAULT_FEATURES),
+        "forward": problem.bare,
     }  # fmt: skip
     seconds = interleaved(variants, options.rounds, options.device)
     speed = {name: ratio(seconds["generate"], values) for name, values in seconds.items()}

@@ -3,18 +3,22 @@
 `generate` of transformers would merge the checkpoint's generation_config (top_k, penalties, forced tokens, a length)
 into the policy. Rows that have ended are taken out of the cache, so that the rest does not wait for them.
 
-Shape suffixes: N rows (responses) of a batch, P prompt width, T cap, V vocabulary.
+A token is scored as it is sampled, by the search for the nucleus that it was drawn from, so that its features cost no
+second look at the logits.
+
+Shape suffixes: N rows (responses) of a batch, P prompt width, T cap or tokens of a response, V vocabulary, D features.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 from transformers import cache_utils
 
-from ray_probe.core.policy import SamplingRule, sample_rows
+from ray_probe.core.scaling import SamplingRule
+from ray_probe.core.token_statistics import TokenStatistics, sample_statistics
 from ray_probe.forward import Forward
 from ray_probe.sequences import Array
 
@@ -24,10 +28,17 @@ COMPACT_BELOW = 0.75
 
 @dataclass(frozen=True)
 class Sampled:
-    """Responses in the order of their prompts: token ids, and log q of each when it was sampled, nats."""
+    """A response.
 
-    tokens: list[list[int]]
-    log_q: list[Array]
+    Attributes:
+        tokens: its ids.
+        log_q: log q of each when it was sampled, float64 [T], nats.
+        features_TD: features of its prefixes, float32 or wider [T, D].
+    """
+
+    tokens: list[int]
+    log_q: Array
+    features_TD: Tensor
 
 
 @dataclass(frozen=True)
@@ -41,6 +52,7 @@ class Decoder:
         eos_ids: ids that end a response.
         pad_id: any id that has an embedding: the mask says what is padding.
         on_progress: told of tokens done.
+        features: names of those that each step makes.
     """
 
     forward: Forward
@@ -49,8 +61,9 @@ class Decoder:
     eos_ids: tuple[int, ...]
     pad_id: int
     on_progress: Callable[[int], None]
+    features: tuple[str, ...] = ()
 
-    def sample(self, prompts: Sequence[Sequence[int]], uniforms_NT: Array, batch_size: int) -> Sampled:
+    def sample(self, prompts: Sequence[Sequence[int]], uniforms_NT: Array, batch_size: int) -> list[Sampled]:
         """One response a prompt, in batches of prompts of like length.
 
         Args:
@@ -60,31 +73,29 @@ class Decoder:
             batch_size: responses sampled at once, at most.
         """
         order = sorted(range(len(prompts)), key=lambda place: len(prompts[place]))
-        tokens: list[list[int]] = [[] for _ in prompts]
-        log_q: list[Array] = [uniforms_NT[0][:0] for _ in prompts]
+        sampled: dict[int, Sampled] = {}
         for start in range(0, len(order), batch_size):
             places = order[start : start + batch_size]
             batch = self._batch([prompts[place] for place in places], torch.from_numpy(uniforms_NT[places]))
-            for place, one, its_log_q in zip(places, *batch, strict=True):
-                tokens[place], log_q[place] = one, its_log_q
-        return Sampled(tokens, log_q)
+            sampled |= zip(places, batch, strict=True)
+        return [sampled[place] for place in range(len(prompts))]
 
     @torch.no_grad()
-    def _batch(self, prompts: list[Sequence[int]], uniforms_NT: Tensor) -> tuple[list[list[int]], list[Array]]:
+    def _batch(self, prompts: list[Sequence[int]], uniforms_NT: Tensor) -> list[Sampled]:
         device = self.forward.device
         ids_NP, mask_NP = (table.to(device) for table in left_padded(prompts, self.pad_id))
         uniforms_NT = uniforms_NT.to(device)
         eos = torch.tensor(self.eos_ids, dtype=torch.int64, device=device)
-        tokens_NT = torch.full((len(prompts), self.cap), -1, dtype=torch.int64, device=device)
-        log_q_NT = torch.zeros((len(prompts), self.cap), dtype=torch.float64, device=device)
+        steps = _Steps.empty(len(prompts), self.cap, device)
         rows = torch.arange(len(prompts), device=device)  # whose they are, of the rows that are in the cache
         alive = torch.ones_like(rows, dtype=torch.bool)
         cache: Any = None
         for step in range(self.cap):
             logits_NV, cache = self.forward.next_logits(ids_NP, mask_NP, cache)
-            token_N, log_q_N = sample_rows(logits_NV, self.rule, uniforms_NT[rows, step])
-            tokens_NT[rows[alive], step] = token_N[alive]
-            log_q_NT[rows[alive], step] = log_q_N[alive].double()
+            token_N, scored = sample_statistics(
+                logits_NV, uniforms_NT[rows, step], torch.full_like(rows, step), self.rule, self.cap, self.features
+            )
+            steps.put(step, rows, alive, token_N, scored)
             self.on_progress(int(alive.sum()))
             alive &= ~torch.isin(token_N, eos)
             left = int(alive.sum())
@@ -95,10 +106,39 @@ class Decoder:
                 cache.batch_select_indices(kept)
                 rows, token_N, mask_NP, alive = rows[kept], token_N[kept], mask_NP[kept], alive[kept]
             ids_NP, mask_NP = token_N.unsqueeze(-1), torch.cat([mask_NP, torch.ones_like(mask_NP[:, :1])], dim=-1)
-        lengths = (tokens_NT >= 0).sum(dim=-1).tolist()
-        tokens, log_q = tokens_NT.tolist(), log_q_NT.cpu().numpy()
-        return [row[:n] for row, n in zip(tokens, lengths, strict=True)], [
-            row[:n].copy() for row, n in zip(log_q, lengths, strict=True)
+        return steps.responses()
+
+
+@dataclass(frozen=True)
+class _Steps:
+    """What the steps of a batch have given so far; -1 where there is no token."""
+
+    tokens_NT: Tensor
+    log_q_NT: Tensor
+    features: list[Tensor]
+
+    @classmethod
+    def empty(cls, rows: int, cap: int, device: torch.device) -> Self:
+        tokens_NT = torch.full((rows, cap), -1, dtype=torch.int64, device=device)
+        return cls(tokens_NT, torch.zeros((rows, cap), dtype=torch.float64, device=device), [])
+
+    def put(self, step: int, rows: Tensor, alive: Tensor, token_N: Tensor, scored: TokenStatistics) -> None:
+        """Take in a step: tokens of these rows, and which of the rows had not ended before."""
+        self.tokens_NT[rows[alive], step] = token_N[alive]
+        self.log_q_NT[rows[alive], step] = scored.log_q_T[alive].double()
+        if scored.features_TD is not None:
+            table_ND = scored.features_TD.new_zeros((len(self.tokens_NT), scored.features_TD.shape[-1]))
+            table_ND[rows] = scored.features_TD
+            self.features.append(table_ND)
+
+    def responses(self) -> list[Sampled]:
+        """Row by row, without what comes after its end."""
+        lengths = (self.tokens_NT >= 0).sum(dim=-1).tolist()
+        tokens, log_q_NT = self.tokens_NT.tolist(), self.log_q_NT.cpu().numpy()
+        features_NTD = torch.stack(self.features, dim=1).cpu() if self.features else torch.zeros((len(tokens), 0, 0))
+        return [
+            Sampled(row[:n], log_q_T[:n].copy(), features_TD[:n].clone())
+            for row, log_q_T, features_TD, n in zip(tokens, log_q_NT, features_NTD, lengths, strict=True)
         ]
 
 

@@ -15,7 +15,8 @@ from ray_probe.core.loss import Estimator, advantages, baseline_target, response
 from ray_probe.core.records import PROMPT_COLUMNS, bin_of, position_bins
 from ray_probe.errors import ConfigError
 from ray_probe.messages import SumsX
-from ray_probe.sequence_processor import ScoredPart, SequenceProcessor, results_of, to_float64
+from ray_probe.scored_parts import ScoredPart, results_of, to_float64
+from ray_probe.sequence_processor import SequenceProcessor
 from ray_probe.sequences import Array, BatchedSequences, LogprobResults
 from ray_probe.trainable import accumulate_wide
 

@@ -23,7 +23,7 @@ from ray_probe.layout import Layout
 from ray_probe.messages import Collected, Delivery, GradientReport, Receipt, ShardKey, ShardSums
 from ray_probe.plan import Shard
 from ray_probe.probe_components import ProbeComponents
-from ray_probe.sequence_processor import ScoredPart, results_of, to_float64
+from ray_probe.scored_parts import ScoredPart, results_of, to_float64
 from ray_probe.sequences import BatchedSequences, LogprobResults
 
 

@@ -6,12 +6,12 @@ Shape suffixes: N rows (responses), T response width.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from ray_probe.chat import begins_with_two_bos, encode_prompts
 from ray_probe.config import GenerationSettings
@@ -23,6 +23,7 @@ from ray_probe.decoding import Decoder
 from ray_probe.errors import CheckpointError, ConfigError, PromptsError, bad_value
 from ray_probe.forward import Forward, refuse_non_finite
 from ray_probe.micro_batches import plan_micro_batches
+from ray_probe.scored_parts import ScoredPart, grouped, results_of
 from ray_probe.sequences import Array, BatchedSequences, LogprobResults, TokenRow, pack_sequences
 
 Seed = int | Sequence[int]
@@ -68,31 +69,6 @@ def response_uniforms(seed: Seed, cap: int) -> Array:
     """The random numbers of one response [cap], float64 in [0, 1): they depend on its seed alone."""
     entropy = [seed] if isinstance(seed, int) else list(seed)
     return np.random.Generator(np.random.Philox(np.random.SeedSequence(entropy))).random(cap)
-
-
-@dataclass(frozen=True)
-class ScoredPart:
-    """A micro-batch of responses and what scoring gave.
-
-    Attributes:
-        places: of the responses in the whole batch, b * G + g, ascending.
-        statistics: of each response; with graph when that was asked for.
-        positions: of the micro-batch, prompts and padding included.
-    """
-
-    places: list[int]
-    statistics: list[TokenStatistics]
-    positions: int
-
-    @property
-    def has_graph(self) -> bool:
-        """Whether a gradient can be taken."""
-        return any(row.log_q_T.requires_grad for row in self.statistics)
-
-    def without_graph(self) -> "ScoredPart":
-        """The numbers alone."""
-        rows = [replace(row, log_q_T=row.log_q_T.detach(), entropy_T=row.entropy_T.detach()) for row in self.statistics]
-        return ScoredPart(self.places, rows, self.positions)
 
 
 class SequenceProcessor:
@@ -145,7 +121,12 @@ class SequenceProcessor:
         return int(response[-1]) in self.eos_ids
 
     def generate(
-        self, prompts: Sequence[str], responses_per_prompt: int, seeds: Sequence[Sequence[Seed]], decode: bool = False
+        self,
+        prompts: Sequence[str],
+        responses_per_prompt: int,
+        seeds: Sequence[Sequence[Seed]],
+        decode: bool = False,
+        return_baseline_features: bool = False,
     ) -> BatchedSequences:
         """Sample responses under the policy.
 
@@ -155,6 +136,8 @@ class SequenceProcessor:
             seeds: [B][G], each an int or a tuple of ints that belongs to the response: the tokens do not depend on
                 the batch that the response was sampled in.
             decode: fill `responses_text`.
+            return_baseline_features: fill `sample_features`: what scoring the responses would give, in the numbers of
+                the model's step by step passes.
 
         Raises:
             ConfigError: there is not one seed a response.
@@ -169,14 +152,17 @@ class SequenceProcessor:
         rows = [encoded[b] for b in range(len(prompts)) for _ in range(responses_per_prompt)]
         cap = self.generation.max_new_tokens
         uniforms_NT = np.stack([response_uniforms(seed, cap) for group in seeds for seed in group])
-        decoder = Decoder(self.forward, self.rule, cap, self.eos_ids, self._pad_id(), self.on_progress)
-        sampled = decoder.sample(rows, uniforms_NT, self.generation.gen_batch_size)
-        grouped = _grouped(sampled.tokens, responses_per_prompt)
-        batch = pack_sequences(encoded, grouped, _grouped(sampled.log_q, responses_per_prompt), self._pad_id())
-        if not decode:
-            return batch
-        texts = [[self.tokenizer.decode(response, skip_special_tokens=True) for response in g] for g in grouped]
-        return BatchedSequences(**{**vars(batch), "responses_text": texts})
+        names = self.features if return_baseline_features else ()
+        decoder = Decoder(self.forward, self.rule, cap, self.eos_ids, self._pad_id(), self.on_progress, names)
+        sampled = grouped(decoder.sample(rows, uniforms_NT, self.generation.gen_batch_size), responses_per_prompt)
+        tokens, log_q = ([[getattr(one, name) for one in group] for group in sampled] for name in ("tokens", "log_q"))
+        batch = pack_sequences(encoded, tokens, log_q, self._pad_id())
+        if return_baseline_features:
+            batch = replace(batch, sample_features=[[one.features_TD for one in group] for group in sampled])
+        if decode:
+            read = partial(self.tokenizer.decode, skip_special_tokens=True)
+            batch = replace(batch, responses_text=[[read(response) for response in group] for group in tokens])
+        return batch
 
     def teacher_force_logprobs(
         self,
@@ -271,30 +257,3 @@ class SequenceProcessor:
         split = [torch.split(column, lengths) for column in columns]
         feats = [None] * len(lengths) if flat.features_TD is None else torch.split(flat.features_TD, lengths)
         return [TokenStatistics(*parts) for parts in zip(*split, feats, strict=True)]
-
-
-def _grouped(flat: list[Any], size: int) -> list[list[Any]]:
-    return [flat[start : start + size] for start in range(0, len(flat), size)]
-
-
-def to_float64(tensor: Tensor) -> Array:
-    """A tensor's values as a float64 array on the CPU, detached."""
-    values: Array = tensor.detach().cpu().double().numpy()
-    return values
-
-
-def results_of(parts: Sequence[ScoredPart], group: int, with_grad: bool, compute_rb: bool) -> LogprobResults:
-    """The results of all responses of some micro-batches, in their order in the whole batch, in groups of so many."""
-    by_place = {p: row for part in parts for p, row in zip(part.places, part.statistics, strict=True)}
-    flat = [by_place[place] for place in sorted(by_place)]
-    surprisal = [-to_float64(row.log_q_T) for row in flat]
-    features = [row.features_TD for row in flat]
-    return LogprobResults(
-        logprobs=_grouped([row.log_q_T for row in flat], group),
-        entropies=_grouped(surprisal, group),
-        sequence_logprobs=_grouped([-float(row.sum()) for row in surprisal], group),
-        rb_entropies=_grouped([to_float64(row.entropy_T) for row in flat], group) if compute_rb else None,
-        rb_entropies_torch=_grouped([row.entropy_T for row in flat], group) if compute_rb and with_grad else None,
-        baseline_feats_torch=None if features[0] is None else _grouped(features, group),
-        outside_nucleus=_grouped([row.outside_T.cpu().numpy() for row in flat], group),
-    )

@@ -28,6 +28,7 @@ class BatchedSequences:
         gen_lens: tokens of each response [B][G]; the EOS token is one of them.
         sample_logprobs: log q when each token was sampled [B][G], arrays [T], nats; or None.
         responses_text: decoded responses [B][G], or None.
+        sample_features: features of each prefix as its token was sampled [B][G], tensors [T, D] on the CPU; or None.
     """
 
     sequences: Tensor
@@ -36,6 +37,7 @@ class BatchedSequences:
     gen_lens: list[list[int]]
     sample_logprobs: list[list[Array]] | None = None
     responses_text: list[list[str]] | None = None
+    sample_features: list[list[Tensor]] | None = None
 
     @property
     def shape(self) -> tuple[int, int]:

@@ -63,12 +63,12 @@ def test_a_fit_that_keeps_the_own_shard_is_found(monkeypatch: pytest.MonkeyPatch
 
 
 def test_sampling_from_another_policy_than_the_scored_one_is_found(monkeypatch: pytest.MonkeyPatch):
-    sample = decoding.sample_rows
+    sample = decoding.sample_statistics
 
     def warmer(logits: torch.Tensor, *args: Any) -> Any:
         return sample(0.9 * logits, *args)
 
-    monkeypatch.setattr(decoding, "sample_rows", warmer)
+    monkeypatch.setattr(decoding, "sample_statistics", warmer)
     result = self_test(seconds=60.0)
     assert not result.ok and result.failed == ("sampling",)
 

@@ -94,6 +94,19 @@ def test_log_q_when_sampled_is_log_q_when_scored(architecture: str):
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_features_when_sampled_are_features_when_scored_also_after_rows_have_ended(architecture: str):
+    sequences = policy(architecture).generate(PROMPTS, 3, SEEDS, return_baseline_features=True)
+    assert len({length for group in sequences.gen_lens for length in group}) > 1, "rows end one after the other"
+    results = scored(policy(architecture), sequences)
+    for b, g in PAIRS:
+        features_TD = sequences.sample_features[b][g]
+        assert features_TD.shape == (sequences.gen_lens[b][g], len(DEFAULT_FEATURES))
+        np.testing.assert_allclose(features_TD, results.baseline_feats_torch[b][g], rtol=0, atol=1e-4)
+    plain = sampled(architecture)
+    assert plain.sample_features is None and responses(plain) == responses(sequences)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_tokens_belong_to_the_seed_and_not_to_the_batch(architecture: str):
     sequences = sampled(architecture)
     for b, g in PAIRS:
