@@ -40,7 +40,7 @@ def _check_prompts(record: Record) -> None:
     refuse_unless_whole(record.prompt_rows_P3[:, [0, 2]])
     if (responses_P < 1).any() or responses_P.sum() != record.sequences or tokens_P.sum() != record.tokens:
         raise RecordError("record: the counts of its prompts do not add up to its own; it was not merged")
-    if (tokens_P < responses_P).any() or (np.diff(record.prompt_ids_P) <= 0).any():
+    if (tokens_P < responses_P).any() or (record.prompt_ids_P[1:] <= record.prompt_ids_P[:-1]).any():
         raise RecordError("record: its prompts are not ascending, with 1 token a response each; it was not merged")
 
 
@@ -54,15 +54,20 @@ def _check_weights(record: Record) -> None:
 def _check_products(record: Record) -> None:
     """Sums of squares and products of real rows: [Phi R]^T W [Phi R] is symmetric and positive semi-definite."""
     gram_DD, cross_DK, target_gram_KK = record.gram_DD, record.cross_DK, record.target_gram_KK
-    both = np.vstack([np.hstack([gram_DD, cross_DK]), np.hstack([cross_DK.T, target_gram_KK])])
-    for name, square in (("Phi^T Phi", gram_DD), ("R^T R", target_gram_KK), ("[Phi R]^T [Phi R]", both)):
-        if not square.size:
-            continue
+    features = len(gram_DD)
+    both = np.empty((features + len(target_gram_KK),) * 2)
+    both[:features, :features], both[features:, features:] = gram_DD, target_gram_KK
+    both[:features, features:], both[features:, :features] = cross_DK, cross_DK.T
+    squares = [("Phi^T Phi", gram_DD), ("R^T R", target_gram_KK), ("[Phi R]^T [Phi R]", both)]
+    for name, square in squares:
         diagonal = square.diagonal()
-        trace = diagonal.sum()
-        if np.abs(square - square.T).max() > 1e-12 * np.abs(diagonal).sum():
+        if np.abs(square - square.T).max(initial=0.0) > 1e-12 * np.abs(diagonal).sum():
             raise RecordError(f"record: {name} is not symmetric; it was not merged")
-        if diagonal.min() < 0:
+        if diagonal.min(initial=0.0) < 0:
             raise RecordError(f"record: {name} has a negative diagonal: not positive semi-definite; it was not merged")
-        if np.linalg.eigvalsh(square)[0] < -1e-8 * trace:
+    least = [-1e-8 * square.trace() for _, square in squares]
+    if both.size and np.linalg.eigvalsh(both)[0] >= max(least):
+        return  # nor has a block on its diagonal a smaller eigenvalue (Cauchy's interlacing theorem)
+    for (name, square), limit in zip(squares, least, strict=True):
+        if square.size and np.linalg.eigvalsh(square)[0] < limit:
             raise RecordError(f"record: {name} is not positive semi-definite; it was not merged")
