@@ -1,6 +1,7 @@
 """What it costs to acknowledge a record on a local disk, what is lost when the fitter dies, and how soon it is back.
 
 An acknowledgement is checked, written and fsynced; one write and fsync of as many bytes is measured beside it, in turn.
+On a disk whose fsync takes long, as a shared file system's does, deliveries that come together share it.
 """
 
 import os
@@ -12,21 +13,28 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from benchmarks.common import save
+from benchmarks.measure import ratio, said
 from ray_probe.core.baselines import BaselineRule
 from ray_probe.core.records import position_bins, record_of_tokens, with_prompts
 from ray_probe.fitter import Fitter
+from ray_probe.fitter_host import FitterHost
 from ray_probe.messages import Delivery
 
 ACKS = 10_000
 SHARDS = 100
 KILLS = 10
+SLOW_FSYNC_S = 0.005
+SENDERS = 16
+ROUNDS = 5
 FEATURES = ("H", "top1", "margin", "head_mass", "two_point_entropy", "logit_var", "pos_frac")
 CAP, PROMPTS, RESPONSES = 64, 4, 4
 RULE = BaselineRule("regression", "leave_one_out", 1e-3, 0.9, FEATURES, CAP)
@@ -77,6 +85,35 @@ def _acknowledge(directory: Path) -> dict[str, Any]:
         "acknowledge": _figures(acks_s), "write_and_fsync": _figures(plain_s), "record_bytes": len(line),
         "rebuild_s": rebuild_s, "rebuilt_records": ACKS,
     }  # fmt: skip
+
+
+def _together(directory: Path) -> dict[str, Any]:
+    """Deliveries a second from so many senders at once, and from one, where an fsync takes 5 ms longer."""
+    host, fsync, rates = FitterHost(), os.fsync, dict[str, list[float]](one=[], many=[])
+    opening = host.open(RULE, "policy", directory / "slow.jsonl", [])
+    delivery = delivery_of(0)
+
+    def slow(descriptor: int) -> None:
+        fsync(descriptor)
+        time.sleep(SLOW_FSYNC_S)
+
+    os.fsync = slow
+    try:
+        for number in range(ROUNDS):
+            for name, senders, first in (("one", 1, 0), ("many", SENDERS, SHARDS)):
+                sent = [replace(delivery, round=number, shard=first + place) for place in range(SHARDS)]
+                with ThreadPoolExecutor(senders) as pool:
+                    seconds = _seconds(lambda pool=pool, sent=sent: list(pool.map(partial(host.accept, opening), sent)))
+                rates[name].append(SHARDS / seconds)
+            host.fitter.close_round(number, range(2 * SHARDS))
+    finally:
+        os.fsync = fsync
+    return {
+        "slow_fsync_s": SLOW_FSYNC_S,
+        "senders": SENDERS,
+        "per_second": rates,
+        "gain": ratio(rates["many"], rates["one"]),
+    }
 
 
 def _child(path: Path) -> None:
@@ -138,17 +175,20 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
         costs = _acknowledge(directory)
+        together = _together(directory)
         recovery = _recovery(directory)
         lost = _lost(directory / "killed.jsonl")
     for what in ("acknowledge", "write_and_fsync"):
         figures = costs[what]
         told = "  ".join(f"{key} {value:.3f}" for key, value in figures.items())
         print(f"  {what:16s} {told}   (p99 of an acknowledgement at most 1 ms is the target)")
+    gain = f"{SENDERS} senders deliver x{said(together['gain'], 2)} as many records a second as one"
+    print(f"  with {1e3 * SLOW_FSYNC_S:g} ms more for an fsync, {gain}")
     print(f"  made again from {ACKS} records in {costs['rebuild_s']:.2f} s")
     found = f"median {recovery['median_s']:.1f}, at most {recovery['max_s']:.1f}"
     print(f"  killed on Ray, with that ledger: seconds to the next answer {found}")
     print(f"  {lost['acknowledged']} acknowledged over {lost['kills']} SIGKILLs, {lost['lost']} lost")
-    save("ledger", {**costs, "recovery": recovery, "killed": lost})
+    save("ledger", {**costs, "together": together, "recovery": recovery, "killed": lost})
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from ray_probe.core.baselines import PublishedFit
 from ray_probe.messages import Delivery, Receipt
 
 ROUNDS = 5
-PRODUCERS = (1, 2, 4)
+PRODUCERS = (1, 2, 4, 16)
 DELIVERIES = 1_000  # by all producers together, a round
 TRIPS = 20
 PULLS = 300

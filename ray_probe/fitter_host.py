@@ -38,7 +38,7 @@ class FitterHost:
         self._problem: ProbeError | None = None
         self._died: tuple[str, ...] = ()
         self._alone = threading.RLock()
-        self._commit = GroupCommit(self._accept_all, self._alone)
+        self._commit = GroupCommit(self._accept_all)
         if state is not None and state.exists():
             self._go_on(json.loads(state.read_bytes()))
 
@@ -89,9 +89,9 @@ class FitterHost:
         return self._commit((opening, delivery))
 
     def _accept_all(self, brought: Sequence[tuple[str, Delivery]]) -> list[Receipt | Exception]:
-        fitter = self.fitter
-        taken = iter(fitter.accept_all([delivery for opening, delivery in brought if opening == self._opening]))
-        return [next(taken) if opening == self._opening else _is_late(delivery) for opening, delivery in brought]
+        with self.alone() as fitter:
+            taken = iter(fitter.accept_all([delivery for opening, delivery in brought if opening == self._opening]))
+            return [next(taken) if opening == self._opening else _is_late(delivery) for opening, delivery in brought]
 
     def _go_on(self, left: dict[str, Any]) -> None:
         """Be what the process before was. What goes wrong is told to whoever asks: Ray would hide it."""

@@ -1,6 +1,6 @@
 """Callers who come while a disk is being written share the next write: one fsync for all. Standard library only.
 
-One thread at a time works; what others bring meanwhile waits, and whoever is next takes all of it (group commit, as
+One caller at a time works; what others bring meanwhile waits, and one of them takes all of it next (group commit, as
 databases do it: DeWitt et al., "Implementation techniques for main memory database systems", 1984).
 """
 
@@ -19,7 +19,7 @@ class _Waiting(Generic[Item, Result]):
         self.item = item
         self.done = False
         self.result: Result
-        self.error: Exception | None = None
+        self.error: BaseException | None = None
 
 
 class GroupCommit(Generic[Item, Result]):
@@ -28,37 +28,41 @@ class GroupCommit(Generic[Item, Result]):
     Args:
         work: carries out a group, in the order in which they came, and says for each its result or its error; what it
             raises itself is every caller's.
-        alone: held while it works.
     """
 
-    def __init__(self, work: Callable[[Sequence[Item]], Sequence[Result | Exception]], alone: threading.RLock) -> None:
+    def __init__(self, work: Callable[[Sequence[Item]], Sequence[Result | Exception]]) -> None:
         self._work = work
-        self._alone = alone
         self._waiting: list[_Waiting[Item, Result]] = []
-        self._door = threading.Lock()
+        self._busy = False
+        self._change = threading.Condition()
 
     def __call__(self, item: Item) -> Result:
         """The result for this item, once its group is through. Raises its error."""
         mine = _Waiting[Item, Result](item)
-        with self._door:
+        with self._change:
             self._waiting.append(mine)
-        with self._alone:
-            if not mine.done:
-                self._carry_out()
+            self._change.wait_for(lambda: mine.done or not self._busy)
+            group = [] if mine.done else self._waiting
+            if group:
+                self._waiting, self._busy = [], True
+        if group:
+            self._carry_out(group)
         if mine.error is not None:
             raise mine.error
         return mine.result
 
-    def _carry_out(self) -> None:
-        with self._door:
-            group, self._waiting = self._waiting, []
+    def _carry_out(self, group: list[_Waiting[Item, Result]]) -> None:
+        answers: Sequence[Result | BaseException]
         try:
             answers = self._work([one.item for one in group])
-        except Exception as error:
+        except BaseException as error:  # nobody may be left waiting
             answers = [error] * len(group)
-        for one, answer in zip(group, answers, strict=True):
-            if isinstance(answer, Exception):
-                one.error = answer
-            else:
-                one.result = answer
-            one.done = True
+        with self._change:
+            for one, answer in zip(group, answers, strict=True):
+                if isinstance(answer, BaseException):
+                    one.error = answer
+                else:
+                    one.result = answer
+                one.done = True
+            self._busy = False
+            self._change.notify_all()

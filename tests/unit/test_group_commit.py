@@ -42,7 +42,7 @@ class Doubling:
 
 def after_a_first(work: Doubling, numbers: Sequence[int]) -> list[int | BaseException]:
     """What callers get who all come while the first call, of 0, is at work."""
-    commit = GroupCommit(work, threading.RLock())
+    commit = GroupCommit(work)
     with ThreadPoolExecutor(len(numbers) + 1) as pool:
         first = pool.submit(commit, 0)
         assert work.begun.wait(WAIT_S)
@@ -74,7 +74,7 @@ def test_what_the_work_itself_raises_is_told_to_all_and_the_next_call_goes_on():
             raise OutputError("disk full")
         return list(group)
 
-    commit = GroupCommit(work, threading.RLock())
+    commit = GroupCommit(work)
     with pytest.raises(OutputError, match="disk full"):
         commit(1)
     broken[0] = False
