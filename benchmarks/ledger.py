@@ -103,7 +103,9 @@ def _together(directory: Path) -> dict[str, Any]:
             for name, senders, first in (("one", 1, 0), ("many", SENDERS, SHARDS)):
                 sent = [replace(delivery, round=number, shard=first + place) for place in range(SHARDS)]
                 with ThreadPoolExecutor(senders) as pool:
-                    seconds = _seconds(lambda pool=pool, sent=sent: list(pool.map(partial(host.accept, opening), sent)))
+                    seconds = _seconds(
+                        lambda pool=pool, sent=sent: list(pool.map(partial(host.accept_together, opening), sent))
+                    )
                 rates[name].append(SHARDS / seconds)
             host.fitter.close_round(number, range(2 * SHARDS))
     finally:

@@ -21,7 +21,7 @@ from benchmarks.saving import save
 from ray_probe.cluster.delivery import deliver
 from ray_probe.cluster.keepers import OpenFitter, fitter_actor
 from ray_probe.core.baselines import PublishedFit
-from ray_probe.messages import Delivery, Receipt
+from ray_probe.messages import Delivery, Opening, Receipt
 
 ROUNDS = 5
 PRODUCERS = (1, 2, 4, 16)
@@ -38,7 +38,7 @@ class Producer:
     def __init__(self) -> None:
         self._delivery = delivery_of(0)
 
-    def deliver(self, fitter: Any, opening: str, round_number: int, first: int, count: int) -> int:
+    def deliver(self, fitter: Any, opening: Opening, round_number: int, first: int, count: int) -> int:
         """Deliver so many shards of a round, one after the other."""
         for shard in range(first, first + count):
             deliver(fitter, opening, replace(self._delivery, round=round_number, shard=shard), DEADLINE_S)
@@ -52,7 +52,7 @@ class Producer:
 class Idle:
     """Answers deliveries without a look at them."""
 
-    def accept(self, opening: str, delivery: Delivery) -> Receipt:
+    def accept(self, opening: Opening, delivery: Delivery) -> Receipt:
         """Like the fitter's."""
         return Receipt("accepted")
 

@@ -93,6 +93,11 @@ class Fitter:
         return self._current
 
     @property
+    def sync_s(self) -> float:
+        """Seconds that the last write took to be on disk; 0 without a ledger."""
+        return 0.0 if self._ledger is None else self._ledger.sync_s
+
+    @property
     def counts(self) -> Counts:
         """What came so far."""
         conflicts = {(d.round, d.shard) for d in self._different if self._is_conflict(d)}

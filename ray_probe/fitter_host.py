@@ -19,7 +19,11 @@ from ray_probe.errors import ProbeError, RecordError
 from ray_probe.files import write_atomically, writing
 from ray_probe.fitter import Fitter
 from ray_probe.group_commit import GroupCommit
-from ray_probe.messages import Delivery, Receipt
+from ray_probe.messages import Delivery, Opening, Receipt
+
+SLOW_SYNC_S = 2e-3
+"""From here on, as on a shared file system, records that come together share a write. Ray's threads, which that takes,
+cost a fifth of the records a second where the disk is fast."""
 
 
 class FitterHost:
@@ -33,31 +37,32 @@ class FitterHost:
     def __init__(self, state: Path | None = None, owner: str = "") -> None:
         self._state = state
         self._owner = owner
-        self._opening = ""
+        self._opening: Opening | None = None
         self._fitter: Fitter | None = None
         self._problem: ProbeError | None = None
         self._died: tuple[str, ...] = ()
         self._alone = threading.RLock()
-        self._commit = GroupCommit(self._accept_all)
+        self._together = GroupCommit(self._accept_all)
         if state is not None and state.exists():
             self._go_on(json.loads(state.read_bytes()))
 
     def open(
         self, rule: BaselineRule, policy_id: str, ledger: Path, finished: Sequence[Sequence[int]], run: str = ""
-    ) -> str:
-        """Go on from a ledger, with the rounds of a resumed run that are kept; returns what `accept` needs.
+    ) -> Opening:
+        """Go on from a ledger, with the rounds of a resumed run that are kept; returns what deliveries need.
 
         Raises:
             ProbeError: the ledger or the state file cannot be used; nothing is open then.
         """
         with self._alone:
-            self._opening, self._problem, self._died = "", None, ()
+            self._opening, self._problem, self._died = None, None, ()
             if self._fitter is not None:
                 self._fitter.close()
             self._forget()
             self._fitter = Fitter(rule, policy_id, ledger, finished, run)
-            opening = secrets.token_hex(8)
-            self._remember({"opening": opening, "policy_id": policy_id, "ledger": str(ledger), "run": run}, rule)
+            opening = Opening(secrets.token_hex(8), self._fitter.sync_s >= SLOW_SYNC_S)
+            about = {"opening": asdict(opening), "policy_id": policy_id, "ledger": str(ledger), "run": run}
+            self._remember(about, rule)
             self._opening = opening
             return opening
 
@@ -81,17 +86,26 @@ class FitterHost:
         with self._alone:
             yield self.fitter
 
-    def accept(self, opening: str, delivery: Delivery) -> Receipt:
-        """Take in a shard's record, together with those that other threads bring while the ledger is being written.
+    def accept(self, opening: Opening, delivery: Delivery) -> Receipt:
+        """Take in a shard's record. Raises RecordError for one of a measurement that is over; see `Fitter.accept`."""
+        (answer,) = self._accept_all([(opening, delivery)])
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
 
-        Raises RecordError for one of a measurement that is over, and as `Fitter.accept`.
-        """
-        return self._commit((opening, delivery))
+    def accept_together(self, opening: Opening, delivery: Delivery) -> Receipt:
+        """As `accept`, for many threads: what others bring while the ledger is being written shares the next write."""
+        return self._together((opening, delivery))
 
-    def _accept_all(self, brought: Sequence[tuple[str, Delivery]]) -> list[Receipt | Exception]:
+    def _accept_all(self, brought: Sequence[tuple[Opening, Delivery]]) -> list[Receipt | Exception]:
         with self.alone() as fitter:
-            taken = iter(fitter.accept_all([delivery for opening, delivery in brought if opening == self._opening]))
-            return [next(taken) if opening == self._opening else _is_late(delivery) for opening, delivery in brought]
+            current = [self._opening is not None and opening.id == self._opening.id for opening, _ in brought]
+            taken = iter(
+                fitter.accept_all([delivery for (_, delivery), own in zip(brought, current, strict=True) if own])
+            )
+            return [
+                next(taken) if own else _is_late(delivery) for (_, delivery), own in zip(brought, current, strict=True)
+            ]
 
     def _go_on(self, left: dict[str, Any]) -> None:
         """Be what the process before was. What goes wrong is told to whoever asks: Ray would hide it."""
@@ -103,11 +117,11 @@ class FitterHost:
         except ProbeError as error:
             self._problem = error
             return
-        self._opening = left["opening"]
+        self._opening = Opening(**left["opening"])
         version, openings = self._fitter.current.version, self._fitter.counts.openings
         self._died = (f"fitter: made again from its ledger, at version {version} (opening {openings})",)
 
-    def _remember(self, about: dict[str, str], rule: BaselineRule) -> None:
+    def _remember(self, about: dict[str, Any], rule: BaselineRule) -> None:
         if self._state is not None:
             state = about | {"owner": self._owner, "rule": asdict(rule)}
             write_atomically(self._state, json.dumps(state, indent=1).encode(), private=True)

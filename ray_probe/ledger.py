@@ -27,6 +27,7 @@ opening ends with an fsync.
 import contextlib
 import fcntl
 import os
+import time
 from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -58,6 +59,8 @@ class Ledger:
         self._origin = dict(origin)
         self._refuses: str | None = None
         self._closed = False
+        self.sync_s = 0.0
+        """Seconds that the last fsync took."""
         flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
         try:
             self._descriptor = os.open(path, flags, 0o600)
@@ -158,6 +161,7 @@ class Ledger:
         except OSError as error:
             self._cut_off()
             raise self._unwritable(error) from None
+        started = time.monotonic()
         try:
             os.fsync(self._descriptor)
         except OSError as error:
@@ -165,6 +169,7 @@ class Ledger:
             with contextlib.suppress(OutputError):  # nobody shall find it; the failure is told all the same
                 self._cut_off()
             raise OutputError(self._refuses) from None
+        self.sync_s = time.monotonic() - started
         self._chain = chain
         self._whole = self._size = self._size + len(line)
 

@@ -18,6 +18,19 @@ ShardKey = tuple[int, int]
 """Round and index of a shard."""
 
 
+@dataclass(frozen=True)
+class Opening:
+    """A measurement that a fitter is open on, as deliveries name it.
+
+    Attributes:
+        id: of the measurement.
+        together: deliveries shall come by the way on which those that come together share a write to the ledger.
+    """
+
+    id: str
+    together: bool
+
+
 @dataclass(frozen=True, eq=False)
 class Delivery:
     """A shard's record on its way to the fitter.

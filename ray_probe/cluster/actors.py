@@ -16,7 +16,7 @@ from ray_probe.fitter_host import FitterHost
 from ray_probe.gradient_store import GradientStore
 from ray_probe.layout import Layout
 from ray_probe.loading import Loader, Order
-from ray_probe.messages import Delivery, GradientReport, Receipt
+from ray_probe.messages import Delivery, GradientReport, Opening, Receipt
 
 
 class FitterActor:
@@ -36,8 +36,8 @@ class FitterActor:
 
     def open(
         self, rule: BaselineRule, policy_id: str, ledger: str, finished: Sequence[Sequence[int]], run: str = ""
-    ) -> str:
-        """Go on from a ledger; returns what `accept` needs."""
+    ) -> Opening:
+        """Go on from a ledger; returns what deliveries need."""
         return self._host.open(rule, policy_id, Path(ledger), finished, run)
 
     @ray.method(concurrency_group="queries")  # type: ignore[untyped-decorator]
@@ -48,13 +48,14 @@ class FitterActor:
         """Of this process."""
         return os.getpid()
 
-    @ray.method(concurrency_group="records")  # type: ignore[untyped-decorator]
-    def accept(self, opening: str, delivery: Delivery) -> Receipt:
-        """Take in a shard's record; those that come while the ledger is written share the next write.
-
-        Raises RecordError for one of a measurement that is over.
-        """
+    def accept(self, opening: Opening, delivery: Delivery) -> Receipt:
+        """Take in a shard's record. Raises RecordError for one of a measurement that is over."""
         return self._host.accept(opening, delivery)
+
+    @ray.method(concurrency_group="records")  # type: ignore[untyped-decorator]
+    def accept_together(self, opening: Opening, delivery: Delivery) -> Receipt:
+        """The same; records that come while the ledger is written share the next write."""
+        return self._host.accept_together(opening, delivery)
 
     def close_round(self, round_number: int, shards: Sequence[int], since: int) -> PublishedFit:
         """Fit; returns the fit that the round's gradients use, as actors need it."""
@@ -169,7 +170,9 @@ class RolloutActor:
         self._rollout, about = self._loader.load(order, ray.util.get_node_ip_address())
         return about
 
-    def collect(self, shard: Any, group: str, fitter: Any, opening: str, deadline_s: float, held_positions: int) -> Any:
+    def collect(
+        self, shard: Any, group: str, fitter: Any, opening: Opening, deadline_s: float, held_positions: int
+    ) -> Any:
         """Collect a shard and deliver its record to the fitter, over a death of the fitter too; returns the report.
 
         Args:

@@ -11,7 +11,7 @@ from ray.exceptions import ActorUnavailableError
 from ray_probe.cluster.calls import ask
 from ray_probe.errors import ClusterError
 from ray_probe.failpoints import fail_at
-from ray_probe.messages import Delivery, Receipt
+from ray_probe.messages import Delivery, Opening, Receipt
 
 PAUSE_S = 0.1
 REMEDY = "go on with run --resume"
@@ -43,7 +43,7 @@ def ask_again(actor: Any, who: str, method: str, *args: Any, deadline_s: float) 
         time.sleep(PAUSE_S)
 
 
-def deliver(fitter: Any, opening: str, delivery: Delivery, deadline_s: float) -> Receipt:
+def deliver(fitter: Any, opening: Opening, delivery: Delivery, deadline_s: float) -> Receipt:
     """Have the fitter take in a record, however often it dies meanwhile; returns its answer.
 
     Args:
@@ -58,6 +58,7 @@ def deliver(fitter: Any, opening: str, delivery: Delivery, deadline_s: float) ->
     """
     shard = f"{delivery.round}/{delivery.shard}"
     fail_at("roll_before_send", shard)
-    receipt: Receipt = ask_again(fitter, "fitter", "accept", opening, delivery, deadline_s=deadline_s)
+    method = "accept_together" if opening.together else "accept"
+    receipt: Receipt = ask_again(fitter, "fitter", method, opening, delivery, deadline_s=deadline_s)
     fail_at("roll_after_send", shard)
     return receipt

@@ -18,11 +18,12 @@ from ray_probe.cluster.delivery import ask_again
 from ray_probe.core.baselines import BaselineRule
 from ray_probe.errors import ClusterError
 from ray_probe.layout import Layout
+from ray_probe.messages import Opening
 
 ANSWER_DEADLINE_S = 60.0
 FILES_DEADLINE_S = 3600.0  # tens of GB are read and written on a slow disk
-QUERIES_AT_ONCE = 2
-RECORDS_AT_ONCE = 16  # deliveries that may share a write to the ledger
+FITTER_THREADS = {"queries": 2, "records": 16}
+"""Besides its own: for what is asked meanwhile, and for deliveries that share a write to the ledger."""
 MAX_DEATHS = 10
 
 
@@ -74,7 +75,7 @@ class OpenFitter(_Lasting):
         opening: names the measurement.
     """
 
-    def __init__(self, handle: Any, opening: str) -> None:
+    def __init__(self, handle: Any, opening: Opening) -> None:
         super().__init__("fitter", handle)
         self.opening = opening
         self._told: set[str] = set()
@@ -197,8 +198,7 @@ def fitter_actor(options: Mapping[str, Any], state: Path | None = None) -> Fitte
         options: further ones of `ray.remote`: a name, a lifetime.
         state: file in which it keeps what it is open on, so that Ray can make it again when it dies; None: it cannot.
     """
-    groups = {"queries": QUERIES_AT_ONCE, "records": RECORDS_AT_ONCE}
-    remote = ray.remote(concurrency_groups=groups)(FitterActor)
+    remote = ray.remote(concurrency_groups=FITTER_THREADS)(FitterActor)
     own = _here() | ({} if state is None else {"max_restarts": -1})
     file = None if state is None else str(state)
     return FitterKeeper("fitter", remote.options(**own, **options).remote(file, secrets.token_hex(8)), state)

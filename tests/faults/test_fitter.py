@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +17,18 @@ import psutil
 import pytest
 import ray
 from ray import cloudpickle
-from support.failpoints import arm
+from support.failpoints import arm, fired
 from support.records import POLICY, bits, delivery, other_bytes, rule
 
 from ray_probe.cluster.actors import FitterActor
 from ray_probe.cluster.calls import kill
 from ray_probe.cluster.delivery import deliver
-from ray_probe.cluster.keepers import FitterKeeper, OpenFitter, fitter_actor
+from ray_probe.cluster.keepers import FITTER_THREADS, FitterKeeper, OpenFitter, fitter_actor
 from ray_probe.errors import ClusterError, LedgerError, OutputError, RecordError
 from ray_probe.failpoints import fail_at
 from ray_probe.fitter import Counts, Fitter
 from ray_probe.ledger import read_ledger
+from ray_probe.messages import Opening
 
 pytestmark = pytest.mark.cluster
 
@@ -256,13 +257,34 @@ def test_the_fitter_answers_while_it_is_busy(tmp_path: Path) -> None:
         def close_round(self, *arguments: Any) -> Any:
             time.sleep(3)
 
-    remote = ray.remote(concurrency_groups={"queries": 2})(Busy)
+    remote = ray.remote(concurrency_groups=FITTER_THREADS)(Busy)
     fitter = FitterKeeper("fitter", remote.options(num_cpus=0).remote())
     fitter.open_fitter(rule(), POLICY, tmp_path / "busy.jsonl")
     solving = fitter.handle.close_round.remote()
     assert fitter.ask("beta", 0, deadline_s=2)["version"] == fitter.ask("variance", deadline_s=2)["version"] == 0
     assert not ray.wait([solving], timeout=0)[0], "it is at it still"
     fitter.close()
+
+
+def test_of_records_that_come_together_none_is_lost_or_doubled_when_the_fitter_dies_in_the_middle(
+    keeper: FitterKeeper, points: Path, tmp_path: Path
+) -> None:
+    fitter = keeper.open_fitter(rule(), POLICY, tmp_path / "ledger.jsonl")
+    opening = replace(fitter.opening, together=True)
+    senders = [ray.remote(Sender).options(num_cpus=0).remote() for _ in range(3)]
+    for number in range(2):
+        arm(points, "fit_torn" if number else "fit_after_fsync", only=f"{number}/3")
+        sent = [
+            senders[shard % len(senders)].send.remote(fitter.handle, opening, delivery(number, shard))
+            for shard in range(SHARDS)
+        ]
+        assert set(ray.get(sent, timeout=DEADLINE_S)) <= {"accepted", "duplicate"}
+        assert fired(points, "fit_torn" if number else "fit_after_fsync") == 1
+        fitter.ask("close_round", number, list(range(SHARDS)), 0)
+    for sender in senders:
+        kill(sender)
+    assert fitter.ask("counts").records == 2 * SHARDS
+    assert fitter.ask("beta") == undisturbed(2).beta()
 
 
 class NaiveFitter:
@@ -286,6 +308,6 @@ def test_control_without_ids_a_shard_is_counted_twice(points: Path, tmp_path: Pa
     arm(points, "naive_after_fsync", only="0/7")
     naive = ray.remote(NaiveFitter).options(num_cpus=0, max_restarts=-1).remote(str(tmp_path / "counter"))
     for shard in range(20):
-        deliver(naive, "", delivery(0, shard), DEADLINE_S)
+        deliver(naive, Opening("", together=False), delivery(0, shard), DEADLINE_S)
     kill(naive)
     assert len((tmp_path / "counter").read_text().splitlines()) == 21, "20 shards"

@@ -2,6 +2,7 @@
 
 import json
 import os
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -102,7 +103,7 @@ def test_the_state_is_small_private_and_says_where_the_ledger_is(state: Path, tm
     finally:
         os.umask(previous)
     kept = json.loads(state.read_bytes())
-    assert (kept["opening"], kept["ledger"], kept["owner"]) == (opening, str(tmp_path / "ledger.jsonl"), OWNER)
+    assert (kept["opening"], kept["ledger"], kept["owner"]) == (asdict(opening), str(tmp_path / "ledger.jsonl"), OWNER)
     assert state.stat().st_mode & 0o777 == 0o600 and state.stat().st_size < 1000
     assert sorted(os.listdir(tmp_path)) == ["fitter.json", "ledger.jsonl"]
 
