@@ -1,6 +1,7 @@
 """What a run needs of a device's memory, from a checkpoint's headers and configuration; no weight is loaded.
 
-A forecast, not a promise: what libraries and allocators take on top is not in it, nor the tables of `eager` attention.
+A forecast, not a promise: what libraries and allocators take on top is not in it, nor the tables of `eager` attention,
+nor a micro-batch's whole logits, which a model takes whose head is no linear layer (the log says so when it is loaded).
 Measured peaks of scoring on a CPU, for five architectures in float32 and bfloat16, lie between 0.8 and 1.4 times it.
 """
 
@@ -28,7 +29,7 @@ class MemoryDemand:
         weights: of the model and the adapter, in the configured dtype.
         gradients: of all buffers, for the trainable parameters, in float32 or wider.
         activations: kept for the backward pass of one micro-batch.
-        logits: of one micro-batch, with their gradient and the tables of a chunk.
+        logits: of a chunk of rows, with its tables.
         cache: keys and values of one generation batch, and the tables of a step.
         held_a_position: kept for the backward pass, a position; part of `activations`.
     """
@@ -96,7 +97,7 @@ def estimate(
         weights=sum(base.values()) * width + sum(own.values()) * max(4, width),
         gradients=BUFFERS * max(4, width) * trainable,
         activations=micro_batch * (held + at_work),
-        logits=2 * scored * width + min(scored, CHUNK_ELEMENTS) * CHUNK_BYTES,
+        logits=min(scored, CHUNK_ELEMENTS) * CHUNK_BYTES,
         cache=generation.gen_batch_size * positions * kept
         + min(generation.gen_batch_size * shape.vocabulary, CHUNK_ELEMENTS) * CHUNK_BYTES,
         held_a_position=held,

@@ -76,6 +76,20 @@ def test_the_forecast_holds_for_grouped_heads_and_an_adapter_alone(tmp_path: Pat
         assert 0.5 < (demand.gradients // 2 + demand.activations + demand.logits) / measured < 2
 
 
+def test_a_large_vocabulary_is_no_table_of_logits_in_forecast_or_in_fact(tmp_path: Path):
+    torch.manual_seed(0)
+    shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    special = {"eos_token_id": 0, "bos_token_id": None, "pad_token_id": None}
+    model = transformers.LlamaForCausalLM(transformers.LlamaConfig(vocab_size=60_000, **shape, **special))
+    config = config_of(save_checkpoint(tmp_path / "c", model, "abcdef"))
+    demand, measured = demand_of(config), measured_scoring(config)
+    assert 0.5 < (demand.gradients // 2 + demand.activations + demand.logits) / measured < 2
+    table = 4 * config.generation.tf_batch_size * CAP * 60_000
+    assert measured - demand.gradients // 2 < table, (
+        "which logits, their gradient and their tables would take several times"
+    )
+
+
 @pytest.mark.parametrize(("dtype", "weights", "gradients"), [("float32", 4, 8), ("bfloat16", 2, 8), ("float64", 8, 16)])
 def test_weights_are_counted_in_the_configured_dtype_and_gradients_in_two_wide_buffers(
     tmp_path: Path, dtype: str, weights: int, gradients: int
