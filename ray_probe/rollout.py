@@ -134,6 +134,12 @@ class Rollout:
             return list(parts)
         return [part.without_graph() for part in parts]
 
+    def hold_no_graphs(self) -> None:
+        """Let go of every graph that is held, and hold none from now on: memory ran out. No record has other bits."""
+        self.most_held = 1
+        for held in self._held.values():
+            held.parts = None
+
     def acknowledge(self, shard: Shard, receipt: Receipt) -> None:
         """Keep the record that counts: where another came first, that one is left out of the fit."""
         if receipt.kept is not None:
@@ -154,10 +160,7 @@ class Rollout:
         if held.parts is None:
             sums = self._components.accumulate_sum_X(held.sequences, baseline)
         else:
-            parts, held.parts = (
-                held.parts,
-                None,
-            )  # should it fail half-way, graphs are gone, and tokens are scored again
+            parts, held.parts = held.parts, None  # should it fail half-way, they are gone, and tokens are scored again
             told = self._components.processor.on_progress  # a backward pass is progress, however long it takes
             sums = self._components.accumulate_parts(held.sequences, drained(parts, told), baseline)
         norm_sq = self._gradient.add_shard()

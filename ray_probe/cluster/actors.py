@@ -1,7 +1,8 @@
 """The Ray actors, as thin wrappers around plain classes; `ray.remote` is applied where they are created."""
 
+import contextlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import ray
 from threadpoolctl import threadpool_limits
 
 from ray_probe.cluster.delivery import deliver
+from ray_probe.cluster.supervision import is_of_memory
 from ray_probe.core.baselines import BaselineRule, PublishedFit
 from ray_probe.failpoints import fail_at
 from ray_probe.fitter import Counts
@@ -184,14 +186,16 @@ class RolloutActor:
             held_positions: whose graphs may be held until the fit is there.
         """
         self._rollout.begin(group)
-        report = self._rollout.collect(shard, held_positions)
+        with self._without_graphs_next_time():
+            report = self._rollout.collect(shard, held_positions)
         self._rollout.acknowledge(shard, deliver(fitter, opening, report.delivery, deadline_s))
         return report
 
     def accumulate(self, shard: Any, fit: PublishedFit) -> Any:
         """Add a shard's gradient."""
         fail_at("roll_before_gradient", shard.id)
-        return self._rollout.accumulate(shard, fit)
+        with self._without_graphs_next_time():
+            return self._rollout.accumulate(shard, fit)
 
     def gradient_report(self, group: str) -> GradientReport:
         """What the gradient sum holds of these rounds."""
@@ -205,6 +209,16 @@ class RolloutActor:
     def tokens_done(self) -> int:
         """Tokens sampled and scored since the start: a count that stands still means a stuck actor."""
         return self._tokens
+
+    @contextlib.contextmanager
+    def _without_graphs_next_time(self) -> Iterator[None]:
+        """Where memory runs out, no graph is held any more, so that the next attempt has more of it."""
+        try:
+            yield
+        except Exception as error:
+            if is_of_memory(error):
+                self._rollout.hold_no_graphs()
+            raise
 
     def _on_progress(self, tokens: int) -> None:
         self._tokens += tokens

@@ -27,6 +27,7 @@ from support.runs import (
     untimed,
 )
 
+from ray_probe.cluster.actors import RolloutActor
 from ray_probe.core.baselines import MODES
 from ray_probe.core.records import Record
 from ray_probe.errors import NonFiniteError, ParityError, ShardError
@@ -446,3 +447,46 @@ def test_where_there_is_no_room_for_graphs_one_is_there_at_a_time(checkpoint: Pa
     rollout.collect(shard, held_positions=1)
     gc.collect()
     assert len(graphs) > 1 and not any(reference() for reference in graphs)
+
+
+def test_once_memory_has_run_out_no_graph_is_held_and_the_gradient_stays(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+):
+    config = settings(checkpoint)
+    two, shards, fit = collected(config)
+    actor = RolloutActor()
+    actor._rollout = one = rollout_of(config)
+    one.begin(GROUP)
+    for shard in shards[:2]:
+        one.collect(shard, held_positions=10**9)
+
+    def full(*arguments: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    with monkeypatch.context() as patched, pytest.raises(torch.OutOfMemoryError):
+        patched.setattr(one._components, "accumulate_parts", full)
+        actor.accumulate(shards[0], fit)
+    one.collect(shards[2], held_positions=10**9)
+    assert not any(held.parts for held in one._held.values())
+    for shard in shards[:3]:
+        actor.accumulate(shard, fit)
+        two.accumulate(shard, fit)
+    assert np.linalg.norm(flat(one) - flat(two)) <= 1e-6 * np.linalg.norm(flat(two))
+
+
+def test_another_error_than_of_memory_leaves_the_other_shards_graphs(checkpoint: Path, monkeypatch: pytest.MonkeyPatch):
+    config = settings(checkpoint)
+    _, shards, fit = collected(config)
+    actor = RolloutActor()
+    actor._rollout = one = rollout_of(config)
+    one.begin(GROUP)
+    for shard in shards[:2]:
+        one.collect(shard, held_positions=10**9)
+
+    def broken(*arguments: Any) -> None:
+        raise RuntimeError("something else")
+
+    with monkeypatch.context() as patched, pytest.raises(RuntimeError):
+        patched.setattr(one._components, "accumulate_parts", broken)
+        actor.accumulate(shards[0], fit)
+    assert one._held[shards[1].key].parts is not None
