@@ -242,7 +242,9 @@ def test_a_fitter_that_is_gone_for_good_is_told_at_once_and_one_that_stands_stil
     fitter = keeper.open_fitter(rule(), POLICY, tmp_path / "ledger.jsonl")
     process = psutil.Process(fitter.ask("pid"))
     process.suspend()
-    with pytest.raises(ClusterError, match=r"^fitter: no answer to 'accept(_together)?' in 1 s; go on with run --resume$"):
+    with pytest.raises(
+        ClusterError, match=r"^fitter: no answer to 'accept(_together)?' in 1 s; go on with run --resume$"
+    ):
         deliver(fitter.handle, fitter.opening, delivery(0, 0), 1.0)
     process.resume()
     keeper.close()
