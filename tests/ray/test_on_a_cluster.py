@@ -94,6 +94,16 @@ def test_any_number_of_actors_gives_the_in_process_answer(
     assert any(len(line["shards_by_actor"]) == actors for line in answer.rounds), "all of them took part"
 
 
+@pytest.mark.parametrize("room", [10**9, 40])
+def test_one_pass_over_held_graphs_gives_the_answer_of_two_also_where_there_is_room_for_some_only(
+    shared: RayBackend, files: Path, reference: Answer, room: int
+) -> None:
+    answer = run_on(shared, prepare(configured(files)), f"held-{room}", held_positions=room)
+    answer.assert_same(reference)
+    answer.assert_each_record_once()
+    assert np.linalg.norm(answer.gradient - reference.gradient) <= 1e-6 * np.linalg.norm(reference.gradient)
+
+
 def test_commits_of_several_rounds_give_the_answer_of_single_ones(
     shared: RayBackend, files: Path, reference: Answer
 ) -> None:
@@ -108,12 +118,12 @@ def test_commits_of_several_rounds_give_the_answer_of_single_ones(
     assert answer.result["gradient"]["norm"] == pytest.approx(np.linalg.norm(mean))
 
 
-def test_a_killed_actor_costs_its_shards_a_retry_and_nothing_else(
+def test_a_killed_actor_with_the_graphs_that_it_held_costs_its_shards_a_retry_and_nothing_else(
     shared: RayBackend, files: Path, reference: Answer
 ) -> None:
     killed: list[int] = []
     killer = killer_of(killed, lambda progress: progress.round == 1 and progress.accumulated >= 3)
-    answer = run_on(shared, prepare(configured(files)), "killed", killer)
+    answer = run_on(shared, prepare(configured(files)), "killed", killer, held_positions=10**9)
     assert killed
     answer.assert_same(reference)
     answer.assert_each_record_once()

@@ -26,13 +26,15 @@ def noted(notes: list[str]) -> Listen:
     return lambda backend: lambda progress: notes.append(progress.note) if progress.note is not None else None
 
 
-def run_on(backend: RayBackend, prepared: Prepared, name: str, listen: Listen = quiet) -> Answer:
+def run_on(
+    backend: RayBackend, prepared: Prepared, name: str, listen: Listen = quiet, held_positions: int = 0
+) -> Answer:
     """A run on as many actors of the backend as its configuration asks for."""
     actors = prepared.config.cluster.actors
     directory = RunDirectory.create(Path(prepared.config.output.dir), name)
     backend._pool.asked = actors
     backend.load(prepared, wait_for=actors)
-    backend.open(directory)
+    backend.open(directory, held_positions=held_positions)
     probe = OfflineEntropyProbe(prepared.config, prepared.plan, backend, directory, listen(backend))
     return Answer(probe.run(), directory)
 
