@@ -20,6 +20,7 @@ from benchmarks.saving import save_for
 from ray_probe import decoding
 from ray_probe.core.features import DEFAULT_FEATURES
 from ray_probe.core.policy import SamplingRule
+from ray_probe.core.token_statistics import TokenStatistics, sample_statistics
 from ray_probe.decoding import Decoder, Sampled
 from ray_probe.forward import Forward
 
@@ -76,22 +77,26 @@ class Problem:
             ids_NP, cache = self.ids_NP[:, :1], output.past_key_values
 
     def ragged(self, compact_below: float) -> list[Sampled]:
-        """Rows end after lengths drawn before: there their number is 0, the first token of all, which is EOS.
-
-        That is so for `top_p = 1` alone, whose nucleus every token is in.
-        """
+        """Rows end after lengths drawn before: where their number is 0, the token is taken for EOS."""
         uniforms_NT = self.uniforms_NT.copy()
         uniforms_NT[np.arange(self.size.responses), self.lengths_N.cpu().numpy() - 1] = 0.0
         before, decoding.COMPACT_BELOW = decoding.COMPACT_BELOW, compact_below
+        decoding.sample_statistics = _ending
         try:
             sampled = self._decoder((EOS,)).sample(self.ids_NP.tolist(), uniforms_NT, self.size.responses)
         finally:
-            decoding.COMPACT_BELOW = before
+            decoding.COMPACT_BELOW, decoding.sample_statistics = before, sample_statistics
         assert [len(one.tokens) for one in sampled] == self.lengths_N.tolist()
         return sampled
 
     def _decoder(self, eos_ids: tuple[int, ...], features: tuple[str, ...] = ()) -> Decoder:
         return Decoder(self.forward, self.rule, self.size.new_tokens, eos_ids, EOS, lambda tokens: None, features)
+
+
+def _ending(logits_NV: Tensor, uniform_N: Tensor, *rest: Any) -> tuple[Tensor, TokenStatistics]:
+    """`sample_statistics`, but that EOS comes exactly where a row's number is 0."""
+    token_N, statistics = sample_statistics(logits_NV, uniform_N, *rest)
+    return torch.where(uniform_N == 0.0, EOS, token_N.clamp(min=EOS + 1)), statistics
 
 
 def timed(problem: Problem, options: Any) -> Case:
