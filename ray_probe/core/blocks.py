@@ -1,12 +1,12 @@
 """Maxima of blocks of the vocabulary: what need not be looked into. Raw logits in, raw logits and tokens out.
 
-Shape suffixes: R rows, V vocabulary, N some rows, K tokens of a row, B tokens of a block, M blocks or kept tokens.
+Shape suffixes: R rows, V vocabulary, N some rows, K tokens of a row, B tokens of a block, M blocks.
 """
 
 import torch
 from torch import Tensor
 
-from ray_probe.core.scaling import Workspace, scaled
+from ray_probe.core.scaling import Workspace
 
 _BLOCK = 8
 
@@ -47,17 +47,3 @@ class Blocks:
         values_NK = logits_RV.gather(-1, columns_NK) if every else logits_RV[row_N1, columns_NK]
         values_NK, order_NK = values_NK.topk(size, dim=-1)
         return columns_NK.gather(-1, order_NK), values_NK
-
-    def kept(self, largest_R: Tensor, threshold_R: Tensor, temperature: float) -> tuple[Tensor, Tensor, Tensor]:
-        """Row, token and scaled logit [M] of every token whose scaled logit is at least its row's threshold.
-
-        Blocks whose maximum is below the threshold are not looked into.
-        """
-        high_RM = scaled(self.inner_RM, largest_R.unsqueeze(-1), temperature) >= threshold_R.unsqueeze(-1)
-        row_P, block_P = high_RM.nonzero(as_tuple=True)
-        every_R = torch.arange(len(largest_R), device=row_P.device)
-        row_M = torch.cat([row_P.repeat_interleave(_BLOCK), every_R.repeat_interleave(len(self.left))])
-        column_M = torch.cat([(block_P.unsqueeze(-1) + self.steps_B).flatten(), self.left.repeat(len(largest_R))])
-        scaled_M = scaled(self.logits_RV[row_M, column_M], largest_R[row_M], temperature)
-        kept_M = ((scaled_M >= threshold_R[row_M]) & (scaled_M > -torch.inf)).nonzero().squeeze(-1)
-        return row_M[kept_M], column_M[kept_M], scaled_M[kept_M]

@@ -68,7 +68,7 @@ class _FusedHead(torch.autograd.Function):
         tensors, kept, saved = rest[:inputs], rest[inputs : inputs + kept_size], rest[inputs + kept_size :]
         products = Products.from_tensors(ctx.head, tensors)
         sums = HeadGradient(products, ctx.needs_input_grad[5:], ctx.head.weight_grad_VD)
-        slopes, _ = slopes_from(saved, ctx.question.rule, tokens_T, gradients)
+        slopes = slopes_from(saved, ctx.question.rule, tokens_T, gradients)
         if kept:
             nuclei = Kept(*kept)
             _add_narrow(sums, nuclei, slopes)

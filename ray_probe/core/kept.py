@@ -45,21 +45,31 @@ class Kept:
 
 
 class KeptCollector:
-    """Takes the groups of rows as their nuclei are found."""
+    """Takes the groups of rows as their nuclei are found.
 
-    def __init__(self, vocabulary: int, device: torch.device) -> None:
+    Args:
+        vocabulary: V.
+        device: of the rows.
+        share: a nucleus is wide when it holds more than one in so many tokens of the vocabulary.
+        has_bits: a wide row leaves its bits; else its number alone, for who still has its logits.
+    """
+
+    def __init__(self, vocabulary: int, device: torch.device, share: int = NARROW_SHARE, has_bits: bool = True) -> None:
         self.vocabulary = vocabulary
+        self._share = share
+        self._has_bits = has_bits
         empty = torch.empty(0, dtype=torch.int64, device=device)
-        self._entries: list[tuple[Tensor, Tensor, Tensor]] = []
+        self._entries = [(empty.int(), empty.int(), empty.float())]
         self._wide = [(empty, empty.to(torch.uint8).view(0, -(-vocabulary // 8)))]
 
     def add(self, first: int, group: Candidates) -> None:
         """One group of a chunk whose first row is row `first` of all."""
         keep_NK, rows_N = group.mass_NK > 0, group.rows_N + first
-        if group.columns_NK is None:
-            wide_N = group.kept_N * NARROW_SHARE > self.vocabulary
+        if group.columns_NK is None or not self._has_bits:
+            wide_N = group.kept_N * self._share > self.vocabulary
             if wide_N.any():
-                self._wide.append((rows_N[wide_N], _packed(keep_NK[wide_N])))
+                bits_NB = _packed(keep_NK[wide_N]) if self._has_bits else self._wide[0][1]
+                self._wide.append((rows_N[wide_N], bits_NB))
                 keep_NK &= ~wide_N.unsqueeze(-1)
         row_M, index_M = keep_NK.nonzero(as_tuple=True)
         column_M = index_M if group.columns_NK is None else group.columns_NK[row_M, index_M]
@@ -68,7 +78,8 @@ class KeptCollector:
 
     def kept(self) -> Kept:
         """All that came."""
-        row_M, column_M, scaled_M = (torch.cat(column) for column in zip(*self._entries, strict=True))
+        entries = self._entries[1:] or self._entries  # the first is of no row, and float32
+        row_M, column_M, scaled_M = (torch.cat(column) for column in zip(*entries, strict=True))
         wide_N, bits_NB = (torch.cat(column) for column in zip(*self._wide, strict=True))
         return Kept(row_M, column_M, scaled_M, wide_N, bits_NB)
 

@@ -59,14 +59,11 @@ def to_save(scores: Scores) -> tuple[Tensor, ...]:
     return scores.outside_T, scores.token_scaled_T, *scores.summary.columns
 
 
-def slopes_from(
-    saved: Sequence[Tensor], rule: SamplingRule, tokens_T: Tensor, gradients: Sequence[Tensor]
-) -> tuple[Slopes, Tensor]:
-    """The gradient's numbers from what was saved and the gradients of log q and H; and the sizes of the nuclei."""
+def slopes_from(saved: Sequence[Tensor], rule: SamplingRule, tokens_T: Tensor, gradients: Sequence[Tensor]) -> Slopes:
+    """The gradient's numbers from what was saved and the gradients of log q and H."""
     outside_T, token_scaled_T, *columns = saved
     summary = RowSummary(*columns)
-    slopes = Slopes.of(rule, summary, tokens_T, token_scaled_T, outside_T, gradients[0], gradients[1])
-    return slopes, summary.kept_T
+    return Slopes.of(rule, summary, tokens_T, token_scaled_T, outside_T, gradients[0], gradients[1])
 
 
 def refuse_second_derivative() -> None:

@@ -1,27 +1,30 @@
 """log q(Y), entropy and features of a block of tokens, forward and backward, in row chunks.
 
 Beyond the logits themselves (and, backward, their gradient) no [T, V] table is held: each chunk of rows is turned into
-its statistics and dropped, and backward goes by the nucleus' saved threshold: to the few kept tokens of a narrow
-nucleus, else through the vocabulary tile by tile.
+its statistics and dropped. A narrow nucleus leaves its tokens and their scaled logits for backward, which goes to them
+alone; of a wide one it goes through the vocabulary tile by tile, by the saved threshold.
 
 Shape suffixes: R rows of the logits, T rows that are scored, V vocabulary, D features, M kept tokens.
 """
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ray_probe.core.blocks import Blocks
+from ray_probe.core.kept import KeptCollector
+from ray_probe.core.nucleus import Candidates
 from ray_probe.core.policy import row_chunks, sample_summaries
 from ray_probe.core.scaling import SamplingRule, Workspace, tiles, widened
 from ray_probe.core.scoring import Question, refuse_second_derivative, scores_from, slopes_from, to_save
 from ray_probe.core.slopes import Slopes
 from ray_probe.core.summaries import RowSummary, fill
 
-NARROW_SHARE = 8  # a nucleus is wide when it holds more than one in so many tokens of the vocabulary
+NARROW_SHARE = 64  # a nucleus is wide when it holds more than one in so many tokens of the vocabulary
+_PIECE = 1 << 16  # kept tokens at a time
 
 
 @dataclass(frozen=True)
@@ -48,31 +51,35 @@ class _Statistics(torch.autograd.Function):
     def forward(
         ctx: Any, logits_RV: Tensor, rows_T: Tensor, tokens_T: Tensor, position_T: Tensor, question: Question
     ) -> tuple[Tensor, ...]:
-        ctx.selections = list(_selections(rows_T, logits_RV))
         dtype, space = torch.promote_types(logits_RV.dtype, torch.float32), Workspace()
         summary = RowSummary.empty(len(tokens_T), dtype, logits_RV.device)
-        for chunk, rows in ctx.selections:
-            fill(summary[chunk], widened(logits_RV[rows]), question.rule, space)
+        collector = KeptCollector(logits_RV.shape[-1], logits_RV.device, NARROW_SHARE, has_bits=False)
+        collect = ctx.needs_input_grad[0]
+        for chunk, rows in _selections(rows_T, logits_RV):
+            use = partial(collector.add, chunk.start) if collect else _ignore
+            fill(summary[chunk], widened(logits_RV[rows]), question.rule, space, use)
         scores = scores_from(summary, logits_RV[rows_T, tokens_T].to(dtype), position_T, question)
-        ctx.rule = question.rule
-        ctx.save_for_backward(logits_RV, tokens_T, *to_save(scores))
+        if collect:
+            nuclei, ctx.rule = collector.kept(), question.rule
+            wide_N = torch.arange(len(tokens_T), device=rows_T.device) if question.rule.top_p >= 1.0 else nuclei.wide_N
+            ctx.save_for_backward(logits_RV, rows_T, tokens_T, *nuclei.tensors[:3], wide_N, *to_save(scores))
         ctx.mark_non_differentiable(scores.outside_T, scores.features_TD)
         return scores.outputs
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         refuse_second_derivative()
-        logits_RV, tokens_T, *saved = ctx.saved_tensors
-        slopes, kept_T = slopes_from(saved, ctx.rule, tokens_T, gradients)
+        logits_RV, rows_T, tokens_T, row_M, column_M, scaled_M, wide_N, *saved = ctx.saved_tensors
+        slopes = slopes_from(saved, ctx.rule, tokens_T, gradients)
         grad_RV = torch.zeros_like(logits_RV, memory_format=torch.contiguous_format)
-        kept, space = kept_T.tolist(), Workspace()
-        for chunk, rows in ctx.selections:
-            narrow = NARROW_SHARE * sum(kept[chunk]) <= len(kept[chunk]) * logits_RV.shape[-1]
-            if narrow:
-                _add_kept(grad_RV, rows, widened(logits_RV[rows]), slopes[chunk], space)
-            else:
-                _add_tiles(grad_RV, rows, widened(logits_RV[rows]), slopes[chunk], space)
+        _add_kept(grad_RV, rows_T, (row_M, column_M, scaled_M), slopes)
+        _add_alone(grad_RV, rows_T, wide_N, slopes)
+        _add_tiles(grad_RV, rows_T, wide_N, logits_RV, slopes)
         return grad_RV, None, None, None, None
+
+
+def _ignore(group: Candidates) -> None:
+    """Nothing is kept of the nuclei when no gradient will be asked for."""
 
 
 Rows = slice | Tensor
@@ -87,24 +94,33 @@ def _selections(rows_T: Tensor, logits_RV: Tensor) -> Iterator[tuple[slice, Rows
         yield chunk, slice(part[0], part[0] + len(part)) if run else rows_T[chunk]
 
 
-def _add_kept(grad_RV: Tensor, rows: Rows, logits_TV: Tensor, slopes: Slopes, space: Workspace) -> None:
-    """Add the gradient of rows with narrow nuclei, which is 0 everywhere but at the kept tokens and at Y."""
-    kept = Blocks(logits_TV, space).kept(slopes.largest_T, slopes.threshold_T, slopes.rule.temperature)
-    alone_N, own_N = slopes.of_outside()
-    row_M, column_M = torch.cat([kept[0], alone_N]), torch.cat([kept[1], slopes.tokens_T[alone_N]])
-    row_M = row_M + rows.start if isinstance(rows, slice) else rows[row_M]
-    value_M = torch.cat([slopes.of_kept(*kept), own_N]).to(grad_RV.dtype)
-    grad_RV.index_put_((row_M, column_M), value_M, accumulate=True)
+def _add_kept(grad_RV: Tensor, rows_T: Tensor, kept: tuple[Tensor, Tensor, Tensor], slopes: Slopes) -> None:
+    """Add the gradient of narrow nuclei, which is 0 everywhere but at their tokens (row, token, scaled logit) [M]."""
+    for row_P, column_P, scaled_P in zip(*(torch.split(column, _PIECE) for column in kept), strict=True):
+        row_P, column_P = row_P.long(), column_P.long()
+        value_P = slopes.of_kept(row_P, column_P, scaled_P).to(grad_RV.dtype)
+        grad_RV.index_put_((rows_T[row_P], column_P), value_P, accumulate=True)
 
 
-def _add_tiles(grad_RV: Tensor, rows: Rows, logits_TV: Tensor, slopes: Slopes, space: Workspace) -> None:
-    """Add the gradient of rows with wide nuclei, tile by tile."""
-    for tile in tiles(len(logits_TV), logits_TV.shape[-1], logits_TV.device):
-        value_TW = slopes.tile(logits_TV[:, tile], tile.start, space).to(grad_RV.dtype)
-        if isinstance(rows, slice):
-            grad_RV[rows, tile].add_(value_TW)
-        else:
-            grad_RV[:, tile].index_add_(0, rows, value_TW)
+def _add_alone(grad_RV: Tensor, rows_T: Tensor, wide_N: Tensor, slopes: Slopes) -> None:
+    """Add the gradient of Y where it lies outside a narrow nucleus."""
+    narrow_T = torch.ones_like(slopes.outside_T).index_fill_(0, wide_N, False)
+    alone_N = (slopes.outside_T & narrow_T).nonzero().squeeze(-1)
+    place = rows_T[alone_N], slopes.tokens_T[alone_N]
+    grad_RV.index_put_(place, slopes.own_T[alone_N].to(grad_RV.dtype), accumulate=True)
+
+
+def _add_tiles(grad_RV: Tensor, rows_T: Tensor, wide_N: Tensor, logits_RV: Tensor, slopes: Slopes) -> None:
+    """Add the gradient of wide nuclei, tile by tile."""
+    space = Workspace()
+    for chunk, rows in _selections(rows_T[wide_N], logits_RV):
+        own, logits_NV = slopes[wide_N[chunk]], widened(logits_RV[rows])
+        for tile in tiles(len(logits_NV), logits_NV.shape[-1], logits_NV.device):
+            value_NW = own.tile(logits_NV[:, tile], tile.start, space).to(grad_RV.dtype)
+            if isinstance(rows, slice):
+                grad_RV[rows, tile].add_(value_NW)
+            else:
+                grad_RV[:, tile].index_add_(0, rows, value_NW)
 
 
 def token_statistics(
