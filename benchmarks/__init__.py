@@ -1,1 +1,5 @@
 """Measurements behind the README's figures; each writes a table to the screen and JSON to benchmarks/results/."""
+
+import os
+
+os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # as rollout actors have it; torch reads it once

@@ -26,14 +26,19 @@ KeeperT = TypeVar("KeeperT", bound=Keeper)
 
 
 def actor_options(config: ProbeConfig) -> dict[str, Any]:
-    """`ray.remote` options of a rollout actor: its resources, and one thread a CPU that it was given.
+    """`ray.remote` options of a rollout actor: its resources, one thread a CPU that it was given, and large pages.
 
+    With `THP_MEM_ALLOC_ENABLE` torch asks Linux for pages of 2 MB, which a fresh table is made of four times as fast.
     The configured `runtime_env` belongs to the connection (Ray takes local directories only there).
     """
     cluster = config.cluster
-    threads = {"OMP_NUM_THREADS": str(cluster.cpus_per_actor), "TOKENIZERS_PARALLELISM": "false"}
+    own = {
+        "OMP_NUM_THREADS": str(cluster.cpus_per_actor),
+        "TOKENIZERS_PARALLELISM": "false",
+        "THP_MEM_ALLOC_ENABLE": "1",
+    }
     asked: dict[str, Any] = dict(cluster.runtime_env)
-    variables = {name: value for name, value in threads.items() if name not in asked.get("env_vars", {})}
+    variables = {name: value for name, value in own.items() if name not in asked.get("env_vars", {})}
     return {
         "num_cpus": cluster.cpus_per_actor,
         "num_gpus": cluster.gpus_per_actor,

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ray_probe.core.kept import KeptCollector
+from ray_probe.core.kept import NARROW_SHARE, KeptCollector
 from ray_probe.core.nucleus import Candidates
 from ray_probe.core.policy import row_chunks, sample_summaries
 from ray_probe.core.scaling import SamplingRule, Workspace, tiles, widened
@@ -23,8 +23,8 @@ from ray_probe.core.scoring import Question, refuse_second_derivative, scores_fr
 from ray_probe.core.slopes import Slopes
 from ray_probe.core.summaries import RowSummary, fill
 
-NARROW_SHARE = 64  # a nucleus is wide when it holds more than one in so many tokens of the vocabulary
-_PIECE = 1 << 16  # kept tokens at a time
+NARROW = 512  # tokens that a nucleus leaves for backward at most, about, and no more than one in 16 of the vocabulary
+_PIECE = 1 << 14  # kept tokens at a time
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,8 @@ class _Statistics(torch.autograd.Function):
     ) -> tuple[Tensor, ...]:
         dtype, space = torch.promote_types(logits_RV.dtype, torch.float32), Workspace()
         summary = RowSummary.empty(len(tokens_T), dtype, logits_RV.device)
-        collector = KeptCollector(logits_RV.shape[-1], logits_RV.device, NARROW_SHARE, has_bits=False)
+        vocabulary = logits_RV.shape[-1]
+        collector = KeptCollector(vocabulary, logits_RV.device, max(NARROW_SHARE, vocabulary // NARROW), has_bits=False)
         collect = ctx.needs_input_grad[0]
         for chunk, rows in _selections(rows_T, logits_RV):
             use = partial(collector.add, chunk.start) if collect else _ignore
@@ -112,15 +113,16 @@ def _add_alone(grad_RV: Tensor, rows_T: Tensor, wide_N: Tensor, slopes: Slopes) 
 
 def _add_tiles(grad_RV: Tensor, rows_T: Tensor, wide_N: Tensor, logits_RV: Tensor, slopes: Slopes) -> None:
     """Add the gradient of wide nuclei, tile by tile."""
-    space = Workspace()
+    space, vocabulary, device = Workspace(), logits_RV.shape[-1], logits_RV.device
     for chunk, rows in _selections(rows_T[wide_N], logits_RV):
-        own, logits_NV = slopes[wide_N[chunk]], widened(logits_RV[rows])
-        for tile in tiles(len(logits_NV), logits_NV.shape[-1], logits_NV.device):
-            value_NW = own.tile(logits_NV[:, tile], tile.start, space).to(grad_RV.dtype)
+        own = slopes[wide_N[chunk]]
+        for tile in tiles(len(own.tokens_T), vocabulary, device):
+            logits_RW, grad_RW = logits_RV[:, tile], grad_RV[:, tile]
+            value_NW = own.tile(widened(logits_RW[rows]), tile.start, space).to(grad_RV.dtype)
             if isinstance(rows, slice):
-                grad_RV[rows, tile].add_(value_NW)
+                grad_RW[rows].add_(value_NW)
             else:
-                grad_RV[:, tile].index_add_(0, rows, value_NW)
+                grad_RW.index_add_(0, rows, value_NW)
 
 
 def token_statistics(
