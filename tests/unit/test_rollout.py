@@ -28,7 +28,7 @@ from support.runs import (
 )
 
 from ray_probe.cluster.actors import RolloutActor
-from ray_probe.core.baselines import MODES
+from ray_probe.core.baselines import MODES, PublishedFit
 from ray_probe.core.records import Record
 from ray_probe.errors import NonFiniteError, ParityError, ShardError
 from ray_probe.fitter import Fitter
@@ -449,9 +449,8 @@ def test_where_there_is_no_room_for_graphs_one_is_there_at_a_time(checkpoint: Pa
     assert len(graphs) > 1 and not any(reference() for reference in graphs)
 
 
-def test_once_memory_has_run_out_no_graph_is_held_and_the_gradient_stays(
-    checkpoint: Path, monkeypatch: pytest.MonkeyPatch
-):
+def holding(checkpoint: Path) -> tuple[RolloutActor, Rollout, list[Shard], PublishedFit, Rollout]:
+    """An actor that holds graphs of two shards, its rollout, all shards, their fit, and a rollout that holds none."""
     config = settings(checkpoint)
     two, shards, fit = collected(config)
     actor = RolloutActor()
@@ -459,6 +458,13 @@ def test_once_memory_has_run_out_no_graph_is_held_and_the_gradient_stays(
     one.begin(GROUP)
     for shard in shards[:2]:
         one.collect(shard, held_positions=10**9)
+    return actor, one, shards, fit, two
+
+
+def test_once_memory_has_run_out_no_graph_is_held_and_the_gradient_stays(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+):
+    actor, one, shards, fit, two = holding(checkpoint)
 
     def full(*arguments: Any) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
@@ -475,13 +481,7 @@ def test_once_memory_has_run_out_no_graph_is_held_and_the_gradient_stays(
 
 
 def test_another_error_than_of_memory_leaves_the_other_shards_graphs(checkpoint: Path, monkeypatch: pytest.MonkeyPatch):
-    config = settings(checkpoint)
-    _, shards, fit = collected(config)
-    actor = RolloutActor()
-    actor._rollout = one = rollout_of(config)
-    one.begin(GROUP)
-    for shard in shards[:2]:
-        one.collect(shard, held_positions=10**9)
+    actor, one, shards, fit, _ = holding(checkpoint)
 
     def broken(*arguments: Any) -> None:
         raise RuntimeError("something else")
