@@ -21,7 +21,7 @@ from benchmarks.saving import save
 from ray_probe.cluster.delivery import deliver
 from ray_probe.cluster.keepers import OpenFitter, fitter_actor
 from ray_probe.core.baselines import PublishedFit
-from ray_probe.messages import Delivery, Opening, Receipt
+from ray_probe.messages import Opening
 
 ROUNDS = 5
 PRODUCERS = (1, 2, 4, 16)
@@ -52,9 +52,9 @@ class Producer:
 class Idle:
     """Answers deliveries without a look at them."""
 
-    def accept(self, opening: Opening, delivery: Delivery) -> Receipt:
+    def accept(self, message: list[Any]) -> list[Any]:
         """Like the fitter's."""
-        return Receipt("accepted")
+        return ["accepted"]
 
 
 class Stage:
@@ -92,7 +92,7 @@ class Stage:
         handle, opening, chosen = self.fitter.handle, self.fitter.opening, self.producers[:producers]
         started = time.perf_counter()
         ray.get([p.deliver.remote(handle, opening, self.round, place, 1) for place, p in enumerate(chosen)])
-        fit = ray.put(self.close_round(producers))
+        fit = self.close_round(producers)
         ray.get([producer.take.remote(fit) for producer in chosen])
         return time.perf_counter() - started
 

@@ -9,7 +9,7 @@ from typing import Any
 import ray
 from threadpoolctl import threadpool_limits
 
-from ray_probe.cluster.delivery import deliver
+from ray_probe.cluster.delivery import answer_of, deliver, delivery_of
 from ray_probe.cluster.supervision import is_of_memory
 from ray_probe.core.baselines import BaselineRule, PublishedFit
 from ray_probe.failpoints import fail_at
@@ -18,7 +18,7 @@ from ray_probe.fitter_host import FitterHost
 from ray_probe.gradient_store import GradientStore
 from ray_probe.layout import Layout
 from ray_probe.loading import Loader, Order
-from ray_probe.messages import Delivery, GradientReport, Opening, Receipt
+from ray_probe.messages import GradientReport, Opening
 
 
 class FitterActor:
@@ -50,14 +50,14 @@ class FitterActor:
         """Of this process."""
         return os.getpid()
 
-    def accept(self, opening: Opening, delivery: Delivery) -> Receipt:
-        """Take in a shard's record. Raises RecordError for one of a measurement that is over."""
-        return self._host.accept(opening, delivery)
+    def accept(self, message: list[Any]) -> list[Any]:
+        """Take in a shard's record (see `delivery`). Raises RecordError for one of a measurement that is over."""
+        return answer_of(self._host.accept(*delivery_of(message)))
 
     @ray.method(concurrency_group="records")  # type: ignore[untyped-decorator]
-    def accept_together(self, opening: Opening, delivery: Delivery) -> Receipt:
+    def accept_together(self, message: list[Any]) -> list[Any]:
         """The same; records that come while the ledger is written share the next write."""
-        return self._host.accept_together(opening, delivery)
+        return answer_of(self._host.accept_together(*delivery_of(message)))
 
     def close_round(self, round_number: int, shards: Sequence[int], since: int) -> PublishedFit:
         """Fit; returns the fit that the round's gradients use, as actors need it."""

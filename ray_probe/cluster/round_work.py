@@ -5,8 +5,6 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import ray
-
 from ray_probe.cluster.fitter_watch import FitterWatch
 from ray_probe.cluster.keepers import ANSWER_DEADLINE_S, OpenFitter
 from ray_probe.cluster.pool import Pool
@@ -39,11 +37,11 @@ class _Round:
     """What is known of one of the rounds; a shard that is done again replaces what it said before.
 
     Attributes:
-        fit: the fit that its gradients use, once it is there, and that fit in the object store.
+        fit: the fit that its gradients use, once it is there.
         closed: the fitter has folded its records.
     """
 
-    fit: tuple[PublishedFit, Any] | None = None
+    fit: PublishedFit | None = None
     closed: bool = False
     fit_s: float = 0.0
     beta: dict[str, Any] = field(default_factory=dict)
@@ -171,7 +169,7 @@ class GroupWork:
         else:
             fit = self._rounds[shard.round].fit
             assert fit is not None, "gradients wait for their fit"
-            self._pool.submit(actor, task, "accumulate", shard, fit[1])
+            self._pool.submit(actor, task, "accumulate", shard, fit)
 
     def _take(self, event: Event) -> None:
         task: Task | None = event.task
@@ -194,7 +192,7 @@ class GroupWork:
     def _accumulated(self, shard: Shard, report: ShardSums) -> None:
         part = self._rounds[shard.round]
         assert part.fit is not None, "gradients wait for their fit"
-        check_baseline(report, part.fit[0])
+        check_baseline(report, part.fit)
         self._schedule.accumulated(shard)
         part.sums[shard.index] = report
         if shard.round == max(self._rounds):
@@ -224,7 +222,7 @@ class GroupWork:
             self._use(number, fit)
 
     def _use(self, number: int, fit: PublishedFit) -> None:
-        self._rounds[number].fit = fit, ray.put(fit)
+        self._rounds[number].fit = fit
         self._schedule.fit_ready(number)
         self._tracker.fitted(fit.version)
 

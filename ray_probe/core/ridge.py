@@ -3,7 +3,9 @@
 Shape suffixes: D features, K targets.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -31,6 +33,15 @@ class RidgeFit:
     condition_number: float
     r2_K: tuple[float | None, ...]
     ill_conditioned: bool
+
+    def __reduce__(self) -> tuple[Callable[..., "RidgeFit"], tuple[Any, ...]]:
+        """Travels as plain bytes, as a record does."""
+        beta_DK = self.beta_DK.tobytes(), self.beta_DK.shape
+        return _fit_of, (*beta_DK, self.condition_number, self.r2_K, self.ill_conditioned)
+
+
+def _fit_of(beta_DK: bytes, shape: tuple[int, int], *rest: Any) -> RidgeFit:
+    return RidgeFit(np.frombuffer(beta_DK, np.float64).reshape(shape), *rest)
 
 
 def solve(gram_DD: Array, cross_DK: Array, ridge_lambda: float) -> Array | None:

@@ -22,7 +22,7 @@ from support.records import POLICY, bits, delivery, other_bytes, rule
 
 from ray_probe.cluster.actors import FitterActor
 from ray_probe.cluster.calls import kill
-from ray_probe.cluster.delivery import deliver
+from ray_probe.cluster.delivery import deliver, delivery_of
 from ray_probe.cluster.keepers import FITTER_THREADS, FitterKeeper, OpenFitter, fitter_actor
 from ray_probe.errors import ClusterError, LedgerError, OutputError, RecordError
 from ray_probe.failpoints import fail_at
@@ -303,15 +303,14 @@ class NaiveFitter:
     def __init__(self, path: str) -> None:
         self._path = path
 
-    def accept(self, opening: str, record: Any) -> Any:
-        from ray_probe.messages import Receipt
-
+    def accept(self, message: list[Any]) -> list[Any]:
+        _, record = delivery_of(message)
         with open(self._path, "a") as stream:
             stream.write("one more\n")
             stream.flush()
             os.fsync(stream.fileno())
         fail_at("naive_after_fsync", f"{record.round}/{record.shard}")
-        return Receipt("accepted")
+        return ["accepted"]
 
 
 def test_control_without_ids_a_shard_is_counted_twice(points: Path, tmp_path: Path) -> None:

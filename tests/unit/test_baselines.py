@@ -204,6 +204,16 @@ def test_a_published_fit_never_changes(fit: Fit):
         newest.version = 9  # type: ignore[misc]
 
 
+@pytest.mark.parametrize("fit", FITS)
+def test_a_published_fit_arrives_as_it_was_sent(fit: Fit):
+    for sent in (PublishedFit.empty(rule(fit=fit), "policy"), *published(some_rounds(), rule(fit=fit))):
+        arrived = pickle.loads(pickle.dumps(sent))
+        assert (arrived.rule, arrived.policy_id) == (sent.rule, sent.policy_id) and type(arrived) is PublishedFit
+        assert _content(arrived) == _content(sent)
+        assert not arrived.total.gram_DD.flags.writeable and arrived.total.prompt_ids_P.dtype == np.int64
+        assert len(pickle.dumps(sent.for_broadcast(), protocol=5)) < 100 * 1024, "Ray sends it with the task"
+
+
 def _content(published_fit: PublishedFit) -> list[object]:
     fitted = published_fit.ridge
     return [

@@ -9,10 +9,12 @@ import pytest
 from support.records import POLICY, bits, delivery, rule, work_rounds
 
 from ray_probe.cluster.actors import FitterActor
+from ray_probe.cluster.delivery import answer_of, delivery_of, message_of, receipt_of
 from ray_probe.errors import LedgerError, OutputError, RecordError
 from ray_probe.fitter import Fitter
 from ray_probe.fitter_host import FitterHost
 from ray_probe.ledger import read_ledger
+from ray_probe.messages import Opening, Receipt
 
 OWNER = "an actor"
 
@@ -113,7 +115,20 @@ def test_one_measurement_after_the_other_leaves_no_file_open(tmp_path: Path):
     open_files = []
     for number in range(4):
         opening = actor.open(rule(), POLICY, str(tmp_path / f"{number}.jsonl"), ())
-        assert actor.accept(opening, delivery(0, 0)).status == "accepted"
+        assert actor.accept(message_of(opening, delivery(0, 0))) == ["accepted"]
         open_files.append(len(os.listdir("/proc/self/fd")))
     assert len(set(open_files)) == 1
     assert [len(read_ledger(tmp_path / f"{number}.jsonl").records) for number in range(4)] == [1] * 4
+
+
+def test_deliveries_and_receipts_arrive_as_they_were_sent():
+    sent = delivery(3, 4)
+    opening, arrived = delivery_of(message_of(Opening("abc", together=True), sent))
+    assert opening == Opening("abc", together=True) and arrived.packed.tobytes() == sent.packed.tobytes()
+    assert {name: value for name, value in vars(arrived).items() if name != "packed"} == {
+        name: value for name, value in vars(sent).items() if name != "packed"
+    }
+    plain = receipt_of(answer_of(Receipt("duplicate")))
+    assert (plain.status, plain.kept) == ("duplicate", None)
+    other = receipt_of(answer_of(Receipt("different", sent.packed)))
+    assert other.status == "different" and other.kept is not None and other.kept.tobytes() == sent.packed.tobytes()
