@@ -15,6 +15,7 @@ from ray_probe.layout import Layout
 from ray_probe.trainable import select_trainable
 
 Vector = npt.NDArray[np.floating[Any]]
+_PIECE = 1 << 16  # numbers that stay in a core's cache as float64
 
 
 class GradientSum:
@@ -50,11 +51,11 @@ class GradientSum:
         grads = [
             torch.zeros_like(p, dtype=p.grad_dtype) if p.grad is None else p.grad for p in self._parameters.values()
         ]
-        norm_sq = float(sum(torch.linalg.vector_norm(grad, dtype=torch.float64) ** 2 for grad in grads))
+        norm_sq = sum(_square(grad) for grad in grads)
         if not np.isfinite(norm_sq):
             raise NonFiniteError("gradient: the shard's gradient holds NaN or infinity; it was not added")
         if self._sums is None:
-            self._sums = [grad.detach().clone() for grad in grads]
+            self._sums = grads  # nobody else's from now on
         else:
             for total, grad in zip(self._sums, grads, strict=True):
                 total += grad
@@ -73,3 +74,11 @@ class GradientSum:
                 result[low - start : high - start] = total.flatten()[low - first : high - first]
         vector: Vector = result.numpy()
         return vector
+
+
+def _square(grad: torch.Tensor) -> float:
+    """Squared norm in float64. On a CPU, `vector_norm` in another dtype than its input's first makes a whole copy."""
+    if grad.device.type != "cpu":
+        return float(torch.linalg.vector_norm(grad, dtype=torch.float64).square())
+    wide = (piece.double() for piece in torch.split(grad.flatten(), _PIECE))
+    return float(sum(torch.dot(piece, piece) for piece in wide))
