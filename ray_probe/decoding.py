@@ -9,15 +9,16 @@ second look at the logits.
 Shape suffixes: N rows (responses) of a batch, P prompt width, T cap or tokens of a response, V vocabulary, D features.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any, Self
 
 import torch
 from torch import Tensor
 from transformers import cache_utils
 
-from ray_probe.core.scaling import SamplingRule
+from ray_probe.core.scaling import SamplingRule, Workspace
 from ray_probe.core.token_statistics import TokenStatistics, sample_statistics
 from ray_probe.forward import Forward
 from ray_probe.sequences import Array
@@ -72,10 +73,8 @@ class Decoder:
                 batch that it is in.
             batch_size: responses sampled at once, at most.
         """
-        order = sorted(range(len(prompts)), key=lambda place: len(prompts[place]))
         sampled: dict[int, Sampled] = {}
-        for start in range(0, len(order), batch_size):
-            places = order[start : start + batch_size]
+        for places in in_batches([len(prompt) for prompt in prompts], batch_size, self.forward.takes_padding):
             batch = self._batch([prompts[place] for place in places], torch.from_numpy(uniforms_NT[places]))
             sampled |= zip(places, batch, strict=True)
         return [sampled[place] for place in range(len(prompts))]
@@ -90,11 +89,13 @@ class Decoder:
         rows = torch.arange(len(prompts), device=device)  # whose they are, of the rows that are in the cache
         alive = torch.ones_like(rows, dtype=torch.bool)
         cache: Any = None
+        space = Workspace()
         for step in range(self.cap):
-            logits_NV, cache = self.forward.next_logits(ids_NP, mask_NP, cache)
+            logits_NV, cache = self.forward.next_logits(ids_NP, mask_NP, cache, space)
             token_N, scored = sample_statistics(
-                logits_NV, uniforms_NT[rows, step], torch.full_like(rows, step), self.rule, self.cap, self.features
-            )
+                logits_NV, uniforms_NT[rows, step], torch.full_like(rows, step), self.rule, self.cap, self.features,
+                space,
+            )  # fmt: skip
             steps.put(step, rows, alive, token_N, scored)
             self.on_progress(int(alive.sum()))
             alive &= ~torch.isin(token_N, eos)
@@ -140,6 +141,20 @@ class _Steps:
             Sampled(row[:n], log_q_T[:n].copy(), features_TD[:n].clone())
             for row, log_q_T, features_TD, n in zip(tokens, log_q_NT, features_NTD, lengths, strict=True)
         ]
+
+
+def in_batches(lengths: Sequence[int], size: int, mixed: bool) -> Iterator[list[int]]:
+    """Places of prompts that are sampled together, shortest first.
+
+    Args:
+        lengths: of the prompts, tokens.
+        size: prompts in a batch, at most.
+        mixed: prompts of a batch may differ in length.
+    """
+    order = sorted(range(len(lengths)), key=lambda place: lengths[place])
+    groups = [order] if mixed else [list(group) for _, group in groupby(order, key=lambda place: lengths[place])]
+    for group in groups:
+        yield from (group[start : start + size] for start in range(0, len(group), size))
 
 
 def can_select(cache: Any) -> bool:

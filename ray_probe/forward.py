@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ray_probe.core.scaling import Workspace
 from ray_probe.errors import CheckpointError, NonFiniteError, bad_value
-from ray_probe.heads import ModelHead, find_head
+from ray_probe.heads import ModelHead, difference, find_head, tried_ids
 from ray_probe.sequences import TokenRow
 
 
@@ -22,7 +23,7 @@ class Forward:
         model: a transformers causal language model.
 
     Raises:
-        CheckpointError: it has no key-value cache.
+        CheckpointError: it has no key-value cache, or does not count positions from 0.
     """
 
     def __init__(self, model: Any) -> None:
@@ -34,6 +35,8 @@ class Forward:
         self._keeps_logits = "logits_to_keep" in accepted
         self.head: ModelHead | None
         self.head, self.why_no_head = find_head(model)
+        self.takes_padding = self._tried()
+        """Whether prompts of different length can be in one batch, padded on the left."""
 
     @property
     def device(self) -> torch.device:
@@ -41,14 +44,20 @@ class Forward:
         device: torch.device = next(self.model.parameters()).device
         return device
 
-    def next_logits(self, ids_NP: Tensor, mask_NL: Tensor, cache: Any) -> tuple[Tensor, Any]:
+    def next_logits(self, ids_NP: Tensor, mask_NL: Tensor, cache: Any, space: Workspace) -> tuple[Tensor, Any]:
         """Logits of the token after each row [N, V], and the cache to go on with.
 
         Args:
             ids_NP: what is new: the prompts, padded on the left, then one token a row.
             mask_NL: 1 at real tokens, of everything so far.
             cache: what the call before returned; None: there was none.
+            space: memory for the logits, which are kept until the next call.
         """
+        logits_NV, cache = self._step(ids_NP, mask_NL, cache, space)
+        refuse_non_finite(logits_NV.amax(dim=-1))
+        return logits_NV, cache
+
+    def _step(self, ids_NP: Tensor, mask_NL: Tensor, cache: Any, space: Workspace) -> tuple[Tensor, Any]:
         inputs: dict[str, Any] = {
             "input_ids": ids_NP, "attention_mask": mask_NL, "past_key_values": cache, "use_cache": True,
         }  # fmt: skip
@@ -57,13 +66,12 @@ class Forward:
             inputs["position_ids"] = positions_NL[:, -ids_NP.shape[1] :]
         if self.head is not None:
             hidden_NPD, cache = self.head.hidden(**inputs)
-            logits_NV = self.head.logits(hidden_NPD[:, -1])
+            logits_NV = self.head.logits(hidden_NPD[:, -1], space)
         else:
             output = self.model(**inputs, **({"logits_to_keep": 1} if self._keeps_logits else {}))
             logits_NV, cache = output.logits[:, -1], getattr(output, "past_key_values", None)
         if cache is None:
             raise self._no_cache()
-        refuse_non_finite(logits_NV.amax(dim=-1))
         return logits_NV, cache
 
     def hidden(self, rows: Sequence[TokenRow], pad_id: int) -> Tensor:
@@ -95,6 +103,25 @@ class Forward:
             torch.arange(len(response)) + row * width + len(prompt) - 1 for row, (prompt, response) in enumerate(rows)
         ]
         return torch.cat(places).to(self.device)
+
+    @torch.no_grad()
+    def _tried(self) -> bool:
+        """Whether the model says the same of tokens that are padded on the left.
+
+        Raises CheckpointError when what scoring has it say is not what it says by itself.
+        """
+        ids_1L = tried_ids(self.model)
+        whole_1V = self.model(input_ids=ids_1L, use_cache=False).logits[:, -1]
+        if not torch.isfinite(whole_1V).all():
+            return True  # whoever samples will be told
+        off = difference(whole_1V, self.logits([(ids_1L[0], ids_1L[0, :1])], pad_id=0))
+        if off:
+            remedy = f"need a model whose positions count from 0: given them, it has {off}"
+            raise CheckpointError(bad_value("model.path", type(self.model).__name__, remedy))
+        mask_1P = torch.ones((1, ids_1L.shape[1] + 1), dtype=torch.int64, device=ids_1L.device)
+        mask_1P[0, 0] = 0
+        padded_1V, _ = self._step(torch.nn.functional.pad(ids_1L, (1, 0)), mask_1P, None, Workspace())
+        return not difference(whole_1V, padded_1V)
 
     def _no_cache(self) -> CheckpointError:
         remedy = "need a decoder-only model with a key-value cache"

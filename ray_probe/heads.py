@@ -10,13 +10,15 @@ Shape suffixes: N rows of a batch, L positions, T tokens, D hidden width, V voca
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ray_probe.core.head import Adapter, Head
+from ray_probe.context import context_length
+from ray_probe.core.head import Adapter, Head, Products
+from ray_probe.core.scaling import Workspace
 
 SCALES = {"logit_scale": 1.0, "logits_scaling": -1.0}
 """Fields of a model's configuration that multiply the logits, with the power that they are raised to."""
@@ -48,11 +50,17 @@ class ModelHead:
         output = self.trunk(**inputs)
         return output.last_hidden_state, getattr(output, "past_key_values", None)
 
-    def logits(self, hidden: Tensor) -> Tensor:
-        """Logits [..., V] of hidden states [..., D]."""
-        raw = self.linear(hidden)
-        raw = raw if self.scale == 1.0 else raw * self.scale
-        return raw if self.softcap is None else self.softcap * torch.tanh(raw / self.softcap)
+    def logits(self, hidden_ND: Tensor, space: Workspace, factor: float = 1.0) -> Tensor:
+        """Logits [N, V] of hidden states, without graph; kept in `space` until the next call.
+
+        Args:
+            hidden_ND: hidden states.
+            space: memory for the logits.
+            factor: what comes out of the linear layer is multiplied by it.
+        """
+        matrices = self.matrices()
+        products = Products.of(hidden_ND, replace(matrices, scale=matrices.scale * factor))
+        return products.logits(slice(None), slice(None), space)
 
     def matrices(self, lend: bool = False) -> Head:
         """The head as the matrices that token statistics are made with.
@@ -93,37 +101,48 @@ def find_head(model: Any) -> tuple[ModelHead | None, str]:
 
 def _tried(model: Any, trunk: Any, linear: Any) -> tuple[ModelHead | None, str]:
     """The head of a model with these parts, if they give the model's logits."""
-    tolerance = 1e-4 if _base(linear).weight.dtype in (torch.float32, torch.float64) else 2e-2
     config = model.config.get_text_config()
     scale = math.prod(float(getattr(config, name, None) or 1.0) ** power for name, power in SCALES.items())
     cap = next((value for name in SOFT_CAPS if (value := getattr(config, name, None)) is not None), None)
     head = ModelHead(trunk, linear, scale, None if cap is None else float(cap))
     for factor in (1.0, LOUD):
-        gap, largest = _gap(model, head, factor)
-        if not gap <= tolerance * max(1.0, largest):
-            what = f"its parts give logits that are {gap:.2g} off (of {largest:.2g})"
-            return None, f"{type(model).__name__} does more to its logits than a linear head: {what}"
+        what = _difference(model, head, factor)
+        if what:
+            return None, f"{type(model).__name__} does more to its logits than a linear head: its parts give {what}"
     return head, ""
 
 
 @torch.no_grad()
-def _gap(model: Any, head: ModelHead, factor: float) -> tuple[float, float]:
-    """Largest difference between the model's logits and those of its parts, and the largest logit.
+def _difference(model: Any, head: ModelHead, factor: float) -> str:
+    """How the logits of the model's parts differ from its own; empty when they do not.
 
     Args:
         model: the model.
         head: its parts.
         factor: what comes out of the linear layer is multiplied by it.
     """
-    device = next(model.parameters()).device
-    vocabulary = model.get_input_embeddings().weight.shape[0]
-    ids = (torch.arange(TRIED_TOKENS, device=device) * 7 % vocabulary).unsqueeze(0)
+    ids = tried_ids(model)
     with _multiplied(head.linear, factor):
-        whole = model(input_ids=ids, use_cache=False).logits.float()
-        parts = head.logits(head.hidden(input_ids=ids, use_cache=False)[0]).float()
+        whole = model(input_ids=ids, use_cache=False).logits
+        hidden_1LD, _ = head.hidden(input_ids=ids, use_cache=False)
+        parts = head.logits(hidden_1LD[0], Workspace(), factor).unsqueeze(0)
+    return difference(whole, parts)
+
+
+def tried_ids(model: Any) -> Tensor:
+    """Some tokens [1, L] to try a model with."""
+    vocabulary, device = model.get_input_embeddings().weight.shape[0], next(model.parameters()).device
+    length = min(TRIED_TOKENS, context_length(model.config) or TRIED_TOKENS)
+    return torch.arange(length, device=device).mul(7).remainder(vocabulary).unsqueeze(0)
+
+
+def difference(whole: Tensor, parts: Tensor) -> str:
+    """How logits that should be a model's own differ from them, in a few words; empty when they do not."""
     if whole.shape != parts.shape:
-        return math.inf, math.inf
-    return float((whole - parts).abs().max()), float(whole.abs().max())
+        return f"logits of shape {tuple(parts.shape)}, not {tuple(whole.shape)}"
+    gap, largest = float((whole.float() - parts.float()).abs().max()), float(whole.abs().max())
+    tolerance = 1e-4 if whole.dtype in (torch.float32, torch.float64) else 2e-2
+    return "" if gap <= tolerance * max(1.0, largest) else f"logits that are {gap:.2g} off (of {largest:.2g})"
 
 
 @contextmanager

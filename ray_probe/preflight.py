@@ -10,12 +10,12 @@ from typing import Any
 from ray_probe.chat import ChatTemplate, begins_with_two_bos, encode_prompts
 from ray_probe.checkpoints import Checkpoint, inspect_checkpoint
 from ray_probe.config import ProbeConfig
+from ray_probe.context import context_length
 from ray_probe.errors import ConfigError, PromptsError, bad_value
 from ray_probe.memory import estimate
 from ray_probe.plan import Plan
 from ray_probe.prepared import CheckpointId, Prepared, PromptFacts
 from ray_probe.prompts import PromptSet, absolute_source, load_prompts
-from ray_probe.sequence_processor import context_length
 
 TOKENIZE_BATCH = 10_000
 

@@ -15,6 +15,7 @@ import torch
 
 from ray_probe.chat import begins_with_two_bos, encode_prompts
 from ray_probe.config import GenerationSettings
+from ray_probe.context import context_length
 from ray_probe.core.features import DEFAULT_FEATURES
 from ray_probe.core.fused_head import fused_token_statistics
 from ray_probe.core.policy import SamplingRule
@@ -27,17 +28,6 @@ from ray_probe.scored_parts import ScoredPart, grouped, results_of
 from ray_probe.sequences import Array, BatchedSequences, LogprobResults, TokenRow, pack_sequences
 
 Seed = int | Sequence[int]
-CONTEXT_FIELDS = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "max_sequence_length")
-
-
-def context_length(model_config: Any) -> int | None:
-    """Positions that the model can see, or None when its config names no limit."""
-    text_config = model_config.get_text_config()
-    for name in CONTEXT_FIELDS:
-        value = getattr(text_config, name, None)
-        if isinstance(value, int) and value > 0:
-            return value
-    return None
 
 
 def resolve_eos_ids(explicit: Sequence[int] | None, *sources: Any) -> tuple[int, ...]:

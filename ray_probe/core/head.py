@@ -11,6 +11,8 @@ from torch import Tensor
 
 from ray_probe.core.scaling import Workspace
 
+_FEW_ROWS = 64  # of hidden states; before it multiplies few by many, a CPU's library puts the whole weight in order,
+_STRIP = 1024  # so the weight is better taken a strip of its rows at a time, which stays in a core's cache
 _PIECE = {"cpu": 1 << 18, "cuda": 1 << 24}  # numbers of a table of gathered hidden states
 
 
@@ -87,7 +89,10 @@ class Products:
         hidden_ND, weight_WD = self.hiddens[0][rows], self.weights[0][columns]
         shape = (len(hidden_ND), len(weight_WD))
         logits_NW = space.table("logits", shape, weight_WD.dtype, weight_WD.device)
-        torch.mm(hidden_ND, weight_WD.t(), out=logits_NW)
+        few = weight_WD.device.type == "cpu" and shape[0] <= _FEW_ROWS
+        for start in range(0, shape[1], _STRIP if few else max(1, shape[1])):
+            strip = slice(start, start + _STRIP if few else None)
+            torch.mm(hidden_ND, weight_WD[strip].t(), out=logits_NW[:, strip])
         for hidden_TE, weight_VE in zip(self.hiddens[1:], self.weights[1:], strict=True):
             logits_NW.addmm_(hidden_TE[rows], weight_VE[columns].t())
         if self.bias_V is not None:

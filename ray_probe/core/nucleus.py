@@ -92,7 +92,8 @@ def candidates(logits_RV: Tensor, rule: SamplingRule, space: Workspace) -> Itera
         columns_NK, values_NK = blocks.largest(open_N, size)
         rung = _Rung(open_N, columns_NK, values_NK, largest_R1[open_N], weight_RV, rule)
         second_R = rung.second_N if size == RUNGS[0] else second_R
-        yield rung.closed(largest_R1, second_R)
+        if rung.closed_N.any():
+            yield rung.closed(largest_R1, second_R)
         reach_N = rung.within_reach(following)
         wide.append(open_N[~rung.closed_N & ~reach_N])
         open_N = open_N[reach_N]

@@ -129,17 +129,25 @@ def sample_rows(logits_TV: Tensor, rule: SamplingRule, uniform_T: Tensor) -> tup
 
 
 @torch.no_grad()
-def sample_summaries(logits_TV: Tensor, rule: SamplingRule, uniform_T: Tensor) -> tuple[Tensor, Tensor, RowSummary]:
+def sample_summaries(
+    logits_TV: Tensor, rule: SamplingRule, uniform_T: Tensor, space: Workspace | None = None
+) -> tuple[Tensor, Tensor, RowSummary]:
     """`sample_rows`, with what the search for the nucleus knows of each row besides.
 
     The cumulative sum runs through the vocabulary in its order, by blocks, then inside the one block that the number
     falls into; a narrow nucleus has its few tokens brought into that order.
 
+    Args:
+        logits_TV: see `sample`, as are the next two.
+        rule: temperature and top_p.
+        uniform_T: numbers in [0, 1).
+        space: memory for tables, which a caller who comes again and again may keep; None: it is let go of.
+
     Returns:
         tokens [T] int64, their log q [T], nats, and the summary of the T rows.
     """
     rows, vocabulary, device = *logits_TV.shape, logits_TV.device
-    dtype, space = torch.promote_types(logits_TV.dtype, torch.float32), Workspace()
+    dtype, space = torch.promote_types(logits_TV.dtype, torch.float32), space or Workspace()
     tokens_T, summary = torch.empty(rows, dtype=torch.int64, device=device), RowSummary.empty(rows, dtype, device)
     for chunk in row_chunks(rows, vocabulary, device):
         logits_NV, uniform_N, tokens_N = widened(logits_TV[chunk]), uniform_T[chunk], tokens_T[chunk]

@@ -162,6 +162,7 @@ def sample_statistics(
     rule: SamplingRule,
     cap: int,
     features: Sequence[str] = (),
+    space: Workspace | None = None,
 ) -> tuple[Tensor, TokenStatistics]:
     """Sample a token a row, and score it by the same search for the nucleus.
 
@@ -172,11 +173,12 @@ def sample_statistics(
         rule: temperature and top_p.
         cap: max_new_tokens.
         features: names.
+        space: memory for tables, which a caller who comes again and again may keep.
 
     Returns:
         tokens [T] int64, as `sample_rows` draws them, and what `token_statistics` says of them.
     """
-    tokens_T, _, summary = sample_summaries(logits_TV, rule, uniform_T)
+    tokens_T, _, summary = sample_summaries(logits_TV, rule, uniform_T, space)
     logit_T = widened(logits_TV.gather(-1, tokens_T.unsqueeze(-1)).squeeze(-1))
     scores = scores_from(summary, logit_T, position_T, Question(rule, tuple(features), cap))
     features_TD = scores.features_TD if features else None

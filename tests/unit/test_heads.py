@@ -39,6 +39,16 @@ def logits_of(head: Head, hidden: torch.Tensor) -> torch.Tensor:
     return Products.of(hidden.flatten(0, 1), head).logits(slice(None), slice(None), Workspace()).unflatten(0, (2, -1))
 
 
+def test_few_hidden_states_meet_the_weight_a_strip_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    own = torch.Generator().manual_seed(1)
+    weight, bias = torch.randn(2500, 16, generator=own), torch.randn(2500, generator=own)
+    hidden = torch.randn(2, 5, 16, generator=own)
+    exact = (hidden.double() @ weight.double().T + bias).float()
+    for few in (64, 0):
+        monkeypatch.setattr("ray_probe.core.head._FEW_ROWS", few)
+        torch.testing.assert_close(logits_of(Head(weight, bias), hidden), exact)
+
+
 def ids() -> torch.Tensor:
     return torch.tensor([[5, 17, 31, 8, 90], [3, 3, 44, 61, 12]])
 
@@ -50,8 +60,9 @@ def test_trunk_and_head_give_the_models_logits(name: str) -> None:
     assert head is not None, reason
     whole = model(input_ids=ids(), use_cache=False).logits
     hidden, _ = head.hidden(input_ids=ids(), use_cache=False)
-    torch.testing.assert_close(head.logits(hidden), whole)
     torch.testing.assert_close(logits_of(head.matrices(), hidden), whole)
+    with torch.no_grad():
+        torch.testing.assert_close(head.logits(hidden[0], Workspace()), whole[0])
 
 
 @pytest.mark.parametrize(("name", "field"), [("gemma2", "final_logit_softcapping"), ("cohere", "logit_scale")])

@@ -15,9 +15,10 @@ from support.models import ARCHITECTURES, EOS, character_tokenizer, processor, s
 
 from ray_probe.checkpoints import load_model, load_tokenizer
 from ray_probe.config import GenerationSettings
+from ray_probe.context import context_length
 from ray_probe.core.features import DEFAULT_FEATURES
 from ray_probe.errors import CheckpointError, ConfigError, NonFiniteError, PromptsError
-from ray_probe.sequence_processor import SequenceProcessor, context_length
+from ray_probe.sequence_processor import SequenceProcessor
 from ray_probe.sequences import BatchedSequences, LogprobResults, pack_sequences
 
 CHARACTERS = "abcdefghijklmnopqrstuv"
