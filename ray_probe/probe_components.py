@@ -3,7 +3,7 @@
 Shape suffixes: T tokens of one response, B position bins, P prompts.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ray_probe.core.baselines import MODES, Mode, PublishedFit, ShardBaseline, mu_hat_by_mode
+from ray_probe.core.fused_head import Found
 from ray_probe.core.loss import Estimator, advantages, baseline_target, response_loss
 from ray_probe.core.records import PROMPT_COLUMNS, bin_of, position_bins
 from ray_probe.errors import ConfigError
@@ -57,7 +58,9 @@ class ProbeComponents:
         self.estimator: Estimator = estimator
         self.pathwise = pathwise and estimator == "rb_residual"
 
-    def accumulate_sum_X(self, sequences: BatchedSequences, baseline: Baseline) -> SumsX:
+    def accumulate_sum_X(
+        self, sequences: BatchedSequences, baseline: Baseline, found: Sequence[Found | None] = ()
+    ) -> SumsX:
         """Add the gradient of `loss_X` summed over all responses into `.grad`, micro-batch by micro-batch.
 
         Leaves +grad J's estimate (of the sum, not the mean) in `.grad`: an ascent direction of entropy.
@@ -66,12 +69,13 @@ class ProbeComponents:
             sequences: the responses; every one counts, those with EOS alone and those cut at the cap too.
             baseline: a published fit, a fit without the shard's own record (`PublishedFit.for_shard`), or None for
                 mode `none`. With `leave_one_out` only the second can be right, so a whole fit is refused.
+            found: what scoring the same responses before has kept (see `SequenceProcessor.score_parts`).
 
         Raises:
             ConfigError: a whole `leave_one_out` fit was passed.
         """
         parts = self.processor.score_parts(
-            sequences, with_grad=True, with_features=_shard_baseline(baseline) is not None, lend=True
+            sequences, with_grad=True, with_features=_shard_baseline(baseline) is not None, lend=True, found=found
         )
         return self.accumulate_parts(sequences, parts, baseline)
 

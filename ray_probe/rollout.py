@@ -1,12 +1,12 @@
 """What a rollout actor does, as a plain class: collect a shard's record, then add its gradient (spec section 7).
 
-Between the two an actor keeps of each shard its token ids and its record, and no graph. The gradient sum goes on over
-the rounds between two commits.
+Between the two an actor keeps of each shard its token ids and its record, and what was found of its nuclei as long as
+that is small; a graph only where it may. The gradient sum goes on over the rounds between two commits.
 """
 
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -14,6 +14,7 @@ import numpy.typing as npt
 import torch
 
 from ray_probe.core.baselines import BaselineRule, PublishedFit
+from ray_probe.core.fused_head import Found
 from ray_probe.core.loss import Estimator, baseline_target
 from ray_probe.core.parity import ParityStats
 from ray_probe.core.records import Record, record_of_tokens, with_prompts
@@ -26,6 +27,9 @@ from ray_probe.probe_components import ProbeComponents
 from ray_probe.scored_parts import ScoredPart, results_of, to_float64
 from ray_probe.sequences import BatchedSequences, LogprobResults
 
+MOST_FOUND_BYTES = 1 << 26
+"""What is found of nuclei is kept up to so much, of all shards that wait for their fit; what is not is found again."""
+
 
 @dataclass
 class _Held:
@@ -33,11 +37,17 @@ class _Held:
     prompt_ids_P: npt.NDArray[np.int64]
     record: Record
     parts: list[ScoredPart] | None = None
+    found: Sequence[Found | None] = ()
 
     @property
     def positions(self) -> int:
         """Positions whose graph is held."""
         return 0 if self.parts is None else sum(part.positions for part in self.parts)
+
+    @property
+    def found_bytes(self) -> int:
+        """Memory of what was found of its nuclei."""
+        return sum(one.bytes for one in self.found if one is not None)
 
 
 class Rollout:
@@ -112,7 +122,10 @@ class Rollout:
         record = record_of_results(results, prompt_ids_P, self._components.estimator, self._rule.cap)
         kept = replace(sequences, sample_logprobs=None)
         graphs = parts if any(part.has_graph for part in parts) else None
-        self._held[shard.key] = _Held(kept, prompt_ids_P, record.without_prompts(), graphs)
+        self._held[shard.key] = held = _Held(kept, prompt_ids_P, record.without_prompts(), graphs)
+        held.found = [part.found for part in parts]
+        if sum(other.found_bytes for other in self._held.values()) > MOST_FOUND_BYTES:
+            held.found = ()
         packed, features = record.pack(), self._rule.features
         delivery = Delivery(self._policy_id, features, shard.round, shard.index, packed, self._made_on)
         finished = time.monotonic()
@@ -127,7 +140,7 @@ class Rollout:
         """
         processor = self._components.processor
         if most_held == 0:
-            return list(processor.score_parts(sequences, with_grad=False, with_features=True))
+            return list(processor.score_parts(sequences, with_grad=False, with_features=True, keep=True))
         parts = processor.score_parts(sequences, with_grad=True, with_features=True, lend=True)
         room = most_held - sum(held.positions for held in self._held.values())
         if processor.positions(sequences) <= room:
@@ -138,7 +151,7 @@ class Rollout:
         """Let go of every graph that is held, and hold none from now on: memory ran out. No record has other bits."""
         self.most_held = 1
         for held in self._held.values():
-            held.parts = None
+            held.parts, held.found = None, ()
 
     def acknowledge(self, shard: Shard, receipt: Receipt) -> None:
         """Keep the record that counts: where another came first, that one is left out of the fit."""
@@ -158,7 +171,8 @@ class Rollout:
         baseline = fit.for_shard(own)
         self._gradient.clear()
         if held.parts is None:
-            sums = self._components.accumulate_sum_X(held.sequences, baseline)
+            found, held.found = held.found, ()
+            sums = self._components.accumulate_sum_X(held.sequences, baseline, found)
         else:
             parts, held.parts = held.parts, None  # should it fail half-way, they are gone, and tokens are scored again
             told = self._components.processor.on_progress  # a backward pass is progress, however long it takes

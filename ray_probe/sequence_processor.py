@@ -8,6 +8,7 @@ Shape suffixes: N rows (responses), T response width.
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import zip_longest
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from ray_probe.chat import begins_with_two_bos, encode_prompts
 from ray_probe.config import GenerationSettings
 from ray_probe.context import context_length
 from ray_probe.core.features import DEFAULT_FEATURES
-from ray_probe.core.fused_head import fused_token_statistics
+from ray_probe.core.fused_head import Found, find, fused_token_statistics
 from ray_probe.core.policy import SamplingRule
 from ray_probe.core.token_statistics import TokenStatistics, token_statistics
 from ray_probe.decoding import Decoder
@@ -177,6 +178,8 @@ class SequenceProcessor:
         with_features: bool,
         tf_batch_size: int | None = None,
         lend: bool = False,
+        keep: bool = False,
+        found: Sequence[Found | None] = (),
     ) -> Iterator[ScoredPart]:
         """Score responses micro-batch by micro-batch, each when it is asked for; every response is in one of them.
 
@@ -187,6 +190,8 @@ class SequenceProcessor:
             tf_batch_size: responses in a micro-batch, at most; None: as configured.
             lend: `backward` adds the gradient of the head's weight straight to its `.grad`, which spares a table of its
                 size; `torch.autograd.grad` does not see it then.
+            keep: without graph, fill `ScoredPart.found`.
+            found: of each micro-batch what such a call before this one has filled in; none: everything is done anew.
 
         Raises:
             NonFiniteError: the model's logits hold NaN or infinity.
@@ -194,10 +199,11 @@ class SequenceProcessor:
         groups, group = sequences.shape
         rows = [sequences.tokens(b, g) for b in range(groups) for g in range(group)]
         features = self.features if with_features else ()
-        for places, positions in self._micro_batches(sequences, tf_batch_size):
+        micro_batches = self._micro_batches(sequences, tf_batch_size)
+        for (places, positions), known in zip_longest(micro_batches, found):
             with torch.set_grad_enabled(with_grad):
-                statistics = self._score([rows[place] for place in places], features, lend)
-            yield ScoredPart(places, statistics, positions)
+                statistics, kept = self._score([rows[place] for place in places], features, lend, keep, known)
+            yield ScoredPart(places, statistics, positions, kept)
 
     def positions(self, sequences: BatchedSequences) -> int:
         """Positions that scoring takes, padding included."""
@@ -229,21 +235,28 @@ class SequenceProcessor:
                     f"{self.generation.max_new_tokens} pass the model's context of {limit}; shorten one of them"
                 )
 
-    def _score(self, rows: list[TokenRow], features: Sequence[str], lend: bool) -> list[TokenStatistics]:
-        """Statistics of each row's response, from one forward pass."""
+    def _score(
+        self, rows: list[TokenRow], features: Sequence[str], lend: bool, keep: bool, found: Found | None
+    ) -> tuple[list[TokenStatistics], Found | None]:
+        """Statistics of each row's response, from one forward pass; see `score_parts`."""
         device, cap, pad_id = self.device, self.generation.max_new_tokens, self._pad_id()
         lengths = [len(response) for _, response in rows]
         position_T = torch.cat([torch.arange(n) for n in lengths]).to(device)
         tokens_T = torch.cat([response for _, response in rows]).to(device)
-        if self.forward.head is not None:
-            hidden_TD, head = self.forward.hidden(rows, pad_id), self.forward.head.matrices(lend)
-            flat = fused_token_statistics(hidden_TD, head, tokens_T, position_T, self.rule, cap, features)
-        else:
+        kept: Found | None = None
+        if self.forward.head is None:
             logits_TV, rows_T = self.forward.logits(rows, pad_id), torch.arange(len(tokens_T), device=device)
             flat = token_statistics(logits_TV, rows_T, tokens_T, position_T, self.rule, cap, features)
+        else:
+            hidden_TD, head = self.forward.hidden(rows, pad_id), self.forward.head.matrices(lend)
+            asked = hidden_TD, head, tokens_T, position_T, self.rule, cap, features
+            if keep:
+                flat, kept = find(*asked)
+            else:
+                flat = fused_token_statistics(*asked, found)
         refuse_non_finite(flat.log_q_T)
         self.on_progress(len(tokens_T))
         columns = [flat.log_q_T, flat.entropy_T, flat.outside_T]
         split = [torch.split(column, lengths) for column in columns]
         feats = [None] * len(lengths) if flat.features_TD is None else torch.split(flat.features_TD, lengths)
-        return [TokenStatistics(*parts) for parts in zip(*split, feats, strict=True)]
+        return [TokenStatistics(*parts) for parts in zip(*split, feats, strict=True)], kept

@@ -5,11 +5,14 @@ leaves its tokens and their scaled logits for backward, which touches those rows
 nucleus leaves one bit a token of the vocabulary, and its logits are computed again, as all are for `top_p = 1`, tile
 by tile of the vocabulary.
 
+What a pass without graph has found can be kept for one with it, which then needs hidden states alone: the head is not
+multiplied a second time, nor are the nuclei looked for.
+
 Shape suffixes: T tokens, V vocabulary, W columns of a tile, D hidden size, N some rows, M kept tokens of all rows.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -33,7 +36,7 @@ from ray_probe.core.slopes import Slopes
 from ray_probe.core.summaries import BLOCK, Moments, RowSummary, fill
 from ray_probe.core.token_statistics import TokenStatistics
 
-__all__ = ["Adapter", "Head", "fused_token_statistics"]
+__all__ = ["Adapter", "Found", "Head", "find", "fused_token_statistics"]
 
 BLOCK_ELEMENTS = 9_000_000  # logits of a block of whole rows
 _LARGER_ON_A_GPU = 4
@@ -42,23 +45,35 @@ _MOST_ROWS = {"cpu": 256, "cuda": 4096}  # of a block whose logits are computed 
 _PIECE = 1 << 16  # kept tokens at a time
 
 
+@dataclass(frozen=True, eq=False)
+class Found:
+    """What is known of some tokens: their scores, and `Kept.tensors` of their nuclei (empty for `top_p = 1`)."""
+
+    scores: Scores
+    kept: tuple[Tensor, ...]
+
+    @property
+    def bytes(self) -> int:
+        """Memory that it takes."""
+        return sum(tensor.nbytes for tensor in (*self.scores.outputs, *to_save(self.scores), *self.kept))
+
+
 class _FusedHead(torch.autograd.Function):
     """(hidden states, weights, bias) -> (log q(Y), H, outside, features); gradients through the first two."""
 
     @staticmethod
     def forward(
         ctx: Any, tokens_T: Tensor, position_T: Tensor, question: Question, head: Head, collect: bool,
-        *tensors: Tensor,
+        found: Found | None, *tensors: Tensor,
     ) -> tuple[Tensor, ...]:  # fmt: skip
-        products = Products.from_tensors(head, tensors)
-        whole = question.rule.top_p >= 1.0
-        forward = _by_tiles if whole else _by_rows
-        scores, kept = forward(products, tokens_T, position_T, question, collect)
+        if found is None:
+            found = _search(Products.from_tensors(head, tensors), tokens_T, position_T, question, collect)
         if collect:
-            ctx.question, ctx.head, ctx.sizes = question, head, (len(tensors), len(kept))
-            ctx.save_for_backward(tokens_T, *tensors, *kept, *to_save(scores))
-        ctx.mark_non_differentiable(scores.outside_T, scores.features_TD)
-        return scores.outputs
+            ctx.question, ctx.head, ctx.sizes = question, head, (len(tensors), len(found.kept))
+            ctx.save_for_backward(tokens_T, *tensors, *found.kept, *to_save(found.scores))
+        outputs = tuple(output.clone() for output in found.scores.outputs)  # autograd makes them its own
+        ctx.mark_non_differentiable(*outputs[2:])
+        return outputs
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
@@ -67,7 +82,7 @@ class _FusedHead(torch.autograd.Function):
         inputs, kept_size = ctx.sizes
         tensors, kept, saved = rest[:inputs], rest[inputs : inputs + kept_size], rest[inputs + kept_size :]
         products = Products.from_tensors(ctx.head, tensors)
-        sums = HeadGradient(products, ctx.needs_input_grad[5:], ctx.head.weight_grad_VD)
+        sums = HeadGradient(products, ctx.needs_input_grad[6:], ctx.head.weight_grad_VD)
         slopes = slopes_from(saved, ctx.question.rule, tokens_T, gradients)
         if kept:
             nuclei = Kept(*kept)
@@ -75,13 +90,16 @@ class _FusedHead(torch.autograd.Function):
             _add_tiles(sums, slopes, nuclei.wide_N, nuclei)
         else:
             _add_tiles(sums, slopes, torch.arange(len(tokens_T), device=tokens_T.device), None)
-        return None, None, None, None, None, *sums.results()
+        return None, None, None, None, None, None, *sums.results()
 
 
-def _by_rows(
-    products: Products, tokens_T: Tensor, position_T: Tensor, question: Question, collect: bool
-) -> tuple[Scores, tuple[Tensor, ...]]:
-    """Scores from blocks of whole rows, and their nuclei as `Kept.tensors` if they are to be collected."""
+def _search(products: Products, tokens_T: Tensor, position_T: Tensor, question: Question, collect: bool) -> Found:
+    forward = _by_tiles if question.rule.top_p >= 1.0 else _by_rows
+    return forward(products, tokens_T, position_T, question, collect)
+
+
+def _by_rows(products: Products, tokens_T: Tensor, position_T: Tensor, question: Question, collect: bool) -> Found:
+    """Scores from blocks of whole rows, and their nuclei if they are to be collected."""
     rows, vocabulary = products.shape
     device, space = tokens_T.device, Workspace()
     summary, logit_T = _blank(products)
@@ -96,7 +114,7 @@ def _by_rows(
             fill(summary[part], widened(logits_NV[chunk]), question.rule, space, use)
         block = slice(first, first + len(logits_NV))
         logit_T[block] = logits_NV.gather(-1, tokens_T[block].unsqueeze(-1)).squeeze(-1)
-    return scores_from(summary, logit_T, position_T, question), collector.kept().tensors if collect else ()
+    return Found(scores_from(summary, logit_T, position_T, question), collector.kept().tensors if collect else ())
 
 
 def _blank(products: Products) -> tuple[RowSummary, Tensor]:
@@ -111,9 +129,7 @@ def _ignore(group: Candidates) -> None:
     """Nothing is kept of the nuclei when no gradient will be asked for."""
 
 
-def _by_tiles(
-    products: Products, tokens_T: Tensor, position_T: Tensor, question: Question, collect: bool
-) -> tuple[Scores, tuple[Tensor, ...]]:
+def _by_tiles(products: Products, tokens_T: Tensor, position_T: Tensor, question: Question, collect: bool) -> Found:
     """Scores for `top_p = 1`, from tiles of the vocabulary; nothing is kept, because every token is."""
     rows, vocabulary = products.shape
     space = Workspace()
@@ -127,7 +143,7 @@ def _by_tiles(
             here_T = logits_TW.gather(-1, inside_T1).squeeze(-1)
             logit_T[block] = torch.where(own_T >= tile.start, here_T, logit_T[block])
         summary[block].put(None, moments.summary())
-    return scores_from(summary, logit_T, position_T, question), ()
+    return Found(scores_from(summary, logit_T, position_T, question), ())
 
 
 def _row_blocks(rows: int, device: torch.device) -> Iterator[slice]:
@@ -171,6 +187,7 @@ def fused_token_statistics(
     rule: SamplingRule,
     cap: int,
     features: Sequence[str] = (),
+    found: Found | None = None,
 ) -> TokenStatistics:
     """Score tokens under the sampling policy, from the states that the head sees.
 
@@ -183,6 +200,7 @@ def fused_token_statistics(
         rule: temperature and top_p.
         cap: max_new_tokens, the denominator of `pos_frac`.
         features: names from `ray_probe.core.features.REGISTRY`.
+        found: what `find` says of the same tokens, whose features are then given; only the graph is made anew.
 
     Returns:
         what `token_statistics` gives for the head's logits.
@@ -190,7 +208,29 @@ def fused_token_statistics(
     products = Products.of(hidden_TD, head)
     question = Question(rule, tuple(features), cap)
     outputs = _FusedHead.apply(  # type: ignore[no-untyped-call]
-        tokens_T, position_T, question, head, torch.is_grad_enabled(), *products.tensors
+        tokens_T, position_T, question, head, torch.is_grad_enabled(), found, *products.tensors
     )
-    log_q_T, entropy_T, outside_T, features_TD = outputs
-    return TokenStatistics(log_q_T, entropy_T, outside_T, features_TD if features else None)
+    return _statistics(*outputs)
+
+
+@torch.no_grad()
+def find(
+    hidden_TD: Tensor,
+    head: Head,
+    tokens_T: Tensor,
+    position_T: Tensor,
+    rule: SamplingRule,
+    cap: int,
+    features: Sequence[str] = (),
+) -> tuple[TokenStatistics, Found]:
+    """`fused_token_statistics` without graph, and what a later call with graph may be told.
+
+    Memory: a few numbers a token, 12 bytes a token of a narrow nucleus, a bit a token of the vocabulary for a wide one.
+    """
+    question = Question(rule, tuple(features), cap)
+    found = _search(Products.of(hidden_TD, head), tokens_T, position_T, question, collect=True)
+    return _statistics(*found.scores.outputs), found
+
+
+def _statistics(log_q_T: Tensor, entropy_T: Tensor, outside_T: Tensor, features_TD: Tensor) -> TokenStatistics:
+    return TokenStatistics(log_q_T, entropy_T, outside_T, features_TD if features_TD.shape[-1] else None)

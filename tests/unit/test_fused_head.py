@@ -13,7 +13,7 @@ from ray_probe.core import head as head_module
 from ray_probe.core import policy as policy_module
 from ray_probe.core import scaling
 from ray_probe.core.features import DEFAULT_FEATURES
-from ray_probe.core.fused_head import Adapter, Head, fused_token_statistics
+from ray_probe.core.fused_head import Adapter, Head, find, fused_token_statistics
 from ray_probe.core.policy import SamplingRule
 from ray_probe.core.token_statistics import TokenStatistics, token_statistics
 
@@ -119,6 +119,28 @@ def test_statistics_and_gradients_are_those_of_all_logits(kind: str, vocabulary:
     whole = case.gradients(lambda: case.of_logits(rule))
     for name, gradient in case.gradients(lambda: case.fused(rule)).items():
         assert_near(gradient, whole[name], 1e-10)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("vocabulary", "spread"), [(50, 3.0), (3001, 3.0), (3001, 0.2)])
+@pytest.mark.parametrize("top_p", [0.9, 1.0])
+def test_what_was_found_without_a_graph_serves_for_one_to_the_bit(
+    kind: str, vocabulary: int, spread: float, top_p: float, monkeypatch: pytest.MonkeyPatch
+):
+    case, rule = Case(vocabulary, spread=spread, **KINDS[kind]), SamplingRule(0.8, top_p)
+    arguments = (case.hidden_TD, case.head(), case.tokens_T, case.position_T, rule, CAP, DEFAULT_FEATURES)
+    anew = case.gradients(lambda: case.fused(rule))
+    statistics, found = find(*arguments)
+    tensors = (*found.scores.outputs, *module.to_save(found.scores), *found.kept)
+    assert not statistics.log_q_T.requires_grad and found.bytes == sum(t.numel() * t.element_size() for t in tensors)
+    monkeypatch.setattr(module, "_search", None)  # nothing is searched for again
+    for _ in range(2):
+        again = fused_token_statistics(*arguments, found)
+        for name, value in vars(statistics).items():
+            assert torch.equal(getattr(again, name), value), name
+        for name, gradient in case.gradients(lambda: fused_token_statistics(*arguments, found)).items():
+            assert gradient is not None and torch.equal(gradient, anew[name]), name  # type: ignore[arg-type]
+    assert not any(tensor.requires_grad for tensor in tensors)
 
 
 @pytest.mark.usefixtures("small_pieces")

@@ -28,6 +28,7 @@ from support.runs import (
 )
 
 from ray_probe.cluster.actors import RolloutActor
+from ray_probe.core import fused_head
 from ray_probe.core.baselines import MODES, PublishedFit
 from ray_probe.core.records import Record
 from ray_probe.errors import NonFiniteError, ParityError, ShardError
@@ -397,6 +398,32 @@ def test_held_graphs_give_the_gradient_and_the_record_of_two_passes(checkpoint: 
     assert not one._held
 
 
+@pytest.mark.parametrize("share", [1.0, 0.5, 0.0])
+def test_nuclei_that_there_is_room_for_are_looked_for_once_and_the_others_again(
+    checkpoint: Path, share: float, monkeypatch: pytest.MonkeyPatch
+):
+    config = settings(checkpoint)
+    reference, shards, fit = collected(config)
+    room = int(share * sum(held.found_bytes for held in reference._held.values()))
+    for held in reference._held.values():
+        held.found = ()
+    monkeypatch.setattr("ray_probe.rollout.MOST_FOUND_BYTES", room)
+    rollout, _, _ = collected(config)
+    kept = {key for key, held in rollout._held.items() if held.found_bytes}
+    assert sum(held.found_bytes for held in rollout._held.values()) <= room
+    assert len(kept) == len(shards) if share == 1.0 else len(kept) < len(shards) and bool(kept) == (share > 0)
+    searches: list[int] = []
+    search = fused_head._search
+    monkeypatch.setattr(fused_head, "_search", lambda *rest: searches.append(1) or search(*rest))
+    for shard in shards:
+        searches.clear()
+        sums = rollout.accumulate(shard, fit).sums
+        assert bool(searches) != (shard.key in kept)
+        for left, right in zip(vars(sums).values(), vars(reference.accumulate(shard, fit).sums).values(), strict=True):
+            np.testing.assert_equal(left, right)
+    assert flat(rollout).tobytes() == flat(reference).tobytes()
+
+
 def test_a_graph_that_failed_half_way_is_not_used_again(checkpoint: Path, monkeypatch: pytest.MonkeyPatch):
     config = settings(checkpoint)
     two, shards, fit = collected(config)
@@ -439,9 +466,9 @@ def test_where_there_is_no_room_for_graphs_one_is_there_at_a_time(checkpoint: Pa
 
     def watched(*arguments: Any) -> Any:
         assert sum(reference() is not None for reference in graphs) <= 1, "that of the part before, at most"
-        rows = score(*arguments)
+        rows, found = score(*arguments)
         graphs.append(weakref.ref(rows[0].log_q_T))
-        return rows
+        return rows, found
 
     monkeypatch.setattr(SequenceProcessor, "_score", watched)
     rollout.collect(shard, held_positions=1)
