@@ -114,14 +114,21 @@ class Forward:
         whole_1V = self.model(input_ids=ids_1L, use_cache=False).logits[:, -1]
         if not torch.isfinite(whole_1V).all():
             return True  # whoever samples will be told
-        off = difference(whole_1V, self.logits([(ids_1L[0], ids_1L[0, :1])], pad_id=0))
+        weight = self.model.get_input_embeddings().weight
+        off = difference(whole_1V, self.logits([(ids_1L[0], ids_1L[0, :1])], pad_id=0), weight.dtype)
         if off:
             remedy = f"need a model whose positions count from 0: given them, it has {off}"
             raise CheckpointError(bad_value("model.path", type(self.model).__name__, remedy))
-        mask_1P = torch.ones((1, ids_1L.shape[1] + 1), dtype=torch.int64, device=ids_1L.device)
+        short_1L = ids_1L[:, :-1]  # so that there is room for padding in the context
+        if short_1L.shape[1] == 0:
+            return False
+        padded_1P, mask_1P = torch.nn.functional.pad(short_1L, (1, 0)), torch.ones_like(ids_1L)
         mask_1P[0, 0] = 0
-        padded_1V, _ = self._step(torch.nn.functional.pad(ids_1L, (1, 0)), mask_1P, None, Workspace())
-        return not difference(whole_1V, padded_1V)
+        try:
+            padded_1V, _ = self._step(padded_1P, mask_1P, None, Workspace())
+        except (IndexError, RuntimeError, TypeError, ValueError):
+            return False
+        return not difference(self.model(input_ids=short_1L, use_cache=False).logits[:, -1], padded_1V, weight.dtype)
 
     def _no_cache(self) -> CheckpointError:
         remedy = "need a decoder-only model with a key-value cache"

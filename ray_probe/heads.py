@@ -126,7 +126,7 @@ def _difference(model: Any, head: ModelHead, factor: float) -> str:
         whole = model(input_ids=ids, use_cache=False).logits
         hidden_1LD, _ = head.hidden(input_ids=ids, use_cache=False)
         parts = head.logits(hidden_1LD[0], Workspace(), factor).unsqueeze(0)
-    return difference(whole, parts)
+    return difference(whole, parts, _base(head.linear).weight.dtype)
 
 
 def tried_ids(model: Any) -> Tensor:
@@ -136,12 +136,18 @@ def tried_ids(model: Any) -> Tensor:
     return torch.arange(length, device=device).mul(7).remainder(vocabulary).unsqueeze(0)
 
 
-def difference(whole: Tensor, parts: Tensor) -> str:
-    """How logits that should be a model's own differ from them, in a few words; empty when they do not."""
+def difference(whole: Tensor, parts: Tensor, dtype: torch.dtype) -> str:
+    """How logits that should be a model's own differ from them, in a few words; empty when they do not.
+
+    Args:
+        whole: its logits.
+        parts: what should be equal but for the rounding of another order.
+        dtype: of its weights.
+    """
     if whole.shape != parts.shape:
         return f"logits of shape {tuple(parts.shape)}, not {tuple(whole.shape)}"
     gap, largest = float((whole.float() - parts.float()).abs().max()), float(whole.abs().max())
-    tolerance = 1e-4 if whole.dtype in (torch.float32, torch.float64) else 2e-2
+    tolerance = 1e-4 if dtype in (torch.float32, torch.float64) else 2e-2
     return "" if gap <= tolerance * max(1.0, largest) else f"logits that are {gap:.2g} off (of {largest:.2g})"
 
 

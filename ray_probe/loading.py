@@ -94,6 +94,7 @@ class Loader:
             "device": device_name if device == "cuda" else device,
             "spare_bytes": spare_bytes,
             "why_no_head": rollout.why_no_head,
+            "takes_padding": rollout.takes_padding,
             "threads": torch.get_num_threads(),
             "pid": os.getpid(),
             "node": node,

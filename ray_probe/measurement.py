@@ -171,6 +171,8 @@ def _log_start(config: ProbeConfig, backend: Loading, finished: int, passes: Pas
     logger.info("pass=%s (%s)", passes.name, passes.why)
     if backend.info["why_no_head"]:
         logger.info("teacher forcing holds the logits of a micro-batch: %s", backend.info["why_no_head"])
+    if not backend.info["takes_padding"]:
+        logger.info("padding changes what this model says: prompts of one length are sampled at once, and no others")
     if baseline.mode != "none" and baseline.fit == "in_sample":
         logger.warning("estimator.baseline.fit=in_sample biases the gradient by O(1/N); leave_one_out does not")
 

@@ -1,6 +1,6 @@
 """One forward pass a response, its graph held until its baseline is there, or two: chosen once a run, from memory.
 
-With two passes nothing outlives a micro-batch but what was found of its nuclei, up to 64 MB. With one, graphs of the
+With two passes nothing outlives a micro-batch but what was found of its nuclei: up to 64 MB. With one, graphs of the
 shards that wait for their fit are held; what there is no room for is scored twice, which gives the same record to the
 bit and the same gradient to rounding. With `fit: lagged` the fit is there before the shard, so one shard's graphs are
 all that is ever held.

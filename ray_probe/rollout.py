@@ -27,8 +27,10 @@ from ray_probe.probe_components import ProbeComponents
 from ray_probe.scored_parts import ScoredPart, results_of, to_float64
 from ray_probe.sequences import BatchedSequences, LogprobResults
 
-MOST_FOUND_BYTES = 1 << 26
-"""What is found of nuclei is kept up to so much, of all shards that wait for their fit; what is not is found again."""
+MOST_FOUND_BYTES = {"cpu": 1 << 26}
+"""What is found of nuclei is kept up to so much, of all shards that wait for their fit; what is not is found again. A
+GPU keeps nothing: there a pass with graph may take other kernels than one without, and q of the one must not meet
+hidden states of the other."""
 
 
 @dataclass
@@ -74,6 +76,7 @@ class Rollout:
         self._added: dict[ShardKey, ShardSums] = {}
         self.most_held = sys.maxsize
         """Positions whose graphs this device has room for."""
+        self._most_found = MOST_FOUND_BYTES.get(components.processor.device.type, 0)
 
     @property
     def layout(self) -> Layout:
@@ -89,6 +92,11 @@ class Rollout:
     def why_no_head(self) -> str:
         """Why teacher forcing holds whole logits, in one line; empty where it takes the head apart."""
         return self._components.processor.forward.why_no_head
+
+    @property
+    def takes_padding(self) -> bool:
+        """Whether prompts of different length are sampled at once."""
+        return self._components.processor.forward.takes_padding
 
     def begin(self, group: str) -> None:
         """Start the rounds up to the next commit: nothing of those before is held or summed any more.
@@ -122,10 +130,8 @@ class Rollout:
         record = record_of_results(results, prompt_ids_P, self._components.estimator, self._rule.cap)
         kept = replace(sequences, sample_logprobs=None)
         graphs = parts if any(part.has_graph for part in parts) else None
-        self._held[shard.key] = held = _Held(kept, prompt_ids_P, record.without_prompts(), graphs)
-        held.found = [part.found for part in parts]
-        if sum(other.found_bytes for other in self._held.values()) > MOST_FOUND_BYTES:
-            held.found = ()
+        found = [part.found for part in parts]
+        self._held[shard.key] = _Held(kept, prompt_ids_P, record.without_prompts(), graphs, found)
         packed, features = record.pack(), self._rule.features
         delivery = Delivery(self._policy_id, features, shard.round, shard.index, packed, self._made_on)
         finished = time.monotonic()
@@ -140,7 +146,8 @@ class Rollout:
         """
         processor = self._components.processor
         if most_held == 0:
-            return list(processor.score_parts(sequences, with_grad=False, with_features=True, keep=True))
+            room = max(0, self._most_found - sum(held.found_bytes for held in self._held.values()))
+            return list(processor.score_parts(sequences, with_grad=False, with_features=True, keep_bytes=room))
         parts = processor.score_parts(sequences, with_grad=True, with_features=True, lend=True)
         room = most_held - sum(held.positions for held in self._held.values())
         if processor.positions(sequences) <= room:
@@ -148,8 +155,8 @@ class Rollout:
         return [part.without_graph() for part in parts]
 
     def hold_no_graphs(self) -> None:
-        """Let go of every graph that is held, and hold none from now on: memory ran out. No record has other bits."""
-        self.most_held = 1
+        """Let go of all that is held for speed, and hold nothing more: memory ran out. No record has other bits."""
+        self.most_held, self._most_found = 1, 0
         for held in self._held.values():
             held.parts, held.found = None, ()
 

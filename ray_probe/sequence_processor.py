@@ -8,7 +8,6 @@ Shape suffixes: N rows (responses), T response width.
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
-from itertools import zip_longest
 from typing import Any
 
 import numpy as np
@@ -178,7 +177,7 @@ class SequenceProcessor:
         with_features: bool,
         tf_batch_size: int | None = None,
         lend: bool = False,
-        keep: bool = False,
+        keep_bytes: int = 0,
         found: Sequence[Found | None] = (),
     ) -> Iterator[ScoredPart]:
         """Score responses micro-batch by micro-batch, each when it is asked for; every response is in one of them.
@@ -190,7 +189,8 @@ class SequenceProcessor:
             tf_batch_size: responses in a micro-batch, at most; None: as configured.
             lend: `backward` adds the gradient of the head's weight straight to its `.grad`, which spares a table of its
                 size; `torch.autograd.grad` does not see it then.
-            keep: without graph, fill `ScoredPart.found`.
+            keep_bytes: without graph, fill `ScoredPart.found` of the first micro-batches, as long as together they
+                take less memory.
             found: of each micro-batch what such a call before this one has filled in; none: everything is done anew.
 
         Raises:
@@ -199,11 +199,14 @@ class SequenceProcessor:
         groups, group = sequences.shape
         rows = [sequences.tokens(b, g) for b in range(groups) for g in range(group)]
         features = self.features if with_features else ()
-        micro_batches = self._micro_batches(sequences, tf_batch_size)
-        for (places, positions), known in zip_longest(micro_batches, found):
+        assert not (with_grad and keep_bytes), "it is kept of a pass without graph"
+        micro_batches = list(self._micro_batches(sequences, tf_batch_size))
+        for (places, positions), known in zip(micro_batches, found or [None] * len(micro_batches), strict=True):
+            batch = [rows[place] for place in places]
             with torch.set_grad_enabled(with_grad):
-                statistics, kept = self._score([rows[place] for place in places], features, lend, keep, known)
-            yield ScoredPart(places, statistics, positions, kept)
+                statistics, kept = self._score(batch, features, lend, keep_bytes > 0, known)
+            keep_bytes = 0 if kept is None else max(0, keep_bytes - kept.bytes)
+            yield ScoredPart(places, statistics, positions, kept if keep_bytes else None)
 
     def positions(self, sequences: BatchedSequences) -> int:
         """Positions that scoring takes, padding included."""
@@ -243,6 +246,7 @@ class SequenceProcessor:
         lengths = [len(response) for _, response in rows]
         position_T = torch.cat([torch.arange(n) for n in lengths]).to(device)
         tokens_T = torch.cat([response for _, response in rows]).to(device)
+        assert found is None or len(found.scores.log_q_T) == len(tokens_T), "of another micro-batch"
         kept: Found | None = None
         if self.forward.head is None:
             logits_TV, rows_T = self.forward.logits(rows, pad_id), torch.arange(len(tokens_T), device=device)

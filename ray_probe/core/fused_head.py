@@ -5,8 +5,8 @@ leaves its tokens and their scaled logits for backward, which touches those rows
 nucleus leaves one bit a token of the vocabulary, and its logits are computed again, as all are for `top_p = 1`, tile
 by tile of the vocabulary.
 
-What a pass without graph has found can be kept for one with it, which then needs hidden states alone: the head is not
-multiplied a second time, nor are the nuclei looked for.
+What a pass without graph has found can be kept for one with it, whose forward half is then nothing: no product with the
+head, no search. Its hidden states must be those of the first pass.
 
 Shape suffixes: T tokens, V vocabulary, W columns of a tile, D hidden size, N some rows, M kept tokens of all rows.
 """

@@ -32,7 +32,7 @@ def show(checks: Iterable[Check], console: Console | None = None) -> list[Check]
 
 
 def line(check: Check) -> Text:
-    """`ok       versions   ray-probe 0.1.0, ...`, with the remedy at the end."""
+    """`ok       versions   ray-probe 0.1.1, ...`, with the remedy at the end."""
     said = check.detail if check.remedy is None else f"{check.detail}; {check.remedy}"
     status = (check.status.ljust(STATUS_CHARS), STYLES[check.status])
     return Text.assemble(status, "  ", (check.name.ljust(NAME_CHARS), "bold"), "  ", said)

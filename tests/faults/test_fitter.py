@@ -256,6 +256,7 @@ def test_a_fitter_that_is_gone_for_good_is_told_at_once_and_one_that_stands_stil
         deliver(fitter.handle, fitter.opening, delivery(0, 0), 1.0)
     process.resume()
     keeper.close()
+    process.wait(DEADLINE_S)  # Ray ends it in its own time; until then it may answer
     started = time.monotonic()
     with pytest.raises(ClusterError, match=r"^fitter: does not answer .*; go on with run --resume$"):
         send(fitter, 0, 0)

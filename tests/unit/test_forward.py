@@ -32,9 +32,9 @@ def roberta() -> Any:
     return loud(AutoModelForCausalLM.from_config(RobertaConfig(**COMMON, **sizes, max_position_embeddings=32)))
 
 
-def bart() -> Any:
+def bart(positions: int = 32) -> Any:
     sizes = {"d_model": 16, "decoder_layers": 2, "decoder_attention_heads": 2, "decoder_ffn_dim": 32}
-    config = BartConfig(**COMMON, **sizes, is_encoder_decoder=False, max_position_embeddings=32)
+    config = BartConfig(**COMMON, **sizes, is_encoder_decoder=False, max_position_embeddings=positions)
     return loud(AutoModelForCausalLM.from_config(config))
 
 
@@ -44,8 +44,10 @@ def sampled(forward: Forward, batch_size: int) -> list[Sampled]:
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_usual_architectures_take_prompts_of_different_length_at_once(architecture: str):
-    assert Forward(tiny_model(architecture, VOCABULARY)).takes_padding
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_usual_architectures_take_prompts_of_different_length_at_once(architecture: str, dtype: torch.dtype):
+    forward = Forward(tiny_model(architecture, VOCABULARY).to(dtype))
+    assert forward.takes_padding and forward.head is not None
 
 
 def test_a_model_whose_positions_do_not_count_from_0_is_refused():
@@ -80,3 +82,5 @@ def test_a_model_that_sees_few_positions_is_tried_with_no_more():
     model.transformer.wpe = torch.nn.Embedding.from_pretrained(model.transformer.wpe.weight[:3])
     model.config.n_positions = 3
     assert Forward(model).takes_padding
+    for positions in (1, 2, 8):
+        assert not Forward(bart(positions)).takes_padding
