@@ -31,7 +31,7 @@ def prepare(config: ProbeConfig, created: datetime | None = None) -> Prepared:
     checkpoint = inspect_checkpoint(config.model)
     data, batch = config.data, config.batch
     render = ChatTemplate(checkpoint.tokenizer, created) if data.chat_template else None
-    prompts = load_prompts(data.prompts, data.field, render, config.model.local_files_only)
+    prompts = load_prompts(data.prompts, data.field, render, config.model.local_files_only, data.id_field)
     usable, longest = _usable(config, checkpoint, prompts)
     plan = Plan(
         prompts.texts, usable, data.seed, batch.prompts_per_round, batch.responses_per_prompt,

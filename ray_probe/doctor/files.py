@@ -40,7 +40,7 @@ def prompts(case: Case) -> Finding:
     if case.prepared is None:
         data = case.run.data
         render = _untouched if data.chat_template else None
-        read = load_prompts(data.prompts, data.field, render, case.run.model.local_files_only)
+        read = load_prompts(data.prompts, data.field, render, case.run.model.local_files_only, data.id_field)
         return Finding(f"{read.source}: {len(read)} prompts, whose lengths nobody knows without the checkpoint")
     found, plan = case.prepared.prompts, case.prepared.plan
     case.longest = _longest(case)
