@@ -11,6 +11,7 @@ from ray_probe.chat import ChatTemplate, begins_with_two_bos, encode_prompts
 from ray_probe.checkpoints import Checkpoint, inspect_checkpoint
 from ray_probe.config import ProbeConfig
 from ray_probe.context import context_length
+from ray_probe.eos import EosIds
 from ray_probe.errors import ConfigError, PromptsError, bad_value
 from ray_probe.memory import estimate
 from ray_probe.plan import Plan
@@ -29,6 +30,7 @@ def prepare(config: ProbeConfig, created: datetime | None = None) -> Prepared:
     """
     created = created or datetime.now(UTC).replace(microsecond=0)
     checkpoint = inspect_checkpoint(config.model)
+    eos = checkpoint.eos(config.generation.eos_token_ids)
     data, batch = config.data, config.batch
     render = ChatTemplate(checkpoint.tokenizer, created) if data.chat_template else None
     prompts = load_prompts(data.prompts, data.field, render, config.model.local_files_only, data.id_field)
@@ -39,15 +41,19 @@ def prepare(config: ProbeConfig, created: datetime | None = None) -> Prepared:
     )  # fmt: skip
     return Prepared(
         _absolute(config, checkpoint),
-        CheckpointId(checkpoint.directory, checkpoint.fingerprint, checkpoint.adapter, checkpoint.adapter_fingerprint),
+        CheckpointId(
+            checkpoint.directory, checkpoint.fingerprint, checkpoint.adapter, checkpoint.adapter_fingerprint,
+            checkpoint.policy_tokenizer.tokenizer_from, checkpoint.policy_tokenizer.template_from,
+        ),
         PromptFacts(
             prompts.source, prompts.sha256, prompts.rendered_sha256, len(prompts), len(prompts) - len(usable), longest
         ),
         plan,
-        _policy_id(config, checkpoint),
+        _policy_id(config, checkpoint, eos),
         created,
         estimate(config, checkpoint.directory, checkpoint.config, longest, checkpoint.adapter),
-    )
+        eos,
+    )  # fmt: skip
 
 
 def _rounds(config: ProbeConfig) -> int | None:
@@ -77,12 +83,12 @@ def _absolute(config: ProbeConfig, checkpoint: Checkpoint) -> ProbeConfig:
     )
 
 
-def _policy_id(config: ProbeConfig, checkpoint: Checkpoint) -> str:
+def _policy_id(config: ProbeConfig, checkpoint: Checkpoint, eos: EosIds) -> str:
     """Of checkpoint, adapter and sampling policy; which prompts it is asked, and in what form, is another matter."""
     generation = config.generation
     parts = [
         checkpoint.fingerprint, checkpoint.adapter_fingerprint, config.model.dtype,
-        generation.temperature, generation.top_p, generation.max_new_tokens, generation.eos_token_ids,
+        generation.temperature, generation.top_p, generation.max_new_tokens, eos.ids,
         config.estimator.x_estimator_mode,
     ]  # fmt: skip
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
@@ -99,11 +105,12 @@ def _usable(config: ProbeConfig, checkpoint: Checkpoint, prompts: PromptSet) -> 
         remedy = f"it leaves no room for a prompt in the model's context of {context}"
         raise ConfigError(bad_value("generation.max_new_tokens", config.generation.max_new_tokens, remedy))
     limits = [limit for limit in (room, config.data.max_prompt_tokens) if limit is not None]
+    tokenizer, chat = checkpoint.tokenizer, config.data.chat_template
     usable, longest = [], 0
-    for index, ids in enumerate(_encoded(checkpoint.tokenizer, prompts.texts, config.data.chat_template)):
+    for index, ids in enumerate(_encoded(tokenizer, prompts.texts, chat)):
         if not ids:
             raise PromptsError(f"{prompts.where(index)}: the prompt has no token; write at least one")
-        if begins_with_two_bos(checkpoint.tokenizer, ids):
+        if begins_with_two_bos(tokenizer, ids):
             raise PromptsError(f"{prompts.where(index)}: the prompt begins with two BOS tokens; write one at most")
         if limits and len(ids) > min(limits):
             if config.data.on_long == "skip":

@@ -13,7 +13,8 @@ from scipy.stats import chisquare
 from support.enumeration import oracle_policy
 from support.models import ARCHITECTURES, EOS, character_tokenizer, processor, save_checkpoint, tiny_gpt2, tiny_model
 
-from ray_probe.checkpoints import load_model, load_tokenizer
+from ray_probe.checkpoint_tokenizer import load_tokenizer
+from ray_probe.checkpoints import load_model
 from ray_probe.config import GenerationSettings
 from ray_probe.context import context_length
 from ray_probe.core.features import DEFAULT_FEATURES
@@ -192,10 +193,14 @@ def without_eos(vocabulary: int = VOCABULARY) -> tuple[Any, Any]:
     return model, tokenizer
 
 
-def test_eos_ids_are_the_union_of_generation_config_config_and_tokenizer():
-    model, tokenizer = without_eos()
-    model.generation_config.eos_token_id, model.config.eos_token_id, tokenizer.eos_token = [9, 4], 6, "a"
-    assert SequenceProcessor(model, tokenizer, GenerationSettings()).eos_ids == (1, 4, 6, 9)
+@pytest.mark.parametrize(
+    ("generation", "config", "tokenizer", "ids"),
+    [([9, 4], 6, "a", (4, 9)), (None, 6, "a", (6,)), (None, None, "a", (1,)), ([], 6, "a", (6,))],
+)
+def test_eos_ids_are_those_of_the_first_that_names_some(generation: Any, config: Any, tokenizer: str, ids: Any):
+    model, own = without_eos()
+    model.generation_config.eos_token_id, model.config.eos_token_id, own.eos_token = generation, config, tokenizer
+    assert SequenceProcessor(model, own, GenerationSettings()).eos_ids == ids
 
 
 def test_no_eos_id_anywhere_is_refused():
