@@ -181,13 +181,15 @@ def _log_start(config: ProbeConfig, backend: Loading, finished: int, passes: Pas
 
 def _log_text(prepared: Prepared) -> None:
     """Log whose tokenizer and chat template are in use, and what ends a response."""
-    checkpoint, eos = prepared.checkpoint, prepared.eos
+    checkpoint, eos, after_eos = prepared.checkpoint, prepared.eos, prepared.prompts.after_eos
     if checkpoint.adapter is not None:
         template = checkpoint.template_from or "neither"
         logger.info("tokenizer from %s, chat template from %s", checkpoint.tokenizer_from, template)
     logger.info("responses end at %s", eos.line())
     if differences := eos.differences():
         logger.warning("%s; not used, %s decides", differences, EOS_KEY)
+    if after_eos:
+        logger.warning("%d prompts end with an EOS token: their responses begin after the end of a text", after_eos)
 
 
 def tell(listener: Listener, text: str) -> None:

@@ -5,9 +5,9 @@ import json
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from ray_probe.chat import ChatTemplate, begins_with_two_bos, encode_prompts
+from ray_probe.chat import ChatTemplate, appended_eos, begins_with_two_bos, encode_prompts
 from ray_probe.checkpoints import Checkpoint, inspect_checkpoint
 from ray_probe.config import ProbeConfig
 from ray_probe.context import context_length
@@ -34,9 +34,9 @@ def prepare(config: ProbeConfig, created: datetime | None = None) -> Prepared:
     data, batch = config.data, config.batch
     render = ChatTemplate(checkpoint.tokenizer, created) if data.chat_template else None
     prompts = load_prompts(data.prompts, data.field, render, config.model.local_files_only, data.id_field)
-    usable, longest = _usable(config, checkpoint, prompts)
+    usable = _usable(config, checkpoint, prompts, eos)
     plan = Plan(
-        prompts.texts, usable, data.seed, batch.prompts_per_round, batch.responses_per_prompt,
+        prompts.texts, usable.indices, data.seed, batch.prompts_per_round, batch.responses_per_prompt,
         batch.shard_prompts, _rounds(config), data.repeat,
     )  # fmt: skip
     return Prepared(
@@ -46,12 +46,13 @@ def prepare(config: ProbeConfig, created: datetime | None = None) -> Prepared:
             checkpoint.policy_tokenizer.tokenizer_from, checkpoint.policy_tokenizer.template_from,
         ),
         PromptFacts(
-            prompts.source, prompts.sha256, prompts.rendered_sha256, len(prompts), len(prompts) - len(usable), longest
+            prompts.source, prompts.sha256, prompts.rendered_sha256, len(prompts), len(prompts) - len(usable.indices),
+            usable.longest, usable.after_eos,
         ),
         plan,
         _policy_id(config, checkpoint, eos),
         created,
-        estimate(config, checkpoint.directory, checkpoint.config, longest, checkpoint.adapter),
+        estimate(config, checkpoint.directory, checkpoint.config, usable.longest, checkpoint.adapter),
         eos,
     )  # fmt: skip
 
@@ -94,8 +95,22 @@ def _policy_id(config: ProbeConfig, checkpoint: Checkpoint, eos: EosIds) -> str:
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
 
-def _usable(config: ProbeConfig, checkpoint: Checkpoint, prompts: PromptSet) -> tuple[tuple[int, ...], int]:
-    """Indices of the prompts that fit, and the tokens of the longest.
+class _Usable(NamedTuple):
+    """Prompts that fit.
+
+    Attributes:
+        indices: of the prompts.
+        longest: tokens of the longest.
+        after_eos: how many end with an EOS token that their own text or the chat template writes.
+    """
+
+    indices: tuple[int, ...]
+    longest: int
+    after_eos: int
+
+
+def _usable(config: ProbeConfig, checkpoint: Checkpoint, prompts: PromptSet, eos: EosIds) -> _Usable:
+    """Find the prompts that fit.
 
     A longer one is an error, or is skipped where the config says so.
     """
@@ -106,19 +121,22 @@ def _usable(config: ProbeConfig, checkpoint: Checkpoint, prompts: PromptSet) -> 
         raise ConfigError(bad_value("generation.max_new_tokens", config.generation.max_new_tokens, remedy))
     limits = [limit for limit in (room, config.data.max_prompt_tokens) if limit is not None]
     tokenizer, chat = checkpoint.tokenizer, config.data.chat_template
-    usable, longest = [], 0
+    usable, longest, after_eos = [], 0, 0
     for index, ids in enumerate(_encoded(tokenizer, prompts.texts, chat)):
         if not ids:
             raise PromptsError(f"{prompts.where(index)}: the prompt has no token; write at least one")
         if begins_with_two_bos(tokenizer, ids):
             raise PromptsError(f"{prompts.where(index)}: the prompt begins with two BOS tokens; write one at most")
+        if (appended := appended_eos(tokenizer, prompts.texts[index], ids, eos.ids, chat)) is not None:
+            raise PromptsError(f"{prompts.where(index)}: {appended}")
         if limits and len(ids) > min(limits):
             if config.data.on_long == "skip":
                 continue
             raise PromptsError(_too_long(prompts.where(index), len(ids), config, context))
         usable.append(index)
         longest = max(longest, len(ids))
-    return tuple(usable), longest
+        after_eos += ids[-1] in eos.ids and ids[-1] != tokenizer.bos_token_id  # a BOS token also begins a text
+    return _Usable(tuple(usable), longest, after_eos)
 
 
 def _too_long(where: str, length: int, config: ProbeConfig, context: int | None) -> str:

@@ -59,6 +59,7 @@ class PromptFacts:
         count: prompts of the source.
         skipped: those left out as too long.
         longest: tokens of the longest that is used.
+        after_eos: those in use that end with an EOS token of their own text or of the chat template.
     """
 
     source: str
@@ -67,6 +68,7 @@ class PromptFacts:
     count: int
     skipped: int
     longest: int
+    after_eos: int = 0
 
 
 @dataclass(frozen=True)
@@ -134,6 +136,7 @@ def manifest(prepared: Prepared, actor: dict[str, Any], cluster: dict[str, Any])
             "count": prompts.count,
             "skipped_as_too_long": prompts.skipped,
             "longest_tokens": prompts.longest,
+            "ending_with_eos": prompts.after_eos,
         },
         "policy_id": prepared.policy_id,
         "memory": prepared.memory.line(),

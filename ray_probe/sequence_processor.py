@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ray_probe.chat import begins_with_two_bos, encode_prompts
+from ray_probe.chat import appended_eos, begins_with_two_bos, encode_prompts
 from ray_probe.config import GenerationSettings
 from ray_probe.context import context_length
 from ray_probe.core.features import DEFAULT_FEATURES
@@ -114,14 +114,15 @@ class SequenceProcessor:
 
         Raises:
             ConfigError: there is not one seed a response.
-            PromptsError: a prompt has no token, begins with two BOS tokens, or passes the context with the cap.
+            PromptsError: a prompt has no token, begins with two BOS tokens, ends with an EOS token that the tokenizer
+                appended, has an id without an embedding row, or passes the context with the cap.
             NonFiniteError: the model's logits hold NaN or infinity.
         """
         if [len(group) for group in seeds] != [responses_per_prompt] * len(prompts):
             shape = f"need one a response, {len(prompts)} x {responses_per_prompt}"
             raise ConfigError(bad_value("seeds", [len(group) for group in seeds], shape))
         encoded = encode_prompts(self.tokenizer, prompts, self.chat)
-        self._check_prompts(encoded)
+        self._check_prompts(prompts, encoded)
         rows = [encoded[b] for b in range(len(prompts)) for _ in range(responses_per_prompt)]
         cap = self.generation.max_new_tokens
         uniforms_NT = np.stack([response_uniforms(seed, cap) for group in seeds for seed in group])
@@ -204,17 +205,23 @@ class SequenceProcessor:
             yield sorted(places), len(places) * lengths[places[0]]
 
     def _pad_id(self) -> int:
-        """Any id that has an embedding: what is padding is said by the mask."""
+        """An id that has an embedding row, whichever: the mask says what is padding."""
         pad = self.tokenizer.pad_token_id
-        return 0 if pad is None else int(pad)
+        # Tokenizers often get a pad token that the embeddings were not resized for, or -1.
+        return int(pad) if pad is not None and 0 <= pad < self.rows else 0
 
-    def _check_prompts(self, encoded: Sequence[Sequence[int]]) -> None:
+    def _check_prompts(self, prompts: Sequence[str], encoded: Sequence[Sequence[int]]) -> None:
         limit = context_length(self.model.config)
-        for index, ids in enumerate(encoded):
+        for index, (text, ids) in enumerate(zip(prompts, encoded, strict=True)):
             if not ids:
                 raise PromptsError(f"prompt {index}: has no token; give the model at least one")
             if begins_with_two_bos(self.tokenizer, ids):
                 raise PromptsError(f"prompt {index}: begins with two BOS tokens; write one at most")
+            if (appended := appended_eos(self.tokenizer, text, ids, self.eos_ids, self.chat)) is not None:
+                raise PromptsError(f"prompt {index}: {appended}")
+            if max(ids) >= self.rows:
+                remedy = f"past the {self.rows} embedding rows of the model; resize them, or give its own tokenizer"
+                raise PromptsError(f"prompt {index}: has the token id {max(ids)}, {remedy}")
             if limit is not None and len(ids) + self.generation.max_new_tokens > limit:
                 raise PromptsError(
                     f"prompt {index}: {len(ids)} tokens plus generation.max_new_tokens "

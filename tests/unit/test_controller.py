@@ -142,7 +142,7 @@ def test_sources_that_differ_about_the_end_are_told_in_log_result_and_table(serv
     raw = json.loads((directory / "config.json").read_text())
     (directory / "config.json").write_text(json.dumps(raw | {"eos_token_id": 2}))
     service.begin()
-    told, texts = service.probe(model__path=str(directory)), ["1+2=", "3+4="] * 12
+    told, texts = service.probe(model__path=str(directory)), ["1+2=", "3+4=2<eos>"] * 12
     decided = service.probe(model__path=str(directory), generation__eos_token_ids=[0], data__prompts=texts)
     for identity in (told, decided):
         assert service.ended(identity).state == "done"
@@ -150,6 +150,7 @@ def test_sources_that_differ_about_the_end_are_told_in_log_result_and_table(serv
     result, log = run.read_json("result.json"), (run.path / "log.txt").read_text()
     assert log.count("responses end at 0 '<eos>' (generation_config.json)") == 1
     assert log.count("config.json names 2 '1'; not used, generation.eos_token_ids decides") == 1
+    assert "end with an EOS token" not in log
     assert result["eos"] == {
         "ids": [0], "source": "generation_config.json", "others": {"config.json": [2]},
         "texts": {"0": "<eos>", "2": "1"},
@@ -159,6 +160,7 @@ def test_sources_that_differ_about_the_end_are_told_in_log_result_and_table(serv
     assert (about["eos_token_ids"], about["eos_source"]) == ([0], "generation_config.json")
     other = RunDirectory.open(service.directory / decided)
     assert not any(caveat.startswith("EOS: ") for caveat in caveats(other.read_json("result.json")))
+    assert "12 prompts end with an EOS token: their responses begin after" in (other.path / "log.txt").read_text()
 
 
 def test_a_checkpoint_that_is_refused_fails_alone(service: Service, files: Path) -> None:

@@ -80,6 +80,7 @@ def test_the_manifest_holds_what_fixes_the_result(job, tmp_path: Path):
     assert found["prompts"] == {
         "source": str(tmp_path / "prompts.jsonl"), "sha256": prepared.prompts.sha256, "rendered_sha256": None,
         "count": 4, "skipped_as_too_long": 0, "longest_tokens": prepared.prompts.longest,
+        "ending_with_eos": 0,
     }  # fmt: skip
     assert found["policy_id"] == prepared.policy_id
     assert (found["seed"], found["device"], found["threads_per_actor"]) == (3, "cpu", 1)

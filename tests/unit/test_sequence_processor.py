@@ -299,6 +299,33 @@ def test_sampled_entropy_agrees_with_surprisal_on_average(opinionated):
     assert abs(np.mean(gaps)) < 4 * np.std(gaps) / np.sqrt(len(gaps))
 
 
+# Ids without an embedding row
+
+
+@pytest.mark.parametrize("has_pad", [True, False])
+def test_a_padding_id_without_an_embedding_row_changes_nothing(has_pad: bool):
+    model, settings = tiny_model("llama", VOCABULARY), GenerationSettings(**WHOLE_VOCABULARY)
+    usual, other = character_tokenizer(CHARACTERS), character_tokenizer(CHARACTERS, pad=has_pad)
+    if has_pad:
+        other.add_special_tokens({"pad_token": "<another pad>"})
+        assert other.pad_token_id == VOCABULARY
+    prompts, seeds = ["a", "abcdefg"], [[0, 1], [2, 3]]
+    found = []
+    for tokenizer in (usual, other):
+        policy = SequenceProcessor(model, tokenizer, settings)
+        sequences = policy.generate(prompts, 2, seeds)
+        found.append((responses(sequences), policy.teacher_force_logprobs(sequences).sequence_logprobs))
+    assert found[0] == found[1]
+
+
+def test_a_prompt_with_an_id_without_an_embedding_row_is_refused():
+    tokenizer = character_tokenizer(CHARACTERS)
+    tokenizer.add_tokens(["<new>"])
+    policy = SequenceProcessor(tiny_model("llama", VOCABULARY), tokenizer, GenerationSettings(max_new_tokens=4))
+    with pytest.raises(PromptsError, match=rf"^prompt 1: has the token id {VOCABULARY}, past the {VOCABULARY} embedd"):
+        policy.generate(["a", "b<new>"], 1, [[0], [1]])
+
+
 # What is refused
 
 
