@@ -136,17 +136,17 @@ def test_what_is_asked_while_it_works_is_what_the_run_writes_for_that_version(se
         service.answers.beta(9, identity)
 
 
-def test_sources_that_differ_about_the_end_are_told_in_log_result_and_table(service: Service, files: Path) -> None:
+def test_sources_that_differ_about_the_end_are_reported_in_log_result_and_table(service: Service, files: Path) -> None:
     """LlamaConfig's class default is written into config.json beside the generation_config.json of the training."""
     directory = write_checkpoint(files / "two ends", seed=9)
     raw = json.loads((directory / "config.json").read_text())
     (directory / "config.json").write_text(json.dumps(raw | {"eos_token_id": 2}))
     service.begin()
-    told, texts = service.probe(model__path=str(directory)), ["1+2=", "3+4=2<eos>"] * 12
+    silent, texts = service.probe(model__path=str(directory)), ["1+2=", "3+4=2<eos>"] * 12
     decided = service.probe(model__path=str(directory), generation__eos_token_ids=[0], data__prompts=texts)
-    for identity in (told, decided):
+    for identity in (silent, decided):
         assert service.ended(identity).state == "done"
-    run = RunDirectory.open(service.directory / told)
+    run = RunDirectory.open(service.directory / silent)
     result, log = run.read_json("result.json"), (run.path / "log.txt").read_text()
     assert log.count("responses end at 0 '<eos>' (generation_config.json)") == 1
     assert log.count("config.json names 2 '1'; not used, generation.eos_token_ids decides") == 1

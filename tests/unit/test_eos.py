@@ -152,7 +152,7 @@ def test_ids_without_an_embedding_row_are_refused_with_their_source(checkpoint: 
         prepare(a_job(checkpoint, generation={"eos_token_ids": [VOCABULARY]}))
 
 
-def test_sources_of_the_same_ids_are_told_together():
+def test_sources_of_the_same_ids_are_reported_together():
     sources = [EosSource("one", 1), EosSource("two", [2, 3]), EosSource("three", [3, 2]), EosSource("four", 4)]
     eos = resolve_eos(None, sources, None, "abcdef".__getitem__)
     assert eos.line() == "1 'b' (one)"

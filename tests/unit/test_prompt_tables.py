@@ -119,7 +119,7 @@ BAD_IDS = {"null": ["x", None], "fractions": [0.5, 1.5], "repeated": [7, 7], "a 
 
 @pytest.mark.parametrize("write", [as_jsonl, *TABLES])
 @pytest.mark.parametrize("ids", BAD_IDS.values(), ids=BAD_IDS)
-def test_ids_that_are_none_are_refused_with_the_key_that_leaves_them_out(tmp_path: Path, write: Writer, ids: list[Any]):
+def test_unusable_ids_are_refused_with_the_key_that_leaves_them_out(tmp_path: Path, write: Writer, ids: list[Any]):
     texts = ["a", "b"]
     source = write(tmp_path, [{"prompt": text, "id": one} for text, one in zip(texts, ids, strict=True)])
     assert refusal(source).endswith(", or data.id_field: null to leave ids out")
