@@ -7,8 +7,9 @@ from typing import Any, Literal
 import torch
 
 from ray_probe.checkpoint_files import weight_headers
-from ray_probe.checkpoints import check_vocabulary, load_tokenizer
+from ray_probe.checkpoint_tokenizer import check_token_ids, open_tokenizer
 from ray_probe.config import ProbeConfig
+from ray_probe.eos import resolve_eos, token_text
 from ray_probe.gradients import GradientSum
 from ray_probe.probe_components import ProbeComponents
 from ray_probe.recompute import set_recompute
@@ -60,11 +61,16 @@ class Assembly:
         """
         model = self._bring_in(directory, adapter, config.model.dtype, device)
         set_recompute(model, config.estimator.activation_checkpointing)
-        tokenizer = load_tokenizer(directory)
-        check_vocabulary(directory, model, tokenizer)
+        found = open_tokenizer(directory, adapter, model.config)
+        rows = model.get_input_embeddings().weight.shape[0]
+        check_token_ids(found, rows)
+        explicit = config.generation.eos_token_ids
+        eos = resolve_eos(explicit, found.eos_sources, rows, token_text(found.tokenizer))
         rule = baseline_rule(config)
         chat = config.data.chat_template
-        processor = SequenceProcessor(model, tokenizer, config.generation, rule.features, on_progress, chat)
+        processor = SequenceProcessor(
+            model, found.tokenizer, config.generation, rule.features, on_progress, chat, eos.ids
+        )
         components = ProbeComponents(processor, config.estimator.x_estimator_mode, config.generation.rb_requires_grad)
         where = made_on(device, torch.get_num_threads())
         return Rollout(components, GradientSum(model, config.model.trainable), rule, policy_id, where)

@@ -109,3 +109,26 @@ def begins_with_two_bos(tokenizer: Any, ids: Sequence[int]) -> bool:
     """Whether a prompt has the BOS token twice: its own text holds it once too often."""
     bos = tokenizer.bos_token_id
     return bos is not None and list(ids[:2]) == [bos, bos]
+
+
+def appended_eos(tokenizer: Any, text: str, ids: Sequence[int], eos_ids: Sequence[int], chat: bool) -> str | None:
+    """Say that the tokenizer appended an EOS token to a prompt, and how to prevent it; None where it did not.
+
+    A response to such a prompt begins after the end of the text, which no training has seen. An EOS token that the
+    prompt's own text or the chat template writes is left alone.
+
+    Args:
+        tokenizer: of the policy.
+        text: the prompt.
+        ids: what `encode_prompts` makes of it.
+        eos_ids: ids that end a response.
+        chat: the text comes from a chat template, so nothing was added to it.
+    """
+    if chat or ids[-1] not in eos_ids:
+        return None
+    plain = list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+    if list(ids[len(ids) - len(plain) :]) == plain:
+        return None
+    token = tokenizer.convert_ids_to_tokens(ids[-1])
+    remedy = "take it out of post_processor in tokenizer.json (without that file: set add_eos_token to false)"
+    return f"the tokenizer ends the prompt with the EOS token {token!r} (id {ids[-1]}); {remedy}"

@@ -18,7 +18,11 @@ from ray_probe.errors import CheckpointError, bad_value
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 CHECKPOINT_FILES = ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja")
-ADAPTER_FILES = (ADAPTER_CONFIG, ADAPTER_WEIGHTS)
+# All that decides a result: trainers also write optimizer states and logs into the directory.
+ADAPTER_FILES = (
+    ADAPTER_CONFIG, ADAPTER_WEIGHTS, "generation_config.json", "tokenizer.json", "tokenizer_config.json",
+    "special_tokens_map.json", "added_tokens.json", "vocab.json", "vocab.txt", "merges.txt", "*.model", "*.jinja",
+)  # fmt: skip
 BYTES = {"F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "F16": 2, "BF16": 2, "I16": 2, "U16": 2}
 
 

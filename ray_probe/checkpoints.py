@@ -6,13 +6,13 @@ would give a missing layer random weights and go on.
 
 import os
 import platform
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.utils import logging as transformers_logging
 
 from ray_probe.adapters import adapter_fingerprint, check_fits_model, inspect_adapter
@@ -26,7 +26,9 @@ from ray_probe.checkpoint_files import (
     some,
     weight_headers,
 )
+from ray_probe.checkpoint_tokenizer import PolicyTokenizer, check_token_ids, open_tokenizer
 from ray_probe.config import ModelConfig
+from ray_probe.eos import EosIds, resolve_eos, token_text
 from ray_probe.errors import ClusterError, ConfigError, bad_value
 from ray_probe.trainable import NO_ADAPTER
 
@@ -48,17 +50,33 @@ class Checkpoint:
         directory: where it lies.
         fingerprint: sha256 of its weights, configuration and tokenizer files, hexadecimal; empty when not asked for.
         config: the transformers configuration.
-        tokenizer: its tokenizer.
+        policy_tokenizer: the tokenizer of the policy, the adapter's where it has one.
         adapter: where the adapter on it lies, or None.
-        adapter_fingerprint: sha256 of the adapter's weights and configuration, hexadecimal; empty without one.
+        adapter_fingerprint: sha256 of the adapter's weights, configuration and tokenizer files, hexadecimal; empty
+            without one.
     """
 
     directory: Path
     fingerprint: str
     config: Any
-    tokenizer: Any
+    policy_tokenizer: PolicyTokenizer
     adapter: Path | None = None
     adapter_fingerprint: str = ""
+
+    @property
+    def tokenizer(self) -> Any:
+        """The tokenizer of the policy."""
+        return self.policy_tokenizer.tokenizer
+
+    @property
+    def rows(self) -> int | None:
+        """Embedding rows of the model; None where its configuration does not say."""
+        rows: int | None = getattr(self.config.get_text_config(), "vocab_size", None)
+        return rows
+
+    def eos(self, explicit: Sequence[int] | None) -> EosIds:
+        """Choose the ids that end a response; `explicit` is `generation.eos_token_ids`. Raises an InputError."""
+        return resolve_eos(explicit, self.policy_tokenizer.eos_sources, self.rows, token_text(self.tokenizer))
 
 
 def inspect_checkpoint(settings: ModelConfig, hashed: bool = True) -> Checkpoint:
@@ -79,12 +97,13 @@ def inspect_checkpoint(settings: ModelConfig, hashed: bool = True) -> Checkpoint
     weight_headers(directory)
     with _quiet():
         config = _guarded(directory, AutoConfig.from_pretrained, directory)
-        tokenizer = load_tokenizer(directory)
     adapter = None
     if settings.adapter is not None:
         adapter = inspect_adapter(settings.adapter)
         check_fits_model(adapter, config)
-    return Checkpoint(
+    with _quiet():
+        tokenizer = open_tokenizer(directory, adapter, config)
+    found = Checkpoint(
         directory,
         fingerprint(directory) if hashed else "",
         config,
@@ -92,13 +111,9 @@ def inspect_checkpoint(settings: ModelConfig, hashed: bool = True) -> Checkpoint
         adapter,
         adapter_fingerprint(adapter) if hashed and adapter else "",
     )
-
-
-def load_tokenizer(directory: Path) -> Any:
-    """The checkpoint's tokenizer."""
-    if not any((directory / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
-        raise refuse(directory, "it has no tokenizer; put tokenizer.json beside the weights")
-    return _guarded(directory, AutoTokenizer.from_pretrained, directory)
+    if found.rows is not None:
+        check_token_ids(tokenizer, found.rows)
+    return found
 
 
 def load_model(directory: Path, dtype: str, device: torch.device | str = "cpu") -> Any:
@@ -131,15 +146,6 @@ def _own_memory(model: Any) -> None:
     for tensor in (*model.parameters(), *model.buffers()):
         if tensor.device.type == "cpu":
             tensor.data = tensor.data.clone()
-
-
-def check_vocabulary(directory: Path, model: Any, tokenizer: Any) -> None:
-    """Refuse a tokenizer that can name tokens which the model does not have."""
-    rows = model.get_input_embeddings().weight.shape[0]
-    largest = max(tokenizer.get_vocab().values())
-    if largest >= rows:
-        remedy = f"its tokenizer has ids up to {largest}, the embeddings have {rows} rows; resize them, or put in the "
-        raise refuse(directory, remedy + "tokenizer that the model was trained with")
 
 
 def check_fingerprint(directory: Path, expected: str, adapter: Path | None = None, adapter_expected: str = "") -> None:

@@ -77,6 +77,8 @@ class DataConfig(_Section):
     """Path of a JSONL or parquet file, a data set (`datasets:NAME:SPLIT`, NAME also a directory), or a list."""
     field: Text = "prompt"
     """Name of the field that holds the prompt."""
+    id_field: OptionalText = "id"
+    """Name of the field that holds a prompt's id (`id` may be missing); null: ids are line numbers."""
     chat_template: bool = False
     """Put prompts (strings or lists of messages) through the tokenizer's chat template; false: strings as they are."""
     max_prompt_tokens: OptionalCount = None

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ray_probe.config import ProbeConfig, dump_yaml
+from ray_probe.eos import KEY as EOS_KEY
 from ray_probe.errors import ProbeError
 from ray_probe.offline_entropy_probe import OfflineEntropyProbe
 from ray_probe.passes import Pass
@@ -100,8 +101,10 @@ def measure(
         finished = directory.finished_rounds()
         passes = Pass.from_json(directory.read_json("manifest.json")["pass"])
         _log_start(config, backend, len(finished), passes)
+        _log_text(job.prepared)
         backend.open(directory, [list(line["records"]) for line in finished], passes.held_positions)
-        probe = OfflineEntropyProbe(config, job.prepared.plan, backend, directory, _logging(listener), stop)
+        eos = job.prepared.eos.to_json()
+        probe = OfflineEntropyProbe(config, job.prepared.plan, backend, directory, _logging(listener), stop, eos)
         on_open(probe)
         return _finish(probe, directory)
 
@@ -164,9 +167,8 @@ def _log_start(config: ProbeConfig, backend: Loading, finished: int, passes: Pas
         estimator.x_estimator_mode, baseline.mode, baseline.fit, ",".join(baseline.features), baseline.ridge_lambda,
     )  # fmt: skip
     logger.info(
-        "actors=%d device=%s parameters=%d eos_token_ids=%s first round=%d of %s",
-        backend.actors, backend.info["device"], backend.layout.size, list(backend.info["eos_ids"]), finished,
-        config.batch.rounds,
+        "actors=%d device=%s parameters=%d first round=%d of %s",
+        backend.actors, backend.info["device"], backend.layout.size, finished, config.batch.rounds,
     )  # fmt: skip
     logger.info("pass=%s (%s)", passes.name, passes.why)
     if backend.info["why_no_head"]:
@@ -175,6 +177,19 @@ def _log_start(config: ProbeConfig, backend: Loading, finished: int, passes: Pas
         logger.info("padding changes what this model says: prompts of one length are sampled at once, and no others")
     if baseline.mode != "none" and baseline.fit == "in_sample":
         logger.warning("estimator.baseline.fit=in_sample biases the gradient by O(1/N); leave_one_out does not")
+
+
+def _log_text(prepared: Prepared) -> None:
+    """Log whose tokenizer and chat template are in use, and what ends a response."""
+    checkpoint, eos, after_eos = prepared.checkpoint, prepared.eos, prepared.prompts.after_eos
+    if checkpoint.adapter is not None:
+        template = checkpoint.template_from or "neither"
+        logger.info("tokenizer from %s, chat template from %s", checkpoint.tokenizer_from, template)
+    logger.info("responses end at %s", eos.line())
+    if differences := eos.differences():
+        logger.warning("%s; not used, %s decides", differences, EOS_KEY)
+    if after_eos:
+        logger.warning("%d prompts end with an EOS token: their responses begin after the end of a text", after_eos)
 
 
 def tell(listener: Listener, text: str) -> None:

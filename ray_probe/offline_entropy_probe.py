@@ -1,6 +1,7 @@
 """The run: rounds of shards through a backend, committed in groups, and the result (spec sections 7 and 9)."""
 
 import time
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from ray_probe.config import ProbeConfig, to_dict
@@ -40,6 +41,7 @@ class OfflineEntropyProbe:
         directory: where the results go.
         listener: told of progress.
         stop: asked at least once a second whether the run shall end.
+        eos: what ends a response, for the result (see `EosIds.to_json`); None: the result does not say.
     """
 
     def __init__(
@@ -50,12 +52,14 @@ class OfflineEntropyProbe:
         directory: RunDirectory,
         listener: Listener = lambda progress: None,
         stop: StopCheck = lambda: False,
+        eos: Mapping[str, Any] | None = None,
     ) -> None:
         self._config = config
         self._plan = plan
         self._backend = backend
         self._directory = directory
         self._stop = stop
+        self._eos = eos
         self._tracker = Tracker(listener, plan.round_count, config.estimator.baseline.mode, backend.actors)
         parts = directory.restore(len(directory.finished_rounds()))
         totals = merged(parts) if parts else None
@@ -89,7 +93,7 @@ class OfflineEntropyProbe:
         if committed.totals is None:
             return None
         config, actors = to_dict(self._config), self._backend.actors
-        return build_result(config, committed.beta, committed.totals, committed.norm_sq, actors)
+        return build_result(config, committed.beta, committed.totals, committed.norm_sq, actors) | {"eos": self._eos}
 
     def finish(self) -> dict[str, Any]:
         """Write result.json (and gradient.safetensors when configured) from the rounds that are finished."""

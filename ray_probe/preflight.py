@@ -5,12 +5,13 @@ import json
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from ray_probe.chat import ChatTemplate, begins_with_two_bos, encode_prompts
+from ray_probe.chat import ChatTemplate, appended_eos, begins_with_two_bos, encode_prompts
 from ray_probe.checkpoints import Checkpoint, inspect_checkpoint
 from ray_probe.config import ProbeConfig
 from ray_probe.context import context_length
+from ray_probe.eos import EosIds
 from ray_probe.errors import ConfigError, PromptsError, bad_value
 from ray_probe.memory import estimate
 from ray_probe.plan import Plan
@@ -29,25 +30,31 @@ def prepare(config: ProbeConfig, created: datetime | None = None) -> Prepared:
     """
     created = created or datetime.now(UTC).replace(microsecond=0)
     checkpoint = inspect_checkpoint(config.model)
+    eos = checkpoint.eos(config.generation.eos_token_ids)
     data, batch = config.data, config.batch
     render = ChatTemplate(checkpoint.tokenizer, created) if data.chat_template else None
-    prompts = load_prompts(data.prompts, data.field, render, config.model.local_files_only)
-    usable, longest = _usable(config, checkpoint, prompts)
+    prompts = load_prompts(data.prompts, data.field, render, config.model.local_files_only, data.id_field)
+    usable = _usable(config, checkpoint, prompts, eos)
     plan = Plan(
-        prompts.texts, usable, data.seed, batch.prompts_per_round, batch.responses_per_prompt,
+        prompts.texts, usable.indices, data.seed, batch.prompts_per_round, batch.responses_per_prompt,
         batch.shard_prompts, _rounds(config), data.repeat,
     )  # fmt: skip
     return Prepared(
         _absolute(config, checkpoint),
-        CheckpointId(checkpoint.directory, checkpoint.fingerprint, checkpoint.adapter, checkpoint.adapter_fingerprint),
+        CheckpointId(
+            checkpoint.directory, checkpoint.fingerprint, checkpoint.adapter, checkpoint.adapter_fingerprint,
+            checkpoint.policy_tokenizer.tokenizer_from, checkpoint.policy_tokenizer.template_from,
+        ),
         PromptFacts(
-            prompts.source, prompts.sha256, prompts.rendered_sha256, len(prompts), len(prompts) - len(usable), longest
+            prompts.source, prompts.sha256, prompts.rendered_sha256, len(prompts), len(prompts) - len(usable.indices),
+            usable.longest, usable.after_eos,
         ),
         plan,
-        _policy_id(config, checkpoint),
+        _policy_id(config, checkpoint, eos),
         created,
-        estimate(config, checkpoint.directory, checkpoint.config, longest, checkpoint.adapter),
-    )
+        estimate(config, checkpoint.directory, checkpoint.config, usable.longest, checkpoint.adapter),
+        eos,
+    )  # fmt: skip
 
 
 def _rounds(config: ProbeConfig) -> int | None:
@@ -77,19 +84,33 @@ def _absolute(config: ProbeConfig, checkpoint: Checkpoint) -> ProbeConfig:
     )
 
 
-def _policy_id(config: ProbeConfig, checkpoint: Checkpoint) -> str:
+def _policy_id(config: ProbeConfig, checkpoint: Checkpoint, eos: EosIds) -> str:
     """Of checkpoint, adapter and sampling policy; which prompts it is asked, and in what form, is another matter."""
     generation = config.generation
     parts = [
         checkpoint.fingerprint, checkpoint.adapter_fingerprint, config.model.dtype,
-        generation.temperature, generation.top_p, generation.max_new_tokens, generation.eos_token_ids,
+        generation.temperature, generation.top_p, generation.max_new_tokens, eos.ids,
         config.estimator.x_estimator_mode,
     ]  # fmt: skip
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
 
-def _usable(config: ProbeConfig, checkpoint: Checkpoint, prompts: PromptSet) -> tuple[tuple[int, ...], int]:
-    """Indices of the prompts that fit, and the tokens of the longest.
+class _Usable(NamedTuple):
+    """Prompts that fit.
+
+    Attributes:
+        indices: of the prompts.
+        longest: tokens of the longest.
+        after_eos: how many end with an EOS token that their own text or the chat template writes.
+    """
+
+    indices: tuple[int, ...]
+    longest: int
+    after_eos: int
+
+
+def _usable(config: ProbeConfig, checkpoint: Checkpoint, prompts: PromptSet, eos: EosIds) -> _Usable:
+    """Find the prompts that fit.
 
     A longer one is an error, or is skipped where the config says so.
     """
@@ -99,19 +120,23 @@ def _usable(config: ProbeConfig, checkpoint: Checkpoint, prompts: PromptSet) -> 
         remedy = f"it leaves no room for a prompt in the model's context of {context}"
         raise ConfigError(bad_value("generation.max_new_tokens", config.generation.max_new_tokens, remedy))
     limits = [limit for limit in (room, config.data.max_prompt_tokens) if limit is not None]
-    usable, longest = [], 0
-    for index, ids in enumerate(_encoded(checkpoint.tokenizer, prompts.texts, config.data.chat_template)):
+    tokenizer, chat = checkpoint.tokenizer, config.data.chat_template
+    usable, longest, after_eos = [], 0, 0
+    for index, ids in enumerate(_encoded(tokenizer, prompts.texts, chat)):
         if not ids:
             raise PromptsError(f"{prompts.where(index)}: the prompt has no token; write at least one")
-        if begins_with_two_bos(checkpoint.tokenizer, ids):
+        if begins_with_two_bos(tokenizer, ids):
             raise PromptsError(f"{prompts.where(index)}: the prompt begins with two BOS tokens; write one at most")
+        if (appended := appended_eos(tokenizer, prompts.texts[index], ids, eos.ids, chat)) is not None:
+            raise PromptsError(f"{prompts.where(index)}: {appended}")
         if limits and len(ids) > min(limits):
             if config.data.on_long == "skip":
                 continue
             raise PromptsError(_too_long(prompts.where(index), len(ids), config, context))
         usable.append(index)
         longest = max(longest, len(ids))
-    return tuple(usable), longest
+        after_eos += ids[-1] in eos.ids and ids[-1] != tokenizer.bos_token_id  # a BOS token also begins a text
+    return _Usable(tuple(usable), longest, after_eos)
 
 
 def _too_long(where: str, length: int, config: ProbeConfig, context: int | None) -> str:

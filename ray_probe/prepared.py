@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from ray_probe.config import ProbeConfig, config_from_dict, to_dict
+from ray_probe.eos import KEY as EOS_KEY
+from ray_probe.eos import EosIds
 from ray_probe.errors import ConfigError, bad_value
 from ray_probe.memory import MemoryDemand
 from ray_probe.passes import choose_pass
@@ -34,12 +36,16 @@ class CheckpointId:
         fingerprint: sha256 of its files, hexadecimal.
         adapter: where the adapter on it lies, or None.
         adapter_fingerprint: sha256 of the adapter's files, hexadecimal; empty without one.
+        tokenizer_from: config key of the directory that the tokenizer is taken from.
+        template_from: config key of the directory that the chat template is taken from; None without one.
     """
 
     directory: Path
     fingerprint: str
     adapter: Path | None
     adapter_fingerprint: str
+    tokenizer_from: str = "model.path"
+    template_from: str | None = None
 
 
 @dataclass(frozen=True)
@@ -53,6 +59,7 @@ class PromptFacts:
         count: prompts of the source.
         skipped: those left out as too long.
         longest: tokens of the longest that is used.
+        after_eos: those in use that end with an EOS token of their own text or of the chat template.
     """
 
     source: str
@@ -61,6 +68,7 @@ class PromptFacts:
     count: int
     skipped: int
     longest: int
+    after_eos: int = 0
 
 
 @dataclass(frozen=True)
@@ -75,6 +83,7 @@ class Prepared:
         policy_id: names checkpoint, adapter, sampling policy and target (x_estimator_mode) on every record and beta.
         created: when the run was created, UTC, whole seconds.
         memory: what an actor needs on its device.
+        eos: the ids that end a response, and where they come from.
     """
 
     config: ProbeConfig
@@ -84,6 +93,7 @@ class Prepared:
     policy_id: str
     created: datetime
     memory: MemoryDemand
+    eos: EosIds
 
     @property
     def plan_id(self) -> str:
@@ -116,6 +126,8 @@ def manifest(prepared: Prepared, actor: dict[str, Any], cluster: dict[str, Any])
             "fingerprint": checkpoint.fingerprint,
             "adapter": None if checkpoint.adapter is None else str(checkpoint.adapter),
             "adapter_fingerprint": checkpoint.adapter_fingerprint,
+            "tokenizer_from": checkpoint.tokenizer_from,
+            "chat_template_from": checkpoint.template_from,
         },
         "prompts": {
             "source": prompts.source,
@@ -124,12 +136,14 @@ def manifest(prepared: Prepared, actor: dict[str, Any], cluster: dict[str, Any])
             "count": prompts.count,
             "skipped_as_too_long": prompts.skipped,
             "longest_tokens": prompts.longest,
+            "ending_with_eos": prompts.after_eos,
         },
         "policy_id": prepared.policy_id,
         "memory": prepared.memory.line(),
         "pass": choose_pass(config, prepared.memory, prompts.longest, actor["spare_bytes"]).to_json(),
         "settings": {name: part for name, part in to_dict(config).items() if name not in FREE_SECTIONS},
-        "eos_token_ids": list(actor["eos_ids"]),
+        "eos_token_ids": list(prepared.eos.ids),
+        "eos_source": prepared.eos.source,
         "seed": config.data.seed,
         "shard_plan": {
             shard.id: [ref.index for ref in shard.prompts]
@@ -154,6 +168,7 @@ def check_same_inputs(prepared: Prepared, earlier: dict[str, Any]) -> None:
             "model.adapter": (prepared.checkpoint.adapter_fingerprint, checkpoint["adapter_fingerprint"]),
             "data.prompts": (prepared.prompts.sha256, prompts["sha256"]),
             "data.chat_template": (prepared.prompts.rendered_sha256, prompts["rendered_sha256"]),
+            EOS_KEY: (list(prepared.eos.ids), earlier["eos_token_ids"]),
             "policy_id": (prepared.policy_id, earlier["policy_id"]),
         }
     except KeyError as missing:
@@ -165,8 +180,9 @@ def check_same_inputs(prepared: Prepared, earlier: dict[str, Any]) -> None:
         raise ConfigError(f"{changed[0]}; restore it, or start a new run{more}")
     for field, (current, before) in now.items():
         if current != before:
-            remedy = f"its content was {str(before)[:12]} when the run was started; restore it, or start a new run"
-            raise ConfigError(bad_value(field, str(current)[:12], remedy))
+            now_shown, then_shown = (value[:12] if isinstance(value, str) else value for value in (current, before))
+            remedy = f"its content was {then_shown} when the run was started; restore it, or start a new run"
+            raise ConfigError(bad_value(field, now_shown, remedy))
 
 
 def changed_settings(now: ProbeConfig, before: ProbeConfig) -> list[str]:

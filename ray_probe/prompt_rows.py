@@ -6,7 +6,7 @@ Errors name the place (`file:line`, or `data.prompts[i]`) and what to do, but ne
 import codecs
 import json
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -14,6 +14,8 @@ from ray_probe.errors import MAX_VALUE_CHARS, PromptsError, bad_value
 
 MAX_LINE_BYTES = 1 << 20
 LIST_SOURCE = "<list>"
+DEFAULT_ID_FIELD = "id"
+OR_NO_IDS = ", or data.id_field: null to leave ids out"
 _KINDS = {
     "NoneType": "null", "str": "a string", "bool": "a boolean", "list": "a list", "dict": "an object",
     "bytes": "binary", "int": "a number (int)", "float": "a number (float)",
@@ -50,28 +52,41 @@ def cut(text: str) -> str:
     return text if len(text) <= MAX_VALUE_CHARS else text[: MAX_VALUE_CHARS - 3] + "..."
 
 
-def no_field(field: str, there: Mapping[str, object] | list[str]) -> str:
+def no_field(field: str, there: Iterable[str], key: str = "data.field", otherwise: str = "") -> str:
     """Says that a field or column is not there, and which are."""
     names = cut(", ".join(map(repr, there)) or "none")
-    return f"no field {field!r}; set data.field to one of the fields there: {names}"
+    return f"no field {field!r}; set {key} to one of the fields there: {names}{otherwise}"
 
 
-def id_of(item: Mapping[str, Any], line: int, where: str) -> str:
-    """The `id` of an object or table row; without one, its line."""
-    value = item.get("id", f"line-{line}")
+def check_id_field(id_field: str | None, there: Iterable[str], where: str) -> None:
+    """Refuse an id field that is not there, unless it is the default one. Raises PromptsError."""
+    if id_field not in (None, DEFAULT_ID_FIELD, *there):
+        raise PromptsError(f"{where}: {no_field(str(id_field), there, 'data.id_field', OR_NO_IDS)}")
+
+
+def id_of(item: Mapping[str, Any], line: int, where: str, id_field: str | None) -> str:
+    """Read the id of an object or table row, or make one of its line where the row has no such field.
+
+    Raises PromptsError: the id is null, blank, or neither a string nor an integer.
+    """
+    if id_field is None or id_field not in item:
+        return f"line-{line}"
+    value = item[id_field]
     if isinstance(value, bool) or not isinstance(value, str | int) or not str(value).strip():
-        raise PromptsError(bad_value(f"{where}: id", value, "need a string that is not blank, or an integer"))
+        remedy = f"need a string that is not blank, or an integer{OR_NO_IDS}"
+        raise PromptsError(bad_value(f"{where}: {id_field}", value, remedy))
     return str(value)
 
 
-def rows_of_jsonl(path: Path, source: str, field: str) -> Iterator[Row]:
-    """Rows of a file with one JSON object a line, each with `field` and, if wished, `id`."""
+def rows_of_jsonl(path: Path, source: str, field: str, id_field: str | None = DEFAULT_ID_FIELD) -> Iterator[Row]:
+    """Rows of a file with one JSON object a line, each with `field` and, if wished, `id_field`."""
     for line, content in _lines(path, source):
         where = place(source, line)
         item = _object(content, where, field)
         if field not in item:
             raise PromptsError(f"{where}: {no_field(field, item)}")
-        yield Row(line, id_of(item, line, where), item[field])
+        check_id_field(id_field, item, where)
+        yield Row(line, id_of(item, line, where, id_field), item[field])
 
 
 def check_regular_file(path: Path, need: str) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ray_probe.errors import ConfigError, PromptsError, bad_value
-from ray_probe.prompt_rows import Row, check_regular_file, cut, id_of, no_field, place, unreadable
+from ray_probe.prompt_rows import Row, check_id_field, check_regular_file, cut, id_of, no_field, place, unreadable
 
 DATASETS_PREFIX = "datasets:"
 ROWS_AT_ONCE = 1000
@@ -47,8 +47,8 @@ class DatasetRef(NamedTuple):
         return DATASETS_PREFIX + ":".join(part for part in (name, self.config, self.split) if part)
 
 
-def rows_of_parquet(path: Path, source: str, field: str) -> Iterator[Row]:
-    """Rows of a parquet file: the columns `field` and, where there is one, `id`."""
+def rows_of_parquet(path: Path, source: str, field: str, id_field: str | None) -> Iterator[Row]:
+    """Rows of a parquet file: the columns `field` and, where there is one, `id_field`."""
     parquet = _extra("pyarrow.parquet", str(path))
     check_regular_file(path, "a parquet file")
     try:
@@ -57,33 +57,38 @@ def rows_of_parquet(path: Path, source: str, field: str) -> Iterator[Row]:
         if columns.count(field) != 1:
             twice = f"several columns are called {field!r}; rename all but one"
             raise PromptsError(f"{source}: {twice if field in columns else no_field(field, columns)}")
-        wanted = [field, "id"] if "id" in columns and field != "id" else [field]
+        check_id_field(id_field, columns, source)
+        wanted = [field] if id_field is None or id_field not in columns else [field, id_field]
         line = 0
         for batch in file.iter_batches(ROWS_AT_ONCE, columns=wanted, use_threads=False):
             for index in range(batch.num_rows):
                 line += 1
                 where = place(source, line)
                 item = {name: _plain(batch.column(name)[index], where) for name in wanted}
-                yield Row(line, id_of(item, line, where), item[field])
+                yield Row(line, id_of(item, line, where, id_field), item[field])
     except (OSError, _arrow_errors()) as error:
         raise unreadable(str(path), error, "a parquet file") from None
 
 
-def rows_of_dataset(ref: DatasetRef, source: str, field: str, local_files_only: bool) -> Iterator[Row]:
+def rows_of_dataset(
+    ref: DatasetRef, source: str, field: str, id_field: str | None, local_files_only: bool
+) -> Iterator[Row]:
     """Rows of one split of a data set; no network with `local_files_only`, and never code that comes with the data."""
     datasets = _extra("datasets", source)
     split = _split(_opened(datasets, ref, source, local_files_only), ref, source)
     columns = split.column_names  # None where only reading tells
     if columns is not None and field in columns:
-        split = split.select_columns([name for name in dict.fromkeys((field, "id")) if name in columns])
+        check_id_field(id_field, columns, source)
+        split = split.select_columns([name for name in (field, id_field) if name in columns])
     line = 0
     for batch in _batches(datasets, split, source):
         if field not in batch:
             raise PromptsError(f"{source}: {no_field(field, columns or list(batch))}")
+        check_id_field(id_field, columns or list(batch), source)
         for index in range(len(batch[field])):
             line += 1
-            item = {name: batch[name][index] for name in (field, "id") if name in batch}
-            yield Row(line, id_of(item, line, place(source, line)), item[field])
+            item = {str(name): batch[name][index] for name in (field, id_field) if name in batch}
+            yield Row(line, id_of(item, line, place(source, line), id_field), item[field])
 
 
 def _extra(module: str, prompts: str) -> Any:

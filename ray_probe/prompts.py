@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ray_probe.chat import Message, checked_messages
 from ray_probe.errors import PromptsError, bad_value
-from ray_probe.prompt_rows import LIST_SOURCE, Row, kind, place, rows_of_jsonl
+from ray_probe.prompt_rows import DEFAULT_ID_FIELD, LIST_SOURCE, OR_NO_IDS, Row, kind, place, rows_of_jsonl
 from ray_probe.prompt_tables import DATASETS_PREFIX, DatasetRef, rows_of_dataset, rows_of_parquet
 
 MAX_PROMPTS = 1_000_000
@@ -51,25 +51,30 @@ def load_prompts(
     field: str = "prompt",
     render: Render | None = None,
     local_files_only: bool = True,
+    id_field: str | None = DEFAULT_ID_FIELD,
 ) -> PromptSet:
     """Read and check all prompts; only their texts are held.
 
     Args:
-        prompts: path of a JSONL file (each line an object with `field` and, if wished, `id`) or of a `.parquet` file
-            (the same as columns), `datasets:NAME[:[CONFIG:]SPLIT]`, or a list of strings.
+        prompts: path of a JSONL file (each line an object with `field` and, if wished, `id_field`) or of a `.parquet`
+            file (the same as columns), `datasets:NAME[:[CONFIG:]SPLIT]`, or a list of strings.
         field: name of the field or column that holds a string, or a list of messages where there is a template.
         render: the chat template; None: strings are taken as they stand.
         local_files_only: never go to the network for a data set.
+        id_field: name of the field or column that holds the prompt's id; None: ids are line numbers. Also where it is
+            `field`, which is no id: messages about ids quote them.
 
     Raises:
         PromptsError: with the place of the first thing that is wrong.
         ConfigError: the source cannot be one, or needs a package that is not installed.
     """
     if not isinstance(prompts, str | Path):
-        rows = (Row(index, str(index), text) for index, text in enumerate(prompts))
-        return _collect(rows, LIST_SOURCE, "the prompt is", render)
+        listed = (Row(index, str(index), text) for index, text in enumerate(prompts))
+        return _collect(listed, LIST_SOURCE, "the prompt is", render)
     source = str(prompts) if str(prompts).isprintable() else repr(str(prompts))
-    return _collect(_rows(prompts, source, field, local_files_only), source, f"{field}:", render)
+    ids_from = None if id_field == field else id_field
+    rows = _rows(prompts, source, field, ids_from, local_files_only)
+    return _collect(rows, source, f"{field}:", render, ids_from)
 
 
 def absolute_source(prompts: str) -> str:
@@ -79,14 +84,18 @@ def absolute_source(prompts: str) -> str:
     return str(Path(prompts).resolve())
 
 
-def _rows(prompts: str | Path, source: str, field: str, local_files_only: bool) -> Iterator[Row]:
+def _rows(
+    prompts: str | Path, source: str, field: str, id_field: str | None, local_files_only: bool
+) -> Iterator[Row]:
     if str(prompts).startswith(DATASETS_PREFIX):
-        return rows_of_dataset(DatasetRef.parse(str(prompts)), source, field, local_files_only)
+        return rows_of_dataset(DatasetRef.parse(str(prompts)), source, field, id_field, local_files_only)
     path = Path(prompts)
-    return (rows_of_parquet if path.suffix.lower() == ".parquet" else rows_of_jsonl)(path, source, field)
+    return (rows_of_parquet if path.suffix.lower() == ".parquet" else rows_of_jsonl)(path, source, field, id_field)
 
 
-def _collect(rows: Iterator[Row], source: str, subject: str, render: Render | None) -> PromptSet:
+def _collect(
+    rows: Iterator[Row], source: str, subject: str, render: Render | None, id_field: str | None = None
+) -> PromptSet:
     texts: list[str] = []
     lines: list[int] = []
     line_of: dict[str, int] = {}
@@ -98,7 +107,8 @@ def _collect(rows: Iterator[Row], source: str, subject: str, render: Render | No
         prompt = _checked(value, where, subject, chat=render is not None)
         if prompt_id in line_of:
             first = place(source, line_of[prompt_id])
-            raise PromptsError(bad_value(f"{where}: id", prompt_id, f"already used at {first}, need distinct ids"))
+            remedy = f"already used at {first}, need distinct ids{OR_NO_IDS}"
+            raise PromptsError(bad_value(f"{where}: {id_field}", prompt_id, remedy))
         given.update(_bytes([prompt_id, prompt], where))
         texts.append(str(prompt) if render is None else render(prompt, where))
         if render is not None:

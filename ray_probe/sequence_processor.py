@@ -5,7 +5,7 @@ Of the checkpoint's generation_config only what ends a response is taken (spec s
 Shape suffixes: N rows (responses), T response width.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ray_probe.chat import begins_with_two_bos, encode_prompts
+from ray_probe.chat import appended_eos, begins_with_two_bos, encode_prompts
 from ray_probe.config import GenerationSettings
 from ray_probe.context import context_length
 from ray_probe.core.features import DEFAULT_FEATURES
@@ -21,38 +21,15 @@ from ray_probe.core.fused_head import Found, find, fused_token_statistics
 from ray_probe.core.policy import SamplingRule
 from ray_probe.core.token_statistics import TokenStatistics, token_statistics
 from ray_probe.decoding import Decoder
-from ray_probe.errors import CheckpointError, ConfigError, PromptsError, bad_value
+from ray_probe.eos import resolve_eos, token_text
+from ray_probe.eos_sources import sources_of_model
+from ray_probe.errors import ConfigError, PromptsError, bad_value
 from ray_probe.forward import Forward, refuse_non_finite
 from ray_probe.micro_batches import plan_micro_batches
 from ray_probe.scored_parts import ScoredPart, grouped, results_of
 from ray_probe.sequences import Array, BatchedSequences, LogprobResults, TokenRow, pack_sequences
 
 Seed = int | Sequence[int]
-
-
-def resolve_eos_ids(explicit: Sequence[int] | None, *sources: Any) -> tuple[int, ...]:
-    """Ids that end a response: the explicit ones, else the union of `eos_token_id` of the sources, ascending.
-
-    Raises CheckpointError when none is named anywhere (then only the user can say what ends a response), or when one
-    is no integer.
-    """
-    if explicit is not None:
-        return tuple(explicit)
-    found: set[int] = set()
-    for source in sources:
-        value = getattr(source, "eos_token_id", None)
-        ids = value if isinstance(value, list | tuple) else [] if value is None else [value]
-        if not all(isinstance(token, int) for token in ids):
-            raise CheckpointError(
-                bad_value("eos_token_id", value, "need integers in the checkpoint, or set generation.eos_token_ids")
-            )
-        found.update(ids)
-    if not found:
-        raise CheckpointError(
-            "generation.eos_token_ids: got null, and the checkpoint names no EOS token; "
-            "list the ids that end a response, or [] to end at the cap alone"
-        )
-    return tuple(sorted(found))
 
 
 def response_uniforms(seed: Seed, cap: int) -> Array:
@@ -71,6 +48,12 @@ class SequenceProcessor:
         features: names of the baseline features that `teacher_force_logprobs` computes when asked to.
         on_progress: called with the number of tokens done, often enough to tell slow from stuck.
         chat: prompts are what a chat template made, and hold their special tokens.
+        eos_ids: ids that end a response; None: see `generation.eos_token_ids`, and without those what model and
+            tokenizer name.
+
+    Raises:
+        ConfigError: `generation.eos_token_ids` has an id that the model does not have.
+        CheckpointError: model and tokenizer name no id that ends a response, or one that the model does not have.
     """
 
     def __init__(
@@ -81,20 +64,20 @@ class SequenceProcessor:
         features: Sequence[str] = DEFAULT_FEATURES,
         on_progress: Callable[[int], None] = lambda tokens: None,
         chat: bool = False,
+        eos_ids: Sequence[int] | None = None,
     ) -> None:
         self.model = model.eval()
         self.tokenizer = tokenizer
         self.generation = generation
         self.features = tuple(features)
         self.rule = SamplingRule(generation.temperature, generation.top_p)
-        sources = (getattr(model, "generation_config", None), model.config.get_text_config(), tokenizer)
-        self.eos_ids = resolve_eos_ids(generation.eos_token_ids, *sources)
+        self.rows: int = model.get_input_embeddings().weight.shape[0]
+        if eos_ids is None:
+            sources = () if generation.eos_token_ids is not None else sources_of_model(model, tokenizer)
+            eos_ids = resolve_eos(generation.eos_token_ids, sources, self.rows, token_text(tokenizer)).ids
+        self.eos_ids = tuple(eos_ids)
         self.on_progress = on_progress
         self.chat = chat
-        rows = model.get_input_embeddings().weight.shape[0]
-        if any(token >= rows for token in generation.eos_token_ids or ()):
-            remedy = f"need ids below the {rows} tokens of the model"
-            raise ConfigError(bad_value("generation.eos_token_ids", list(self.eos_ids), remedy))
         self.forward = Forward(model)
 
     @property
@@ -131,14 +114,15 @@ class SequenceProcessor:
 
         Raises:
             ConfigError: there is not one seed a response.
-            PromptsError: a prompt has no token, begins with two BOS tokens, or passes the context with the cap.
+            PromptsError: a prompt has no token, begins with two BOS tokens, ends with an EOS token that the tokenizer
+                appended, has an id without an embedding row, or passes the context with the cap.
             NonFiniteError: the model's logits hold NaN or infinity.
         """
         if [len(group) for group in seeds] != [responses_per_prompt] * len(prompts):
             shape = f"need one a response, {len(prompts)} x {responses_per_prompt}"
             raise ConfigError(bad_value("seeds", [len(group) for group in seeds], shape))
         encoded = encode_prompts(self.tokenizer, prompts, self.chat)
-        self._check_prompts(encoded)
+        self._check_prompts(prompts, encoded)
         rows = [encoded[b] for b in range(len(prompts)) for _ in range(responses_per_prompt)]
         cap = self.generation.max_new_tokens
         uniforms_NT = np.stack([response_uniforms(seed, cap) for group in seeds for seed in group])
@@ -221,17 +205,23 @@ class SequenceProcessor:
             yield sorted(places), len(places) * lengths[places[0]]
 
     def _pad_id(self) -> int:
-        """Any id that has an embedding: what is padding is said by the mask."""
+        """An id that has an embedding row, whichever: the mask says what is padding."""
         pad = self.tokenizer.pad_token_id
-        return 0 if pad is None else int(pad)
+        # Tokenizers often get a pad token that the embeddings were not resized for, or -1.
+        return int(pad) if pad is not None and 0 <= pad < self.rows else 0
 
-    def _check_prompts(self, encoded: Iterable[Sequence[int]]) -> None:
+    def _check_prompts(self, prompts: Sequence[str], encoded: Sequence[Sequence[int]]) -> None:
         limit = context_length(self.model.config)
-        for index, ids in enumerate(encoded):
+        for index, (text, ids) in enumerate(zip(prompts, encoded, strict=True)):
             if not ids:
                 raise PromptsError(f"prompt {index}: has no token; give the model at least one")
             if begins_with_two_bos(self.tokenizer, ids):
                 raise PromptsError(f"prompt {index}: begins with two BOS tokens; write one at most")
+            if (appended := appended_eos(self.tokenizer, text, ids, self.eos_ids, self.chat)) is not None:
+                raise PromptsError(f"prompt {index}: {appended}")
+            if max(ids) >= self.rows:
+                remedy = f"past the {self.rows} embedding rows of the model; resize them, or give its own tokenizer"
+                raise PromptsError(f"prompt {index}: has the token id {max(ids)}, {remedy}")
             if limit is not None and len(ids) + self.generation.max_new_tokens > limit:
                 raise PromptsError(
                     f"prompt {index}: {len(ids)} tokens plus generation.max_new_tokens "

@@ -35,6 +35,7 @@ def _steps(config: ProbeConfig | None, address: str | None) -> tuple[Step, ...]:
         Step("resources", cluster.resources, ("cluster",)),
         torch,
         Step("checkpoint", files.checkpoint, limit_s=READ_S),
+        Step("end of response", files.end_of_response, ("checkpoint",)),
         Step("prompts", files.prompts, limit_s=READ_S),
         Step("checkpoint on nodes", cluster.node_checkpoint, on_nodes),
         *cache,

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from ray_probe.checkpoint_files import weight_headers
 from ray_probe.doctor.checks import Case, Finding
+from ray_probe.eos import KEY as EOS_KEY
 from ray_probe.errors import InputError, OutputError
 from ray_probe.memory import BUFFERS, WIDTH, estimate, size
 from ray_probe.prompts import Prompt, load_prompts
@@ -21,6 +22,7 @@ def checkpoint(case: Case) -> Finding:
     from ray_probe.preflight import prepare
 
     found = inspect_checkpoint(case.run.model, hashed=False)
+    found.eos(case.run.generation.eos_token_ids)
     try:
         case.prepared = prepare(case.run)
     except InputError as error:  # the checkpoint has just passed, so it is about the prompts
@@ -28,9 +30,20 @@ def checkpoint(case: Case) -> Finding:
     case.found = found
     tensors = weight_headers(found.directory).values()
     adapter = f", adapter {found.adapter}" if found.adapter else ""
+    if found.policy_tokenizer.tokenizer_from == "model.adapter":
+        adapter += " with its own tokenizer"
     fingerprint = f", fingerprint {case.prepared.checkpoint.fingerprint[:12]}" if case.prepared else ""
     what = f"{sum(t.size for t in tensors):,} parameters, {size(sum(t.stored_bytes for t in tensors))}"
     return Finding(f"{found.directory}{adapter}: {what}{fingerprint}")
+
+
+def end_of_response(case: Case) -> Finding:
+    """The ids that end a response, with their text; a warning where sources differ."""
+    eos = case.checkpoint.eos(case.run.generation.eos_token_ids)
+    detail = f"responses end at {eos.line()}"
+    if case.run.generation.eos_token_ids is not None or not eos.others:
+        return Finding(detail)
+    return Finding(f"{detail}, but {eos.differences()}", f"set {EOS_KEY}, which decides")
 
 
 def prompts(case: Case) -> Finding:
@@ -40,7 +53,7 @@ def prompts(case: Case) -> Finding:
     if case.prepared is None:
         data = case.run.data
         render = _untouched if data.chat_template else None
-        read = load_prompts(data.prompts, data.field, render, case.run.model.local_files_only)
+        read = load_prompts(data.prompts, data.field, render, case.run.model.local_files_only, data.id_field)
         return Finding(f"{read.source}: {len(read)} prompts, whose lengths nobody knows without the checkpoint")
     found, plan = case.prepared.prompts, case.prepared.plan
     case.longest = _longest(case)

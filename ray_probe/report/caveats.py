@@ -3,6 +3,8 @@
 from collections.abc import Iterable
 from typing import Any
 
+from ray_probe.eos import KEY as EOS_KEY
+from ray_probe.eos import shown_ids, shown_others
 from ray_probe.report.numbers import number, percent
 
 CONDITION_LIMIT = 1e12
@@ -151,6 +153,15 @@ def _eos_only(result: Result) -> str | None:
     )
 
 
+def _eos_sources(result: Result) -> str | None:
+    eos = result.get("eos") or {}
+    if not eos.get("others") or eos["source"] == EOS_KEY:
+        return None
+    texts = {int(token): text for token, text in eos["texts"].items()}
+    others = shown_others(eos["others"].items(), texts)
+    return f"EOS: responses end at {shown_ids(eos['ids'], texts)} ({eos['source']}); {others}. {EOS_KEY} decides."
+
+
 def _how_many(count: int | None, noun: str) -> str:
     return f"{number(count)} {noun}{'' if count == 1 else 's'}"
 
@@ -171,5 +182,5 @@ def _shard_name(shard: Any) -> str:
 
 _CHECKS = (
     _unfinished, _partial, _conflicts, _fallback, _in_sample, _score_only, _unfitted, _repeated, _few_shards,
-    _ill_conditioned, _truncated, _eos_only,
+    _ill_conditioned, _truncated, _eos_only, _eos_sources,
 )  # fmt: skip

@@ -11,6 +11,7 @@ import ray
 from ray_probe.cluster.actors import RolloutActor
 from ray_probe.config import ProbeConfig, config_from_dict
 from ray_probe.core.baselines import BaselineRule
+from ray_probe.eos import EosIds
 from ray_probe.failpoints import fail_at
 from ray_probe.loading import Order
 from ray_probe.memory import MemoryDemand
@@ -86,7 +87,7 @@ def light_prepared(config: ProbeConfig) -> Prepared:
     )  # fmt: skip
     return Prepared(
         config, CheckpointId(Path(POLICY), POLICY, None, ""), PromptFacts("<list>", "", None, len(texts), 0, 2), plan,
-        POLICY, datetime(2026, 5, 1, tzinfo=UTC), MemoryDemand(0, 0, 0, 0, 0, 1),
+        POLICY, datetime(2026, 5, 1, tzinfo=UTC), MemoryDemand(0, 0, 0, 0, 0, 1), EosIds((0,), "config.json"),
     )  # fmt: skip
 
 

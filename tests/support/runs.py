@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from ray_probe.assembly import build_rollout
-from ray_probe.checkpoints import load_model, load_tokenizer
+from ray_probe.checkpoint_tokenizer import load_tokenizer
+from ray_probe.checkpoints import load_model
 from ray_probe.config import ProbeConfig
 from ray_probe.core.baselines import PublishedFit
 from ray_probe.core.policy import SamplingRule

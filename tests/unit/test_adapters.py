@@ -18,7 +18,8 @@ from support.models import save_checkpoint, tiny_gpt2, tiny_llama, tiny_model
 
 import ray_probe.adapters
 from ray_probe.adapters import adapter_fingerprint, adapter_settings, attach_adapter
-from ray_probe.checkpoints import check_fingerprint, inspect_checkpoint, load_model, load_tokenizer
+from ray_probe.checkpoint_tokenizer import load_tokenizer
+from ray_probe.checkpoints import check_fingerprint, inspect_checkpoint, load_model
 from ray_probe.config import GenerationSettings, ModelConfig
 from ray_probe.core.parity import ParityStats
 from ray_probe.errors import CheckpointError, ConfigError

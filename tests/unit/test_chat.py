@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from support.jobs import BOS, CHAT_VOCABULARY, TEMPLATE, chat_checkpoint, chat_tokenizer, job_on, write_jsonl
 from support.models import tiny_gpt2
+from tokenizers.processors import TemplateProcessing
 
 from ray_probe import sequence_processor
 from ray_probe.assembly import build_rollout
@@ -162,6 +163,59 @@ def test_a_prompt_that_writes_bos_twice_itself_is_refused_before_the_run_and_by_
 def test_a_message_that_begins_with_bos_went_through_a_template_already(tmp_path: Path):
     with pytest.raises(PromptsError, match=r"p\.jsonl:2: a message begins with the BOS token; set data\.chat_template"):
         prepared_chat(tmp_path, ["why", f"{BOS}<|user|>{SECRET}<|end|><|assistant|>"])
+
+
+# EOS
+
+
+def ending(single: str) -> Any:
+    """The tokenizer with special tokens around a text as its post-processor adds them."""
+    tokenizer = chat_tokenizer(adds_bos=False)
+    marks = [("<eos>", 0), (BOS, tokenizer.bos_token_id)]
+    added = TemplateProcessing(single=single, special_tokens=[mark for mark in marks if mark[0] in single])
+    tokenizer.backend_tokenizer.post_processor = added
+    return tokenizer
+
+
+@pytest.mark.parametrize("single", ["$A <eos>", f"{BOS} $A <eos>"])
+def test_an_eos_that_the_tokenizer_appends_is_refused_before_the_run_and_by_the_processor(tmp_path: Path, single: str):
+    tokenizer = ending(single)
+    says = r"the tokenizer ends the prompt with the EOS token '<eos>' \(id 0\); take it out of post_processor in tokeni"
+    with pytest.raises(PromptsError, match=rf"p\.jsonl:1: {says}"):
+        prepared_chat(tmp_path, ["why"], tokenizer, data={"chat_template": False})
+    for text in ("why", f"{BOS}why", "why<eos>"):
+        with pytest.raises(PromptsError, match=f"^prompt 0: {says}"):
+            processor(tokenizer, chat=False).generate([text], 1, [[0]])
+
+
+def test_the_remedy_for_an_appended_eos_works(tmp_path: Path):
+    with pytest.raises(PromptsError):
+        prepared_chat(tmp_path, ["why"], ending("$A <eos>"), data={"chat_template": False})
+    file = tmp_path / "c" / "tokenizer.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"post_processor": None}))
+    prepare(job_on(tmp_path / "c", tmp_path / "p.jsonl")())
+
+
+def test_a_chat_template_is_not_blamed_for_what_the_tokenizer_would_append(tmp_path: Path):
+    prepared = prepared_chat(tmp_path, ["why"], ending(f"{BOS} $A <eos>"))
+    assert prepared.prompts.after_eos == 0
+
+
+@pytest.mark.parametrize(("text", "after"), [("why", 0), ("why<eos>", 1), ("<eos>why", 0)])
+def test_an_eos_that_the_text_itself_ends_with_is_kept_and_counted(tmp_path: Path, text: str, after: int):
+    config = {"prompts": ["so", text], "chat_template": False}
+    assert prepared_chat(tmp_path, ["x"], data=config).prompts.after_eos == after
+    ids = sampled_from(processor(chat_tokenizer(), chat=False), text)
+    assert (ids[-1] == 0) is bool(after)
+
+
+def test_an_eos_that_is_also_bos_begins_a_text(tmp_path: Path):
+    """GPT-2 and its like start an unconditional text that way."""
+    tokenizer = chat_tokenizer(adds_bos=False)
+    tokenizer.bos_token = "<eos>"
+    config = {"prompts": ["<eos>"], "chat_template": False}
+    prepared = prepared_chat(tmp_path, ["x"], tokenizer, data=config, batch={"prompts_per_round": 1})
+    assert prepared.prompts.after_eos == 0
 
 
 # What is refused

@@ -15,7 +15,8 @@ import torch
 import transformers
 from support.models import character_tokenizer, save_checkpoint, tiny_gpt2, tiny_llama, tiny_model
 
-from ray_probe.checkpoints import check_vocabulary, inspect_checkpoint, load_model, load_tokenizer
+from ray_probe.checkpoint_tokenizer import check_token_ids, load_tokenizer, open_tokenizer
+from ray_probe.checkpoints import inspect_checkpoint, load_model
 from ray_probe.config import ModelConfig
 from ray_probe.errors import CheckpointError, ClusterError
 
@@ -49,8 +50,9 @@ def settings(path: Path | str, **others: Any) -> ModelConfig:
 def open_checkpoint(path: Path, dtype: str = "float32") -> Any:
     """Everything that a run does to load a checkpoint."""
     found = inspect_checkpoint(settings(path))
-    model, tokenizer = load_model(found.directory, dtype), load_tokenizer(found.directory)
-    check_vocabulary(found.directory, model, tokenizer)
+    model = load_model(found.directory, dtype)
+    tokenizer = open_tokenizer(found.directory, found.adapter, model.config)
+    check_token_ids(tokenizer, model.get_input_embeddings().weight.shape[0])
     return model
 
 

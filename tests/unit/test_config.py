@@ -201,8 +201,8 @@ def test_the_defaults_are_those_of_the_specification():
     assert to_dict(config) == {
         "model": {"path": "m", "revision": None, "local_files_only": True, "adapter": None, "dtype": "float32",
                   "trainable": "all", "cache_dir": None},
-        "data": {"prompts": "p.jsonl", "field": "prompt", "chat_template": False, "max_prompt_tokens": None,
-                 "on_long": "error", "repeat": True, "seed": 0},
+        "data": {"prompts": "p.jsonl", "field": "prompt", "id_field": "id", "chat_template": False,
+                 "max_prompt_tokens": None, "on_long": "error", "repeat": True, "seed": 0},
         "batch": {"prompts_per_round": 32, "responses_per_prompt": 4, "shard_prompts": 4, "rounds": 4,
                   "max_sequences": None, "max_seconds": None},
         "generation": {"temperature": 1.0, "top_p": 0.95, "max_new_tokens": 64, "eos_token_ids": None,

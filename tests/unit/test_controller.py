@@ -17,6 +17,7 @@ from ray_probe.errors import ConfigError, OutputError
 from ray_probe.estimates import advantage_by_mode, merged
 from ray_probe.preflight import prepare
 from ray_probe.prepared import Prepared
+from ray_probe.report.caveats import caveats
 from ray_probe.run_directory import RunDirectory
 from ray_probe.service.controller import Controller
 from ray_probe.service.requests import measurement_config
@@ -133,6 +134,33 @@ def test_what_is_asked_while_it_works_is_what_the_run_writes_for_that_version(se
     assert final.gradient == result["gradient"]
     with pytest.raises(ConfigError, match="versions 1 to 3"):
         service.answers.beta(9, identity)
+
+
+def test_sources_that_differ_about_the_end_are_reported_in_log_result_and_table(service: Service, files: Path) -> None:
+    """LlamaConfig's class default is written into config.json beside the generation_config.json of the training."""
+    directory = write_checkpoint(files / "two ends", seed=9)
+    raw = json.loads((directory / "config.json").read_text())
+    (directory / "config.json").write_text(json.dumps(raw | {"eos_token_id": 2}))
+    service.begin()
+    silent, texts = service.probe(model__path=str(directory)), ["1+2=", "3+4=2<eos>"] * 12
+    decided = service.probe(model__path=str(directory), generation__eos_token_ids=[0], data__prompts=texts)
+    for identity in (silent, decided):
+        assert service.ended(identity).state == "done"
+    run = RunDirectory.open(service.directory / silent)
+    result, log = run.read_json("result.json"), (run.path / "log.txt").read_text()
+    assert log.count("responses end at 0 '<eos>' (generation_config.json)") == 1
+    assert log.count("config.json names 2 '1'; not used, generation.eos_token_ids decides") == 1
+    assert "end with an EOS token" not in log
+    assert result["eos"] == {
+        "ids": [0], "source": "generation_config.json", "others": {"config.json": [2]},
+        "texts": {"0": "<eos>", "2": "1"},
+    }  # fmt: skip
+    assert sum(caveat.startswith("EOS: responses end at 0 '<eos>' (gene") for caveat in caveats(result)) == 1
+    about = run.read_json("manifest.json")
+    assert (about["eos_token_ids"], about["eos_source"]) == ([0], "generation_config.json")
+    other = RunDirectory.open(service.directory / decided)
+    assert not any(caveat.startswith("EOS: ") for caveat in caveats(other.read_json("result.json")))
+    assert "12 prompts end with an EOS token: their responses begin after" in (other.path / "log.txt").read_text()
 
 
 def test_a_checkpoint_that_is_refused_fails_alone(service: Service, files: Path) -> None:

@@ -91,7 +91,7 @@ def test_an_unreachable_cluster_is_told_within_3_s_and_all_that_needs_none_is_lo
     assert first["cluster"].remedy is not None and "ray start --head" in first["cluster"].remedy
     rest = {check.name: check for check in checks}
     assert {name for name, check in rest.items() if check.ok} == {
-        "torch", "checkpoint", "prompts", "run directory", "disk", "self-test",
+        "torch", "checkpoint", "end of response", "prompts", "run directory", "disk", "self-test",
     }  # fmt: skip
     skipped = {name: check.detail for name, check in rest.items() if not check.ok}
     assert skipped["resources"] == "needs cluster" and rest["resources"].status == "skipped"
@@ -106,6 +106,34 @@ def test_a_checkpoint_that_cannot_be_used_hides_neither_prompts_nor_run_director
     assert checks["prompts"].ok and "24 prompts" in checks["prompts"].detail
     assert checks["run directory"].ok and checks["self-test"].ok
     assert checks["disk"].detail == "needs checkpoint"
+
+
+def test_the_end_of_a_response_is_shown_with_its_text_and_a_warning_where_sources_differ(
+    configured, files: Path, tmp_path: Path
+):
+    shutil.copytree(files / "model", tmp_path / "model")
+    config, plain = tmp_path / "model" / "config.json", {"model": {"path": str(tmp_path / "model")}}
+
+    def look(**sections: Any) -> Check:
+        return by_name(configured(**plain, **sections))["end of response"]
+
+    detail = "responses end at 0 '<eos>' (generation_config.json)"
+    assert look() == Check("end of response", "ok", detail)
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"eos_token_id": 2}))
+    remedy = "set generation.eos_token_ids, which decides"
+    assert look() == Check("end of response", "warning", f"{detail}, but config.json names 2 '1'", remedy)
+    assert look(generation={"eos_token_ids": [2]}).detail == "responses end at 2 '1' (generation.eos_token_ids)"
+
+
+def test_a_checkpoint_that_names_no_end_is_refused_as_such(configured, files: Path, tmp_path: Path):
+    shutil.copytree(files / "model", tmp_path / "model")
+    for name in ("config.json", "generation_config.json", "tokenizer_config.json"):
+        raw = json.loads((tmp_path / "model" / name).read_text())
+        raw |= {"eos_token_id": None, "eos_token": None}
+        (tmp_path / "model" / name).write_text(json.dumps(raw))
+    checks = by_name(configured(model={"path": str(tmp_path / "model")}))
+    assert checks["checkpoint"].status == "failed" and "names no EOS token" in checks["checkpoint"].detail
+    assert checks["end of response"].status == "skipped" and checks["prompts"].ok
 
 
 def test_prompts_that_cannot_be_used_do_not_hide_the_checkpoint(configured):

@@ -75,15 +75,17 @@ def test_the_manifest_holds_what_fixes_the_result(job, tmp_path: Path):
     assert set(found["versions"]) == {"ray-probe", "python", "torch", "transformers", "tokenizers", "ray", "numpy"}
     assert found["checkpoint"] == {
         "path": str(tmp_path / "c"), "fingerprint": prepared.checkpoint.fingerprint,
-        "adapter": None, "adapter_fingerprint": "",
+        "adapter": None, "adapter_fingerprint": "", "tokenizer_from": "model.path", "chat_template_from": None,
     }  # fmt: skip
     assert found["prompts"] == {
         "source": str(tmp_path / "prompts.jsonl"), "sha256": prepared.prompts.sha256, "rendered_sha256": None,
         "count": 4, "skipped_as_too_long": 0, "longest_tokens": prepared.prompts.longest,
+        "ending_with_eos": 0,
     }  # fmt: skip
     assert found["policy_id"] == prepared.policy_id
     assert (found["seed"], found["device"], found["threads_per_actor"]) == (3, "cpu", 1)
-    assert found["eos_token_ids"] == [0] and found["cluster"] == {"address": "local"}
+    assert (found["eos_token_ids"], found["eos_source"]) == ([0], "generation_config.json")
+    assert found["cluster"] == {"address": "local"}
     assert list(found["shard_plan"]) == ["0/0", "0/1", "1/0", "1/1"]
     assert sorted(found["shard_plan"]["0/0"] + found["shard_plan"]["0/1"]) == [0, 1, 2, 3]
     assert config_from_dict(found["settings"]).data == prepared.config.data

@@ -114,6 +114,29 @@ def test_the_same_prompts_are_the_same_set_wherever_they_came_from(tmp_path: Pat
     assert found.where(1) == f"{source}:2"
 
 
+BAD_IDS = {"null": ["x", None], "fractions": [0.5, 1.5], "repeated": [7, 7], "a column of pandas": [1.0, None]}
+
+
+@pytest.mark.parametrize("write", [as_jsonl, *TABLES])
+@pytest.mark.parametrize("ids", BAD_IDS.values(), ids=BAD_IDS)
+def test_unusable_ids_are_refused_with_the_key_that_leaves_them_out(tmp_path: Path, write: Writer, ids: list[Any]):
+    texts = ["a", "b"]
+    source = write(tmp_path, [{"prompt": text, "id": one} for text, one in zip(texts, ids, strict=True)])
+    assert refusal(source).endswith(", or data.id_field: null to leave ids out")
+    left_out = load_prompts(source, id_field=None)
+    plain = load_prompts(as_jsonl(tmp_path, [{"prompt": text} for text in texts]))
+    assert (left_out.texts, left_out.ids, left_out.sha256) == (plain.texts, ("line-1", "line-2"), plain.sha256)
+
+
+@pytest.mark.parametrize("write", [as_jsonl, *TABLES])
+def test_another_column_can_hold_the_ids(tmp_path: Path, write: Writer):
+    source = write(tmp_path, [{"prompt": "a", "id": 5, "uid": "x"}, {"prompt": "b", "id": 5, "uid": "y"}])
+    assert load_prompts(source, id_field="uid").ids == ("x", "y")
+    with pytest.raises(PromptsError, match=r"no field 'key'; set data\.id_field to one of the fields there: .*'uid'"):
+        load_prompts(source, id_field="key")
+    assert load_prompts(source, "uid", id_field="uid").ids == ("line-1", "line-2"), "a prompt is never quoted as an id"
+
+
 def test_another_column_can_hold_the_prompt_even_one_that_is_called_id_or_has_a_dot(tmp_path: Path):
     source = as_parquet(tmp_path, [{"prompt": 7, "id": "why", "a.b": "so"}])
     assert (load(source, "id").texts, load(source, "a.b").texts) == (("why",), ("so",))

@@ -94,6 +94,9 @@ def test_a_low_snr_is_called_an_order_of_magnitude() -> None:
     assert "order of magnitude" in shown(result)
 
 
+EOS = {
+    "ids": [7], "source": "generation_config.json", "others": {"config.json": [2]}, "texts": {"2": "b", "7": "<e>"},
+}  # fmt: skip
 WARNINGS = {
     "PARTIAL": ({"partial": [3, 17]}, "2 shards given up: 3, 17", "bias"),
     "CONFLICT": ({"conflicts": [{"round": 1, "shard": 5}]}, "1 shard came twice", "round 1 shard 5"),
@@ -104,6 +107,7 @@ WARNINGS = {
     "ILL-CONDITIONED": ({"beta.condition_number": 1.1e12}, "1.1e+12"),
     "TRUNCATED": ({"counts.truncated": 103}, "5 %", "max_new_tokens = 64"),
     "EOS ONLY": ({"counts.eos_only": 1025}, "50 %"),
+    "EOS": ({"eos": EOS}, "end at 7 '<e>' (generation_config.json); config.json names 2 'b'. generation.eos_token_ids"),
 }
 
 
@@ -125,6 +129,8 @@ def test_a_warning_is_given_when_it_is_due_and_alone(name: str) -> None:
         {},
         {"counts.truncated": 102},
         {"counts.eos_only": 1024},
+        {"eos": EOS | {"others": {}}},
+        {"eos": EOS | {"source": "generation.eos_token_ids"}},
         {"beta.condition_number": 1e12},
         {"config.estimator.baseline": {"mode": "none", "fit": "in_sample"}},
         {"counts": {}},

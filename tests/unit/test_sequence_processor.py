@@ -13,7 +13,8 @@ from scipy.stats import chisquare
 from support.enumeration import oracle_policy
 from support.models import ARCHITECTURES, EOS, character_tokenizer, processor, save_checkpoint, tiny_gpt2, tiny_model
 
-from ray_probe.checkpoints import load_model, load_tokenizer
+from ray_probe.checkpoint_tokenizer import load_tokenizer
+from ray_probe.checkpoints import load_model
 from ray_probe.config import GenerationSettings
 from ray_probe.context import context_length
 from ray_probe.core.features import DEFAULT_FEATURES
@@ -192,10 +193,14 @@ def without_eos(vocabulary: int = VOCABULARY) -> tuple[Any, Any]:
     return model, tokenizer
 
 
-def test_eos_ids_are_the_union_of_generation_config_config_and_tokenizer():
-    model, tokenizer = without_eos()
-    model.generation_config.eos_token_id, model.config.eos_token_id, tokenizer.eos_token = [9, 4], 6, "a"
-    assert SequenceProcessor(model, tokenizer, GenerationSettings()).eos_ids == (1, 4, 6, 9)
+@pytest.mark.parametrize(
+    ("generation", "config", "tokenizer", "ids"),
+    [([9, 4], 6, "a", (4, 9)), (None, 6, "a", (6,)), (None, None, "a", (1,)), ([], 6, "a", (6,))],
+)
+def test_eos_ids_are_those_of_the_first_that_names_some(generation: Any, config: Any, tokenizer: str, ids: Any):
+    model, own = without_eos()
+    model.generation_config.eos_token_id, model.config.eos_token_id, own.eos_token = generation, config, tokenizer
+    assert SequenceProcessor(model, own, GenerationSettings()).eos_ids == ids
 
 
 def test_no_eos_id_anywhere_is_refused():
@@ -292,6 +297,33 @@ def test_sampled_entropy_agrees_with_surprisal_on_average(opinionated):
     results = scored(opinionated, sequences, tf_batch_size=2000)
     gaps = [s.sum() - h.sum() for s, h in zip(results.entropies[0], results.rb_entropies[0], strict=True)]
     assert abs(np.mean(gaps)) < 4 * np.std(gaps) / np.sqrt(len(gaps))
+
+
+# Ids without an embedding row
+
+
+@pytest.mark.parametrize("has_pad", [True, False])
+def test_a_padding_id_without_an_embedding_row_changes_nothing(has_pad: bool):
+    model, settings = tiny_model("llama", VOCABULARY), GenerationSettings(**WHOLE_VOCABULARY)
+    usual, other = character_tokenizer(CHARACTERS), character_tokenizer(CHARACTERS, pad=has_pad)
+    if has_pad:
+        other.add_special_tokens({"pad_token": "<another pad>"})
+        assert other.pad_token_id == VOCABULARY
+    prompts, seeds = ["a", "abcdefg"], [[0, 1], [2, 3]]
+    found = []
+    for tokenizer in (usual, other):
+        policy = SequenceProcessor(model, tokenizer, settings)
+        sequences = policy.generate(prompts, 2, seeds)
+        found.append((responses(sequences), policy.teacher_force_logprobs(sequences).sequence_logprobs))
+    assert found[0] == found[1]
+
+
+def test_a_prompt_with_an_id_without_an_embedding_row_is_refused():
+    tokenizer = character_tokenizer(CHARACTERS)
+    tokenizer.add_tokens(["<new>"])
+    policy = SequenceProcessor(tiny_model("llama", VOCABULARY), tokenizer, GenerationSettings(max_new_tokens=4))
+    with pytest.raises(PromptsError, match=rf"^prompt 1: has the token id {VOCABULARY}, past the {VOCABULARY} embedd"):
+        policy.generate(["a", "b<new>"], 1, [[0], [1]])
 
 
 # What is refused

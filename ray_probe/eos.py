@@ -1,0 +1,138 @@
+"""Token ids that end a response: the first source that names some decides, never a union.
+
+With a union, a class default in config.json (LlamaConfig names 2) ends responses at an ordinary token.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from ray_probe.errors import CheckpointError, ConfigError, bad_value
+
+KEY = "generation.eos_token_ids"
+
+TokenText = Callable[[int], str]
+
+
+class EosSource(NamedTuple):
+    """What one source says about the end of a response.
+
+    Attributes:
+        name: of the source, for people.
+        value: its `eos_token_id` as it stands; None or an empty list names nothing.
+        single: the source has room for one id, so it agrees with every choice that holds this id.
+    """
+
+    name: str
+    value: object
+    single: bool = False
+
+
+@dataclass(frozen=True)
+class EosIds:
+    """The ids that end a response, and the sources that say otherwise.
+
+    Attributes:
+        ids: ascending; empty where only the cap ends a response.
+        source: name of the source that decided.
+        others: names and ids of the sources that name different ids.
+        texts: text of each token above, by id.
+    """
+
+    ids: tuple[int, ...]
+    source: str
+    others: tuple[tuple[str, tuple[int, ...]], ...] = ()
+    texts: tuple[tuple[int, str], ...] = ()
+
+    def line(self) -> str:
+        """Ids, texts and source, as `0 '<eos>' (config.json)`."""
+        return f"{shown_ids(self.ids, dict(self.texts))} ({self.source})"
+
+    def differences(self) -> str:
+        """The other sources and their ids, as `config.json names 2 'b'`; empty where all agree."""
+        return shown_others(self.others, dict(self.texts))
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON types for result.json; token ids become strings where they are keys."""
+        return {
+            "ids": list(self.ids),
+            "source": self.source,
+            "others": {name: list(ids) for name, ids in self.others},
+            "texts": {str(token): text for token, text in self.texts},
+        }
+
+
+def shown_ids(ids: Iterable[int], texts: dict[int, str]) -> str:
+    """Ids with the text of their tokens."""
+    return ", ".join(f"{token} {texts[token]!r}" if token in texts else str(token) for token in ids) or "no token"
+
+
+def shown_others(others: Iterable[tuple[str, Sequence[int]]], texts: dict[int, str]) -> str:
+    """Sources by the ids that they name, sources of the same ids together."""
+    names: dict[tuple[int, ...], list[str]] = {}
+    for name, ids in others:
+        names.setdefault(tuple(ids), []).append(name)
+    return "; ".join(
+        f"{', '.join(group)} name{'s' if len(group) == 1 else ''} {shown_ids(ids, texts)}"
+        for ids, group in names.items()
+    )
+
+
+def resolve_eos(
+    explicit: Sequence[int] | None, sources: Sequence[EosSource], rows: int | None, text: TokenText
+) -> EosIds:
+    """Choose the ids that end a response.
+
+    Args:
+        explicit: `generation.eos_token_ids`, which comes before every source.
+        sources: in the order in which they are taken.
+        rows: embedding rows of the model, or None where they are unknown.
+        text: gives the text of a token.
+
+    Raises:
+        ConfigError: an explicit id has no embedding row.
+        CheckpointError: no source names an id, or one names what is no id of this model.
+    """
+    if explicit is not None:
+        taken = EosSource(KEY, list(explicit))
+        if rows is not None and any(token >= rows for token in explicit):
+            raise ConfigError(bad_value(KEY, list(explicit), f"need ids below the {rows} tokens of the model"))
+    else:
+        named = [source for source in sources if _ids(source)]
+        if not named:
+            raise CheckpointError(
+                f"{KEY}: got null, and the checkpoint names no EOS token; "
+                "list the ids that end a response, or [] to end at the cap alone"
+            )
+        taken = named[0]
+    ids = _ids(taken)
+    if rows is not None and any(token >= rows for token in ids):
+        remedy = f"{taken.name} names ids past the {rows} embedding rows; correct it, or set {KEY}"
+        raise CheckpointError(bad_value("eos_token_id", taken.value, remedy))
+    others = tuple((source.name, _ids(source)) for source in sources if _differs(source, ids, explicit is not None))
+    mentioned = sorted({*ids, *(token for _, named_ids in others for token in named_ids)})
+    return EosIds(ids, taken.name, others, tuple((token, text(token)) for token in mentioned))
+
+
+def token_text(tokenizer: Any) -> TokenText:
+    """Gives the text of a token of this tokenizer, special tokens included."""
+    return lambda token: str(tokenizer.decode([token], skip_special_tokens=False))
+
+
+def _ids(source: EosSource) -> tuple[int, ...]:
+    """Ids of a source, ascending. Raises CheckpointError where they are no ids."""
+    value: Any = source.value
+    listed = list(value) if isinstance(value, list | tuple) else [] if value is None else [value]
+    if not all(isinstance(token, int) and not isinstance(token, bool) and token >= 0 for token in listed):
+        raise CheckpointError(bad_value("eos_token_id", value, f"need integers >= 0 in {source.name}, or set {KEY}"))
+    return tuple(sorted(set(listed)))
+
+
+def _differs(source: EosSource, taken: tuple[int, ...], explicit: bool) -> bool:
+    try:
+        ids = _ids(source)
+    except CheckpointError:
+        if explicit:  # the key has replaced what cannot be read
+            return False
+        raise
+    return bool(ids) and not (set(ids) <= set(taken) if source.single else ids == taken)
