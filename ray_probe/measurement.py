@@ -165,7 +165,7 @@ def _log_start(config: ProbeConfig, backend: Loading, finished: int, passes: Pas
     )  # fmt: skip
     logger.info(
         "actors=%d device=%s parameters=%d eos_token_ids=%s first round=%d of %s",
-        backend.actors, backend.info["device"], backend.layout.size, list(backend.info["eos_ids"]), finished,
+        backend.actors, backend.info["device"], backend.layout.size, list(backend.info["eos_ids"]), finished + 1,
         config.batch.rounds,
     )  # fmt: skip
     logger.info("pass=%s (%s)", passes.name, passes.why)
@@ -192,7 +192,7 @@ def _logging(listener: Listener) -> Listener:
         elif progress.accumulated == progress.shards > 0:
             logger.info(
                 "round %d: gradients of %d shards are in, %d tokens so far, beta version %d",
-                progress.round, progress.shards, progress.tokens, progress.version,
+                progress.round + 1, progress.shards, progress.tokens, progress.version,
             )  # fmt: skip
         listener(progress)
 

@@ -210,7 +210,7 @@ def test_a_gradient_under_another_baseline_than_the_plans_is_refused(checkpoint:
     check_baseline(report, fit)
     later = fit.after_round(fit.latest)
     for other in (dataclasses.replace(report, version=0), dataclasses.replace(report, own_left_out=False)):
-        with pytest.raises(ShardError, match=r"^shard 0/0: its baseline is version .*; the plan asks for version 1"):
+        with pytest.raises(ShardError, match=r"^shard 0 of round 1: its baseline is .*; the plan asks for version 1"):
             check_baseline(other, fit)
     with pytest.raises(ShardError):
         check_baseline(report, later)
