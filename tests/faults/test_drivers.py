@@ -172,7 +172,7 @@ def assert_undisturbed(command: Command, last: Ended, expected: Answer) -> None:
     answer.assert_same(expected)
     assert answer.result["partial"] is False
     assert answer.result["entropy"] == expected.result["entropy"]
-    assert answer.result["gradient"]["norm"] == pytest.approx(expected.result["gradient"]["norm"], rel=1e-5)
+    assert answer.result["gradient"]["norm_raw"] == pytest.approx(expected.result["gradient"]["norm_raw"], rel=1e-5)
 
 
 @pytest.fixture(scope="module")

@@ -91,7 +91,7 @@ def test_every_fit_and_mode_runs_and_writes_its_advantages_round_by_round(
                 values = line["advantage"][name]
                 assert values["mean"] is not None and values["variance"] >= 0, "mean of G_j - b_j, and its variance"
                 assert values["mean_square"] == pytest.approx(values["variance"] + values["mean"] ** 2)
-        assert result["gradient"]["norm"] > 0 and result["partial"] is False
+        assert result["gradient"]["norm_raw"] > 0 and result["partial"] is False
         assert result["counts"]["unfitted_shards"] == (3 if fit == "lagged" else 0)
         gradients[mode] = job.gradient
     for left, right in ((a, b) for a in MODES for b in MODES if a < b):
