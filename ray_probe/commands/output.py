@@ -24,19 +24,22 @@ class Answer:
         value: for machines, plain JSON types.
         text: makes what people see: a string, or something that rich prints.
         code: what the command exits with.
-        last_lines: printed after the text, for people alone; the first says what is kept on disk.
+        last_lines: printed after the text, for people alone.
+        kept: what holds also where none of this can be printed, for the error; None: a text of one line itself.
     """
 
     value: Any
     text: "Callable[[], RenderableType]"
     code: int = 0
     last_lines: tuple[str, ...] = ()
+    kept: str | None = None
 
 
 def answered(answer: Answer, as_json: bool) -> int:
     """Print an answer; returns its exit code. Raises OutputError where stdout does not take it."""
     text = as_json_text(answer.value) if as_json else _for_people(answer)
-    write(text, sys.stdout, next(iter(answer.last_lines), None), answer.code)
+    kept = text.strip() if answer.kept is None and text.count("\n") == 1 else answer.kept
+    write(text, sys.stdout, kept, answer.code)
     return answer.code
 
 
@@ -69,7 +72,7 @@ def of_result(result: dict[str, Any], directory: str | Path, verbose: bool = Fal
         return result_table(result, verbose)
 
     lines = [f"results, plots and log: {directory}", f"all figures: ray-probe results {directory} --verbose"]
-    return Answer(result, table, exit_code(result), tuple(lines[: 1 if verbose else 2]))
+    return Answer(result, table, exit_code(result), tuple(lines[: 1 if verbose else 2]), lines[0])
 
 
 def exit_code(result: dict[str, Any]) -> int:

@@ -53,7 +53,8 @@ def up(
     entry = found.entry
     value = {"name": entry.name, "address": entry.address, "namespace": entry.namespace,
              "directory": entry.directory, "going_on": found.queued}  # fmt: skip
-    return answered(Answer(value, lambda: "\n".join(launch.lines(found))), as_json)
+    kept = f"service {entry.name!r} is up all the same"
+    return answered(Answer(value, lambda: "\n".join(launch.lines(found)), kept=kept), as_json)
 
 
 def down(name: Name = None, address: Address = None, namespace: Namespace = None) -> int:

@@ -115,6 +115,10 @@ def called(monkeypatch: pytest.MonkeyPatch, name: str, run: Path, stdout: TextIO
     return ended.value.code, stderr.getvalue()
 
 
+def a_place(name: str, run: Path) -> str:
+    return an_info().directory if name == "probe" else str(run)
+
+
 def full() -> TextIO:
     return open("/dev/full", "w", encoding="utf-8")
 
@@ -144,8 +148,10 @@ def test_a_stdout_that_takes_nothing_is_told_in_one_line(
     assert code == 1
     assert error.startswith(f"error: stdout: cannot be written ({reason})")
     assert "Traceback" not in said and said.count("error:") == 1
-    if name in ("run", "run as JSON", "finished run"):
-        assert str(run) in error, "where the results are"
+    if name in ("run", "run as JSON", "finished run", "finished run as CSV", "probe"):
+        assert error.endswith(f"; results, plots and log: {a_place(name, run)}"), "where the results are"
+    if name in ("scale", "cancel", "drain"):
+        assert "; " in error, "what was done"
     if stdout is not None:
         stdout.close()  # nothing is left in it that could not be written
 
