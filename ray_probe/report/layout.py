@@ -24,7 +24,7 @@ LABEL_SHARE = 0.4
 """A label that takes more of a line than this stands above its paragraph."""
 
 # A value is one word with its error, and with its per cent sign.
-_SPACE = re.compile(r"(?<!±)(?<!\+-) +(?!±|\+-|%)")
+_SPACE = re.compile(r"(?<!±)(?<!\+-)\s+(?!±|\+-|%)")
 
 _ASCII_RULE = box.Box("    \n    \n -- \n    \n    \n -- \n    \n    \n", ascii=True)
 
@@ -83,10 +83,11 @@ class FittedTable:
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         """Yield the widest form that fits."""
         rows = [[_plain(cell, options.encoding) for cell in row] for row in self._rows]
+        titles = [spelled(column.title, options.encoding) for column in self._columns]
         for places in self._forms():
-            widths = self._widths(places, rows, options.max_width)
+            widths = self._widths(places, titles, rows, options.max_width)
             if widths is not None:
-                yield self._table(places, widths, rows, options)
+                yield self._table(places, widths, titles, rows, options.ascii_only)
                 return
         for row in rows:
             yield from self._block(row, options)
@@ -100,14 +101,16 @@ class FittedTable:
                 places = [other for other in places if other != place]
                 yield places
 
-    def _widths(self, places: Sequence[int], rows: Sequence[Sequence[Text]], room: int) -> list[int] | None:
+    def _widths(
+        self, places: Sequence[int], titles: Sequence[str], rows: Sequence[Sequence[Text]], room: int
+    ) -> list[int] | None:
         """A width for each of these columns; None when their cells do not fit."""
         room -= self._gap * (len(places) - 1)
         whole, least = [], []
         for place in places:
             column = self._columns[place]
             lines = [line for row in rows for line in row[place].plain.split("\n")]
-            title = max(map(cell_len, column.title.split("\n"))) if self.headed else 0
+            title = max(map(cell_len, titles[place].split("\n"))) if self.headed else 0
             needed = max([title, *map(cell_len, lines)])
             whole.append(max(needed, column.prefers))
             least.append(needed if column.least is None else min(needed, max(column.least, title)))
@@ -119,18 +122,18 @@ class FittedTable:
         return whole
 
     def _table(
-        self, places: Sequence[int], widths: Sequence[int], rows: Sequence[Sequence[Text]], options: ConsoleOptions
-    ) -> Table:
+        self, places: Sequence[int], widths: Sequence[int], titles: Sequence[str], rows: Sequence[Sequence[Text]],
+        ascii_only: bool,
+    ) -> Table:  # fmt: skip
         table = Table(
-            box=(_ASCII_RULE if options.ascii_only else box.SIMPLE_HEAD) if self.headed else None,
+            box=(_ASCII_RULE if ascii_only else box.SIMPLE_HEAD) if self.headed else None,
             show_header=self.headed, show_edge=False, pad_edge=False,
             padding=(0, self._gap - 1 if self.headed else self._gap, 0, 0),  # a headed table has a divider of one
         )  # fmt: skip
         for place, width in zip(places, widths, strict=True):
             column = self._columns[place]
             justify: JustifyMethod = "right" if column.right else "left"
-            title = Text(spelled(column.title, options.encoding))
-            table.add_column(title, justify=justify, style=column.style, width=width, overflow="fold")
+            table.add_column(Text(titles[place]), justify=justify, style=column.style, width=width, overflow="fold")
         for row in rows:
             table.add_row(*(row[place] for place in places))
         return table

@@ -182,6 +182,12 @@ def test_a_paragraph_keeps_a_value_with_its_error_and_its_sign() -> None:
         assert "12.34 ± 0.56" in text and "7 %" in text
     assert list(wrapped("aaaa bb", 3)) == ["aaa", "a", "bb"]
     assert list(wrapped("", 10)) == [""]
+    assert list(wrapped("one\ntwo  three", 9)) == ["one two", "three"]
+
+
+def test_headings_that_grow_in_plain_signs_have_room_for_it() -> None:
+    table = FittedTable((Column("x"), Column("nats²", right=True)), [("a", "1")])
+    assert [line.rstrip() for line in drawn(table, 60, "ascii").splitlines()] == ["x  nats^2", "---------", "a       1"]
 
 
 @pytest.mark.parametrize("width", [40, 80])
