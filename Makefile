@@ -10,9 +10,12 @@ install: $(STAMP)
 
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else f"Python {sys.version.split()[0]} is too old: set PYTHON to 3.11 or newer")'
+	@echo "Installing torch, transformers, Ray and the tools for tests into $(VENV): 2.4 GB, more with CUDA."
+	@echo "This takes 2 to 10 minutes. pip says what it does; its last step, 'Installing collected packages', takes longest."
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install -q -c constraints.txt -e '.[test,lint]'
-	touch $@
+	@start=$$(date +%s) && $(BIN)/python -m pip install -c constraints.txt -e '.[test,lint]' \
+		&& echo "Installed in $$(( ($$(date +%s) - start + 30) / 60 )) min; $(VENV) takes $$(du -sh $(VENV) | cut -f1). The next call skips this."
+	@touch $@
 
 run: install
 	$(BIN)/python launch.py run configs/tiny.yaml

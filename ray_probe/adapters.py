@@ -29,6 +29,7 @@ from ray_probe.checkpoint_files import (
 )
 from ray_probe.errors import CheckpointError, ConfigError, bad_value
 from ray_probe.trainable import adapter_parameters, mark_adapter
+from ray_probe.versions import how_to_install
 
 FIELD = "model.adapter"
 PROBE_TOKENS = 8
@@ -185,7 +186,7 @@ def _peft() -> Any:
     try:
         import peft
     except ImportError as error:
-        remedy = f"it needs the package peft, which is not here ({error}); pip install 'ray-probe[peft]'"
+        remedy = f"it needs the package peft, which is not here ({error}); {how_to_install('peft')}"
         raise ConfigError(bad_value(FIELD, "an adapter", remedy)) from error
     return peft
 

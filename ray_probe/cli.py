@@ -1,20 +1,18 @@
 """The command line: parse, build, run. Every refusal is one line on stderr and an exit code (spec section 8)."""
 
 import contextlib
-import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from ray_probe.commands import doctor, options, queries, service
+from ray_probe.commands import doctor, options, queries, service, streams
 from ray_probe.commands.output import EXIT_INTERRUPTED, answered, of_result
-from ray_probe.errors import ProbeError
+from ray_probe.errors import OutputError, ProbeError
 from ray_probe.interrupts import signals_interrupt
 
 EXIT_USAGE = 2
-EXIT_BROKEN_PIPE = 141
 
 # Newer versions of typer bring a click of their own, older ones use the package: both derive from this class.
 _ClickException: Any = next(base for base in typer.BadParameter.__mro__ if base.__name__ == "ClickException")
@@ -38,6 +36,7 @@ def run(
         Path | None, typer.Option(metavar="RUN_DIR", help="Go on from the last finished round.", show_default=False)
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print result.json instead of the table.")] = False,
+    verbose: options.Verbose = False,
 ) -> int:
     """Measure a checkpoint: sample, score, fit, differentiate; then print a table of results."""
     from ray_probe.report.display import ProgressDisplay
@@ -49,10 +48,10 @@ def run(
         # Ray prints what befalls its workers to stdout, which belongs to the result.
         with signals_interrupt(), ProgressDisplay() as display, contextlib.redirect_stdout(sys.stderr):
             result = execute(request, display, state)
+        assert state.directory is not None
+        return answered(of_result(result, state.directory, verbose), as_json)
     except KeyboardInterrupt:
         return _interrupted(state.directory, state.finished_rounds)
-    assert state.directory is not None
-    return answered(of_result(result, state.directory), as_json)
 
 
 for _command in (
@@ -64,20 +63,23 @@ for _command in (
 
 def _interrupted(directory: Path | None, finished_rounds: int) -> int:
     if directory is None:
-        print("interrupted before the first round; nothing was written", file=sys.stderr)
+        streams.tell("interrupted before the first round; nothing was written")
     else:
-        print(f"interrupted: {finished_rounds} rounds are kept; go on with run --resume {directory}", file=sys.stderr)
+        streams.tell(f"interrupted: {finished_rounds} rounds are kept; go on with run --resume {directory}")
     return EXIT_INTERRUPTED
 
 
 def main() -> None:
     """Entry point of `ray-probe` and `launch.py`."""
+    streams.prepare()
     try:
         code = _main()
-        sys.stdout.flush()
-    except BrokenPipeError:  # who reads has seen enough, as `| head` has
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = EXIT_BROKEN_PIPE
+    except OSError as error:
+        if streams.takes_output(sys.stdout):
+            raise
+        code = _refused(f"stdout: cannot be written ({error.strerror})", OutputError.exit_code)  # a help text, say
+    for stream in (sys.stdout, sys.stderr):
+        streams.takes_output(stream)
     sys.exit(code)
 
 
@@ -97,5 +99,5 @@ def _main() -> int:
 
 
 def _refused(message: str, code: int) -> int:
-    print(" ".join(f"error: {message}".split()), file=sys.stderr)
+    streams.tell(" ".join(f"error: {message}".split()))
     return code

@@ -17,7 +17,7 @@ from ray_probe.messages import Collected, ShardSums
 
 COUNTS = ("eos_only", "truncated", "unfitted_shards", "shards_retried", "regenerated")
 SECONDS = ("seconds", "generate_s", "teacher_force_s", "backward_s", "fit_s", "wait_s")
-PAIRS = (("constant", "none"), ("residual_mu", "constant"), ("regression", "constant"), ("regression", "residual_mu"))
+PAIRS = tuple((mode, against) for index, mode in enumerate(MODES) for against in MODES[:index])
 
 Array = npt.NDArray[np.float64]
 
@@ -271,7 +271,7 @@ def build_result(
     repeated = totals.repeated_prompts(config["batch"]["responses_per_prompt"])
     noise = gradient_noise(gradient_norm_sq, totals.sizes_S3[:, 2], totals.sizes_S3[:, 0])
     if repeated:  # shards that share a prompt are not independent, and no shard figure can tell how much
-        noise = GradientNoise(noise.norm, None, None, None)
+        noise = GradientNoise(noise.norm_raw, None, None, None, None)
     seconds = totals.seconds
     return {
         "schema_version": 1,
@@ -279,7 +279,7 @@ def build_result(
         "beta": beta,
         **_advantage_sections(totals, independent=not repeated),
         "entropy": entropy_estimate(totals),
-        "gradient": vars(noise) | {"cos_pathwise": None},
+        "gradient": vars(noise),
         "parity": _parity(totals.parity),
         "positions": _positions(totals, config["generation"]["max_new_tokens"]),
         "counts": {

@@ -17,7 +17,7 @@ from ray_probe.core.variance import in_sample_mean_squares
 from ray_probe.errors import ConfigError, LedgerError, RecordError, bad_value
 from ray_probe.ledger import Ledger
 from ray_probe.ledger_entries import Accepted, Closed, Different, Entry, digest_of
-from ray_probe.messages import Array, Delivery, Receipt, ShardKey
+from ray_probe.messages import Array, Delivery, Receipt, ShardKey, shard_label
 
 Answer = TypeVar("Answer")
 
@@ -157,13 +157,13 @@ class Fitter:
         listed = tuple(sorted({int(shard) for shard in shards}))
         if self._closed is not None and round_number == self._closed.round:
             if listed != self._closed.shards:
-                raise RecordError(f"round {round_number}: was closed with shards {list(self._closed.shards)}")
+                raise RecordError(f"round {round_number + 1}: was closed with shards {list(self._closed.shards)}")
             return self._fit_in_use()
         if round_number != self._current.round + 1:
-            raise RecordError(f"round {round_number}: cannot be closed; round {self._current.round + 1} is open")
+            raise RecordError(f"round {round_number + 1}: cannot be closed; round {self._current.round + 2} is open")
         missing = sorted(set(listed) - set(self._packed.get(round_number, ())))
         if missing:
-            raise RecordError(f"round {round_number}: cannot be closed; no record of shards {missing} is in")
+            raise RecordError(f"round {round_number + 1}: cannot be closed; no record of shards {missing} is in")
         entry = Closed(round_number, listed, round_number if since is None else since)
         self._write(entry)
         self._fold(entry)
@@ -236,7 +236,7 @@ class Fitter:
         if key in self._accepted or key in fresh:
             return None
         if delivery.round != self._current.round + 1:
-            raise RecordError(f"round: got {delivery.round}; round {self._current.round + 1} is open")
+            raise RecordError(f"round: got {delivery.round + 1}; round {self._current.round + 2} is open")
         check(Record.unpack(delivery.packed), self._rule.shape)
         fresh[key] = Accepted(*key, digest_of(delivery.packed), delivery.made_on, delivery.packed.copy())
         return Receipt("accepted")
@@ -259,10 +259,10 @@ class Fitter:
         if entry not in self._different:
             self._write(entry)
             self._different.add(entry)
-            self.notes.append(f"shard {key[0]}/{key[1]} came again with other bytes; the first record stays")
+            self.notes.append(f"{shard_label(*key)} came again with other bytes; the first record stays")
         kept = self._packed.get(key[0], {}).get(key[1])
         if kept is None:
-            raise RecordError(f"record: shard {key[0]}/{key[1]} was committed with other bytes; this one is not merged")
+            raise RecordError(f"record: {shard_label(*key)} was committed with other bytes; this one is not merged")
         return Receipt("different", kept)
 
     def _fold(self, entry: Closed) -> None:
@@ -308,7 +308,7 @@ def _kept(closed: list[Closed], finished: Sequence[Sequence[int]], path: Path) -
         if number >= len(closed) or closed[number].shards != tuple(sorted(set(shards))):
             there = f"has it closed with {list(closed[number].shards)}" if number < len(closed) else "has it not closed"
             raise LedgerError(
-                f"{path}: round {number} was finished with shards {sorted(set(shards))}, and the ledger {there}; "
+                f"{path}: round {number + 1} was finished with shards {sorted(set(shards))}, and the ledger {there}; "
                 "restore the file or start a new run"
             )
     return closed[: len(finished)]

@@ -19,7 +19,7 @@ from ray_probe.errors import ProbeError, RecordError
 from ray_probe.files import write_atomically, writing
 from ray_probe.fitter import Fitter
 from ray_probe.group_commit import GroupCommit
-from ray_probe.messages import Delivery, Opening, Receipt
+from ray_probe.messages import Delivery, Opening, Receipt, shard_label
 
 SLOW_SYNC_S = 2e-3
 """From here on, as on a shared file system, records that come together share a write. Ray's threads, which that takes,
@@ -133,4 +133,4 @@ class FitterHost:
 
 
 def _is_late(delivery: Delivery) -> RecordError:
-    return RecordError(f"record: that of shard {delivery.round}/{delivery.shard} is of a measurement before")
+    return RecordError(f"record: that of {shard_label(delivery.round, delivery.shard)} is of a measurement before")

@@ -168,7 +168,7 @@ def _log_start(config: ProbeConfig, backend: Loading, finished: int, passes: Pas
     )  # fmt: skip
     logger.info(
         "actors=%d device=%s parameters=%d first round=%d of %s",
-        backend.actors, backend.info["device"], backend.layout.size, finished, config.batch.rounds,
+        backend.actors, backend.info["device"], backend.layout.size, finished + 1, config.batch.rounds,
     )  # fmt: skip
     logger.info("pass=%s (%s)", passes.name, passes.why)
     if backend.info["why_no_head"]:
@@ -207,7 +207,7 @@ def _logging(listener: Listener) -> Listener:
         elif progress.accumulated == progress.shards > 0:
             logger.info(
                 "round %d: gradients of %d shards are in, %d tokens so far, beta version %d",
-                progress.round, progress.shards, progress.tokens, progress.version,
+                progress.round + 1, progress.shards, progress.tokens, progress.version,
             )  # fmt: skip
         listener(progress)
 

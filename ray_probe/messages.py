@@ -18,6 +18,11 @@ ShardKey = tuple[int, int]
 """Round and index of a shard."""
 
 
+def shard_label(round_number: int, shard: int) -> str:
+    """Name a shard for people, who count rounds from 1; its id in results, `0/3`, counts them from 0."""
+    return f"shard {shard} of round {round_number + 1}"
+
+
 @dataclass(frozen=True)
 class Opening:
     """A measurement that a fitter is open on, as deliveries name it.

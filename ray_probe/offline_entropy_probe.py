@@ -162,10 +162,10 @@ class OfflineEntropyProbe:
         fallback = outcome.beta["fallback"]
         if mode != "none" and unfitted:
             self._tracker.note(
-                f"round {outcome.round}: {unfitted} shards had no record to fit on; mu_hat was 0 for them"
+                f"round {outcome.round + 1}: {unfitted} shards had no record to fit on; mu_hat was 0 for them"
             )
         if mode == "regression" and fallback is not None:
-            self._tracker.note(f"round {outcome.round}: beta could not be fitted; {fallback} stands in for it")
+            self._tracker.note(f"round {outcome.round + 1}: beta could not be fitted; {fallback} stands in for it")
 
     def _check_parity(self) -> None:
         parity = sum((part.parity for part in self._worked()), start=ParityStats.zero())

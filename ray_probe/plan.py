@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ray_probe.errors import PromptsError, bad_value
+from ray_probe.messages import shard_label
 
 _ORDER_STREAM = 1
 
@@ -40,8 +41,13 @@ class Shard:
 
     @property
     def id(self) -> str:
-        """Round and index, as results and logs name it."""
+        """Round and index, both from 0, as results name it."""
         return f"{self.round}/{self.index}"
+
+    @property
+    def label(self) -> str:
+        """Index and round, the round from 1, as logs and messages name it."""
+        return shard_label(self.round, self.index)
 
     def response_seeds(self) -> list[list[tuple[int, ...]]]:
         """Seed of each response [B][G]: (run seed, pass over the file, index in the file, replicate)."""

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from ray_probe.errors import ConfigError, PromptsError, bad_value
 from ray_probe.prompt_rows import Row, check_id_field, check_regular_file, cut, id_of, no_field, place, unreadable
+from ray_probe.versions import how_to_install
 
 DATASETS_PREFIX = "datasets:"
 ROWS_AT_ONCE = 1000
@@ -96,7 +97,7 @@ def _extra(module: str, prompts: str) -> Any:
         return importlib.import_module(module)
     except ImportError:
         package = module.split(".", 1)[0]
-        remedy = f"reading it needs the package {package}: pip install ray-probe[datasets]"
+        remedy = f"reading it needs the package {package}; {how_to_install('datasets')}"
         raise ConfigError(bad_value("data.prompts", prompts, remedy)) from None
 
 

@@ -170,7 +170,7 @@ class Rollout:
         if shard.key in self._added:
             return self._added[shard.key]
         if shard.key not in self._held:
-            raise ShardError(f"shard {shard.id}: was not collected here; collect it first")
+            raise ShardError(f"{shard.label}: was not collected here; collect it first")
         started = time.monotonic()
         held = self._held[shard.key]
         inside = fit.round >= shard.round

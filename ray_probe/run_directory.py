@@ -31,10 +31,16 @@ def as_json(value: Mapping[str, Any]) -> str:
 
 
 class RunDirectory:
-    """The files of one run."""
+    """The files of one run.
 
-    def __init__(self, path: Path) -> None:
+    Args:
+        path: its directory.
+        field: what names the directory in errors about its files.
+    """
+
+    def __init__(self, path: Path, field: str = "--resume") -> None:
         self.path = path
+        self._field = field
         self._ends_whole = False
 
     @classmethod
@@ -189,7 +195,7 @@ class RunDirectory:
 
     def _unreadable(self, name: str, error: Exception) -> ConfigError:
         remedy = f"{name} cannot be read ({error}), restore it or start a new run"
-        return ConfigError(bad_value("--resume", str(self.path), remedy))
+        return ConfigError(bad_value(self._field, str(self.path), remedy))
 
 
 def _finished(lines: Sequence[dict[str, Any]]) -> int:

@@ -16,6 +16,11 @@ def package_versions() -> dict[str, str]:
     return {"ray-probe": __version__} | {name: version(name) for name in PACKAGES}
 
 
+def how_to_install(extra: str) -> str:
+    """The command that adds an optional part; ray_probe is on no package index, so it names the working copy."""
+    return f"in the working copy of ray_probe: pip install -e '.[{extra}]'"
+
+
 def check_versions(driver: Mapping[str, str]) -> None:
     """Refuse a node whose packages are not the driver's. Raises ClusterError naming both versions."""
     here = package_versions()

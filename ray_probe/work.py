@@ -14,7 +14,7 @@ from typing import Any, Protocol
 from ray_probe.core.baselines import PublishedFit
 from ray_probe.errors import GradientError, ShardError
 from ray_probe.layout import Layout
-from ray_probe.messages import Collected, GradientReport, ShardKey, ShardSums
+from ray_probe.messages import Collected, GradientReport, ShardKey, ShardSums, shard_label
 from ray_probe.plan import Shard
 from ray_probe.tracker import Tracker
 
@@ -86,14 +86,14 @@ def told_with(number: int, first: int, came_again: Collection[ShardKey], told: C
 
 
 def ids_of(keys: Collection[ShardKey]) -> list[str]:
-    """Shards as results and logs name them."""
+    """Shards as results name them."""
     return [f"{number}/{shard}" for number, shard in keys]
 
 
 def refuse_without_sums(outcome: RoundOutcome) -> None:
     """A round that nothing is left of can give no estimate. Raises ShardError."""
     if not outcome.sums:
-        raise ShardError(f"round {outcome.round}: every shard was given up; see log.txt for the causes")
+        raise ShardError(f"round {outcome.round + 1}: every shard was given up; see log.txt for the causes")
 
 
 class Backend(Protocol):
@@ -167,4 +167,5 @@ def check_baseline(report: ShardSums, fit: PublishedFit) -> None:
             f"version {version} with its own record {'out' if out else 'in'}"
             for version, out in ((report.version, report.own_left_out), (fit.version, leave_out))
         )
-        raise ShardError(f"shard {report.round}/{report.shard}: its baseline is {got}; the plan asks for {asked}")
+        label = shard_label(report.round, report.shard)
+        raise ShardError(f"{label}: its baseline is {got}; the plan asks for {asked}")

@@ -133,7 +133,7 @@ class GroupWork:
             self._lost_before_commit(lost)
             causes.append(lost.cause)
         raise ClusterError(
-            f"round {newest}: its gradient could not be fetched {MAX_ATTEMPTS} times, last: {causes[-1]}; "
+            f"round {newest + 1}: its gradient could not be fetched {MAX_ATTEMPTS} times, last: {causes[-1]}; "
             "give actors more memory or fewer parameters (model.trainable), then go on with run --resume"
         )
 

@@ -130,12 +130,12 @@ class Schedule:
         if not is_charged(blame, entry.spared):
             entry.spared += 1
             self._requeue(entry)
-            return f"shard {shard.id} was interrupted ({cause}); it is done again, which is no attempt"
+            return f"{shard.label} was interrupted ({cause}); it is done again, which is no attempt"
         entry.causes.append(cause)
         entry.by_memory += by_memory
         if entry.actor is not None:
             entry.failed_on.add(entry.actor)
-        failed = f"shard {shard.id} failed ({cause}); it is"
+        failed = f"{shard.label} failed ({cause}); it is"
         if len(entry.causes) < MAX_ATTEMPTS:
             self._requeue(entry)
             return f"{failed} tried again"

@@ -8,7 +8,8 @@ from typing import Annotated
 import typer
 
 from ray_probe.commands.options import AsJson, ConfigAddress, Settings
-from ray_probe.commands.output import print_json, stdout_for_results
+from ray_probe.commands.output import as_json_text, stdout_for_results
+from ray_probe.commands.streams import write
 from ray_probe.errors import ConfigError, bad_value
 
 
@@ -19,20 +20,21 @@ def doctor(
     as_json: AsJson = False,
 ) -> int:
     """Look at all that a run needs, one line each; exit 0 only if everything holds."""
-    from rich.console import Console
-
     from ray_probe.config import load_config
     from ray_probe.doctor import diagnose, exit_code, to_json
-    from ray_probe.report.doctor_table import show
+    from ray_probe.report.doctor_table import shown
     from ray_probe.runner import overrides
 
     if config is None and set_:
         raise ConfigError(bad_value("--set", set_[0], "give CONFIG too"))
     loaded = None if config is None else load_config(config, overrides(set_ or [], None, address, None))
-    console = Console(file=sys.stdout)  # bound before Ray's words are sent elsewhere
-    checks = diagnose(loaded, address=address if loaded is None else None)
+    stdout = sys.stdout  # Ray's words are sent elsewhere
+    checks, done = diagnose(loaded, address=address if loaded is None else None), []
     with stdout_for_results(), contextlib.closing(checks):  # it holds a Ray connection
-        done = list(checks) if as_json else show(checks, console)
+        for check in checks:
+            done.append(check)
+            if not as_json:
+                write(shown(check, stdout), stdout)
     if as_json:
-        print_json(to_json(done))
+        write(as_json_text(to_json(done)), stdout)
     return exit_code(done)

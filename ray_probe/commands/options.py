@@ -22,6 +22,7 @@ Address = Annotated[
 ]
 Namespace = Annotated[str | None, typer.Option(help="Its Ray namespace.", show_default=False)]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="All figures: baselines, beta, checks, times.")]
 Identity = Annotated[str | None, typer.Argument(metavar="ID", help="A measurement, m0001.", show_default=False)]
 """A measurement that may be left out: the newest, or all."""
 OneIdentity = Annotated[str, typer.Argument(metavar="ID", help="A measurement, m0001.", show_default=False)]

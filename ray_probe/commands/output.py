@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ray_probe.commands.streams import write
+
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-WIDTH = 100
 EXIT_INTERRUPTED = 130
 
 
@@ -23,40 +24,36 @@ class Answer:
         value: for machines, plain JSON types.
         text: makes what people see: a string, or something that rich prints.
         code: what the command exits with.
-        last_line: printed after the text, for people alone.
+        last_lines: printed after the text, for people alone.
+        kept: what holds also where none of this can be printed, for the error; None: a text of one line itself.
     """
 
     value: Any
     text: "Callable[[], RenderableType]"
     code: int = 0
-    last_line: str | None = None
+    last_lines: tuple[str, ...] = ()
+    kept: str | None = None
 
 
 def answered(answer: Answer, as_json: bool) -> int:
-    """Print an answer; returns its exit code."""
-    if as_json:
-        print_json(answer.value)
-        return answer.code
-    said = answer.text()
-    if isinstance(said, str):
-        print(said)
-    else:
-        from rich.console import Console
-
-        Console(width=None if sys.stdout.isatty() else WIDTH).print(said)
-    if answer.last_line is not None:
-        print(answer.last_line)
+    """Print an answer; returns its exit code. Raises OutputError where stdout does not take it."""
+    text = as_json_text(answer.value) if as_json else _for_people(answer)
+    kept = text.strip() if answer.kept is None and text.count("\n") == 1 else answer.kept
+    write(text, sys.stdout, kept, answer.code)
     return answer.code
 
 
-def print_json(value: Any) -> None:
-    """For machines."""
-    print(json.dumps(value, indent=1))
+def as_json_text(value: Any) -> str:
+    """Write a value for machines."""
+    return json.dumps(value, indent=1) + "\n"
 
 
-def tell(text: str) -> None:
-    """Say what happens meanwhile."""
-    print(text, file=sys.stderr, flush=True)
+def _for_people(answer: Answer) -> str:
+    from ray_probe.report.parts import rendered
+
+    said = answer.text()
+    text = f"{said}\n" if isinstance(said, str) else rendered(said, sys.stdout)
+    return text + "".join(f"{line}\n" for line in answer.last_lines)
 
 
 @contextlib.contextmanager
@@ -66,15 +63,16 @@ def stdout_for_results() -> Iterator[None]:
         yield
 
 
-def of_result(result: dict[str, Any], directory: str | Path) -> Answer:
+def of_result(result: dict[str, Any], directory: str | Path, verbose: bool = False) -> Answer:
     """A measurement's result, as a table or as it is, with the exit code that it stands for."""
 
     def table() -> "RenderableType":
         from ray_probe.report.table import result_table
 
-        return result_table(result)
+        return result_table(result, verbose)
 
-    return Answer(result, table, exit_code(result), f"results, plots and log: {directory}")
+    lines = [f"results, plots and log: {directory}", f"all figures: ray-probe results {directory} --verbose"]
+    return Answer(result, table, exit_code(result), tuple(lines[: 1 if verbose else 2]), lines[0])
 
 
 def exit_code(result: dict[str, Any]) -> int:

@@ -1,12 +1,15 @@
 """How a service or a run in progress is doing, and what it has found so far."""
 
+from dataclasses import replace
+from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ray_probe.commands.asking import asks
-from ray_probe.commands.options import Identity
-from ray_probe.commands.output import Answer, of_result
+from ray_probe.commands.asking import asks, connected
+from ray_probe.commands.options import Address, AsJson, Identity, Name, Namespace, Verbose
+from ray_probe.commands.output import Answer, answered, of_result
+from ray_probe.errors import ConfigError, bad_value
 
 if TYPE_CHECKING:
     from ray_probe.service.client import ProbeClient
@@ -37,16 +40,61 @@ def variance(client: "ProbeClient", identity: Identity = None) -> Answer:
     return Answer(found.to_json(), lambda: _tables().variance_table(found))
 
 
-@asks
-def results(client: "ProbeClient", identity: Identity = None) -> Answer:
-    """All measurements, or one with all of its figures."""
-    if identity is None:
-        items = client.results()
-        return Answer([item.to_json() for item in items], lambda: _tables().results_table(items))
-    info, result = client.result(identity)
-    if result is not None:
-        return of_result(result, info.directory)
-    return Answer(info.to_json(), lambda: _tables().results_table((info,)))
+class Format(StrEnum):
+    """How results are written."""
+
+    TABLE = "table"
+    JSON = "json"
+    CSV = "csv"
+    MD = "md"
+
+
+def results(
+    identity: Annotated[
+        str | None, typer.Argument(metavar="ID|RUN_DIR", help="m0001, or the directory of a run.", show_default=False)
+    ] = None,
+    form: Annotated[Format, typer.Option("--format", help="How they are written.")] = Format.TABLE,
+    verbose: Verbose = False,
+    name: Name = None,
+    address: Address = None,
+    namespace: Namespace = None,
+    as_json: AsJson = False,
+) -> int:
+    """All measurements of a service, or one, or a finished run by its directory, with all of its figures."""
+    from ray_probe.commands.finished import result_of, run_directory
+
+    if as_json and form not in (Format.TABLE, Format.JSON):
+        raise ConfigError(bad_value("--format", form.value, "--json is another format; leave one of the two out"))
+    form = Format.JSON if as_json else form
+    of_a_service = (name, address, namespace) != (None, None, None)
+    directory = None if identity is None or of_a_service else run_directory(identity)
+    if directory is not None:
+        return answered(_formatted(of_result(result_of(directory), directory, verbose), form), form == Format.JSON)
+    with connected(name, address, namespace) as client:
+        if identity is None:
+            items = client.results()
+            answer = Answer([item.to_json() for item in items], lambda: _tables().results_table(items))
+        else:
+            info, result = client.result(identity)
+            answer = Answer(info.to_json(), lambda: _tables().results_table((info,)))
+            if result is not None:
+                answer = of_result(result, info.directory, verbose)
+    return answered(_formatted(answer, form), form == Format.JSON)
+
+
+def _formatted(answer: Answer, form: Format) -> Answer:
+    """The answer with its text in this format; a list of measurements, or one result."""
+    from ray_probe.report import export
+
+    if form in (Format.TABLE, Format.JSON):
+        return answer
+    value = answer.value
+    if isinstance(value, dict) and "schema_version" in value:
+        text = export.result_csv(value) if form == Format.CSV else export.result_markdown(value)
+    else:
+        items = value if isinstance(value, list) else [value]
+        text = export.listing_csv(items) if form == Format.CSV else export.listing_markdown(items)
+    return replace(answer, text=lambda: text.removesuffix("\n"), last_lines=())
 
 
 @asks

@@ -17,8 +17,10 @@ from ray_probe.commands.options import (
     OneIdentity,
     Out,
     Settings,
+    Verbose,
 )
-from ray_probe.commands.output import EXIT_INTERRUPTED, Answer, answered, of_result, stdout_for_results, tell
+from ray_probe.commands.output import EXIT_INTERRUPTED, Answer, answered, of_result, stdout_for_results
+from ray_probe.commands.streams import tell
 from ray_probe.errors import ClusterError
 from ray_probe.interrupts import interrupted, signals_interrupt
 
@@ -51,7 +53,8 @@ def up(
     entry = found.entry
     value = {"name": entry.name, "address": entry.address, "namespace": entry.namespace,
              "directory": entry.directory, "going_on": found.queued}  # fmt: skip
-    return answered(Answer(value, lambda: "\n".join(launch.lines(found))), as_json)
+    kept = f"service {entry.name!r} is up all the same"
+    return answered(Answer(value, lambda: "\n".join(launch.lines(found)), kept=kept), as_json)
 
 
 def down(name: Name = None, address: Address = None, namespace: Namespace = None) -> int:
@@ -60,8 +63,8 @@ def down(name: Name = None, address: Address = None, namespace: Namespace = None
 
     with signals_interrupt(), stdout_for_results():
         ended = launch.down(name, tell, address, namespace)
-    print(f"service {ended!r} is down; its files stay, and `up` goes on with what was queued")
-    return 0
+    said = f"service {ended!r} is down; its files stay, and `up` goes on with what was queued"
+    return answered(Answer({"ended": ended}, lambda: said), as_json=False)
 
 
 @asks
@@ -72,6 +75,7 @@ def probe(
     prompts: Annotated[str | None, typer.Option(help="Other prompts (data.prompts).", show_default=False)] = None,
     set_: Settings = None,
     wait: Annotated[bool, typer.Option("--wait", help="Follow it to its end and print the results.")] = False,
+    verbose: Verbose = False,
 ) -> Answer:
     """Have a service measure a checkpoint."""
     from ray_probe.yaml_loader import override_of
@@ -81,7 +85,7 @@ def probe(
     result = _waited(client, identity) if wait else None
     info, _ = client.result(identity)
     if result is not None:
-        return of_result(result, info.directory)
+        return of_result(result, info.directory, verbose)
     said = f"{identity} is {info.state}; see it with `results {identity}`"
     return Answer(info.to_json(), lambda: said, EXIT_INTERRUPTED if wait else 0)
 

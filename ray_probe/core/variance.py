@@ -43,14 +43,16 @@ class GradientNoise:
     """The gradient of the mean over responses and its noise; None where fewer than two shards leave it open.
 
     Attributes:
-        norm: Euclidean norm of the mean gradient: too large by its own noise.
+        norm_raw: Euclidean norm of the mean gradient: too large by its own noise.
+        norm_debiased: root of `norm_sq_debiased`; None also where that is not above 0.
         norm_sq_debiased: estimate of the squared norm of the expected gradient, unbiased for independent shards (see
             `gradient_noise`); may be negative.
         trace_cov: N times the trace of the covariance of the mean, shards as clusters.
         snr: `norm_sq_debiased / (trace_cov / N)`; None also when trace_cov is not positive.
     """
 
-    norm: float
+    norm_raw: float
+    norm_debiased: float | None
     norm_sq_debiased: float | None
     trace_cov: float | None
     snr: float | None
@@ -74,11 +76,12 @@ def gradient_noise(sum_norm_sq: float, shard_norm_sq_C: Array, shard_sequences_C
     mean_sq = sum_norm_sq / sequences**2
     pairs = sequences**2 - float((shard_sequences_C**2).sum())
     if len(shard_norm_sq_C) < 2:
-        return GradientNoise(float(np.sqrt(mean_sq)), None, None, None)
+        return GradientNoise(float(np.sqrt(mean_sq)), None, None, None, None)
     debiased = (sum_norm_sq - float(shard_norm_sq_C.sum())) / pairs
     variance = mean_sq - debiased
     snr = debiased / variance if variance > 0 else None
-    return GradientNoise(float(np.sqrt(mean_sq)), debiased, sequences * variance, snr)
+    norm_debiased = float(np.sqrt(debiased)) if debiased > 0 else None
+    return GradientNoise(float(np.sqrt(mean_sq)), norm_debiased, debiased, sequences * variance, snr)
 
 
 def in_sample_mean_squares(record: Record, position_mean_B: Array, beta_DK: Array | None) -> dict[Mode, float | None]:

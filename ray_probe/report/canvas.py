@@ -12,7 +12,10 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocato
 Array = npt.NDArray[np.float64]
 
 NAME_CHARS = 28
+CHECKPOINT_CHARS = 30
 SMALL = 9.5
+MANY_ROUNDS = 30
+WIDE_DECADES = 3.0
 # Okabe and Ito's palette, which colour-blind readers can tell apart; the markers say the same in grey.
 MODE_COLOR = {"none": "#7F7F7F", "constant": "#E69F00", "residual_mu": "#009E73", "regression": "#0072B2"}
 MODE_MARKER = {"none": "o", "constant": "s", "residual_mu": "^", "regression": "D"}
@@ -29,13 +32,18 @@ def canvas(title: str, x_label: str, y_label: str) -> tuple[Figure, Axes]:
 
 def dress(axes: Axes, title: str, x_label: str, y_label: str) -> None:
     """Title, labels, a faint grid behind the data, no box."""
-    axes.set_title(title, loc="left", fontsize=12.5, fontweight="bold", color=INK)
+    axes.set_title(title, loc="left", fontsize=12.5, fontweight="bold", color=INK, pad=19 if title else None)
     axes.set_xlabel(x_label, fontsize=11)
     axes.set_ylabel(y_label, fontsize=11)
     axes.tick_params(labelsize=10)
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="both", color="#E4E4E4", linewidth=0.8)
     axes.set_axisbelow(True)
+
+
+def caption(axes: Axes, text: str) -> None:
+    """A faint line under the title: what the picture is of, once it has left its directory."""
+    axes.text(0.0, 1.0, text, transform=axes.transAxes, va="bottom", fontsize=8, color=FAINT, linespacing=1.6)
 
 
 def nothing(figure: Figure, axes: Axes, why: str) -> Figure:
@@ -63,7 +71,8 @@ def log_if_wide(axes: Axes, values: Array, widest: float) -> bool:
     wide = bool(known.size and known.min() > 0 and known.max() > widest * known.min())
     if wide:
         axes.set_yscale("log")
-        axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0), numticks=9))
+        many = math.log10(known.max() / known.min()) > WIDE_DECADES
+        axes.yaxis.set_major_locator(LogLocator(subs=(1.0,) if many else (1.0, 2.0, 5.0), numticks=9))
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axes.yaxis.set_minor_locator(NullLocator())
     else:
@@ -110,6 +119,16 @@ def whole_rounds(axes: Axes, rounds: Sequence[int]) -> None:
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     if rounds:
         axes.set_xlim(min(rounds) - 0.5, max(rounds) + 0.5)
+
+
+def marker_size(rounds: Sequence[int]) -> float:
+    """Points of a marker, so that those of many rounds do not cover one another."""
+    return 6.5 if len(rounds) <= MANY_ROUNDS else 3.0
+
+
+def end_of(name: str, chars: int) -> str:
+    """The end of a name that is too long: of a path it tells more than its beginning."""
+    return name if len(name) <= chars else f"...{name[3 - chars :]}"
 
 
 def short(name: str) -> str:

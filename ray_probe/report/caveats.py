@@ -1,19 +1,22 @@
 """What a reader must know before using a result: one sentence or two for each thing that is off."""
 
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from ray_probe.eos import KEY as EOS_KEY
 from ray_probe.eos import shown_ids, shown_others
-from ray_probe.report.numbers import number, percent
+from ray_probe.report.numbers import number, percent, with_error
 
 CONDITION_LIMIT = 1e12
 TRUNCATED_LIMIT = 0.05
 EOS_ONLY_LIMIT = 0.5
 SHARDS_LISTED = 12
 FEW_SHARDS = 8
+CLEARLY_WORSE = 2.0
+"""Standard errors of a paired difference."""
 
-FEW_SHARDS = 8
+_SHARD_ID = re.compile(r"(\d+)/(\d+)")
 Result = dict[str, Any]
 
 
@@ -33,6 +36,56 @@ def ill_conditioned(beta: dict[str, Any]) -> bool:
     """Whether the fit's condition number is past what float64 solves with digits to spare."""
     condition = beta.get("condition_number")
     return condition is not None and not condition <= CONDITION_LIMIT
+
+
+def ended_early(result: Result) -> bool:
+    """Whether rounds of the plan are missing that no budget has forbidden."""
+    batch, counts = result.get("config", {}).get("batch", {}), result.get("counts", {})
+    planned, rounds, sequences = batch.get("rounds"), counts.get("rounds"), counts.get("sequences") or 0
+    if planned is None or rounds is None or rounds >= planned:
+        return False
+    most, limit_s = batch.get("max_sequences"), batch.get("max_seconds")
+    a_round = (batch.get("prompts_per_round") or 0) * (batch.get("responses_per_prompt") or 0)
+    used_up = most is not None and sequences + a_round > most
+    seconds = (result.get("timing") or {}).get("seconds") or 0.0
+    return not used_up and (limit_s is None or seconds < limit_s)
+
+
+def has_few_shards(result: Result) -> bool:
+    """Whether a round has so few shards that their baselines, fitted on one another, bias `norm_sq_debiased`."""
+    counts, baseline = result.get("counts", {}), baseline_of(result)
+    shards, rounds = counts.get("shards") or 0, counts.get("rounds") or 1
+    fitted_on_another = baseline.get("mode") != "none" and baseline.get("fit") == "leave_one_out"
+    return fitted_on_another and 1 < shards < FEW_SHARDS * rounds
+
+
+def worse_baseline(mode: str | None, paired: Sequence[Mapping[str, Any]] | None) -> str | None:
+    """A warning where the baseline in use leaves clearly more noise than another one.
+
+    Args:
+        mode: the mode in use.
+        paired: `advantage_paired` of a result: differences of the mean squared advantage on the same tokens.
+    """
+    worse = []
+    for pair in paired or ():
+        difference, error = pair.get("difference"), pair.get("se")
+        if mode not in (pair["mode"], pair["against"]) or difference is None or error is None:
+            continue
+        other, excess = (pair["against"], difference) if pair["mode"] == mode else (pair["mode"], -difference)
+        if excess > CLEARLY_WORSE * error:
+            worse.append((excess, error, other))
+    if not worse:
+        return None
+    excess, error, other = max(worse)
+    return (
+        f"WORSE BASELINE: {mode}, which is in use, leaves {with_error(excess, error)} nats² a token more noise in the "
+        f"score term than {other} does on the same responses. The gradient is unbiased all the same; set "
+        f"estimator.baseline.mode to {other} for less noise."
+    )
+
+
+def _worse_baseline(result: Result) -> str | None:
+    return worse_baseline(baseline_of(result).get("mode"), result.get("advantage_paired"))
 
 
 def _partial(result: Result) -> str | None:
@@ -92,9 +145,9 @@ def _unfitted(result: Result) -> str | None:
 
 
 def _unfinished(result: Result) -> str | None:
-    planned, rounds = result.get("config", {}).get("batch", {}).get("rounds"), result.get("counts", {}).get("rounds")
-    if planned is None or rounds is None or rounds >= planned:
+    if not ended_early(result):
         return None
+    rounds, planned = result["counts"]["rounds"], result["config"]["batch"]["rounds"]
     return f"UNFINISHED: {rounds} of {planned} rounds; run --resume goes on with it."
 
 
@@ -109,13 +162,12 @@ def _repeated(result: Result) -> str | None:
 
 
 def _few_shards(result: Result) -> str | None:
-    counts, baseline = result.get("counts", {}), baseline_of(result)
-    shards, rounds = counts.get("shards") or 0, counts.get("rounds") or 1
-    if baseline.get("mode") == "none" or baseline.get("fit") != "leave_one_out" or not 1 < shards < FEW_SHARDS * rounds:
+    if not has_few_shards(result):
         return None
+    a_round = result["counts"]["shards"] / (result["counts"].get("rounds") or 1)
     return (
-        f"FEW SHARDS: {shards / rounds:.3g} a round; below {FEW_SHARDS} the shards' baselines, fitted on one another, "
-        "make norm² de-biased too large (the gradient itself stays unbiased). Lower batch.shard_prompts."
+        f"FEW SHARDS: {a_round:.3g} a round; below {FEW_SHARDS} the shards' baselines, fitted on one another, make "
+        "norm_debiased and snr too large (the gradient itself stays unbiased). Lower batch.shard_prompts."
     )
 
 
@@ -167,20 +219,17 @@ def _how_many(count: int | None, noun: str) -> str:
 
 
 def _listed(shards: Iterable[Any]) -> str:
-    names = [_shard_name(shard) for shard in shards]
+    names = [shard_name(str(shard)) for shard in shards]
     more = f" and {len(names) - SHARDS_LISTED:,} more (result.json)" if len(names) > SHARDS_LISTED else ""
     return ", ".join(names[:SHARDS_LISTED]) + more
 
 
-def _shard_name(shard: Any) -> str:
-    if isinstance(shard, dict):
-        return " ".join(f"{key} {value}" for key, value in shard.items())
-    if isinstance(shard, list | tuple):
-        return "/".join(map(str, shard))
-    return str(shard)
+def shard_name(text: str) -> str:
+    """Put ids of shards, `0/3`, as people read them: `shard 3 of round 1`."""
+    return _SHARD_ID.sub(lambda found: f"shard {found[2]} of round {int(found[1]) + 1}", text)
 
 
 _CHECKS = (
-    _unfinished, _partial, _conflicts, _fallback, _in_sample, _score_only, _unfitted, _repeated, _few_shards,
-    _ill_conditioned, _truncated, _eos_only, _eos_sources,
+    _unfinished, _partial, _conflicts, _fallback, _worse_baseline, _in_sample, _score_only, _unfitted, _repeated,
+    _few_shards, _ill_conditioned, _truncated, _eos_only, _eos_sources,
 )  # fmt: skip

@@ -15,6 +15,9 @@ from ray_probe.progress import Progress
 
 PLAIN_EVERY_S = 10.0
 HALVES = 2  # of a shard: its record, then its gradient
+BAR_CHARS = 6
+BESIDE_STATUS = BAR_CHARS + len("100%") + len("0:00:00") + 4
+"""Columns of bar, share, time and the gaps on a line of the live display."""
 
 
 class ProgressDisplay:
@@ -80,9 +83,10 @@ class ProgressDisplay:
 
     def _draw(self, bar: rich_progress.Progress, progress: Progress) -> None:
         total = None if progress.rounds is None else HALVES * progress.shards * progress.rounds
+        room = self._console.width - BESIDE_STATUS - len(_where(progress))
         bar.update(
             self._task, description=_where(progress), completed=_halves_done(progress), total=total,
-            status=_status(progress),
+            status=_status(progress, room),
         )  # fmt: skip
 
     def _write(self, progress: Progress) -> None:
@@ -110,7 +114,7 @@ class ProgressDisplay:
 def _bar(console: Console) -> rich_progress.Progress:
     return rich_progress.Progress(
         rich_progress.TextColumn("{task.description}", table_column=Column(no_wrap=True)),
-        rich_progress.BarColumn(bar_width=None, table_column=Column(ratio=1, min_width=6)),
+        rich_progress.BarColumn(bar_width=None, table_column=Column(ratio=1, min_width=BAR_CHARS)),
         rich_progress.TaskProgressColumn(table_column=Column(no_wrap=True)),
         rich_progress.TextColumn("{task.fields[status]}", table_column=Column(no_wrap=True, overflow="ellipsis")),
         rich_progress.TimeElapsedColumn(table_column=Column(no_wrap=True)),
@@ -141,11 +145,16 @@ def _ratio(progress: Progress) -> str:
     return "n/a" if progress.variance_ratio is None else f"{progress.variance_ratio:.3g}"
 
 
-def _status(progress: Progress) -> str:
-    actors = f"actors {progress.actors_alive}/{progress.actors_asked}"
-    if progress.actors_alive < progress.actors_asked:
-        actors = f"[bold red]{actors}[/]"
-    return f"{_speed(progress)} tok/s  {_beta(progress)}  var ratio {_ratio(progress)}  {actors}"
+def _status(progress: Progress, room: int) -> str:
+    """As much as there is room for, whole: a number that is cut is another number."""
+    missing = progress.actors_alive < progress.actors_asked
+    actors = (f"actors {progress.actors_alive}/{progress.actors_asked}", 0 if missing else 2)
+    parts = [
+        (f"{_speed(progress)} tok/s", 1), (_beta(progress), 4), (f"var ratio {_ratio(progress)}", 3), actors,
+    ]  # fmt: skip
+    while parts and sum(len(text) + 2 for text, _ in parts) - 2 > room:
+        parts.remove(max(parts, key=lambda part: part[1]))
+    return "  ".join(f"[bold red]{text}[/]" if rank == 0 else text for text, rank in parts)
 
 
 def _plain(progress: Progress) -> str:

@@ -8,6 +8,7 @@ from matplotlib.figure import Figure
 
 from ray_probe.report.canvas import (
     BLUE,
+    CHECKPOINT_CHARS,
     INK,
     MODE_COLOR,
     MODE_MARKER,
@@ -15,11 +16,14 @@ from ray_probe.report.canvas import (
     SMALL,
     VERMILION,
     canvas,
+    caption,
     closed,
     dress,
+    end_of,
     floats,
     in_background,
     log_if_wide,
+    marker_size,
     nothing,
     room_above,
     short,
@@ -56,13 +60,36 @@ def write_plots(result: Result, rounds: Rounds, directory: Path) -> list[Path]:
 
 def figures(result: Result, rounds: Rounds) -> dict[str, Figure]:
     """All figures by file name without suffix."""
-    return {
+    drawn = {
         "advantage_by_mode": advantage_by_mode(result),
         "beta_by_feature": beta_by_feature(result),
         "residual_by_position": residual_by_position(result),
         "entropy_by_round": entropy_by_round(result, rounds),
         "advantage_by_round": advantage_by_round(result, rounds),
     }
+    for figure in drawn.values():
+        caption(figure.axes[0], caption_of(result))
+    return drawn
+
+
+def caption_of(result: Result) -> str:
+    """What was measured, in one line: checkpoint, sampling policy, amount."""
+    config = result.get("config", {})
+    model, generation = config.get("model", {}), config.get("generation", {})
+    names = ["/".join(Path(model[key]).parts[-2:]) for key in ("path", "adapter") if model.get(key)]
+    policy = [
+        f"{name} {generation[key]:g}"
+        for key, name in (("temperature", "temperature"), ("top_p", "top_p"), ("max_new_tokens", "cap"))
+        if generation.get(key) is not None
+    ]
+    responses = number(result.get("counts", {}).get("sequences"))
+    checkpoint = " + ".join(end_of(name, CHECKPOINT_CHARS // len(names)) for name in names)
+    return ", ".join([checkpoint, *policy, f"{responses} responses"])
+
+
+def round_numbers(rounds: Rounds) -> list[int]:
+    """Numbers of the rounds as people count: from 1."""
+    return [entry["round"] + 1 for entry in rounds]
 
 
 def advantage_by_mode(result: Result) -> Figure:
@@ -80,7 +107,7 @@ def advantage_by_mode(result: Result) -> Figure:
         times = "" if mode == "none" else f"\nratio to none\n{with_error(ratio.get('value'), ratio.get('se'))}"
         top = np.nansum([height, error])
         axes.annotate(
-            number(float(height), 3) + times, (bar.get_x() + bar.get_width() / 2, top), (0, 4),
+            with_error(float(height), float(error)) + times, (bar.get_x() + bar.get_width() / 2, top), (0, 4),
             textcoords="offset points", ha="center", va="bottom", fontsize=SMALL, color=INK,
         )  # fmt: skip
     used = baseline_of(result).get("mode")
@@ -94,6 +121,7 @@ def beta_by_feature(result: Result) -> Figure:
     beta = result.get("beta") or {}
     names, r2 = beta.get("features") or [], beta.get("r2")
     title = f"Fitted baseline, version {number(beta.get('version'))}" + ("" if r2 is None else f", R² = {r2:.3f}")
+    title += "" if baseline_of(result).get("mode") == "regression" else " (not in use)"
     x_label = "beta, nats per unit of the feature\n(units differ: bar lengths do not rank features)"
     figure, axes = canvas(title, x_label, "")
     figure.set_size_inches(7.2, 1.6 + 0.42 * max(3, len(names)))
@@ -152,7 +180,7 @@ def entropy_by_round(result: Result, rounds: Rounds) -> Figure:
     upper, lower = figure.subplots(2, 1, sharex=True)
     dress(upper, "Entropy of responses, by round", "", "nats per sequence")
     dress(lower, "", "round", "nats per token")
-    pooled, at = result.get("entropy") or {}, [entry["round"] for entry in rounds]
+    pooled, at = result.get("entropy") or {}, round_numbers(rounds)
     for axes, key in ((upper, "per_sequence"), (lower, "per_token")):
         value, error = floats([pooled.get(key), pooled.get(f"{key}_se")])
         if np.isfinite(value):
@@ -162,7 +190,11 @@ def entropy_by_round(result: Result, rounds: Rounds) -> Figure:
             axes.axhline(value, color=PURPLE, linewidth=1.2, linestyle="--", label=label)
         means = floats(entry["entropy"].get(key) for entry in rounds)
         errors = floats(entry["entropy"].get(f"{key}_se") for entry in rounds)
-        axes.errorbar(at, means, errors, fmt="o", color=PURPLE, capsize=4, elinewidth=1.4, label="one round ± 1 se")
+        size = marker_size(at)
+        axes.errorbar(
+            at, means, errors, fmt="o", color=PURPLE, markersize=size, capsize=0.6 * size, elinewidth=0.2 * size,
+            label="one round ± 1 se",
+        )  # fmt: skip
         axes.legend(frameon=False, fontsize=SMALL, ncols=2)
         axes.margins(y=0.3)
     whole_rounds(lower, at)
@@ -173,14 +205,17 @@ def entropy_by_round(result: Result, rounds: Rounds) -> Figure:
 def advantage_by_round(result: Result, rounds: Rounds) -> Figure:
     """Mean squared advantage of each round by mode."""
     figure, axes = canvas("Noise of the score term, by round", "round", "mean square of A, nats² per token")
-    at, used, drawn = [entry["round"] for entry in rounds], baseline_of(result).get("mode"), []
+    at, used, drawn = round_numbers(rounds), baseline_of(result).get("mode"), []
     for mode, color in MODE_COLOR.items():
         entries = [entry["advantage"].get(mode) or {} for entry in rounds]
         heights = floats(entry.get("mean_square") for entry in entries)
         if np.isfinite(heights).any():
             label = f"{mode} (in use)" if mode == used else mode
             width = 2.6 if mode == used else 1.5
-            axes.plot(at, heights, color=color, marker=MODE_MARKER[mode], markersize=6.5, linewidth=width, label=label)
+            axes.plot(
+                at, heights, color=color, marker=MODE_MARKER[mode], markersize=marker_size(at), linewidth=width,
+                label=label,
+            )  # fmt: skip
             drawn.append(heights)
     log_if_wide(axes, np.concatenate(drawn) if drawn else np.empty(0), LINES_LOG_RANGE)
     whole_rounds(axes, at)

@@ -1,30 +1,31 @@
-"""What a service or a run in progress answers, as tables for a terminal: 100 columns, plain without colour."""
+"""What a service or a run in progress answers, as tables for a terminal."""
 
-import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
-from rich.console import RenderableType
-from rich.padding import Padding
+from rich.console import Group, RenderableType
 from rich.text import Text
 
 from ray_probe.progress import Progress
-from ray_probe.report.caveats import caveats
+from ray_probe.report.caveats import caveats, shard_name, worse_baseline
+from ray_probe.report.layout import Cell, Column, FittedTable, Prose, Rank
 from ray_probe.report.numbers import NOT_AVAILABLE, number, with_error
 from ray_probe.report.parts import (
     MODES,
     Row,
+    below,
     count,
     duration,
     figures,
     gradient_rows,
+    norm_debiased,
     page,
-    ruled,
     shown_path,
     utc,
     warned,
 )
+from ray_probe.report.table import beta_values, fit_lines, mode_name, ratio_to_none, through
 from ray_probe.service.replies import Beta, MeasurementInfo, Status, Variance
 
 STYLES = {
@@ -50,12 +51,13 @@ def status_table(status: Status, now: datetime | None = None) -> RenderableType:
     since = datetime.fromisoformat(status.since)
     up_s = max(0.0, ((now or datetime.now(UTC)) - since).total_seconds())
     heading = Text.assemble(
-        (status.name, "bold"), f"   {status.kind}   ", (status.state, STYLES.get(status.state, "")),
-        f"   up {duration(up_s)}, since {utc(status.since)} UTC",
-    )  # fmt: skip
-    place = Text(f"namespace {status.namespace}   directory {shown_path(status.directory)}", "dim")
+        (status.name, "bold"), f"   {status.kind}   ", (status.state, STYLES.get(status.state, ""))
+    )
+    lines = [f"up {duration(up_s)}, since {utc(status.since)} UTC", f"namespace {status.namespace}"]
+    lines.append(f"directory {shown_path(status.directory)}")
     draining = [Text("DRAINING: takes nothing new", "bold yellow")] if status.draining else []
-    parts: list[RenderableType] = [heading, place, *draining, figures([_asked(status)])]
+    parts: list[RenderableType] = [heading, *(Prose(line, "dim") for line in lines), *draining]
+    parts.append(figures([_asked(status)]))
     if status.actors:
         parts.append(_actors(status))
     parts += [*_work(status), figures(_queue(status) + _cluster(status)), *warned(_wrong(status), ATTENTION)]
@@ -64,64 +66,58 @@ def status_table(status: Status, now: datetime | None = None) -> RenderableType:
 
 def beta_table(beta: Beta) -> RenderableType:
     """A version of the fitted baseline, feature by feature."""
-    heading = Text.assemble((beta.measurement, "bold"), f"   beta version {beta.version}   {_through(beta.round)}")
-    table = ruled()
-    table.add_column("Feature", min_width=24, overflow="fold")
-    table.add_column("coefficient", justify="right", min_width=14)
-    table.add_column("unit", style="dim", overflow="fold")
-    for name, value in zip(beta.features, beta.values or [None] * len(beta.features), strict=True):
-        table.add_row(Text(name), number(value), Text(f"nats per unit of {name}"))
-    fit = f"R² {number(beta.r2, 3)}   condition number {number(beta.condition_number, 2)}"
-    source = (
-        f"fitted on {number(beta.tokens)} tokens of {number(beta.sequences)} responses; "
-        f"ridge_lambda {number(beta.ridge_lambda, 1)}"
-    )
-    wrong = caveats({"beta": beta.to_json() | {"fallback": None}})
+    raw = beta.to_json() | {"fallback": None}
+    wrong = caveats({"beta": raw})
     if beta.values is None:
         why = "the solve failed" if beta.tokens else "there is no token to fit on"
         wrong.insert(0, f"FALLBACK: beta could not be fitted, {why}; {beta.fallback} stands in for it.")
-    policy = Text(f"policy {beta.policy_id}", "dim")
-    below = (Text(fit), Text(source, "dim"), policy, *warned(wrong, ATTENTION))
-    return page(heading, Padding(table, (1, 0, 0, 0)), *below)
+    return page(
+        Prose(f"{beta.measurement}: beta version {beta.version}, {through(beta.round)}", "bold"),
+        below(beta_values("Feature", beta.features, beta.values)),
+        *map(Prose, fit_lines(raw)), Prose(f"policy {beta.policy_id}", "dim"), *warned(wrong, ATTENTION),
+    )  # fmt: skip
 
 
 def variance_table(variance: Variance) -> RenderableType:
     """Advantage statistics by mode, and how noisy the gradient is."""
-    heading = Text.assemble((variance.measurement, "bold"), "   ")
     if variance.rounds:
-        heading.append(
+        found = (
             f"{count(variance.rounds, 'whole round')}, {number(variance.sequences)} responses, "
             f"{number(variance.tokens)} tokens, beta version {number(variance.beta_version)}"
         )
     else:
-        heading.append("no whole round yet: estimates come with the first")
-    parts: list[RenderableType] = [heading]
+        found = "no whole round yet: estimates come with the first"
+    parts: list[RenderableType] = [Prose(f"{variance.measurement}: {found}", "bold")]
     own = any(value is not None for value in variance.in_sample.values())
     if variance.rounds or own:
         parts.append(_modes(variance, own))
     if own:
         newest = number(variance.in_sample_version)
-        parts.append(Text(f"in-sample: mean square of version {newest} on the very records it was fitted on", "dim"))
+        said = f"in-sample: mean square of version {newest} on the very records it was fitted on"
+        parts.append(Prose(said, "dim"))
     if variance.rounds:
         parts.append(figures(gradient_rows(variance.gradient or {}, "shards as clusters")))
-    return page(*parts)
+    worse = worse_baseline(variance.mode, variance.advantage_paired)
+    return page(*parts, *warned([] if worse is None else [worse], ATTENTION))
 
 
 def results_table(items: Sequence[MeasurementInfo]) -> RenderableType:
     """All measurements, a row each; below, what became of those that did not end well."""
     if not items:
-        return Text("no measurement yet; queue one: probe CHECKPOINT")
-    table = ruled(gap=0)
-    for title in ("id", "checkpoint", "state"):
-        table.add_column(title, overflow="fold")
-    for title in ("rounds", "responses", "entropy,\nnats", "gradient\nnorm", "snr"):
-        table.add_column(title, justify="right", overflow="fold")
-    table.add_column("when, UTC", overflow="fold")
-    for item in items:
-        table.add_row(*_result_row(item))
-    noisy = any(item.gradient is not None and _root(item) is None for item in items)
-    mark = [Text("~ noise included, so too large: norm² de-biased is not above 0, or unknown", "dim")] if noisy else []
-    return page(table, *mark, *filter(None, map(_end, items)))
+        return Prose("no measurement yet; queue one: probe CHECKPOINT")
+    table = FittedTable(_RESULT_COLUMNS, map(_result_row, items), gap=1)
+    lost = any(item.gradient is not None and norm_debiased(item.gradient) is None for item in items)
+    mark = [Prose("norm_debiased n/a: not above the noise, or not known", "dim")] if lost else []
+    ends = [Prose(line, style) for line, style in filter(None, map(_end, items))]
+    return page(table, *mark, *ends)
+
+
+_RESULT_COLUMNS = (
+    Column("id", least=8), Column("checkpoint", least=12), Column("state"),
+    Column("rounds", right=True, rank=Rank.SECONDARY), Column("responses", right=True, rank=Rank.SECONDARY),
+    Column("entropy,\nnats", right=True), Column("norm_debiased", right=True), Column("snr", right=True),
+    Column("when, UTC", rank=Rank.SECONDARY),
+)  # fmt: skip
 
 
 def _asked(status: Status) -> Row:
@@ -133,17 +129,22 @@ def _asked(status: Status) -> Row:
 
 
 def _actors(status: Status) -> RenderableType:
-    table = ruled()
-    for title, right in (("actor", True), ("state", False), ("node", False), ("pid", True), ("tokens", True)):
-        table.add_column(title, justify="right" if right else "left", min_width=7, overflow="fold")
     placed = [actor for actor in status.actors if actor.pid is not None]
     others = [actor for actor in status.actors if actor.pid is None]
+    rows: list[list[Cell]] = []
     for actor in [*placed, *others[:OTHERS_SHOWN]]:
         node, pid = actor.node or NOT_AVAILABLE, NOT_AVAILABLE if actor.pid is None else str(actor.pid)
-        table.add_row(str(actor.number), Text(actor.state), Text(node), pid, number(actor.tokens))
-    if len(others) > OTHERS_SHOWN:
-        table.add_row("...", Text(f"{len(others) - OTHERS_SHOWN} more are starting or wait for room"), "", "", "")
-    return Padding(table, (1, 0, 0, 11))
+        rows.append([f"actor {actor.number}", shard_name(actor.state), node, pid, number(actor.tokens)])
+    table = below(FittedTable(_ACTOR_COLUMNS, rows))
+    if len(others) <= OTHERS_SHOWN:
+        return table
+    return Group(table, Prose(f"{len(others) - OTHERS_SHOWN} more are starting or wait for room", "dim"))
+
+
+_ACTOR_COLUMNS = (
+    Column("Actor", prefers=9), Column("state", least=17), Column("node", least=16, rank=Rank.SECONDARY),
+    Column("pid", right=True, rank=Rank.SECONDARY), Column("tokens", right=True),
+)  # fmt: skip
 
 
 def _work(status: Status) -> list[RenderableType]:
@@ -151,17 +152,17 @@ def _work(status: Status) -> list[RenderableType]:
     if info is None:
         ask = status.kind == "service" and not status.queued and not status.draining
         return [figures([("Work", "none", "queue one: probe CHECKPOINT" if ask else "", "")])]
-    heading = Text.assemble((info.id, "bold"), f"   {shown_path(info.checkpoint)}")
-    if info.adapter is not None:
-        heading.append(f" + {shown_path(info.adapter)}")
+    adapter = "" if info.adapter is None else f" + {shown_path(info.adapter)}"
+    heading = Prose(f"{shown_path(info.checkpoint)}{adapter}", label=Text(f"{info.id}   ", "bold"))
     rows: list[Row] = _progress(progress) if progress else [("Work", "round", "before its first shard", "")]
     rows += [
         ("", "shards retried", number(status.shards_retried), "in whole rounds"),
-        ("", "so far", count(info.rounds, "whole round"), f"{number(info.sequences)} responses"),
+        ("", "whole rounds", number(info.rounds), "so far"),
+        ("", "responses", number(info.sequences), "in whole rounds"),
     ]
     if info.entropy is not None:
         rows.append(("", "entropy", f"{_entropy(info)} nats", "per response"))
-    return [Padding(heading, (1, 0, 0, 0)), figures(rows)]
+    return [below(heading), figures(rows)]
 
 
 def _progress(progress: Progress) -> list[Row]:
@@ -171,7 +172,8 @@ def _progress(progress: Progress) -> list[Row]:
         ("Work", "round", f"{at}, until a budget ends it" if of is None else f"{at} of {of}", ""),
         ("", "records", f"{progress.collected}/{progress.shards}", "shards of this round"),
         ("", "gradients", f"{progress.accumulated}/{progress.shards}", "shards of this round"),
-        ("", "speed", f"{number(speed, 3)} tokens/s", f"{number(progress.tokens)} tokens"),
+        ("", "speed", f"{number(speed, 3)} tokens/s", ""),
+        ("", "sampled", f"{number(progress.tokens)} tokens", "since it began or went on"),
         ("", "beta", f"version {progress.version}" if progress.version else "none yet", ""),
         ("", "variance ratio", number(progress.variance_ratio, 3), "mean square, baseline in use to none, so far"),
     ]
@@ -181,13 +183,15 @@ def _queue(status: Status) -> list[Row]:
     ids = ", ".join(status.queued[:LISTED])
     if len(status.queued) > LISTED:
         ids += f" and {len(status.queued) - LISTED} more"
-    return [("Queue", f"{len(status.queued)} waiting", f"{number(status.ended)} ended", ids)]
+    waiting: list[Row] = [("Queue", "waiting", f"{len(status.queued)}", ids)]
+    return [*waiting, ("", "ended", number(status.ended), "")]
 
 
 def _cluster(status: Status) -> list[Row]:
     names = ["CPU", "GPU", *sorted(set(status.resources) - {"CPU", "GPU"})]
-    shares = [f"{name} {status.free.get(name, 0.0):g} of {status.resources.get(name, 0.0):g} free" for name in names]
-    return [("Cluster", count(status.nodes, "node"), shares[0], ", ".join(shares[1:]))]
+    shares = [f"{status.free.get(name, 0.0):g} of {status.resources.get(name, 0.0):g} free" for name in names]
+    rows: list[Row] = [("Cluster", "nodes", number(status.nodes), "")]
+    return rows + [("", name, share, "") for name, share in zip(names, shares, strict=True)]
 
 
 def _wrong(status: Status) -> list[str]:
@@ -196,39 +200,32 @@ def _wrong(status: Status) -> list[str]:
     return [*problem, *failure, *status.warnings]
 
 
-def _through(number_of_round: int) -> str:
-    return "before any round" if number_of_round < 0 else f"through round {number_of_round} (from 0)"
-
-
 def _modes(variance: Variance, own: bool) -> RenderableType:
     """A row a mode; `own` adds the newest fit on its own data."""
     square, ratios = variance.advantage_mean_square or {}, variance.advantage_mean_square_ratio or {}
-    table = ruled()
-    table.add_column("Advantage", min_width=14)
-    titles = ["mean square,\nnats²/token", "ratio to none", "variance,\nnats²/token"] if variance.rounds else []
+    titles = ["mean square,\nnats² a token", "ratio to none", "variance,\nnats² a token"] if variance.rounds else []
     if own:
-        titles.append("in-sample, flattering")
-    for title in titles:
-        table.add_column(title, justify="right", min_width=16, max_width=21)
+        titles.append("in-sample,\nflattering")
+    rows = []
     for mode in MODES:
-        ratio = ratios.get(mode) or {}
-        cells = [number(square.get(mode)), "1" if mode == "none" else with_error(ratio.get("value"), ratio.get("se"))]
-        cells.append(number((variance.advantage_variance or {}).get(mode)))
+        name, style = mode_name(mode, variance.mode)
+        spread = number((variance.advantage_variance or {}).get(mode))
+        cells = [number(square.get(mode)), ratio_to_none(mode, dict(ratios)), spread] if variance.rounds else []
         flattering = [number(variance.in_sample.get(mode))] if own else []
-        table.add_row(mode, *(cells if variance.rounds else []), *flattering)
-    return Padding(table, (1, 0, 0, 0))
+        rows.append([Text(cell, style) for cell in (name, *cells, *flattering)])
+    columns = [Column("Advantage", prefers=24), *(Column(title, right=True, prefers=14) for title in titles)]
+    return below(FittedTable(columns, rows))
 
 
-def _result_row(item: MeasurementInfo) -> Iterable[str | Text]:
-    gradient, root = item.gradient or {}, _root(item)
-    norm = f"~ {number(gradient['norm'], 3)}" if root is None and item.gradient is not None else number(root, 3)
+def _result_row(item: MeasurementInfo) -> list[Cell]:
+    gradient = item.gradient or {}
     checkpoint = "/".join(Path(item.checkpoint).parts[-2:])
     checkpoint += "" if item.adapter is None else f"\n+ {Path(item.adapter).name}"
-    return (
-        Text(item.id), Text(checkpoint), Text(item.state, STYLES.get(item.state, "")), number(item.rounds),
-        number(item.sequences), _entropy(item), norm, number(gradient.get("snr"), 3),
+    return [
+        item.id, checkpoint, Text(item.state, STYLES.get(item.state, "")), number(item.rounds),
+        number(item.sequences), _entropy(item), number(norm_debiased(gradient), 3), number(gradient.get("snr"), 3),
         utc(item.finished or item.started or item.submitted)[5:16],
-    )  # fmt: skip
+    ]  # fmt: skip
 
 
 def _entropy(item: MeasurementInfo) -> str:
@@ -236,15 +233,9 @@ def _entropy(item: MeasurementInfo) -> str:
     return with_error(entropy.get("per_sequence"), entropy.get("per_sequence_se"))
 
 
-def _root(item: MeasurementInfo) -> float | None:
-    """The gradient's norm without its noise; None when that cannot be told from nothing."""
-    norm_sq = (item.gradient or {}).get("norm_sq_debiased")
-    return math.sqrt(norm_sq) if norm_sq is not None and norm_sq > 0 else None
-
-
-def _end(item: MeasurementInfo) -> Text | None:
-    """A line on a measurement that did not end well; None for the others."""
+def _end(item: MeasurementInfo) -> tuple[str, str] | None:
+    """A line on a measurement that did not end well, and its style; None for the others."""
     cause = item.cause or EXIT_CODES.get(item.exit_code or 0)
     if cause is None:
         return None
-    return Text(f"{item.id}{' failed' if item.state == 'failed' else ''}: {cause}", STYLES.get(item.state, ""))
+    return f"{item.id}{' failed' if item.state == 'failed' else ''}: {cause}", STYLES.get(item.state, "")

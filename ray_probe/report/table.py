@@ -1,64 +1,86 @@
-"""The closing table of a run, from result.json (spec section 9): 100 columns, plain without colour."""
+"""The closing table of a run, from result.json (spec section 9): ten lines, or with all of its figures."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from rich.console import Group, RenderableType
-from rich.padding import Padding
 from rich.text import Text
 
 from ray_probe.report.caveats import Result, baseline_of, caveats, ill_conditioned
+from ray_probe.report.layout import Column, Figures, FittedTable, Prose
 from ray_probe.report.numbers import about, is_missing, number, percent, with_error
 from ray_probe.report.parts import (
     MODES,
     SNR_RESOLVED,
     Row,
+    below,
+    count,
     figures,
     gradient_rows,
     page,
-    ruled,
     shown_path,
     warned,
 )
+from ray_probe.report.verdict import responses_for_snr, verdict
 
-PHASES = ("generate", "teacher_force", "backward")
 SNR_TEN_PERCENT = 100.0
+LABEL_CHARS = 11
+"""As wide as the sections of `figures`, with the gap after them."""
 
 
-def result_table(result: Result) -> RenderableType:
-    """All that a reader needs of a run: figures with errors, the baseline, the checks, and warnings at the end.
+def result_table(result: Result, verbose: bool = False) -> RenderableType:
+    """What a reader needs of a run: entropy, gradient, what is wrong and what to do.
 
     Args:
         result: the object of result.json; figures that are null or absent are shown as n/a.
+        verbose: also baselines, beta, paired differences, checks and times.
     """
-    measured, checked = _entropy(result) + _gradient(result), _parity(result) + _counts(result) + _timing(result)
-    parts: list[RenderableType] = [_heading(result), figures(measured), _advantage(result), figures(_paired(result))]
-    parts += [_beta(result), figures(checked)]
-    return page(*parts, *warned(caveats(result), "read before use"))
+    judged, wrong = verdict(result), caveats(result)
+    todo = judged.advice or ("see below" if wrong else "nothing")
+    parts: list[RenderableType] = [*heading(result), Text(), _labelled("Verdict", judged.text)]
+    if verbose:
+        parts += [figures(_entropy(result) + _gradient(result)), _advantage(result), figures(_paired(result))]
+        parts += [_beta(result), figures(_parity(result) + _counts(result) + _timing(result)), Text()]
+    else:
+        parts.append(Figures(_entropy(result) + _short_gradient(result)))
+    parts += [_labelled("Wrong", "see below" if wrong else "nothing that this run can see"), _labelled("To do", todo)]
+    return page(*parts, *warned(wrong, "read before use"))
 
 
-def responses_for_snr(gradient: dict[str, Any], snr: float) -> float | None:
-    """Responses at which the gradient would have this SNR, `snr * trace_cov / norm_sq_debiased`; None if unknown.
-
-    The mean squared error of the gradient vector, relative to its squared norm, is then `1 / snr`.
-    """
-    norm_sq, trace = gradient.get("norm_sq_debiased"), gradient.get("trace_cov")
-    if norm_sq is None or trace is None or not norm_sq > 0 or not trace > 0:
-        return None
-    return float(snr * trace / norm_sq)
+def heading(result: Result) -> list[RenderableType]:
+    """Title, what was measured under which policy, and how much of it."""
+    title, *rest = heading_lines(result)
+    partial = [Text("PARTIAL", "bold red")] if result.get("partial") else []
+    return [Prose(title, "bold"), *map(Prose, rest), *partial]
 
 
-def _heading(result: Result) -> Text:
+def heading_lines(result: Result) -> list[str]:
+    """The heading as text: the title first."""
     config, counts = result.get("config", {}), result.get("counts", {})
-    estimator, baseline = config.get("estimator", {}), baseline_of(result)
-    what = f"{estimator.get('x_estimator_mode', 'n/a')}, baseline {baseline.get('mode', 'n/a')}"
-    if baseline.get("mode") != "none":
-        what += f" ({baseline.get('fit', 'n/a')})"
-    size = f"{number(counts.get('sequences'))} responses in {number(counts.get('rounds'))} rounds"
-    path = shown_path(config.get("model", {}).get("path", "ray_probe"))
-    heading = Text.assemble((path, "bold"), f"   {what}   {size}")
-    if result.get("partial"):
-        heading.append("   PARTIAL", "bold red")
-    return heading
+    model, generation, estimator = (config.get(name, {}) for name in ("model", "generation", "estimator"))
+    path, adapter = shown_path(model.get("path", "a checkpoint")), model.get("adapter")
+    baseline = baseline_of(result)
+    mode, fit = baseline.get("mode", "n/a"), baseline.get("fit", "n/a")
+    return [
+        f"Entropy of responses and its gradient: {path}",
+        f"adapter {'none' if adapter is None else shown_path(adapter)}, trainable {model.get('trainable', 'n/a')}, "
+        f"dtype {model.get('dtype', 'n/a')}, temperature {_setting(generation.get('temperature'))}, "
+        f"top_p {_setting(generation.get('top_p'))}, cap {number(generation.get('max_new_tokens'))} tokens",
+        f"{_many(counts.get('sequences'), 'response')} in {_many(counts.get('rounds'), 'round')}, "
+        f"{estimator.get('x_estimator_mode', 'n/a')}, baseline {mode}{'' if mode == 'none' else f' ({fit})'}",
+    ]
+
+
+def _labelled(label: str, text: str) -> Prose:
+    return Prose(text, label=Text(label.ljust(LABEL_CHARS), "bold"))
+
+
+def _many(amount: int | None, noun: str) -> str:
+    return f"n/a {noun}s" if amount is None else count(amount, noun)
+
+
+def _setting(value: float | None) -> str:
+    return "n/a" if value is None else f"{value:g}"
 
 
 def _entropy(result: Result) -> list[Row]:
@@ -71,15 +93,23 @@ def _entropy(result: Result) -> list[Row]:
     ]
 
 
+def _short_gradient(result: Result) -> list[Row]:
+    gradient = result.get("gradient") or {}
+    norm, *_, snr = gradient_rows(gradient, "")
+    known = (gradient.get("snr") or 0.0) >= SNR_RESOLVED
+    return [
+        (*norm[:3], "of the expected gradient, noise taken out"),
+        (*snr[:3], "1: as much signal as noise") if known else snr,
+    ]
+
+
 def _gradient(result: Result) -> list[Row]:
-    gradient, counts = result.get("gradient") or {}, result.get("counts", {})
-    rows = [
-        *gradient_rows(gradient, f"{number(counts.get('shards'))} shards as clusters"),
+    gradient = result.get("gradient") or {}
+    return [
+        *gradient_rows(gradient, "shards as clusters"),
         ("", "for SNR 1", *_responses(gradient, SNR_RESOLVED, "")),
         ("", "for 10 % error", *_responses(gradient, SNR_TEN_PERCENT, "RMS of the vector (SNR 100); norm errs less")),
     ]
-    cosines = {key: value for key, value in gradient.items() if key.startswith("cos_") and value is not None}
-    return rows + [("", key, number(value, 3), "") for key, value in cosines.items()]
 
 
 def _responses(gradient: dict[str, Any], snr: float, note: str) -> tuple[str, str]:
@@ -93,24 +123,35 @@ def _responses(gradient: dict[str, Any], snr: float, note: str) -> tuple[str, st
 def _advantage(result: Result) -> RenderableType:
     square, variance = result.get("advantage_mean_square") or {}, result.get("advantage_variance") or {}
     errors, ratios = result.get("advantage_mean_square_se") or {}, result.get("advantage_mean_square_ratio") or {}
-    table = ruled()
-    table.add_column("Advantage", min_width=24)
-    for title in ("mean square, nats²/token", "ratio to none", "variance, nats²/token"):
-        table.add_column(title, justify="right", min_width=18)
-    used = baseline_of(result).get("mode")
+    columns = [Column("Advantage", prefers=24)] + [
+        Column(title, right=True, prefers=18)
+        for title in ("mean square,\nnats² a token", "ratio to none", "variance,\nnats² a token")
+    ]
+    rows = []
     for mode in MODES:
-        ratio = ratios.get(mode) or {}
-        ratio_text = "1" if mode == "none" else with_error(ratio.get("value"), ratio.get("se"))
-        cells = with_error(square.get(mode), errors.get(mode)), ratio_text, number(variance.get(mode))
-        name, style = (f"* {mode} (in use)", "bold") if mode == used else (f"  {mode}", "")
-        table.add_row(name, *cells, style=style)
-    return Padding(table, (1, 0, 0, 0))
+        name, style = mode_name(mode, baseline_of(result).get("mode"))
+        cells = (
+            with_error(square.get(mode), errors.get(mode)), ratio_to_none(mode, ratios), number(variance.get(mode)),
+        )  # fmt: skip
+        rows.append([Text(cell, style) for cell in (name, *cells)])
+    return below(FittedTable(columns, rows))
+
+
+def mode_name(mode: str, used: str | None) -> tuple[str, str]:
+    """How a mode is called in a table, and its style: the one in use is marked."""
+    return (f"* {mode} (in use)", "bold") if mode == used else (f"  {mode}", "")
+
+
+def ratio_to_none(mode: str, ratios: dict[str, Any]) -> str:
+    """The ratio of a mode's mean square to that of `none`, with its error."""
+    ratio = ratios.get(mode) or {}
+    return "1" if mode == "none" else with_error(ratio.get("value"), ratio.get("se"))
 
 
 def _paired(result: Result) -> list[Row]:
     rows: list[Row] = []
     for pair in result.get("advantage_paired") or []:
-        difference = f"{with_error(pair.get('difference'), pair.get('se'))} nats²/token"
+        difference = f"{with_error(pair.get('difference'), pair.get('se'))} nats² a token"
         section, note = ("", "") if rows else ("Paired", "of mean square, shards as clusters")
         rows.append((section, f"{pair['mode']} - {pair['against']}", difference, note))
     return rows
@@ -119,48 +160,73 @@ def _paired(result: Result) -> list[Row]:
 def _beta(result: Result) -> RenderableType:
     beta = result.get("beta") or {}
     features = beta.get("features") or []
-    values = beta.get("values") or [None] * len(features)
     unused = "" if baseline_of(result).get("mode") == "regression" else " (not in use)"
-    table = ruled()
-    table.add_column(f"Beta version {number(beta.get('version'))}{unused}", min_width=24, overflow="fold")
-    table.add_column("nats per unit of feature", justify="right")
-    for name, value in zip(features, values, strict=True):
-        table.add_row(Text(f"  {name}"), number(value))
-    fit = f"  R² {number(beta.get('r2'), 3)}   condition number {number(beta.get('condition_number'), 2)}"
-    fit += " (ILL-CONDITIONED)" if ill_conditioned(beta) else ""
-    fit += f"   fallback {beta['fallback']}" if beta.get("fallback") else ""
-    source = (
-        f"  fitted on {number(beta.get('tokens'))} tokens of {number(beta.get('sequences'))} responses, through round "
-        f"{number(beta.get('round'))} (from 0); ridge_lambda {number(beta.get('ridge_lambda'), 1)}"
-    )
-    return Padding(Group(table, Text(fit), Text(source, "dim")), (1, 0, 0, 0))
+    table = beta_values(f"Beta version {number(beta.get('version'))}{unused}", features, beta.get("values"))
+    return Group(below(table), *map(Prose, fit_lines(beta)))
+
+
+def beta_values(title: str, features: Sequence[str], values: Sequence[float] | None) -> FittedTable:
+    """Coefficients by feature; all are n/a where beta could not be fitted."""
+    columns = [Column(title, prefers=24, least=12), Column("nats per unit\nof the feature", right=True)]
+    known = zip(features, [None] * len(features) if values is None else values, strict=True)
+    return FittedTable(columns, [(f"  {name}", number(value)) for name, value in known])
+
+
+def fit_lines(beta: dict[str, Any]) -> list[str]:
+    """How good a fit is, and what it was made from."""
+    quality = f"R² {number(beta.get('r2'), 3)}, condition number {number(beta.get('condition_number'), 2)}"
+    quality += " (ILL-CONDITIONED)" if ill_conditioned(beta) else ""
+    quality += f", fallback {beta['fallback']}" if beta.get("fallback") else ""
+    source = f"fitted on {_many(beta.get('tokens'), 'token')} of {_many(beta.get('sequences'), 'response')}"
+    return [quality, f"{source}, {through(beta.get('round'))}; ridge_lambda {number(beta.get('ridge_lambda'), 1)}"]
+
+
+def through(number_of_round: int | None) -> str:
+    """The last round inside, as people count: from 1."""
+    if number_of_round is None:
+        return "through round n/a"
+    return "before any round" if number_of_round < 0 else f"through round {number_of_round + 1}"
 
 
 def _parity(result: Result) -> list[Row]:
     parity = result.get("parity") or {}
     mean, p99, largest = (number(parity.get(f"{key}_gap"), 2) for key in ("mean", "p99", "max"))
     return [
-        ("Parity", "gap of log q", f"mean {mean} nats", f"99 % below {p99}, max {largest} nats"),
+        ("Parity", "mean gap", f"{mean} nats", "of log q, when sampled and when scored"),
+        ("", "99 % of gaps below", f"{p99} nats", ""),
+        ("", "largest gap", f"{largest} nats", ""),
         ("", "outside nucleus", percent(parity.get("outside_nucleus"), 1), "of tokens, when scored again"),
     ]
 
 
 def _counts(result: Result) -> list[Row]:
     counts = result.get("counts", {})
-    sequences, ends = counts.get("sequences"), ("eos_only", "truncated")
-    short, cut = (f"{number(counts.get(key))} ({percent(counts.get(key), sequences)})" for key in ends)
-    shards = f"{number(counts.get('shards'))}, retried {number(counts.get('shards_retried'))}"
-    again = f"; regenerated {number(counts['regenerated'])}" if counts.get("regenerated") else ""
-    return [
-        ("Counts", "tokens", number(counts.get("tokens")), f"{number(sequences)} responses"),
-        ("", "eos_only", short, f"truncated {cut}"),
-        ("", "shards", shards, f"actors {number(counts.get('actors'))}{again}"),
+    sequences = counts.get("sequences")
+    short, cut = (f"{number(counts.get(key))} ({percent(counts.get(key), sequences)})" for key in _ENDS)
+    rows = [
+        ("Counts", "tokens", number(counts.get("tokens")), "in responses"),
+        ("", "eos_only", short, "ended at the first token"),
+        ("", "truncated", cut, "cut at the cap"),
+        ("", "shards", number(counts.get("shards")), ""),
+        ("", "shards retried", number(counts.get("shards_retried")), ""),
+        ("", "actors", number(counts.get("actors")), ""),
     ]
+    again = [("", "regenerated", number(counts["regenerated"]), "shards")] if counts.get("regenerated") else []
+    return [*rows, *again]
 
 
 def _timing(result: Result) -> list[Row]:
     timing = result.get("timing") or {}
-    busy = ", ".join(f"{name.replace('_', ' ')} {number(timing.get(f'{name}_s'), 3)}" for name in PHASES)
-    rest = f"fit {number(timing.get('fit_s'), 3)}, wait {number(timing.get('wait_s'), 3)} s"
-    speed = f"{number(timing.get('tokens_per_second'))} tokens/s"
-    return [("Time", f"{number(timing.get('seconds'))} s", speed, f"{busy} (over actors), {rest}")]
+    rows = [
+        ("Time", "all rounds", f"{number(timing.get('seconds'))} s", ""),
+        ("", "speed", f"{number(timing.get('tokens_per_second'))} tokens/s", ""),
+    ]
+    phases = [("", name.replace("_", " "), f"{number(timing.get(f'{name}_s'), 3)} s", note) for name, note in _PHASES]
+    return [*rows, *phases]
+
+
+_ENDS = ("eos_only", "truncated")
+_PHASES = (
+    ("generate", "summed over actors"), ("teacher_force", "summed over actors"), ("backward", "summed over actors"),
+    ("wait", "summed over actors"), ("fit", ""),
+)  # fmt: skip

@@ -11,7 +11,9 @@ from ray_probe.service.board import Board, summary
 from ray_probe.service.queue import Measurement
 from ray_probe.service.replies import Beta, Followed, MeasurementInfo, Status, Variance
 
-STATISTICS = ("advantage_variance", "advantage_mean_square", "advantage_mean_square_ratio", "gradient")
+STATISTICS = (
+    "advantage_variance", "advantage_mean_square", "advantage_mean_square_ratio", "advantage_paired", "gradient",
+)  # fmt: skip
 
 
 class Sources(Protocol):
@@ -94,9 +96,10 @@ class Answers:
         sizes: dict[str, Any] = {name: counts.get(name, 0) for name in ("rounds", "sequences", "tokens")}
         statistics: dict[str, Any] = {key: None if result is None else result[key] for key in STATISTICS}
         version = None if result is None else result["beta"]["version"]
+        mode = None if result is None else result["config"]["estimator"]["baseline"]["mode"]
         return Variance(
             measurement=item.id, beta_version=version, **sizes, **statistics, in_sample=own.get("in_sample", {}),
-            in_sample_version=own.get("version"),
+            in_sample_version=own.get("version"), mode=mode,
         )  # fmt: skip
 
     def logs(self, identity: str | None, lines: int) -> tuple[str, ...]:

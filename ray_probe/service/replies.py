@@ -1,6 +1,6 @@
 """What a service and a run in progress answer: frozen, plain types, the same in Python and as JSON."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -170,10 +170,12 @@ class Variance(Reply):
         advantage_variance: by mode, nats^2 per token, centred, under the configured fit.
         advantage_mean_square: by mode, nats^2 per token, about zero: what the score term sees.
         advantage_mean_square_ratio: by mode, the ratio to `none` with its standard error (shards as clusters).
-        gradient: norm, norm_sq_debiased, trace_cov, snr, as in result.json.
+        gradient: norm_raw, norm_debiased, norm_sq_debiased, trace_cov, snr, as in result.json.
         in_sample: by mode, nats^2 per token: the newest fit on the very records it was fitted on, which flatters;
             it may be a version ahead of the committed rounds (`in_sample_version`).
         in_sample_version: version of that fit.
+        mode: baseline in use; None before a round is committed.
+        advantage_paired: differences between modes on the same tokens, as in result.json.
     """
 
     measurement: str
@@ -187,6 +189,8 @@ class Variance(Reply):
     gradient: Mapping[str, float | None] | None
     in_sample: Mapping[str, float | None]
     in_sample_version: int | None
+    mode: str | None
+    advantage_paired: Sequence[Mapping[str, Any]] | None
 
 
 @dataclass(frozen=True)

@@ -61,7 +61,7 @@ def test_one_shard_without_finite_logits_is_given_up_after_three_attempts_and_th
         answer = run_on(backend, run, "overflows", noted(notes))
     assert answer.result["partial"] == ["1/2"]
     assert answer.result["counts"]["shards"] == reference.result["counts"]["shards"] - 1
-    told = [note for note in notes if note.startswith("shard 1/2 failed (NonFiniteError: logits: ")]
+    told = [note for note in notes if note.startswith("shard 2 of round 2 failed (NonFiniteError: logits: ")]
     assert [note.split("; it is ")[1] for note in told] == ["tried again"] * 2 + ["given up after 3 attempts"]
 
 
@@ -102,7 +102,7 @@ def test_a_shard_that_ends_its_actors_without_a_word_says_what_to_lower(
     notes: list[str] = []
     answer = run_on(backend, prepared(files), "memory", noted(notes))
     assert fired(points, "roll_before_gradient") == 3 and answer.result["partial"] == ["1/2"]
-    told = [note for note in notes if note.startswith("shard 1/2 failed")]
+    told = [note for note in notes if note.startswith("shard 2 of round 2 failed")]
     assert [LESS_MEMORY in note for note in told] == [False, False, True]
     assert all("its process ended" in note and "on node" in note and "memory" in note for note in told)
 

@@ -102,7 +102,7 @@ class Late:
     ("same", "number", "answered"),
     [
         (True, 1, "duplicate"), (True, 2, "duplicate"), (False, 1, "different"),
-        (False, 2, "record: shard 1/2 was committed with other bytes; this one is not merged"),
+        (False, 2, "record: shard 2 of round 2 was committed with other bytes; this one is not merged"),
     ],
 )  # fmt: skip
 def test_what_a_process_that_was_thought_dead_delivers_late_changes_nothing_and_other_bytes_are_told(

@@ -124,7 +124,7 @@ def test_a_shard_that_always_fails_is_given_up_after_three_attempts_and_the_othe
     beta, gradient = without(run, [(1, 2)] if place == "roll_before_send" else [], [(1, 2)])
     assert answer.beta == beta, "the fit may use a record without its gradient"
     assert np.linalg.norm(answer.gradient - gradient) <= 1e-5 * np.linalg.norm(gradient)
-    told = [note for note in notes if note.startswith("shard 1/2 failed")]
+    told = [note for note in notes if note.startswith("shard 2 of round 2 failed")]
     assert len(told) == 3 and "given up after 3 attempts" in told[-1]
     cause = f"failpoint {place} 1/2" if action == "raise" else "its process ended"
     assert all(cause in note for note in told)

@@ -53,7 +53,7 @@ def assert_bits(answer: Answer, other: Answer) -> None:
     """The same answer, with the same bits in the gradient, and no shard done again."""
     answer.assert_same(other)
     np.testing.assert_array_equal(answer.gradient, other.gradient)
-    assert answer.result["gradient"]["norm"] == pytest.approx(other.result["gradient"]["norm"], rel=1e-14)
+    assert answer.result["gradient"]["norm_raw"] == pytest.approx(other.result["gradient"]["norm_raw"], rel=1e-14)
     assert answer.result["counts"]["shards_retried"] == 0
 
 

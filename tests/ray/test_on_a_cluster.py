@@ -115,7 +115,7 @@ def test_commits_of_several_rounds_give_the_answer_of_single_ones(
     mean = answer.gradient / answer.result["counts"]["sequences"]
     assert sum(part.size for part in written.values()) == mean.size
     assert np.sqrt(sum((part**2).sum() for part in written.values())) == pytest.approx(np.linalg.norm(mean))
-    assert answer.result["gradient"]["norm"] == pytest.approx(np.linalg.norm(mean))
+    assert answer.result["gradient"]["norm_raw"] == pytest.approx(np.linalg.norm(mean))
 
 
 def test_a_killed_actor_with_the_graphs_that_it_held_costs_its_shards_a_retry_and_nothing_else(

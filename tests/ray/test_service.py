@@ -118,7 +118,7 @@ def assert_same(result: dict[str, Any], expected: dict[str, Any]) -> None:
     uncounted = {"actors": 1, "shards_retried": 0}
     assert result["counts"] | uncounted == expected["counts"] | uncounted
     assert result["entropy"] == expected["entropy"]
-    assert result["gradient"]["norm"] == pytest.approx(expected["gradient"]["norm"], rel=1e-5)
+    assert result["gradient"]["norm_raw"] == pytest.approx(expected["gradient"]["norm_raw"], rel=1e-5)
     assert result["partial"] is False and result["conflicts"] == []
 
 
@@ -129,7 +129,7 @@ def test_the_life_of_a_service_as_the_readme_shows_it(
     result = shell.ask("probe", raw["model"]["path"], "--wait")
     expected = reference(raw, tmp_path)
     assert result["beta"] == expected["beta"], "a service in the place of a run gives the same bits"
-    assert result["gradient"]["norm"] == pytest.approx(expected["gradient"]["norm"], rel=1e-5)
+    assert result["gradient"]["norm_raw"] == pytest.approx(expected["gradient"]["norm_raw"], rel=1e-5)
     status = shell.ask("status")
     assert (status["state"], status["actors_asked"], status["actors_alive"], status["ended"]) == ("idle", 1, 1, 1)
     before = status["actors"][0]["pid"]
@@ -173,7 +173,7 @@ def test_scaling_in_mid_measurement_leaves_the_same_bits(
     expected = reference(raw, tmp_path, batch={"rounds": result["counts"]["rounds"]})
     assert result["beta"] == expected["beta"]
     assert result["counts"] | {"actors": 1} == expected["counts"] | {"actors": 1}
-    assert result["gradient"]["norm"] == pytest.approx(expected["gradient"]["norm"], rel=1e-5)
+    assert result["gradient"]["norm_raw"] == pytest.approx(expected["gradient"]["norm_raw"], rel=1e-5)
     lines = RunDirectory.open(Path(client.result(identity)[0].directory)).finished_rounds()
     assert max(len(line["shards_by_actor"]) for line in lines) > 1, "more than one actor took part"
 

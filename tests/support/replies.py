@@ -47,8 +47,11 @@ def a_beta() -> Beta:
 def a_variance() -> Variance:
     """Of four whole rounds; the fitter is a version ahead."""
     result = a_result()
-    names = ("advantage_variance", "advantage_mean_square", "advantage_mean_square_ratio", "gradient")
+    names = (
+        "advantage_variance", "advantage_mean_square", "advantage_mean_square_ratio", "advantage_paired", "gradient",
+    )  # fmt: skip
     in_sample = {"none": 411.1, "constant": 117.3, "residual_mu": 23.9, "regression": 17.04}
     return Variance(
-        "m0003", 4, 4, 2048, 81234, **{name: result[name] for name in names}, in_sample=in_sample, in_sample_version=5
+        "m0003", 4, 4, 2048, 81234, **{name: result[name] for name in names}, in_sample=in_sample, in_sample_version=5,
+        mode="regression",
     )

@@ -11,9 +11,10 @@ def a_result() -> dict[str, Any]:
     baseline = {"mode": "regression", "fit": "leave_one_out"}
     return {
         "config": {
-            "model": {"path": "configs/models/[tiny]"},
+            "model": {"path": "configs/models/[tiny]", "adapter": None, "trainable": "all", "dtype": "float32"},
+            "batch": {"prompts_per_round": 64, "responses_per_prompt": 8, "rounds": 4},
             "estimator": {"x_estimator_mode": "rb_residual", "baseline": baseline},
-            "generation": {"max_new_tokens": 64, "rb_requires_grad": True},
+            "generation": {"temperature": 0.8, "top_p": 0.95, "max_new_tokens": 64, "rb_requires_grad": True},
         },
         "beta": {
             "features": ["H", "top1", "pos_frac"], "values": [0.8123, -4.31, -39.02], "version": 4, "round": 3,
@@ -26,7 +27,9 @@ def a_result() -> dict[str, Any]:
         "advantage_mean_square_ratio": {mode: {"value": SQUARES[mode] / 412.3, "se": 0.001} for mode in MODES},
         "advantage_paired": [{"mode": "regression", "against": "constant", "difference": -100.29, "se": 2.04}],
         "entropy": {"per_sequence": 28.412, "per_sequence_se": 0.618, "per_token": 0.9213, "per_token_se": 0.0131},
-        "gradient": {"norm": 3.214, "norm_sq_debiased": 7.921, "trace_cov": 4813.2, "snr": 3.37, "cos_pathwise": None},
+        "gradient": {
+            "norm_raw": 3.214, "norm_debiased": 2.8144, "norm_sq_debiased": 7.921, "trace_cov": 4813.2, "snr": 3.37,
+        },
         "parity": {"mean_gap": 2.1e-7, "p99_gap": 1.2e-6, "max_gap": 3.4e-5, "outside_nucleus": 2.2e-5},
         "counts": {
             "rounds": 4, "shards": 32, "sequences": 2048, "tokens": 81234, "eos_only": 12, "truncated": 61,

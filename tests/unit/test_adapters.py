@@ -201,7 +201,7 @@ def test_trainable_adapter_without_an_adapter_is_refused_at_once_and_at_the_mode
 
 def test_without_peft_the_remedy_is_named(base: Path, adapter: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "peft", None)
-    with pytest.raises(ConfigError, match=r"^model\.adapter: .*ray-probe\[peft\]"):
+    with pytest.raises(ConfigError, match=r"^model\.adapter: .*pip install -e '\.\[peft\]'$"):
         inspect_checkpoint(settings(base, adapter))
     assert inspect_checkpoint(settings(base, None)).adapter is None
 

@@ -47,7 +47,7 @@ def test_commits_of_several_rounds_give_the_answer_of_single_ones(checkpoint: Pa
         assert results[n]["counts"] == results[1]["counts"]
         assert results[n]["advantage_mean_square"] == results[1]["advantage_mean_square"]
         assert np.linalg.norm(job.gradient - single.gradient) <= 1e-5 * np.linalg.norm(single.gradient)
-        assert results[n]["gradient"]["norm"] == pytest.approx(results[1]["gradient"]["norm"], rel=1e-5)
+        assert results[n]["gradient"]["norm_raw"] == pytest.approx(results[1]["gradient"]["norm_raw"], rel=1e-5)
         written = load_file(job.path / "gradient.safetensors")
         mean = by_name(job.backend.layout, job.gradient / results[n]["counts"]["sequences"])
         assert list(mean) == list(job.backend.layout.names) and set(written) == set(mean)
@@ -210,7 +210,7 @@ def test_a_gradient_under_another_baseline_than_the_plans_is_refused(checkpoint:
     check_baseline(report, fit)
     later = fit.after_round(fit.latest)
     for other in (dataclasses.replace(report, version=0), dataclasses.replace(report, own_left_out=False)):
-        with pytest.raises(ShardError, match=r"^shard 0/0: its baseline is version .*; the plan asks for version 1"):
+        with pytest.raises(ShardError, match=r"^shard 0 of round 1: its baseline is .*; the plan asks for version 1"):
             check_baseline(other, fit)
     with pytest.raises(ShardError):
         check_baseline(report, later)
@@ -221,7 +221,7 @@ def test_a_gradient_under_another_baseline_than_the_plans_is_refused(checkpoint:
 @pytest.mark.parametrize("mode", ["none", "regression"])
 def test_the_score_term_alone_is_a_gradient_too(checkpoint: Path, tmp_path: Path, mode: str):
     config = settings(checkpoint, mode, generation={"rb_requires_grad": False})
-    assert Job.of(config, tmp_path / "run").run()["gradient"]["norm"] > 0
+    assert Job.of(config, tmp_path / "run").run()["gradient"]["norm_raw"] > 0
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

@@ -1,5 +1,6 @@
 """Totals add up over rounds and survive JSON; every figure of result.json is the direct computation."""
 
+import itertools
 import json
 from typing import Any
 
@@ -182,6 +183,7 @@ def test_ratios_and_paired_differences_are_the_direct_ones_with_shards_as_cluste
         assert ratio["se"] == pytest.approx(jackknife_free_error(squares[mode], squares["none"]), abs=1e-15)
         assert merged([a_round(0), a_round(1)]).advantage_ratio(mode) == pytest.approx(ratio["value"])
     assert [(pair["mode"], pair["against"]) for pair in result["advantage_paired"]] == list(PAIRS)
+    assert {frozenset(pair) for pair in PAIRS} == {frozenset(two) for two in itertools.combinations(MODES, 2)}
     for pair in result["advantage_paired"]:
         difference = squares[pair["mode"]] - squares[pair["against"]]
         assert pair["difference"] == pytest.approx(difference.sum() / tokens.sum())
@@ -201,7 +203,7 @@ KEYS = {
     "advantage_variance": set(MODES),
     "advantage_mean_square": set(MODES),
     "entropy": {"per_sequence", "per_sequence_se", "per_token", "per_token_se"},
-    "gradient": {"norm", "norm_sq_debiased", "trace_cov", "snr", "cos_pathwise"},
+    "gradient": {"norm_raw", "norm_debiased", "norm_sq_debiased", "trace_cov", "snr"},
     "parity": {"mean_gap", "p99_gap", "max_gap", "outside_nucleus"},
     "counts": {
         "rounds", "shards", "sequences", "tokens", "eos_only", "truncated", "shards_retried", "actors",
@@ -218,6 +220,7 @@ def test_the_result_has_every_key_and_is_json_without_nan(rounds: int, shards: i
     assert json.loads(json.dumps(result, allow_nan=False)) == result
     for section, keys in KEYS.items():
         assert keys <= set(result[section] if section else result), section
+    assert set(result["gradient"]) == KEYS["gradient"], "no name that could be either norm"
     assert result["schema_version"] == 1 and result["config"] == CONFIG and result["beta"] == BETA
     assert result["counts"] == {
         "rounds": rounds, "shards": rounds * shards, "actors": 2, "sequences": 4 * rounds * shards,
@@ -251,7 +254,7 @@ def test_the_gradient_section_is_of_the_mean_over_responses():
     totals = a_round(0)
     result = result_of(totals)
     norms, n = totals.sizes_S3[:, 2], totals.sequences
-    assert result["gradient"]["norm"] == pytest.approx(np.sqrt(123.0) / n)
+    assert result["gradient"]["norm_raw"] == pytest.approx(np.sqrt(123.0) / n)
     assert result["gradient"]["norm_sq_debiased"] == pytest.approx((123.0 - norms.sum()) / (n**2 - 3 * 4**2))
 
 
@@ -282,8 +285,8 @@ def test_where_prompts_came_back_no_error_takes_their_shards_for_independent():
     config = CONFIG | {"batch": {"responses_per_prompt": most - 1}}
     again = build_result(config, BETA, totals, 123.0, actors=2)
     assert once["counts"]["repeated_prompts"] == 0 < again["counts"]["repeated_prompts"]
-    assert again["gradient"]["norm"] == once["gradient"]["norm"]
-    assert {again["gradient"][name] for name in ("norm_sq_debiased", "trace_cov", "snr")} == {None}
+    assert again["gradient"]["norm_raw"] == once["gradient"]["norm_raw"]
+    assert {again["gradient"][name] for name in ("norm_debiased", "norm_sq_debiased", "trace_cov", "snr")} == {None}
     assert set(again["advantage_mean_square_se"].values()) == {None}
     assert {pair["se"] for pair in again["advantage_paired"]} == {None}
     assert again["advantage_mean_square"] == once["advantage_mean_square"]

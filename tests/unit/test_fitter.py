@@ -62,7 +62,7 @@ REFUSED = {
     "other features": (replace(delivery(0, 1), features=("H", "top1", "margin")), "features: got .*margin"),
     "other order of features": (replace(delivery(0, 1), features=FEATURES[::-1]), "features: got"),
     "past round": (replace(delivery(0, 1), round=-1), "shard: got -1/1; need two integers"),
-    "later round": (delivery(1, 1), "round: got 1; round 0 is open"),
+    "later round": (delivery(1, 1), "round: got 2; round 1 is open"),
     "more features than the run": (with_record(Record.zero(Shape(4, 1, CAP))), "features=4.*features=3"),
     "other bins": (with_record(Record.zero(Shape(3, 1, 9))), "bins=9"),
     "no sequence": (with_record(Record.zero(rule().shape)), "0 sequences"),
@@ -95,10 +95,10 @@ def test_a_record_for_a_round_that_is_over_is_not_merged():
     fitter = Fitter(rule(), POLICY)
     work_rounds(fitter, 2)
     before = bits(fitter)
-    with pytest.raises(RecordError, match="round: got 1; round 2 is open"):
+    with pytest.raises(RecordError, match="round: got 2; round 3 is open"):
         fitter.accept(delivery(1, 9))
     assert fitter.accept(delivery(0, 0)).status == "duplicate", "of a round that was committed, too"
-    with pytest.raises(RecordError, match="shard 0/1 was committed with other bytes; this one is not merged"):
+    with pytest.raises(RecordError, match="shard 1 of round 1 was committed with other bytes; this one is not merged"):
         fitter.accept(other_bytes(0, 1))
     assert fitter.counts == Counts(
         records=10, duplicates=1, conflicts=((0, 1),), regenerated=(), torn_bytes=0, openings=0
@@ -170,7 +170,7 @@ def test_closing_a_round_again_returns_the_same_fit(fit: Fit):
     first = fitter.close_round(1, range(5))
     before = bits(fitter)
     assert fitter.close_round(1, range(5)) is first
-    with pytest.raises(RecordError, match=r"round 1: was closed with shards \[0, 1, 2, 3, 4\]"):
+    with pytest.raises(RecordError, match=r"round 2: was closed with shards \[0, 1, 2, 3, 4\]"):
         fitter.close_round(1, [0, 1])
     assert bits(fitter) == before
     assert first.round == (0 if fit == "lagged" else 1)
@@ -194,9 +194,9 @@ def test_lagged_uses_the_fit_of_exactly_the_rounds_before():
 def test_a_round_with_a_record_missing_is_not_closed():
     fitter = Fitter(rule(), POLICY)
     fitter.accept(delivery(0, 1))
-    with pytest.raises(RecordError, match=r"round 0: cannot be closed; no record of shards \[0, 2\] is in"):
+    with pytest.raises(RecordError, match=r"round 1: cannot be closed; no record of shards \[0, 2\] is in"):
         fitter.close_round(0, [0, 1, 2])
-    with pytest.raises(RecordError, match="round 1: cannot be closed; round 0 is open"):
+    with pytest.raises(RecordError, match="round 2: cannot be closed; round 1 is open"):
         fitter.close_round(1, [1])
     assert fitter.current.version == 0
     assert fitter.close_round(0, [1]).version == 1
@@ -235,7 +235,7 @@ def test_shards_of_every_round_since_a_commit_are_known_when_they_come_again():
             assert (late.status, late.kept.tobytes()) == ("different", delivery(known, 2).packed.tobytes())
         assert bits(fitter) == before, "counted once"
     assert fitter.accept(delivery(1, 1)).status == "duplicate"
-    with pytest.raises(RecordError, match="shard 1/1 was committed with other bytes"):
+    with pytest.raises(RecordError, match="shard 1 of round 2 was committed with other bytes"):
         fitter.accept(other_bytes(1, 1))
 
 
@@ -374,14 +374,14 @@ def test_a_finished_round_that_the_ledger_does_not_bear_out_is_refused_and_the_l
     work_rounds(Fitter(rule(), POLICY, path), 1)
     before = path.read_bytes()
     for finished, reason in (
-        ([range(6)], r"round 0 was finished with shards \[0, .*5\], and the ledger has it closed with \[0, .* 4\]"),
-        ([range(5), [0, 1]], r"round 1 was finished with shards \[0, 1\], and the ledger has it not closed; restore"),
+        ([range(6)], r"round 1 was finished with shards \[0, .*5\], and the ledger has it closed with \[0, .* 4\]"),
+        ([range(5), [0, 1]], r"round 2 was finished with shards \[0, 1\], and the ledger has it not closed; restore"),
     ):
         with pytest.raises(LedgerError, match=reason) as refused:
             Fitter(rule(), POLICY, path, finished)
         assert refused.value.exit_code == 2 and "\n" not in str(refused.value)
         assert path.read_bytes() == before
-    with pytest.raises(LedgerError, match="round 0 was finished"):
+    with pytest.raises(LedgerError, match="round 1 was finished"):
         Fitter(rule(), POLICY, tmp_path / "lost.jsonl", [[0, 1]])
 
 
@@ -424,7 +424,7 @@ def test_other_bytes_are_told_once_however_often_they_come(tmp_path: Path):
     fitter.accept(delivery(0, 3))
     for _ in range(3):
         assert fitter.accept(other_bytes(0, 3)).status == "different"
-    assert fitter.notes == ["shard 0/3 came again with other bytes; the first record stays"]
+    assert fitter.notes == ["shard 3 of round 1 came again with other bytes; the first record stays"]
     assert fitter.counts.conflicts == ((0, 3),)
     assert len(read_ledger(tmp_path / "ledger.jsonl").different) == 1
 

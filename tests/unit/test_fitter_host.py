@@ -57,7 +57,7 @@ def test_the_last_measurement_that_was_opened_is_the_one(state: Path, tmp_path: 
     host, first = opened(state, tmp_path / "first.jsonl")
     second = host.open(rule(), POLICY, tmp_path / "second.jsonl", [])
     for process in (host, FitterHost(state, OWNER)):
-        with pytest.raises(RecordError, match="shard 0/0 is of a measurement before"):
+        with pytest.raises(RecordError, match="shard 0 of round 1 is of a measurement before"):
             process.accept(first, delivery(0, 0))
     assert FitterHost(state, OWNER).accept(second, delivery(0, 0)).status == "accepted"
     assert list(read_ledger(tmp_path / "second.jsonl").records) == [(0, 0)]

@@ -119,3 +119,8 @@ def test_only_usable_prompts_are_used_under_their_index_in_the_file():
 def test_the_order_is_uniform():
     firsts = Counter(order(plan(prompts=5, prompts_per_round=5, rounds=1, seed=seed))[0] for seed in range(2000))
     assert np.array([firsts[i] for i in range(5)]) == pytest.approx(400, abs=80)
+
+
+def test_people_read_rounds_from_1_and_results_hold_them_from_0():
+    shard = plan().round(2)[1]
+    assert (shard.id, shard.label) == ("2/1", "shard 1 of round 3")

@@ -332,7 +332,8 @@ def test_a_missing_extra_is_named_with_what_installs_it(source: str, module: str
     monkeypatch.setitem(sys.modules, module, None)
     message = refusal(source, error=ConfigError)
     assert message.startswith(f"data.prompts: got {source!r}; ")
-    assert message.endswith("needs the package " + module.split(".")[0] + ": pip install ray-probe[datasets]")
+    how = "in the working copy of ray_probe: pip install -e '.[datasets]'"
+    assert message.endswith(f"needs the package {module.split('.')[0]}; {how}")
 
 
 # What is left alone

@@ -117,3 +117,23 @@ def test_a_note_of_no_round_is_a_line_alone_and_moves_nothing() -> None:
     with display as show:
         show(dataclasses.replace(a_snapshot(note="starting Ray on this machine"), rounds=0))
     assert stream.getvalue() == "starting Ray on this machine\n"
+
+
+@pytest.mark.parametrize(
+    ("width", "there"),
+    [
+        (100, {"1,250 tok/s", "beta v1", "var ratio 0.0432", "actors 2/3"}),
+        (76, {"1,250 tok/s", "var ratio 0.0432", "actors 2/3"}),
+        (60, {"1,250 tok/s", "actors 2/3"}),
+        (40, {"actors 2/3"}),
+    ],
+)
+def test_a_narrow_terminal_gets_fewer_numbers_and_none_that_is_cut(width: int, there: set[str]) -> None:
+    stream = Terminal()
+    console = Console(file=stream, force_terminal=True, width=width, _environ={"TERM": "xterm"}, color_system=None)
+    with ProgressDisplay(console) as show:
+        show(a_snapshot())
+    last = [line for line in stream.getvalue().splitlines() if "round 1/2" in line][-1]
+    everything = {"1,250 tok/s", "beta v1", "var ratio 0.0432", "actors 2/3"}
+    assert {text for text in everything if text in last} == there, last
+    assert "…" not in last and "round 1/2" in last

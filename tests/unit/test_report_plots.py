@@ -7,7 +7,7 @@ import pytest
 from matplotlib.figure import Figure
 from support.results import MODES, SQUARES, a_result, set_in, some_rounds
 
-from ray_probe.report.plots import figures, write_plots
+from ray_probe.report.plots import caption_of, figures, write_plots
 
 NAMES = ["advantage_by_mode", "beta_by_feature", "residual_by_position", "entropy_by_round", "advantage_by_round"]
 
@@ -45,7 +45,7 @@ def test_bars_of_the_modes_are_the_results_figures() -> None:
     assert [bar.get_height() for bar in axes.patches] == list(SQUARES.values())
     spans = [float(np.ptp(segment[:, 1])) for segment in error_bars(axes)]
     assert spans == pytest.approx([2 * 0.021 * square for square in SQUARES.values()])
-    assert "0.0434 ± 0.0010" in texts_of(figure)
+    assert "0.0434 ± 0.0010" in texts_of(figure) and "17.91 ± 0.38" in texts_of(figure), "no number without its error"
     assert [label.get_text() for label in axes.get_xticklabels()][-1] == "regression\n(in use)"
     assert axes.get_yscale() == "linear"
     assert axes.get_ylim()[0] == 0
@@ -105,7 +105,41 @@ def rgb(color: str) -> tuple[float, ...]:
     return tuple(int(color[start : start + 2], 16) / 255 for start in (1, 3, 5))
 
 
+def test_rounds_are_counted_from_1() -> None:
+    drawn = figures(a_result(), some_rounds(3))
+    for name in ("entropy_by_round", "advantage_by_round"):
+        places = [line.get_xdata() for line in drawn[name].axes[0].get_lines()]
+        assert any(list(place) == [1, 2, 3] for place in places), name
+
+
+def test_every_plot_says_what_it_is_of() -> None:
+    result = a_result()
+    set_in(result, "config.model", {"path": "/runs/a/step-400", "adapter": "/adapters/lora"})
+    for figure in figures(result, some_rounds()).values():
+        said = "a/step-400 + adapters/lora, temperature 0.8, top_p 0.95, cap 64, 2,048 responses"
+        assert said in texts_of(figure)
+
+
+def test_a_long_path_is_shown_by_its_end() -> None:
+    result = a_result()
+    set_in(result, "config.model.path", "/runs/a-run-of-training-with-a-long-name/step-400")
+    checkpoint, *_ = caption_of(result).split(", ")
+    assert checkpoint.startswith("...") and checkpoint.endswith("-a-long-name/step-400") and len(checkpoint) == 30
+
+
+def test_a_fit_that_is_not_in_use_is_called_so() -> None:
+    result = a_result()
+    assert "not in use" not in titles_of(figures(result, some_rounds())["beta_by_feature"])
+    set_in(result, "config.estimator.baseline.mode", "residual_mu")
+    assert "not in use" in titles_of(figures(result, some_rounds())["beta_by_feature"])
+
+
+def titles_of(figure: Figure) -> str:
+    return " ".join(axes.get_title(loc="left") for axes in figure.axes)
+
+
 ODD = {
+    "no config": ({"config": {}}, ("advantage_by_mode", "beta_by_feature", "entropy_by_round")),
     "nothing measured": (
         {"entropy": {}, "positions": {}, "advantage_mean_square": {}, "beta": {}},
         ("advantage_by_mode", "residual_by_position", "entropy_by_round", "beta_by_feature"),

@@ -345,7 +345,7 @@ def test_a_shard_is_given_up_after_exactly_three_attempts_with_its_last_cause():
         task = schedule.next_task(attempt)
         assert task is not None and task.shard.index == 0
         told = schedule.failed(task.shard, f"cause {attempt}")
-        assert told == f"shard 7/0 failed (cause {attempt}); it is " + (
+        assert told == f"shard 0 of round 8 failed (cause {attempt}); it is " + (
             "given up after 3 attempts" if attempt == 2 else "tried again"
         )
     assert schedule.given_up(ROUND) == {"7/0": "cause 2"}
@@ -397,7 +397,7 @@ def test_what_is_no_fault_of_a_shard_is_not_charged_within_reason():
     schedule = schedule_of(1)
     for actor in range(MAX_SPARED):
         told = schedule.failed(schedule.next_task(actor).shard, "its node is gone", "spared")
-        assert told == "shard 7/0 was interrupted (its node is gone); it is done again, which is no attempt"
+        assert told == "shard 0 of round 8 was interrupted (its node is gone); it is done again, which is no attempt"
         schedule.actor_lost(actor)
     assert schedule.given_up(ROUND) == {} and schedule.retried[ROUND] == MAX_SPARED
     for _ in range(MAX_ATTEMPTS):

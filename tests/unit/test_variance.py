@@ -144,8 +144,9 @@ def test_gradient_noise_is_the_direct_formulas(sizes: tuple[int, ...]):
     pairs = [(s, t) for s in range(len(sizes)) for t in range(len(sizes)) if s != t]
     cross = sum(gradients[s] @ gradients[t] for s, t in pairs) / sum(sizes[s] * sizes[t] for s, t in pairs)
     mean = gradients.sum(axis=0) / n
-    assert noise.norm == pytest.approx(np.linalg.norm(mean))
+    assert noise.norm_raw == pytest.approx(np.linalg.norm(mean))
     assert noise.norm_sq_debiased == pytest.approx(cross)
+    assert noise.norm_debiased == (pytest.approx(np.sqrt(cross)) if cross > 0 else None)
     assert noise.trace_cov == pytest.approx(n * (mean @ mean - cross))
     assert noise.snr == pytest.approx(cross / (mean @ mean - cross))
 
@@ -159,12 +160,19 @@ def test_equal_shards_give_the_sample_covariance():
 
 def test_one_shard_leaves_the_noise_open():
     noise = gradient_noise(36.0, np.array([36.0]), np.array([3.0]))
-    assert (noise.norm, noise.norm_sq_debiased, noise.trace_cov, noise.snr) == (2.0, None, None, None)
+    assert vars(noise) == {
+        "norm_raw": 2.0, "norm_debiased": None, "norm_sq_debiased": None, "trace_cov": None, "snr": None,
+    }  # fmt: skip
+
+
+def test_a_squared_norm_below_zero_has_no_root():
+    apart = gradient_noise(0.0, np.array([4.0, 4.0]), np.array([1.0, 1.0]))
+    assert (apart.norm_raw, apart.norm_debiased, apart.norm_sq_debiased, apart.snr) == (0.0, None, -4.0, -1.0)
 
 
 def test_no_noise_means_no_ratio_to_it():
     same = gradient_noise(16.0, np.array([4.0, 4.0]), np.array([1.0, 1.0]))
-    assert (same.norm_sq_debiased, same.trace_cov, same.snr) == (4.0, 0.0, None)
+    assert (same.norm_debiased, same.norm_sq_debiased, same.trace_cov, same.snr) == (2.0, 4.0, 0.0, None)
 
 
 def test_the_in_sample_mean_squares_are_the_direct_ones():
