@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ray_probe.core.summaries import Summaries
+from ray_probe.core.row_summary import Summaries
 from ray_probe.errors import ConfigError, bad_value
 
 

@@ -12,28 +12,30 @@ Shape suffixes: T tokens, V vocabulary, W columns of a tile, D hidden size, N so
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ray_probe.core.full_vocabulary import BLOCK, Moments, MomentScratch
 from ray_probe.core.head import Adapter, Head, HeadGradient, Products
-from ray_probe.core.kept import Kept, KeptCollector
+from ray_probe.core.kept import KeptNuclei, NucleusCollector
 from ray_probe.core.nucleus import Candidates
 from ray_probe.core.policy import row_chunks
-from ray_probe.core.scaling import SamplingRule, Workspace, tiles, widened
+from ray_probe.core.row_summary import RowSummary
+from ray_probe.core.scaling import Buffer, SamplingRule, tiles, widened
 from ray_probe.core.scoring import (
-    Question,
     Scores,
+    ScoringSpec,
+    gradient_from,
     refuse_second_derivative,
     scores_from,
-    slopes_from,
     to_save,
 )
-from ray_probe.core.slopes import Slopes
-from ray_probe.core.summaries import BLOCK, Moments, RowSummary, fill
+from ray_probe.core.slopes import LogitGradient, TileScratch
+from ray_probe.core.summarize import SummaryScratch, fill
 from ray_probe.core.token_statistics import TokenStatistics
 
 __all__ = ["Adapter", "Found", "Head", "find", "fused_token_statistics"]
@@ -47,7 +49,7 @@ _PIECE = 1 << 16  # kept tokens at a time
 
 @dataclass(frozen=True, eq=False)
 class Found:
-    """What is known of some tokens: their scores, and `Kept.tensors` of their nuclei (empty for `top_p = 1`)."""
+    """What is known of some tokens: their scores, and `KeptNuclei.tensors` of their nuclei (empty for `top_p = 1`)."""
 
     scores: Scores
     kept: tuple[Tensor, ...]
@@ -63,13 +65,13 @@ class _FusedHead(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, tokens_T: Tensor, position_T: Tensor, question: Question, head: Head, collect: bool,
+        ctx: Any, tokens_T: Tensor, position_T: Tensor, spec: ScoringSpec, head: Head, collect: bool,
         found: Found | None, *tensors: Tensor,
     ) -> tuple[Tensor, ...]:  # fmt: skip
         if found is None:
-            found = _search(Products.from_tensors(head, tensors), tokens_T, position_T, question, collect)
+            found = _search(Products.from_tensors(head, tensors), tokens_T, position_T, spec, collect)
         if collect:
-            ctx.question, ctx.head, ctx.sizes = question, head, (len(tensors), len(found.kept))
+            ctx.spec, ctx.head, ctx.sizes = spec, head, (len(tensors), len(found.kept))
             ctx.save_for_backward(tokens_T, *tensors, *found.kept, *to_save(found.scores))
         outputs = tuple(output.clone() for output in found.scores.outputs)  # autograd makes them its own
         ctx.mark_non_differentiable(*outputs[2:])
@@ -83,38 +85,38 @@ class _FusedHead(torch.autograd.Function):
         tensors, kept, saved = rest[:inputs], rest[inputs : inputs + kept_size], rest[inputs + kept_size :]
         products = Products.from_tensors(ctx.head, tensors)
         sums = HeadGradient(products, ctx.needs_input_grad[6:], ctx.head.weight_grad_VD)
-        slopes = slopes_from(saved, ctx.question.rule, tokens_T, gradients)
+        gradient = gradient_from(saved, ctx.spec.rule, tokens_T, gradients)
         if kept:
-            nuclei = Kept(*kept)
-            _add_narrow(sums, nuclei, slopes)
-            _add_tiles(sums, slopes, nuclei.wide_N, nuclei)
+            nuclei = KeptNuclei(*kept)
+            _add_narrow(sums, nuclei, gradient)
+            _add_tiles(sums, gradient, nuclei.wide_N, nuclei)
         else:
-            _add_tiles(sums, slopes, torch.arange(len(tokens_T), device=tokens_T.device), None)
+            _add_tiles(sums, gradient, torch.arange(len(tokens_T), device=tokens_T.device), None)
         return None, None, None, None, None, None, *sums.results()
 
 
-def _search(products: Products, tokens_T: Tensor, position_T: Tensor, question: Question, collect: bool) -> Found:
-    forward = _by_tiles if question.rule.top_p >= 1.0 else _by_rows
-    return forward(products, tokens_T, position_T, question, collect)
+def _search(products: Products, tokens_T: Tensor, position_T: Tensor, spec: ScoringSpec, collect: bool) -> Found:
+    forward = _by_tiles if spec.rule.top_p >= 1.0 else _by_rows
+    return forward(products, tokens_T, position_T, spec, collect)
 
 
-def _by_rows(products: Products, tokens_T: Tensor, position_T: Tensor, question: Question, collect: bool) -> Found:
+def _by_rows(products: Products, tokens_T: Tensor, position_T: Tensor, spec: ScoringSpec, collect: bool) -> Found:
     """Scores from blocks of whole rows, and their nuclei if they are to be collected."""
     rows, vocabulary = products.shape
-    device, space = tokens_T.device, Workspace()
+    device, buffer, scratch = tokens_T.device, Buffer(), SummaryScratch()
     summary, logit_T = _blank(products)
     size = (1 if device.type == "cpu" else _LARGER_ON_A_GPU) * BLOCK_ELEMENTS // vocabulary
     size = max(_LEAST_ROWS, size // _LEAST_ROWS * _LEAST_ROWS)
-    collector = KeptCollector(vocabulary, device)
+    collector = NucleusCollector(vocabulary, device)
     for first in range(0, rows, size):
-        logits_NV = products.logits(slice(first, first + size), slice(0, vocabulary), space)
+        logits_NV = products.logits(slice(first, first + size), slice(0, vocabulary), buffer)
         for chunk in row_chunks(len(logits_NV), vocabulary, device):
             part = slice(first + chunk.start, first + min(chunk.stop, len(logits_NV)))
             use = partial(collector.add, part.start) if collect else _ignore
-            fill(summary[part], widened(logits_NV[chunk]), question.rule, space, use)
+            fill(summary[part], widened(logits_NV[chunk]), spec.rule, scratch, use)
         block = slice(first, first + len(logits_NV))
         logit_T[block] = logits_NV.gather(-1, tokens_T[block].unsqueeze(-1)).squeeze(-1)
-    return Found(scores_from(summary, logit_T, position_T, question), collector.kept().tensors if collect else ())
+    return Found(scores_from(summary, logit_T, position_T, spec), collector.kept().tensors if collect else ())
 
 
 def _blank(products: Products) -> tuple[RowSummary, Tensor]:
@@ -129,21 +131,21 @@ def _ignore(group: Candidates) -> None:
     """Nothing is kept of the nuclei when no gradient will be asked for."""
 
 
-def _by_tiles(products: Products, tokens_T: Tensor, position_T: Tensor, question: Question, collect: bool) -> Found:
+def _by_tiles(products: Products, tokens_T: Tensor, position_T: Tensor, spec: ScoringSpec, collect: bool) -> Found:
     """Scores for `top_p = 1`, from tiles of the vocabulary; nothing is kept, because every token is."""
     rows, vocabulary = products.shape
-    space = Workspace()
+    buffer, scratch = Buffer(), MomentScratch()
     summary, logit_T = _blank(products)
     for block in _row_blocks(rows, tokens_T.device):
-        moments, own_T = Moments(question.rule.temperature, space), tokens_T[block]
+        moments, own_T = Moments(spec.rule.temperature, scratch), tokens_T[block]
         for tile in tiles(len(own_T), vocabulary, own_T.device, BLOCK):
-            logits_TW = widened(products.logits(block, tile, space))
+            logits_TW = widened(products.logits(block, tile, buffer))
             moments.add(logits_TW)
             inside_T1 = (own_T - tile.start).clamp(0, logits_TW.shape[-1] - 1).unsqueeze(-1)
             here_T = logits_TW.gather(-1, inside_T1).squeeze(-1)
             logit_T[block] = torch.where(own_T >= tile.start, here_T, logit_T[block])
         summary[block].put(None, moments.summary())
-    return Found(scores_from(summary, logit_T, position_T, question), ())
+    return Found(scores_from(summary, logit_T, position_T, spec), ())
 
 
 def _row_blocks(rows: int, device: torch.device) -> Iterator[slice]:
@@ -151,31 +153,31 @@ def _row_blocks(rows: int, device: torch.device) -> Iterator[slice]:
     return (slice(first, min(first + size, rows)) for first in range(0, rows, size))
 
 
-def _add_narrow(sums: HeadGradient, nuclei: Kept, slopes: Slopes) -> None:
+def _add_narrow(sums: HeadGradient, nuclei: KeptNuclei, gradient: LogitGradient) -> None:
     """Add the gradient of rows with narrow nuclei: of their kept tokens, piece by piece, and of Y where it is none."""
 
     def add(row_M: Tensor, column_M: Tensor, scaled_M: Tensor, slope_M: Tensor) -> None:
-        logit_M = scaled_M * slopes.rule.temperature + slopes.largest_T[row_M]
+        logit_M = scaled_M * gradient.rule.temperature + gradient.largest_T[row_M]
         sums.add_kept(row_M, column_M, sums.products.chain_(slope_M, logit_M))
 
     for start in range(0, len(nuclei.row_M), _PIECE):
         piece = slice(start, start + _PIECE)
         kept = nuclei.row_M[piece].long(), nuclei.column_M[piece].long(), nuclei.scaled_M[piece]
-        add(*kept, slopes.of_kept(*kept))
-    narrow_T = torch.ones_like(slopes.outside_T).index_fill_(0, nuclei.wide_N, False)
-    alone_N, own_N = replace(slopes, outside_T=slopes.outside_T & narrow_T).of_outside()
-    add(alone_N, slopes.tokens_T[alone_N], slopes.token_scaled_T[alone_N], own_N)
+        add(*kept, gradient.kept(*kept))
+    narrow_T = torch.ones_like(gradient.outside_T).index_fill_(0, nuclei.wide_N, False)
+    alone_N = (gradient.outside_T & narrow_T).nonzero().squeeze(-1)
+    add(alone_N, gradient.tokens_T[alone_N], gradient.token_scaled_T[alone_N], gradient.own_T[alone_N])
 
 
-def _add_tiles(sums: HeadGradient, slopes: Slopes, rows_N: Tensor, nuclei: Kept | None) -> None:
+def _add_tiles(sums: HeadGradient, gradient: LogitGradient, rows_N: Tensor, nuclei: KeptNuclei | None) -> None:
     """Add the gradient of rows whose logits are computed again, tile by tile."""
-    products, space = sums.products, Workspace()
+    products, buffer, scratch = sums.products, Buffer(), TileScratch()
     for block in _row_blocks(len(rows_N), rows_N.device):
         own_N = rows_N[block]
-        own = slopes[own_N]
+        own = gradient[own_N]
         for tile in tiles(len(own_N), products.shape[1], own_N.device, BLOCK):
-            logits_NW = widened(products.logits(own_N, tile, space))
-            slope_NW = own.tile(logits_NW, tile.start, space, nuclei.keep(block, tile) if nuclei else None)
+            logits_NW = widened(products.logits(own_N, tile, buffer))
+            slope_NW = own.tile(logits_NW, tile.start, scratch, nuclei.keep(block, tile) if nuclei else None)
             sums.add_tile(own_N, tile, products.chain_(slope_NW, logits_NW))
 
 
@@ -206,9 +208,9 @@ def fused_token_statistics(
         what `token_statistics` gives for the head's logits.
     """
     products = Products.of(hidden_TD, head)
-    question = Question(rule, tuple(features), cap)
+    spec = ScoringSpec(rule, tuple(features), cap)
     outputs = _FusedHead.apply(  # type: ignore[no-untyped-call]
-        tokens_T, position_T, question, head, torch.is_grad_enabled(), found, *products.tensors
+        tokens_T, position_T, spec, head, torch.is_grad_enabled(), found, *products.tensors
     )
     return _statistics(*outputs)
 
@@ -227,8 +229,8 @@ def find(
 
     Memory: a few numbers a token, 12 bytes a token of a narrow nucleus, a bit a token of the vocabulary for a wide one.
     """
-    question = Question(rule, tuple(features), cap)
-    found = _search(Products.of(hidden_TD, head), tokens_T, position_T, question, collect=True)
+    spec = ScoringSpec(rule, tuple(features), cap)
+    found = _search(Products.of(hidden_TD, head), tokens_T, position_T, spec, collect=True)
     return _statistics(*found.scores.outputs), found
 
 

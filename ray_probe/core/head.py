@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ray_probe.core.scaling import Workspace
+from ray_probe.core.scaling import Buffer
 
 _FEW_ROWS = 64  # of hidden states; before it multiplies few by many, a CPU's library puts the whole weight in order,
 _STRIP = 1024  # so the weight is better taken a strip of its rows at a time, which stays in a core's cache
@@ -84,11 +84,11 @@ class Products:
         """Tokens and vocabulary."""
         return len(self.hiddens[0]), len(self.weights[0])
 
-    def logits(self, rows: slice | Tensor, columns: slice, space: Workspace) -> Tensor:
+    def logits(self, rows: slice | Tensor, columns: slice, buffer: Buffer) -> Tensor:
         """Raw logits of some rows and columns [N, W], in the weights' dtype; kept until the next call."""
         hidden_ND, weight_WD = self.hiddens[0][rows], self.weights[0][columns]
         shape = (len(hidden_ND), len(weight_WD))
-        logits_NW = space.table("logits", shape, weight_WD.dtype, weight_WD.device)
+        logits_NW = buffer.table(shape, weight_WD.dtype, weight_WD.device)
         few = weight_WD.device.type == "cpu" and shape[0] <= _FEW_ROWS
         for start in range(0, shape[1], _STRIP if few else max(1, shape[1])):
             strip = slice(start, start + _STRIP if few else None)

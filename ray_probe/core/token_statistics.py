@@ -15,13 +15,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ray_probe.core.kept import NARROW_SHARE, KeptCollector
+from ray_probe.core.kept import NARROW_SHARE, NucleusCollector
 from ray_probe.core.nucleus import Candidates
 from ray_probe.core.policy import row_chunks, sample_summaries
-from ray_probe.core.scaling import SamplingRule, Workspace, tiles, widened
-from ray_probe.core.scoring import Question, refuse_second_derivative, scores_from, slopes_from, to_save
-from ray_probe.core.slopes import Slopes
-from ray_probe.core.summaries import RowSummary, fill
+from ray_probe.core.row_summary import RowSummary
+from ray_probe.core.scaling import SamplingRule, tiles, widened
+from ray_probe.core.scoring import ScoringSpec, gradient_from, refuse_second_derivative, scores_from, to_save
+from ray_probe.core.slopes import LogitGradient, TileScratch
+from ray_probe.core.summarize import SummaryScratch, fill
 
 NARROW = 512  # tokens that a nucleus leaves for backward at most, about, and no more than one in 16 of the vocabulary
 _PIECE = 1 << 14  # kept tokens at a time
@@ -49,20 +50,21 @@ class _Statistics(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, logits_RV: Tensor, rows_T: Tensor, tokens_T: Tensor, position_T: Tensor, question: Question
+        ctx: Any, logits_RV: Tensor, rows_T: Tensor, tokens_T: Tensor, position_T: Tensor, spec: ScoringSpec
     ) -> tuple[Tensor, ...]:
-        dtype, space = torch.promote_types(logits_RV.dtype, torch.float32), Workspace()
+        dtype, scratch = torch.promote_types(logits_RV.dtype, torch.float32), SummaryScratch()
         summary = RowSummary.empty(len(tokens_T), dtype, logits_RV.device)
         vocabulary = logits_RV.shape[-1]
-        collector = KeptCollector(vocabulary, logits_RV.device, max(NARROW_SHARE, vocabulary // NARROW), has_bits=False)
+        share = max(NARROW_SHARE, vocabulary // NARROW)
+        collector = NucleusCollector(vocabulary, logits_RV.device, share, has_bits=False)
         collect = ctx.needs_input_grad[0]
         for chunk, rows in _selections(rows_T, logits_RV):
             use = partial(collector.add, chunk.start) if collect else _ignore
-            fill(summary[chunk], widened(logits_RV[rows]), question.rule, space, use)
-        scores = scores_from(summary, logits_RV[rows_T, tokens_T].to(dtype), position_T, question)
+            fill(summary[chunk], widened(logits_RV[rows]), spec.rule, scratch, use)
+        scores = scores_from(summary, logits_RV[rows_T, tokens_T].to(dtype), position_T, spec)
         if collect:
-            nuclei, ctx.rule = collector.kept(), question.rule
-            wide_N = torch.arange(len(tokens_T), device=rows_T.device) if question.rule.top_p >= 1.0 else nuclei.wide_N
+            nuclei, ctx.rule = collector.kept(), spec.rule
+            wide_N = torch.arange(len(tokens_T), device=rows_T.device) if spec.rule.top_p >= 1.0 else nuclei.wide_N
             ctx.save_for_backward(logits_RV, rows_T, tokens_T, *nuclei.tensors[:3], wide_N, *to_save(scores))
         ctx.mark_non_differentiable(scores.outside_T, scores.features_TD)
         return scores.outputs
@@ -71,11 +73,11 @@ class _Statistics(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         refuse_second_derivative()
         logits_RV, rows_T, tokens_T, row_M, column_M, scaled_M, wide_N, *saved = ctx.saved_tensors
-        slopes = slopes_from(saved, ctx.rule, tokens_T, gradients)
+        gradient = gradient_from(saved, ctx.rule, tokens_T, gradients)
         grad_RV = torch.zeros_like(logits_RV, memory_format=torch.contiguous_format)
-        _add_kept(grad_RV, rows_T, (row_M, column_M, scaled_M), slopes)
-        _add_alone(grad_RV, rows_T, wide_N, slopes)
-        _add_tiles(grad_RV, rows_T, wide_N, logits_RV, slopes)
+        _add_kept(grad_RV, rows_T, (row_M, column_M, scaled_M), gradient)
+        _add_alone(grad_RV, rows_T, wide_N, gradient)
+        _add_tiles(grad_RV, rows_T, wide_N, logits_RV, gradient)
         return grad_RV, None, None, None, None
 
 
@@ -95,30 +97,30 @@ def _selections(rows_T: Tensor, logits_RV: Tensor) -> Iterator[tuple[slice, Rows
         yield chunk, slice(part[0], part[0] + len(part)) if run else rows_T[chunk]
 
 
-def _add_kept(grad_RV: Tensor, rows_T: Tensor, kept: tuple[Tensor, Tensor, Tensor], slopes: Slopes) -> None:
+def _add_kept(grad_RV: Tensor, rows_T: Tensor, kept: tuple[Tensor, Tensor, Tensor], gradient: LogitGradient) -> None:
     """Add the gradient of narrow nuclei, which is 0 everywhere but at their tokens (row, token, scaled logit) [M]."""
     for row_P, column_P, scaled_P in zip(*(torch.split(column, _PIECE) for column in kept), strict=True):
         row_P, column_P = row_P.long(), column_P.long()
-        value_P = slopes.of_kept(row_P, column_P, scaled_P).to(grad_RV.dtype)
+        value_P = gradient.kept(row_P, column_P, scaled_P).to(grad_RV.dtype)
         grad_RV.index_put_((rows_T[row_P], column_P), value_P, accumulate=True)
 
 
-def _add_alone(grad_RV: Tensor, rows_T: Tensor, wide_N: Tensor, slopes: Slopes) -> None:
+def _add_alone(grad_RV: Tensor, rows_T: Tensor, wide_N: Tensor, gradient: LogitGradient) -> None:
     """Add the gradient of Y where it lies outside a narrow nucleus."""
-    narrow_T = torch.ones_like(slopes.outside_T).index_fill_(0, wide_N, False)
-    alone_N = (slopes.outside_T & narrow_T).nonzero().squeeze(-1)
-    place = rows_T[alone_N], slopes.tokens_T[alone_N]
-    grad_RV.index_put_(place, slopes.own_T[alone_N].to(grad_RV.dtype), accumulate=True)
+    narrow_T = torch.ones_like(gradient.outside_T).index_fill_(0, wide_N, False)
+    alone_N = (gradient.outside_T & narrow_T).nonzero().squeeze(-1)
+    place = rows_T[alone_N], gradient.tokens_T[alone_N]
+    grad_RV.index_put_(place, gradient.own_T[alone_N].to(grad_RV.dtype), accumulate=True)
 
 
-def _add_tiles(grad_RV: Tensor, rows_T: Tensor, wide_N: Tensor, logits_RV: Tensor, slopes: Slopes) -> None:
+def _add_tiles(grad_RV: Tensor, rows_T: Tensor, wide_N: Tensor, logits_RV: Tensor, gradient: LogitGradient) -> None:
     """Add the gradient of wide nuclei, tile by tile."""
-    space, vocabulary, device = Workspace(), logits_RV.shape[-1], logits_RV.device
+    scratch, vocabulary, device = TileScratch(), logits_RV.shape[-1], logits_RV.device
     for chunk, rows in _selections(rows_T[wide_N], logits_RV):
-        own = slopes[wide_N[chunk]]
+        own = gradient[wide_N[chunk]]
         for tile in tiles(len(own.tokens_T), vocabulary, device):
             logits_RW, grad_RW = logits_RV[:, tile], grad_RV[:, tile]
-            value_NW = own.tile(widened(logits_RW[rows]), tile.start, space).to(grad_RV.dtype)
+            value_NW = own.tile(widened(logits_RW[rows]), tile.start, scratch).to(grad_RV.dtype)
             if isinstance(rows, slice):
                 grad_RW[rows].add_(value_NW)
             else:
@@ -148,8 +150,8 @@ def token_statistics(
     Returns:
         float32 (or wider) statistics; source: spec sections 2 to 4.
     """
-    question = Question(rule, tuple(features), cap)
-    outputs = _Statistics.apply(logits_RV, rows_T, tokens_T, position_T, question)  # type: ignore[no-untyped-call]
+    spec = ScoringSpec(rule, tuple(features), cap)
+    outputs = _Statistics.apply(logits_RV, rows_T, tokens_T, position_T, spec)  # type: ignore[no-untyped-call]
     log_q_T, entropy_T, outside_T, features_TD = outputs
     return TokenStatistics(log_q_T, entropy_T, outside_T, features_TD if features else None)
 
@@ -162,7 +164,7 @@ def sample_statistics(
     rule: SamplingRule,
     cap: int,
     features: Sequence[str] = (),
-    space: Workspace | None = None,
+    scratch: SummaryScratch | None = None,
 ) -> tuple[Tensor, TokenStatistics]:
     """Sample a token a row, and score it by the same search for the nucleus.
 
@@ -173,13 +175,13 @@ def sample_statistics(
         rule: temperature and top_p.
         cap: max_new_tokens.
         features: names.
-        space: memory for tables, which a caller who comes again and again may keep.
+        scratch: memory for tables, which a caller who comes again and again may keep.
 
     Returns:
         tokens [T] int64, as `sample_rows` draws them, and what `token_statistics` says of them.
     """
-    tokens_T, _, summary = sample_summaries(logits_TV, rule, uniform_T, space)
+    tokens_T, _, summary = sample_summaries(logits_TV, rule, uniform_T, scratch)
     logit_T = widened(logits_TV.gather(-1, tokens_T.unsqueeze(-1)).squeeze(-1))
-    scores = scores_from(summary, logit_T, position_T, Question(rule, tuple(features), cap))
+    scores = scores_from(summary, logit_T, position_T, ScoringSpec(rule, tuple(features), cap))
     features_TD = scores.features_TD if features else None
     return tokens_T, TokenStatistics(scores.log_q_T, scores.entropy_T, scores.outside_T, features_TD)

@@ -12,8 +12,9 @@ from ray_probe.core import policy as policy_module
 from ray_probe.core import scaling
 from ray_probe.core.features import DEFAULT_FEATURES
 from ray_probe.core.policy import SamplingRule, sample_rows, sampling_policy
-from ray_probe.core.scaling import Workspace, quick_exponentials
-from ray_probe.core.summaries import RowSummary, fill, summarize
+from ray_probe.core.row_summary import RowSummary
+from ray_probe.core.scaling import quick_exponentials
+from ray_probe.core.summarize import SummaryScratch, fill, summarize
 from ray_probe.core.token_statistics import TokenStatistics, token_statistics
 
 CAP = 64
@@ -94,11 +95,11 @@ def test_a_row_in_doubt_on_the_last_rung_is_decided_exactly_and_not_lost(nudge: 
 
 
 def test_memory_used_again_leaves_no_trace_in_later_rows():
-    space, rule = Workspace(), SamplingRule(0.8, 0.95)
+    scratch, rule = SummaryScratch(), SamplingRule(0.8, 0.95)
     for kind in ("flat", "peaked", "a hundred kept", "flat", "constant"):
         logits_TV = KINDS[kind]().float()
         used, fresh = RowSummary.empty(len(logits_TV), logits_TV.dtype, logits_TV.device), summarize(logits_TV, rule)
-        fill(used, logits_TV, rule, space)
+        fill(used, logits_TV, rule, scratch)
         for name, value in vars(fresh).items():
             assert torch.equal(getattr(used, name), value), (kind, name)
 
