@@ -59,27 +59,16 @@ class ModelHead:
             factor: multiplies the output of the linear layer.
         """
         matrices = self.matrices()
-        products = Products.of(hidden_ND, replace(matrices, scale=matrices.scale * factor))
-        return products.logits(slice(None), slice(None), buffer)
+        products = Products.of(hidden_ND, replace(matrices, scale=matrices.scale * factor), buffer)
+        return products.logits(slice(None), slice(None))
 
-    def matrices(self, lend: bool = False) -> Head:
-        """The head as the matrices that token statistics are made with.
-
-        Args:
-            lend: backward adds the weight's gradient straight to its `.grad`.
-        """
+    def matrices(self, accumulate_into_grad: bool = False) -> Head:
+        """Return the head's matrices, for token statistics; see `Head` for `accumulate_into_grad`."""
         base, adapter = _base(self.linear), None
         for name in _adapters(self.linear):
             down, up = self.linear.lora_A[name].weight, self.linear.lora_B[name].weight
             adapter = Adapter(down, up, self.linear.scaling[name])
-        return Head(
-            base.weight,
-            base.bias,
-            self.scale,
-            self.softcap,
-            adapter,
-            (lambda: _gradient(base.weight)) if lend else None,
-        )
+        return Head(base.weight, base.bias, self.scale, self.softcap, adapter, accumulate_into_grad)
 
 
 def find_head(model: Any) -> tuple[ModelHead | None, str]:
@@ -169,13 +158,6 @@ def _base(linear: Any) -> Any:
 def _adapters(linear: Any) -> list[str]:
     """Names of the LoRAs at work in a head's module."""
     return [name for name in getattr(linear, "active_adapters", ()) if name in linear.lora_A]
-
-
-def _gradient(weight: torch.nn.Parameter) -> Tensor:
-    """The weight's `.grad`, made where there is none."""
-    if weight.grad is None:
-        weight.grad = torch.zeros_like(weight, dtype=weight.grad_dtype)
-    return weight.grad
 
 
 def _is_linear(module: Any) -> bool:

@@ -36,7 +36,7 @@ def a_model(name: str, **settings: Any) -> Any:
 
 @torch.no_grad()
 def logits_of(head: Head, hidden: torch.Tensor) -> torch.Tensor:
-    return Products.of(hidden.flatten(0, 1), head).logits(slice(None), slice(None), Buffer()).unflatten(0, (2, -1))
+    return Products.of(hidden.flatten(0, 1), head).logits(slice(None), slice(None)).unflatten(0, (2, -1))
 
 
 def test_few_hidden_states_meet_the_weight_a_strip_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
