@@ -18,7 +18,7 @@ from benchmarks.saving import save
 from ray_probe.core.features import DEFAULT_FEATURES
 from ray_probe.core.fused_head import fused_token_statistics
 from ray_probe.core.head import Head
-from ray_probe.core.policy import SamplingRule
+from ray_probe.core.scaling import SamplingRule
 from ray_probe.core.token_statistics import token_statistics
 
 CAP = 64

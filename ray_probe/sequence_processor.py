@@ -18,7 +18,7 @@ from ray_probe.config import GenerationSettings
 from ray_probe.context import context_length
 from ray_probe.core.features import DEFAULT_FEATURES
 from ray_probe.core.fused_head import fused_token_statistics, score_and_keep
-from ray_probe.core.policy import SamplingRule
+from ray_probe.core.scaling import SamplingRule
 from ray_probe.core.scoring import ScoredTokens
 from ray_probe.core.token_statistics import TokenStatistics, token_statistics
 from ray_probe.decoding import Decoder

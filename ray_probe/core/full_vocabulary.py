@@ -78,7 +78,7 @@ class Moments:
         return largest_R1, step_RJ
 
     def block_masses(self) -> Tensor:
-        """exp(scaled) summed over blocks of the vocabulary in its order [R, B], float64."""
+        """Return exp(scaled) summed over blocks of the vocabulary in its order [R, B], float64."""
         weight_RJ = exponentials(self._steps()[1])
         return torch.cat([block * weight_RJ[:, j, None] for j, block in enumerate(self._blocks)], dim=-1)
 

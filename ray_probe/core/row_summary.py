@@ -4,30 +4,9 @@ Shape suffixes: T rows (one a token), N some rows.
 """
 
 from dataclasses import dataclass, fields
-from typing import Protocol
 
 import torch
 from torch import Tensor
-
-
-class Summaries(Protocol):
-    """The numbers of the policy at T prefixes that features read."""
-
-    @property
-    def top1_T(self) -> Tensor:
-        """Largest probability in q."""
-
-    @property
-    def margin_T(self) -> Tensor:
-        """Difference of the two largest kept scaled logits, nats; 0 where one token is kept."""
-
-    @property
-    def tail_mass_T(self) -> Tensor:
-        """Mass of the full softmax outside S, summed by itself, because 1 - head mass would cancel."""
-
-    @property
-    def logit_var_T(self) -> Tensor:
-        """Variance of the scaled logits under q, nats^2."""
 
 
 @dataclass(frozen=True)
@@ -40,10 +19,10 @@ class RowSummary:
         kept_T: int64, tokens in S; the whole vocabulary for `top_p = 1`.
         log_norm_T: logsumexp of the scaled logits over S, nats.
         entropy_T: entropy of q, nats; never below 0.
-        top1_T: see `Summaries`, as are the next three.
-        margin_T: nats.
-        tail_mass_T: share.
-        logit_var_T: nats^2.
+        top1_T: largest probability in q.
+        margin_T: difference of the two largest kept scaled logits, nats; 0 where one token is kept.
+        tail_mass_T: mass of the full softmax outside S, summed by itself, because 1 - head mass would cancel.
+        logit_var_T: variance of the scaled logits under q, nats^2.
     """
 
     largest_T: Tensor
@@ -71,10 +50,6 @@ class RowSummary:
     def __getitem__(self, rows: slice) -> "RowSummary":
         return RowSummary(*(column[rows] for column in self.columns))
 
-    def put(self, rows_N: Tensor | None, part: "RowSummary") -> None:
-        """Overwrite some rows, or all for None."""
+    def __setitem__(self, rows: slice | Tensor, part: "RowSummary") -> None:
         for column_T, part_N in zip(self.columns, part.columns, strict=True):
-            if rows_N is None:
-                column_T.copy_(part_N)
-            else:
-                column_T.index_copy_(0, rows_N, part_N)
+            column_T[rows] = part_N

@@ -35,12 +35,6 @@ def scaled(values: Tensor, largest: Tensor, temperature: float) -> Tensor:
     return (values - largest) / temperature
 
 
-def scaled_logits(logits_TV: Tensor, temperature: float) -> Tensor:
-    """Return a whole table of scaled logits [T, V], float32 or wider, nats; the largest of a row is 0."""
-    wide_TV = widened(logits_TV)
-    return scaled(wide_TV, wide_TV.amax(dim=-1, keepdim=True), temperature)
-
-
 class Buffer:
     """Memory for one table at a time; each table lies where the previous one lay."""
 

@@ -185,7 +185,7 @@ def _read_tiles(
             inside_N1 = (own_N - tile.start).clamp(0, logits_NW.shape[-1] - 1).unsqueeze(-1)
             here_N = logits_NW.gather(-1, inside_N1).squeeze(-1)
             logit_T[block] = torch.where(own_N >= tile.start, here_N, logit_T[block])
-        summary[block].put(None, moments.summary())
+        summary[block] = moments.summary()
 
 
 def score_tokens(

@@ -38,10 +38,10 @@ def fill(
         use: called with each group of rows as its nucleus is found; never for `top_p = 1`, which needs no search.
     """
     if rule.top_p >= 1.0:
-        summary.put(None, whole_vocabulary(logits_RV, rule.temperature, scratch.moments)[0])
+        summary[:] = whole_vocabulary(logits_RV, rule.temperature, scratch.moments)[0]
         return
     for group in candidates(logits_RV, rule, scratch.nucleus):
-        summary.put(group.rows_N, _of_candidates(group, scratch.product))
+        summary[group.rows_N] = _of_candidates(group, scratch.product)
         if use is not None:
             use(group)
 

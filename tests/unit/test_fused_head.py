@@ -14,7 +14,7 @@ from ray_probe.core import scaling, scoring
 from ray_probe.core.features import DEFAULT_FEATURES
 from ray_probe.core.fused_head import fused_token_statistics, score_and_keep
 from ray_probe.core.head import Adapter, Head
-from ray_probe.core.policy import SamplingRule
+from ray_probe.core.scaling import SamplingRule
 from ray_probe.core.token_statistics import TokenStatistics, token_statistics
 
 CAP = 64

@@ -5,15 +5,16 @@ import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from support.full_tables import sampling_policy
 from support.oracle import nucleus, row_gradient, row_statistics, scaled_row
 
 from ray_probe.core import nucleus as nucleus_module
 from ray_probe.core import policy as policy_module
 from ray_probe.core import scaling
 from ray_probe.core.features import DEFAULT_FEATURES
-from ray_probe.core.policy import SamplingRule, sample_rows, sampling_policy
+from ray_probe.core.policy import sample_rows
 from ray_probe.core.row_summary import RowSummary
-from ray_probe.core.scaling import quick_exponentials
+from ray_probe.core.scaling import SamplingRule, quick_exponentials
 from ray_probe.core.summarize import SummaryScratch, fill, summarize
 from ray_probe.core.token_statistics import TokenStatistics, token_statistics
 
