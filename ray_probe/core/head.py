@@ -191,7 +191,7 @@ class HeadGradient:
 
 
 def _grad_of(weight: Tensor) -> Tensor:
-    """Return the weight's `.grad`; creates it where there is none."""
+    """Return the weight's `.grad`, and create it first if it is None."""
     # A new table of the weight's size that is filled with zeros and then added takes a third of the head's time.
     assert weight.is_leaf, "only a leaf has a .grad to accumulate into"
     if weight.grad is None:

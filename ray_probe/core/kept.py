@@ -22,7 +22,7 @@ class KeptNuclei:
         column_M: int32, the token.
         scaled_M: its scaled logit, nats.
         wide_N: int64, the rows with wide nuclei.
-        bits_NB: uint8, whether the wide nuclei hold each token of the vocabulary, eight to a byte; no row of it where
+        bits_NB: uint8, whether the wide nuclei hold each token of the vocabulary, eight to a byte; without a row where
             the bits were not collected.
     """
 

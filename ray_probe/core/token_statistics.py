@@ -62,7 +62,7 @@ class LogitTable:
         numbers = rows_N.tolist()
         for chunk in row_chunks(len(numbers), self.shape[1], self.logits_RV.device):
             run = slice(numbers[chunk.start], numbers[chunk.start] + chunk.stop - chunk.start)
-            # A slice, where the rows are one, costs no copy.
+            # Consecutive rows become a slice, which costs no copy.
             yield chunk, run if numbers[chunk] == list(range(run.start, run.stop)) else rows_N[chunk]
 
     def logits(self, rows: Rows, columns: slice) -> Tensor:
