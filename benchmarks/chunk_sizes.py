@@ -13,8 +13,7 @@ import torch
 from benchmarks import fused_head, language_model, probe_step
 from benchmarks.measure import interleaved, ratio
 from benchmarks.saving import save_for
-from ray_probe.core import fused_head as fused
-from ray_probe.core import policy, scaling
+from ray_probe.core import head, policy, scaling
 
 FACTORS = (0.25, 0.5, 1.0, 2.0, 4.0)
 MICRO_BATCHES = (1, 2, 4, 8, 16)
@@ -24,12 +23,12 @@ Case = dict[str, Any]
 
 @contextmanager
 def _block(factor: float, device: str) -> Iterator[None]:
-    before = fused.BLOCK_ELEMENTS
-    fused.BLOCK_ELEMENTS = int(before * factor)
+    before = head.BLOCK_ELEMENTS
+    head.BLOCK_ELEMENTS = int(before * factor)
     try:
         yield
     finally:
-        fused.BLOCK_ELEMENTS = before
+        head.BLOCK_ELEMENTS = before
 
 
 @contextmanager

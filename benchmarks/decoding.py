@@ -19,7 +19,7 @@ from benchmarks.measure import interleaved, ratio, said
 from benchmarks.saving import save_for
 from ray_probe import decoding
 from ray_probe.core.features import DEFAULT_FEATURES
-from ray_probe.core.policy import SamplingRule
+from ray_probe.core.scaling import SamplingRule
 from ray_probe.core.token_statistics import TokenStatistics, sample_statistics
 from ray_probe.decoding import Decoder, Sampled
 from ray_probe.forward import Forward

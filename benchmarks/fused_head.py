@@ -16,8 +16,9 @@ from benchmarks import logit_data, naive
 from benchmarks.measure import MEGABYTE, interleaved, parser, peak_bytes, peak_in_fresh_process, ratio, said
 from benchmarks.saving import save
 from ray_probe.core.features import DEFAULT_FEATURES
-from ray_probe.core.fused_head import Head, fused_token_statistics
-from ray_probe.core.policy import SamplingRule
+from ray_probe.core.fused_head import fused_token_statistics
+from ray_probe.core.head import Head
+from ray_probe.core.scaling import SamplingRule
 from ray_probe.core.token_statistics import token_statistics
 
 CAP = 64
@@ -64,7 +65,8 @@ class Problem:
 
     def fused(self) -> None:
         """What is measured."""
-        head = Head(self.weight_VD, weight_grad_VD=lambda: self.sum_VD)
+        self.weight_VD.grad_dtype, self.weight_VD.grad = self.sum_VD.dtype, self.sum_VD
+        head = Head(self.weight_VD, accumulate_into_grad=True)
         arguments = (self.tokens_T, self.position_T, self.rule, CAP, DEFAULT_FEATURES)
         statistics = fused_token_statistics(self.hidden_TD, head, *arguments)
         self._backward(statistics.log_q_T, statistics.entropy_T)
@@ -78,9 +80,10 @@ class Problem:
     def _backward(self, log_q_T: Tensor, entropy_T: Tensor) -> None:
         (0.3 * log_q_T.sum() + entropy_T.sum()).backward()
         self.hidden_TD.grad = None
-        if self.weight_VD.grad is not None:
+        if self.weight_VD.grad is not self.sum_VD:
+            assert self.weight_VD.grad is not None
             self.sum_VD += self.weight_VD.grad
-            self.weight_VD.grad = None
+        self.weight_VD.grad, self.weight_VD.grad_dtype = None, self.weight_VD.dtype
 
     def ways(self) -> dict[str, Callable[[], None]]:
         """Everything that can be timed, by name."""

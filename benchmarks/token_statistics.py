@@ -16,7 +16,7 @@ from benchmarks.measure import MEGABYTE, interleaved, parser, peak_bytes, peak_i
 from benchmarks.saving import save
 from ray_probe.core import policy
 from ray_probe.core.features import DEFAULT_FEATURES
-from ray_probe.core.policy import SamplingRule
+from ray_probe.core.scaling import SamplingRule
 from ray_probe.core.token_statistics import token_statistics
 
 CAP = 64

@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 from transformers import cache_utils
 
-from ray_probe.core.scaling import SamplingRule, Workspace
+from ray_probe.core.scaling import Buffer, SamplingRule
+from ray_probe.core.summarize import SummaryScratch
 from ray_probe.core.token_statistics import TokenStatistics, sample_statistics
 from ray_probe.forward import Forward
 from ray_probe.sequences import Array
@@ -89,12 +90,12 @@ class Decoder:
         rows = torch.arange(len(prompts), device=device)  # whose they are, of the rows that are in the cache
         alive = torch.ones_like(rows, dtype=torch.bool)
         cache: Any = None
-        space = Workspace()
+        logits_buffer, scratch = Buffer(), SummaryScratch()
         for step in range(self.cap):
-            logits_NV, cache = self.forward.next_logits(ids_NP, mask_NP, cache, space)
+            logits_NV, cache = self.forward.next_logits(ids_NP, mask_NP, cache, logits_buffer)
             token_N, scored = sample_statistics(
                 logits_NV, uniforms_NT[rows, step], torch.full_like(rows, step), self.rule, self.cap, self.features,
-                space,
+                scratch,
             )  # fmt: skip
             steps.put(step, rows, alive, token_N, scored)
             self.on_progress(int(alive.sum()))

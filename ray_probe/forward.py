@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ray_probe.core.scaling import Workspace
+from ray_probe.core.scaling import Buffer
 from ray_probe.errors import CheckpointError, NonFiniteError, bad_value
 from ray_probe.heads import ModelHead, difference, find_head, tried_ids
 from ray_probe.sequences import TokenRow
@@ -44,20 +44,20 @@ class Forward:
         device: torch.device = next(self.model.parameters()).device
         return device
 
-    def next_logits(self, ids_NP: Tensor, mask_NL: Tensor, cache: Any, space: Workspace) -> tuple[Tensor, Any]:
+    def next_logits(self, ids_NP: Tensor, mask_NL: Tensor, cache: Any, buffer: Buffer) -> tuple[Tensor, Any]:
         """Logits of the token after each row [N, V], and the cache to go on with.
 
         Args:
             ids_NP: what is new: the prompts, padded on the left, then one token a row.
             mask_NL: 1 at real tokens, of everything so far.
             cache: what the call before returned; None: there was none.
-            space: memory for the logits, which are kept until the next call.
+            buffer: memory for the logits, which are valid until its next use.
         """
-        logits_NV, cache = self._step(ids_NP, mask_NL, cache, space)
+        logits_NV, cache = self._step(ids_NP, mask_NL, cache, buffer)
         refuse_non_finite(logits_NV.amax(dim=-1))
         return logits_NV, cache
 
-    def _step(self, ids_NP: Tensor, mask_NL: Tensor, cache: Any, space: Workspace) -> tuple[Tensor, Any]:
+    def _step(self, ids_NP: Tensor, mask_NL: Tensor, cache: Any, buffer: Buffer) -> tuple[Tensor, Any]:
         inputs: dict[str, Any] = {
             "input_ids": ids_NP, "attention_mask": mask_NL, "past_key_values": cache, "use_cache": True,
         }  # fmt: skip
@@ -66,7 +66,7 @@ class Forward:
             inputs["position_ids"] = positions_NL[:, -ids_NP.shape[1] :]
         if self.head is not None:
             hidden_NPD, cache = self.head.hidden(**inputs)
-            logits_NV = self.head.logits(hidden_NPD[:, -1], space)
+            logits_NV = self.head.logits(hidden_NPD[:, -1], buffer)
         else:
             output = self.model(**inputs, **({"logits_to_keep": 1} if self._keeps_logits else {}))
             logits_NV, cache = output.logits[:, -1], getattr(output, "past_key_values", None)
@@ -125,7 +125,7 @@ class Forward:
         padded_1P, mask_1P = torch.nn.functional.pad(short_1L, (1, 0)), torch.ones_like(ids_1L)
         mask_1P[0, 0] = 0
         try:
-            padded_1V, _ = self._step(padded_1P, mask_1P, None, Workspace())
+            padded_1V, _ = self._step(padded_1P, mask_1P, None, Buffer())
         except (IndexError, RuntimeError, TypeError, ValueError):
             return False
         return not difference(self.model(input_ids=short_1L, use_cache=False).logits[:, -1], padded_1V, weight.dtype)

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ray_probe.context import context_length
 from ray_probe.core.head import Adapter, Head, Products
-from ray_probe.core.scaling import Workspace
+from ray_probe.core.scaling import Buffer
 
 SCALES = {"logit_scale": 1.0, "logits_scaling": -1.0}
 """Fields of a model's configuration that multiply the logits, with the power that they are raised to."""
@@ -50,36 +50,25 @@ class ModelHead:
         output = self.trunk(**inputs)
         return output.last_hidden_state, getattr(output, "past_key_values", None)
 
-    def logits(self, hidden_ND: Tensor, space: Workspace, factor: float = 1.0) -> Tensor:
-        """Logits [N, V] of hidden states, without graph; kept in `space` until the next call.
+    def logits(self, hidden_ND: Tensor, buffer: Buffer, factor: float = 1.0) -> Tensor:
+        """Return the logits [N, V] of hidden states, without graph, in the buffer's memory.
 
         Args:
             hidden_ND: hidden states.
-            space: memory for the logits.
-            factor: what comes out of the linear layer is multiplied by it.
+            buffer: memory for the logits.
+            factor: multiplies the output of the linear layer.
         """
         matrices = self.matrices()
-        products = Products.of(hidden_ND, replace(matrices, scale=matrices.scale * factor))
-        return products.logits(slice(None), slice(None), space)
+        products = Products.of(hidden_ND, replace(matrices, scale=matrices.scale * factor), buffer)
+        return products.logits(slice(None), slice(None))
 
-    def matrices(self, lend: bool = False) -> Head:
-        """The head as the matrices that token statistics are made with.
-
-        Args:
-            lend: backward adds the weight's gradient straight to its `.grad`.
-        """
+    def matrices(self, accumulate_into_grad: bool = False) -> Head:
+        """Return the head's matrices, for token statistics; see `Head` for `accumulate_into_grad`."""
         base, adapter = _base(self.linear), None
         for name in _adapters(self.linear):
             down, up = self.linear.lora_A[name].weight, self.linear.lora_B[name].weight
             adapter = Adapter(down, up, self.linear.scaling[name])
-        return Head(
-            base.weight,
-            base.bias,
-            self.scale,
-            self.softcap,
-            adapter,
-            (lambda: _gradient(base.weight)) if lend else None,
-        )
+        return Head(base.weight, base.bias, self.scale, self.softcap, adapter, accumulate_into_grad)
 
 
 def find_head(model: Any) -> tuple[ModelHead | None, str]:
@@ -125,7 +114,7 @@ def _difference(model: Any, head: ModelHead, factor: float) -> str:
     with _multiplied(head.linear, factor):
         whole = model(input_ids=ids, use_cache=False).logits
         hidden_1LD, _ = head.hidden(input_ids=ids, use_cache=False)
-        parts = head.logits(hidden_1LD[0], Workspace(), factor).unsqueeze(0)
+        parts = head.logits(hidden_1LD[0], Buffer(), factor).unsqueeze(0)
     return difference(whole, parts, _base(head.linear).weight.dtype)
 
 
@@ -169,13 +158,6 @@ def _base(linear: Any) -> Any:
 def _adapters(linear: Any) -> list[str]:
     """Names of the LoRAs at work in a head's module."""
     return [name for name in getattr(linear, "active_adapters", ()) if name in linear.lora_A]
-
-
-def _gradient(weight: torch.nn.Parameter) -> Tensor:
-    """The weight's `.grad`, made where there is none."""
-    if weight.grad is None:
-        weight.grad = torch.zeros_like(weight, dtype=weight.grad_dtype)
-    return weight.grad
 
 
 def _is_linear(module: Any) -> bool:

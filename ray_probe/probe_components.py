@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from ray_probe.core.baselines import MODES, Mode, PublishedFit, ShardBaseline, mu_hat_by_mode
-from ray_probe.core.fused_head import Found
 from ray_probe.core.loss import Estimator, advantages, baseline_target, response_loss
 from ray_probe.core.records import PROMPT_COLUMNS, bin_of, position_bins
+from ray_probe.core.scoring import ScoredTokens
 from ray_probe.errors import ConfigError
 from ray_probe.messages import SumsX
 from ray_probe.scored_parts import ScoredPart, results_of, to_float64
@@ -59,7 +59,7 @@ class ProbeComponents:
         self.pathwise = pathwise and estimator == "rb_residual"
 
     def accumulate_sum_X(
-        self, sequences: BatchedSequences, baseline: Baseline, found: Sequence[Found | None] = ()
+        self, sequences: BatchedSequences, baseline: Baseline, cached: Sequence[ScoredTokens | None] = ()
     ) -> SumsX:
         """Add the gradient of `loss_X` summed over all responses into `.grad`, micro-batch by micro-batch.
 
@@ -69,13 +69,14 @@ class ProbeComponents:
             sequences: the responses; every one counts, those with EOS alone and those cut at the cap too.
             baseline: a published fit, a fit without the shard's own record (`PublishedFit.for_shard`), or None for
                 mode `none`. With `leave_one_out` only the second can be right, so a whole fit is refused.
-            found: what scoring the same responses before has kept (see `SequenceProcessor.score_parts`).
+            cached: kept by an earlier scoring of the same responses (see `SequenceProcessor.score_parts`).
 
         Raises:
             ConfigError: a whole `leave_one_out` fit was passed.
         """
+        with_features = _shard_baseline(baseline) is not None
         parts = self.processor.score_parts(
-            sequences, with_grad=True, with_features=_shard_baseline(baseline) is not None, lend=True, found=found
+            sequences, with_grad=True, with_features=with_features, accumulate_into_grad=True, cached=cached
         )
         return self.accumulate_parts(sequences, parts, baseline)
 

@@ -1,7 +1,7 @@
 """What a rollout actor does, as a plain class: collect a shard's record, then add its gradient (spec section 7).
 
-Between the two an actor keeps of each shard its token ids and its record, and what was found of its nuclei as long as
-that is small; a graph only where it may. The gradient sum goes on over the rounds between two commits.
+Between the two an actor keeps the token ids and the record of each shard, its scored nuclei while these are small, and
+its graph only where it may. The gradient sum goes on over the rounds between two commits.
 """
 
 import sys
@@ -14,10 +14,10 @@ import numpy.typing as npt
 import torch
 
 from ray_probe.core.baselines import BaselineRule, PublishedFit
-from ray_probe.core.fused_head import Found
 from ray_probe.core.loss import Estimator, baseline_target
 from ray_probe.core.parity import ParityStats
 from ray_probe.core.records import Record, record_of_tokens, with_prompts
+from ray_probe.core.scoring import ScoredTokens
 from ray_probe.errors import NonFiniteError, ShardError
 from ray_probe.gradients import GradientSum, Vector
 from ray_probe.layout import Layout
@@ -27,9 +27,9 @@ from ray_probe.probe_components import ProbeComponents
 from ray_probe.scored_parts import ScoredPart, results_of, to_float64
 from ray_probe.sequences import BatchedSequences, LogprobResults
 
-MOST_FOUND_BYTES = {"cpu": 1 << 26}
-"""What is found of nuclei is kept up to so much, of all shards that wait for their fit; what is not is found again. A
-GPU keeps nothing: there a pass with graph may take other kernels than one without, and q of the one must not meet
+MAX_CACHED_BYTES = {"cpu": 1 << 26}
+"""Scored nuclei of shards waiting for a fit are cached up to this many bytes; the rest are recomputed. A GPU caches
+nothing: there a pass with graph may use other kernels than a pass without, and q of one must not be combined with
 hidden states of the other."""
 
 
@@ -39,7 +39,7 @@ class _Held:
     prompt_ids_P: npt.NDArray[np.int64]
     record: Record
     parts: list[ScoredPart] | None = None
-    found: Sequence[Found | None] = ()
+    cached: Sequence[ScoredTokens | None] = ()
 
     @property
     def positions(self) -> int:
@@ -47,9 +47,9 @@ class _Held:
         return 0 if self.parts is None else sum(part.positions for part in self.parts)
 
     @property
-    def found_bytes(self) -> int:
-        """Memory of what was found of its nuclei."""
-        return sum(one.bytes for one in self.found if one is not None)
+    def cached_bytes(self) -> int:
+        """Memory of its scored nuclei."""
+        return sum(one.bytes for one in self.cached if one is not None)
 
 
 class Rollout:
@@ -76,7 +76,7 @@ class Rollout:
         self._added: dict[ShardKey, ShardSums] = {}
         self.most_held = sys.maxsize
         """Positions whose graphs this device has room for."""
-        self._most_found = MOST_FOUND_BYTES.get(components.processor.device.type, 0)
+        self._max_cached = MAX_CACHED_BYTES.get(components.processor.device.type, 0)
 
     @property
     def layout(self) -> Layout:
@@ -130,8 +130,8 @@ class Rollout:
         record = record_of_results(results, prompt_ids_P, self._components.estimator, self._rule.cap)
         kept = replace(sequences, sample_logprobs=None)
         graphs = parts if any(part.has_graph for part in parts) else None
-        found = [part.found for part in parts]
-        self._held[shard.key] = _Held(kept, prompt_ids_P, record.without_prompts(), graphs, found)
+        cached = [part.cached for part in parts]
+        self._held[shard.key] = _Held(kept, prompt_ids_P, record.without_prompts(), graphs, cached)
         packed, features = record.pack(), self._rule.features
         delivery = Delivery(self._policy_id, features, shard.round, shard.index, packed, self._made_on)
         finished = time.monotonic()
@@ -146,9 +146,9 @@ class Rollout:
         """
         processor = self._components.processor
         if most_held == 0:
-            room = max(0, self._most_found - sum(held.found_bytes for held in self._held.values()))
+            room = max(0, self._max_cached - sum(held.cached_bytes for held in self._held.values()))
             return list(processor.score_parts(sequences, with_grad=False, with_features=True, keep_bytes=room))
-        parts = processor.score_parts(sequences, with_grad=True, with_features=True, lend=True)
+        parts = processor.score_parts(sequences, with_grad=True, with_features=True, accumulate_into_grad=True)
         room = most_held - sum(held.positions for held in self._held.values())
         if processor.positions(sequences) <= room:
             return list(parts)
@@ -156,9 +156,9 @@ class Rollout:
 
     def hold_no_graphs(self) -> None:
         """Let go of all that is held for speed, and hold nothing more: memory ran out. No record has other bits."""
-        self.most_held, self._most_found = 1, 0
+        self.most_held, self._max_cached = 1, 0
         for held in self._held.values():
-            held.parts, held.found = None, ()
+            held.parts, held.cached = None, ()
 
     def acknowledge(self, shard: Shard, receipt: Receipt) -> None:
         """Keep the record that counts: where another came first, that one is left out of the fit."""
@@ -178,8 +178,8 @@ class Rollout:
         baseline = fit.for_shard(own)
         self._gradient.clear()
         if held.parts is None:
-            found, held.found = held.found, ()
-            sums = self._components.accumulate_sum_X(held.sequences, baseline, found)
+            cached, held.cached = held.cached, ()
+            sums = self._components.accumulate_sum_X(held.sequences, baseline, cached)
         else:
             parts, held.parts = held.parts, None  # should it fail half-way, they are gone, and tokens are scored again
             told = self._components.processor.on_progress  # a backward pass is progress, however long it takes

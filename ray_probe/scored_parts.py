@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ray_probe.core.fused_head import Found
+from ray_probe.core.scoring import ScoredTokens
 from ray_probe.core.token_statistics import TokenStatistics
 from ray_probe.sequences import Array, LogprobResults
 
@@ -19,13 +19,13 @@ class ScoredPart:
         places: of the responses in the whole batch, b * G + g, ascending.
         statistics: of each response; with graph when that was asked for.
         positions: of the micro-batch, prompts and padding included.
-        found: what scoring it again with graph may be told, where that was asked for and the model's head allows it.
+        cached: scores and nuclei for a later pass with graph; None: not cached.
     """
 
     places: list[int]
     statistics: list[TokenStatistics]
     positions: int
-    found: Found | None = None
+    cached: ScoredTokens | None = None
 
     @property
     def has_graph(self) -> bool:

@@ -17,8 +17,9 @@ from ray_probe.chat import appended_eos, begins_with_two_bos, encode_prompts
 from ray_probe.config import GenerationSettings
 from ray_probe.context import context_length
 from ray_probe.core.features import DEFAULT_FEATURES
-from ray_probe.core.fused_head import Found, find, fused_token_statistics
-from ray_probe.core.policy import SamplingRule
+from ray_probe.core.fused_head import fused_token_statistics, score_and_keep
+from ray_probe.core.scaling import SamplingRule
+from ray_probe.core.scoring import ScoredTokens
 from ray_probe.core.token_statistics import TokenStatistics, token_statistics
 from ray_probe.decoding import Decoder
 from ray_probe.eos import resolve_eos, token_text
@@ -160,9 +161,9 @@ class SequenceProcessor:
         with_grad: bool,
         with_features: bool,
         tf_batch_size: int | None = None,
-        lend: bool = False,
+        accumulate_into_grad: bool = False,
         keep_bytes: int = 0,
-        found: Sequence[Found | None] = (),
+        cached: Sequence[ScoredTokens | None] = (),
     ) -> Iterator[ScoredPart]:
         """Score responses micro-batch by micro-batch, each when it is asked for; every response is in one of them.
 
@@ -171,11 +172,11 @@ class SequenceProcessor:
             with_grad: keep the graph of each micro-batch as long as it lives.
             with_features: compute the baseline features.
             tf_batch_size: responses in a micro-batch, at most; None: as configured.
-            lend: `backward` adds the gradient of the head's weight straight to its `.grad`, which spares a table of its
-                size; `torch.autograd.grad` does not see it then.
-            keep_bytes: without graph, fill `ScoredPart.found` of the first micro-batches, as long as together they
+            accumulate_into_grad: `backward` adds the gradient of the head's weight straight to its `.grad`, which
+                spares a table of its size; `torch.autograd.grad` does not see it then.
+            keep_bytes: without graph, fill `ScoredPart.cached` of the first micro-batches, as long as together they
                 take less memory.
-            found: of each micro-batch what such a call before this one has filled in; none: everything is done anew.
+            cached: `ScoredPart.cached` of each micro-batch, from an earlier call; empty: nothing is cached.
 
         Raises:
             NonFiniteError: the model's logits hold NaN or infinity.
@@ -183,12 +184,12 @@ class SequenceProcessor:
         groups, group = sequences.shape
         rows = [sequences.tokens(b, g) for b in range(groups) for g in range(group)]
         features = self.features if with_features else ()
-        assert not (with_grad and keep_bytes), "it is kept of a pass without graph"
+        assert not (with_grad and keep_bytes), "only a pass without graph is cached"
         micro_batches = list(self._micro_batches(sequences, tf_batch_size))
-        for (places, positions), known in zip(micro_batches, found or [None] * len(micro_batches), strict=True):
+        for (places, positions), known in zip(micro_batches, cached or [None] * len(micro_batches), strict=True):
             batch = [rows[place] for place in places]
             with torch.set_grad_enabled(with_grad):
-                statistics, kept = self._score(batch, features, lend, keep_bytes > 0, known)
+                statistics, kept = self._score(batch, features, accumulate_into_grad, keep_bytes > 0, known)
             keep_bytes = 0 if kept is None else max(0, keep_bytes - kept.bytes)
             yield ScoredPart(places, statistics, positions, kept if keep_bytes else None)
 
@@ -229,25 +230,26 @@ class SequenceProcessor:
                 )
 
     def _score(
-        self, rows: list[TokenRow], features: Sequence[str], lend: bool, keep: bool, found: Found | None
-    ) -> tuple[list[TokenStatistics], Found | None]:
+        self, rows: list[TokenRow], features: Sequence[str], accumulate_into_grad: bool, keep: bool,
+        cached: ScoredTokens | None,
+    ) -> tuple[list[TokenStatistics], ScoredTokens | None]:  # fmt: skip
         """Statistics of each row's response, from one forward pass; see `score_parts`."""
         device, cap, pad_id = self.device, self.generation.max_new_tokens, self._pad_id()
         lengths = [len(response) for _, response in rows]
         position_T = torch.cat([torch.arange(n) for n in lengths]).to(device)
         tokens_T = torch.cat([response for _, response in rows]).to(device)
-        assert found is None or len(found.scores.log_q_T) == len(tokens_T), "of another micro-batch"
-        kept: Found | None = None
+        assert cached is None or len(cached.log_q_T) == len(tokens_T), "cached for another micro-batch"
+        kept: ScoredTokens | None = None
         if self.forward.head is None:
             logits_TV, rows_T = self.forward.logits(rows, pad_id), torch.arange(len(tokens_T), device=device)
             flat = token_statistics(logits_TV, rows_T, tokens_T, position_T, self.rule, cap, features)
         else:
-            hidden_TD, head = self.forward.hidden(rows, pad_id), self.forward.head.matrices(lend)
+            hidden_TD, head = self.forward.hidden(rows, pad_id), self.forward.head.matrices(accumulate_into_grad)
             asked = hidden_TD, head, tokens_T, position_T, self.rule, cap, features
             if keep:
-                flat, kept = find(*asked)
+                flat, kept = score_and_keep(*asked)
             else:
-                flat = fused_token_statistics(*asked, found)
+                flat = fused_token_statistics(*asked, cached)
         refuse_non_finite(flat.log_q_T)
         self.on_progress(len(tokens_T))
         columns = [flat.log_q_T, flat.entropy_T, flat.outside_T]

@@ -1,4 +1,4 @@
-"""Maxima of blocks of the vocabulary: what need not be looked into. Raw logits in, raw logits and tokens out.
+"""Maxima of blocks of the vocabulary, which show the blocks that need no look.
 
 Shape suffixes: R rows, V vocabulary, N some rows, K tokens of a row, B tokens of a block, M blocks.
 """
@@ -6,38 +6,41 @@ Shape suffixes: R rows, V vocabulary, N some rows, K tokens of a row, B tokens o
 import torch
 from torch import Tensor
 
-from ray_probe.core.scaling import Workspace
+from ray_probe.core.scaling import Buffer
 
 _BLOCK = 8
 
 
-class Blocks:
-    """A chunk of logits in blocks: block m is tokens m, m + M, m + 2 M..., which vectorises; a short rest is apart."""
+class BlockMaxima:
+    """A chunk of raw logits with the largest of each block of 8 tokens.
 
-    def __init__(self, logits_RV: Tensor, space: Workspace) -> None:
+    Args:
+        logits_RV: raw logits.
+        buffer: memory for the maxima.
+    """
+
+    def __init__(self, logits_RV: Tensor, buffer: Buffer) -> None:
         vocabulary, dtype, device = logits_RV.shape[-1], logits_RV.dtype, logits_RV.device
         self.logits_RV = logits_RV
+        # Of M blocks, block m holds tokens m, m + M, m + 2 M...: so the maxima vectorise. A short rest stands apart.
         self.blocks = vocabulary // _BLOCK
         whole = self.blocks * _BLOCK
         self.steps_B = torch.arange(_BLOCK, device=device) * self.blocks
         self.left = torch.arange(whole, vocabulary, device=device)
         self.left_RK = logits_RV[:, whole:]
-        self.inner_RM = space.table("maxima", (len(logits_RV), self.blocks), dtype, device)
+        self.inner_RM = buffer.table((len(logits_RV), self.blocks), dtype, device)
         torch.amax(torch.unflatten(logits_RV[:, :whole], -1, (_BLOCK, self.blocks)), dim=1, out=self.inner_RM)
 
     @property
     def maxima_RM(self) -> Tensor:
-        """Maxima of all blocks, the rest being one too."""
+        """Maxima of all blocks; the rest counts as a block."""
         if len(self.left) == 0:
             return self.inner_RM
         return torch.cat([self.inner_RM, self.left_RK.amax(dim=-1, keepdim=True)], dim=-1)
 
     def largest(self, rows_N: Tensor, size: int) -> tuple[Tensor, Tensor]:
-        """Tokens and raw logits [N, size] of the largest logits of some rows, in falling order.
-
-        Fewer than `size` blocks have a maximum above the `size`-th largest of all maxima, so the blocks with the
-        largest maxima hold the largest tokens.
-        """
+        """Return tokens and raw logits [N, size] of the largest logits of some rows, in falling order."""
+        # At most `size` blocks hold one of the `size` largest tokens, and no other block has a larger maximum.
         every = len(rows_N) == len(self.logits_RV)
         inner_NM = self.inner_RM if every else self.inner_RM[rows_N]
         blocks_N1K = inner_NM.topk(min(size, self.blocks), dim=-1, sorted=False).indices.unsqueeze(1)

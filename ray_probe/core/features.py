@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ray_probe.core.summaries import Summaries
+from ray_probe.core.row_summary import RowSummary
 from ray_probe.errors import ConfigError, bad_value
 
 
@@ -20,7 +20,7 @@ from ray_probe.errors import ConfigError, bad_value
 class PrefixView:
     """All that a feature may look at: the policy at each prefix, its entropy, and how far along the prefix is."""
 
-    policy: Summaries
+    policy: RowSummary
     entropy_T: Tensor
     position_T: Tensor
     cap: int

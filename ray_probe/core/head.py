@@ -1,24 +1,32 @@
-"""The head of a language model as products of matrices: logits of some rows and columns, and the way back.
+"""The head of a language model as matrix products, forward for some rows and columns of logits, and backward.
 
 Shape suffixes: T tokens, V vocabulary, W columns of a tile, D hidden size, E rank of an adapter, N rows, M kept tokens.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from ray_probe.core.scaling import Workspace
+from ray_probe.core.full_vocabulary import BLOCK
+from ray_probe.core.kept import NucleusCollector
+from ray_probe.core.scaling import Buffer
 
-_FEW_ROWS = 64  # of hidden states; before it multiplies few by many, a CPU's library puts the whole weight in order,
-_STRIP = 1024  # so the weight is better taken a strip of its rows at a time, which stays in a core's cache
-_PIECE = {"cpu": 1 << 18, "cuda": 1 << 24}  # numbers of a table of gathered hidden states
+BLOCK_ELEMENTS = 9_000_000  # logits of a block of whole rows
+_LARGER_ON_A_GPU = 4
+_LEAST_ROWS = 8
+_MOST_ROWS = {"cpu": 256, "cuda": 4096}  # of a block whose logits are computed tile by tile
+# Before a CPU's library multiplies few rows of hidden states with a weight, it repacks the whole weight. Strips of the
+# weight's rows that fit a core's cache are faster then.
+_FEW_ROWS = 64
+_STRIP = 1024
+_PIECE = {"cpu": 1 << 18, "cuda": 1 << 24}  # elements of a table of gathered hidden states
 
 
 @dataclass(frozen=True, eq=False)
 class Adapter:
-    """A low-rank addition to the head's weight: `up @ down * scaling`."""
+    """A low-rank addition to the head's weight, `up @ down * scaling`."""
 
     down_ED: Tensor
     up_VE: Tensor
@@ -27,17 +35,16 @@ class Adapter:
 
 @dataclass(frozen=True, eq=False)
 class Head:
-    """What turns hidden states into logits: `cap * tanh(scale * (weight @ h + bias) / cap)`.
+    """The map from hidden states to logits, `cap * tanh(scale * (weight @ h + bias) / cap)`.
 
     Attributes:
         weight_VD: tied to the embedding or not.
         bias_V: or None.
-        scale: 1 where the architecture has none; what divides logits is its reciprocal here.
+        scale: 1 where the architecture has none; the reciprocal where it divides the logits.
         softcap: the cap, or None.
         adapter: a LoRA on the head, or None.
-        weight_grad_VD: gives, when backward comes, the table that the weight's gradient is added to; autograd hears of
-            none for the weight. A new table of that size, filled with zeros and then added, takes a third of the
-            head's time. None: there is a new table.
+        accumulate_into_grad: backward adds the weight's gradient to `weight_VD.grad`, in `grad_dtype`, and returns none
+            to autograd; the weight must be a leaf.
     """
 
     weight_VD: Tensor
@@ -45,51 +52,56 @@ class Head:
     scale: float = 1.0
     softcap: float | None = None
     adapter: Adapter | None = None
-    weight_grad_VD: Callable[[], Tensor] | None = None
+    accumulate_into_grad: bool = False
 
 
-@dataclass(frozen=True, eq=False)
 class Products:
-    """Hidden states [T, D] with weights [V, D], one pair or more whose products add up, and what follows them."""
+    """The matrix products of hidden states with a head's weights, as a `LogitSource`.
 
-    hiddens: tuple[Tensor, ...]
-    weights: tuple[Tensor, ...]
-    bias_V: Tensor | None
-    scale: float
-    softcap: float | None
+    Args:
+        head: scale, softcap, and where the weight's gradient goes.
+        tensors: hidden states, weights, and the bias if any: one pair of hidden states [T, D] and weight [V, D], or
+            more pairs whose products add up.
+        buffer: memory for the logits; None: new memory.
+    """
 
-    @classmethod
-    def of(cls, hidden_TD: Tensor, head: Head) -> "Products":
-        """The head's products with hidden states; the adapter's inner states are formed here, with graph."""
-        if head.adapter is None:
-            return cls((hidden_TD,), (head.weight_VD,), head.bias_V, head.scale, head.softcap)
-        inner_TE = torch.nn.functional.linear(hidden_TD, head.adapter.down_ED) * head.adapter.scaling
-        weights = (head.weight_VD, head.adapter.up_VE)
-        return cls((hidden_TD, inner_TE), weights, head.bias_V, head.scale, head.softcap)
+    multiple = BLOCK
 
-    @classmethod
-    def from_tensors(cls, head: Head, tensors: Sequence[Tensor]) -> "Products":
-        """From what `tensors` gave."""
+    def __init__(self, head: Head, *tensors: Tensor, buffer: Buffer | None = None) -> None:
         pairs = len(tensors) // 2
-        bias_V = tensors[-1] if len(tensors) % 2 else None
-        return cls(tuple(tensors[:pairs]), tuple(tensors[pairs : 2 * pairs]), bias_V, head.scale, head.softcap)
+        self.head, self.tensors = head, tensors
+        self.hiddens, self.weights = tensors[:pairs], tensors[pairs : 2 * pairs]
+        self.bias_V = tensors[-1] if len(tensors) % 2 else None
+        self.shape = len(self.hiddens[0]), len(self.weights[0])
+        self.dtype, self._device = self.weights[0].dtype, self.weights[0].device
+        self._buffer = buffer or Buffer()
 
-    @property
-    def tensors(self) -> tuple[Tensor, ...]:
-        """Hiddens, weights, and the bias where there is one."""
-        return (*self.hiddens, *self.weights, *(() if self.bias_V is None else (self.bias_V,)))
+    @classmethod
+    def of(cls, hidden_TD: Tensor, head: Head, buffer: Buffer | None = None) -> "Products":
+        """Return a head's products with hidden states; computes the adapter's inner states, with graph."""
+        hiddens, weights = [hidden_TD], [head.weight_VD]
+        if head.adapter is not None:
+            hiddens.append(torch.nn.functional.linear(hidden_TD, head.adapter.down_ED) * head.adapter.scaling)
+            weights.append(head.adapter.up_VE)
+        return cls(head, *hiddens, *weights, *([] if head.bias_V is None else [head.bias_V]), buffer=buffer)
 
-    @property
-    def shape(self) -> tuple[int, int]:
-        """Tokens and vocabulary."""
-        return len(self.hiddens[0]), len(self.weights[0])
+    def blocks(self, picked_N: Tensor | None, whole: bool) -> Iterator[tuple[slice, slice | Tensor]]:
+        """Yield blocks of rows, each for one product with the whole weight or with tiles of it."""
+        rows = self.shape[0] if picked_N is None else len(picked_N)
+        size = _MOST_ROWS.get(self._device.type, _MOST_ROWS["cuda"])
+        if whole:
+            size = (1 if self._device.type == "cpu" else _LARGER_ON_A_GPU) * BLOCK_ELEMENTS // self.shape[1]
+            size = max(_LEAST_ROWS, size // _LEAST_ROWS * _LEAST_ROWS)
+        for first in range(0, rows, size):
+            block = slice(first, min(first + size, rows))
+            yield block, block if picked_N is None else picked_N[block]
 
-    def logits(self, rows: slice | Tensor, columns: slice, space: Workspace) -> Tensor:
-        """Raw logits of some rows and columns [N, W], in the weights' dtype; kept until the next call."""
+    def logits(self, rows: slice | Tensor, columns: slice) -> Tensor:
+        """Return raw logits of some rows and columns [N, W], in the weights' dtype; valid until the next call."""
         hidden_ND, weight_WD = self.hiddens[0][rows], self.weights[0][columns]
         shape = (len(hidden_ND), len(weight_WD))
-        logits_NW = space.table("logits", shape, weight_WD.dtype, weight_WD.device)
-        few = weight_WD.device.type == "cpu" and shape[0] <= _FEW_ROWS
+        logits_NW = self._buffer.table(shape, self.dtype, self._device)
+        few = self._device.type == "cpu" and shape[0] <= _FEW_ROWS
         for start in range(0, shape[1], _STRIP if few else max(1, shape[1])):
             strip = slice(start, start + _STRIP if few else None)
             torch.mm(hidden_ND, weight_WD[strip].t(), out=logits_NW[:, strip])
@@ -97,64 +109,72 @@ class Products:
             logits_NW.addmm_(hidden_TE[rows], weight_VE[columns].t())
         if self.bias_V is not None:
             logits_NW.add_(self.bias_V[columns])
-        if self.scale != 1.0:
-            logits_NW.mul_(self.scale)
-        if self.softcap is not None:
-            logits_NW.div_(self.softcap).tanh_().mul_(self.softcap)
+        if self.head.scale != 1.0:
+            logits_NW.mul_(self.head.scale)
+        if self.head.softcap is not None:
+            logits_NW.div_(self.head.softcap).tanh_().mul_(self.head.softcap)
         return logits_NW
 
-    def chain_(self, slope: Tensor, logits: Tensor) -> Tensor:
-        """Turn the gradient by logits into that by the products, in place; both of one shape."""
-        if self.softcap is not None:
-            slope.mul_(1.0 - (logits / self.softcap).square_())
-        return slope if self.scale == 1.0 else slope.mul_(self.scale)
+    def collector(self) -> NucleusCollector:
+        """Return a collector of narrow nuclei's tokens and wide nuclei's bits."""
+        # Bits, because logits that are computed again may round to the other side of a threshold.
+        return NucleusCollector(self.shape[1], self._device)
+
+    def sink(self, needed: Sequence[bool]) -> "HeadGradient":
+        """Return the sink of the gradient by hidden states, weights and bias."""
+        return HeadGradient(self, needed)
+
+    def chain_(self, grad: Tensor, logits: Tensor) -> Tensor:
+        """Turn a gradient by logits into the gradient by the products, in place; both have one shape."""
+        if self.head.softcap is not None:
+            grad.mul_(1.0 - (logits / self.head.softcap).square_())
+        return grad if self.head.scale == 1.0 else grad.mul_(self.head.scale)
 
 
 class HeadGradient:
-    """Gradients of a head's tensors, summed up in float32 or wider.
+    """Sums the gradients of a head's tensors in float32 or wider.
 
     Args:
         products: hidden states and weights.
         needed: which of `products.tensors` need a gradient.
-        weight_grad_VD: as in `Head`.
     """
 
-    def __init__(self, products: Products, needed: Sequence[bool], weight_grad_VD: Callable[[], Tensor] | None) -> None:
-        self.products = products
-        self._pairs = len(products.hiddens)
-        self._lent = weight_grad_VD is not None and needed[self._pairs]
-        self._sums: list[Tensor | None] = []
-        for k, (tensor, need) in enumerate(zip(products.tensors, needed, strict=True)):
-            if weight_grad_VD is not None and self._lent and k == self._pairs:
-                self._sums.append(weight_grad_VD())
-            else:
-                self._sums.append(_zeros(tensor) if need else None)
-        self.by_hidden, self.by_weight = self._sums[: self._pairs], self._sums[self._pairs : 2 * self._pairs]
-        self.by_bias = self._sums[-1] if products.bias_V is not None else None
+    def __init__(self, products: Products, needed: Sequence[bool]) -> None:
+        self.products, pairs = products, len(products.hiddens)
+        into_grad = products.head.accumulate_into_grad and needed[pairs]
+        self._returned = [
+            _zeros(tensor) if need and not (into_grad and place == pairs) else None
+            for place, (tensor, need) in enumerate(zip(products.tensors, needed, strict=True))
+        ]
+        self.by_hidden, self.by_weight = self._returned[:pairs], self._returned[pairs : 2 * pairs]
+        self.by_bias = self._returned[-1] if products.bias_V is not None else None
+        if into_grad:
+            self.by_weight[0] = _grad_of(products.head.weight_VD)
 
-    def add_kept(self, row_M: Tensor, column_M: Tensor, slope_M: Tensor) -> None:
-        """Add a gradient by products that is 0 everywhere but at these rows and columns, in any order."""
+    def add_kept(self, row_M: Tensor, column_M: Tensor, grad_M: Tensor, logit_M: Tensor) -> None:
+        """Add a gradient by logits that is 0 everywhere but at these rows and columns, in any order."""
         row_M, order_M = row_M.sort(stable=True)
-        column_M, slope_M = column_M[order_M], slope_M[order_M]
+        column_M, grad_M = column_M[order_M], self.products.chain_(grad_M, logit_M)[order_M]
         every_T = torch.arange(self.products.shape[0], device=row_M.device)
         first_T = torch.searchsorted(row_M, every_T)
         for k, (hidden_TD, weight_VD) in enumerate(zip(self.products.hiddens, self.products.weights, strict=True)):
             by_hidden, by_weight = self.by_hidden[k], self.by_weight[k]
             if by_hidden is not None:
                 weighted_TD = torch.nn.functional.embedding_bag(
-                    column_M, weight_VD, first_T, mode="sum", per_sample_weights=slope_M.to(weight_VD.dtype)
+                    column_M, weight_VD, first_T, mode="sum", per_sample_weights=grad_M.to(weight_VD.dtype)
                 )
                 by_hidden.add_(weighted_TD)
             if by_weight is not None:
-                _add_outer(by_weight, column_M, hidden_TD, row_M, slope_M)
+                _add_outer(by_weight, column_M, hidden_TD, row_M, grad_M)
         if self.by_bias is not None:
-            self.by_bias.index_add_(0, column_M, slope_M.to(self.by_bias.dtype))
+            self.by_bias.index_add_(0, column_M, grad_M.to(self.by_bias.dtype))
 
-    def add_tile(self, rows: slice | Tensor, columns: slice, slope_NW: Tensor) -> None:
-        """Add a gradient by the products of some rows, each of which is here once, and columns."""
+    def add_tile(self, rows: slice | Tensor, columns: slice, grad_NW: Tensor, logits_NW: Tensor) -> None:
+        """Add a gradient by the logits of some rows and columns; each row occurs once. Overwrites `grad_NW`."""
+        grad_NW = self.products.chain_(grad_NW, logits_NW)
         for k, (hidden_TD, weight_VD) in enumerate(zip(self.products.hiddens, self.products.weights, strict=True)):
             by_hidden, by_weight = self.by_hidden[k], self.by_weight[k]
-            narrow_NW = slope_NW.to(weight_VD.dtype)
+            narrow_NW = grad_NW.to(weight_VD.dtype)
             if by_hidden is not None:
                 by_hidden[rows] += narrow_NW @ weight_VD[columns]
             if by_weight is not None and by_weight.dtype == hidden_TD.dtype:
@@ -162,27 +182,32 @@ class HeadGradient:
             elif by_weight is not None:
                 by_weight[columns] += narrow_NW.t() @ hidden_TD[rows]
         if self.by_bias is not None:
-            self.by_bias[columns] += slope_NW.sum(dim=0)
+            self.by_bias[columns] += grad_NW.sum(dim=0)
 
     def results(self) -> list[Tensor | None]:
-        """Gradients in the tensors' dtypes; None where none is needed, or where it was added to what was given."""
-        results = [
-            None if total is None else total.to(tensor.dtype)
-            for total, tensor in zip(self._sums, self.products.tensors, strict=True)
-        ]
-        if self._lent:
-            results[self._pairs] = None
-        return results
+        """Return the gradients in the tensors' dtypes; None where none is needed or `.grad` took it."""
+        tensors = self.products.tensors
+        return [None if x is None else x.to(tensor.dtype) for x, tensor in zip(self._returned, tensors, strict=True)]
+
+
+def _grad_of(weight: Tensor) -> Tensor:
+    """Return the weight's `.grad`, and create it first if it is None."""
+    # A new table of the weight's size that is filled with zeros and then added takes a third of the head's time.
+    assert weight.is_leaf, "only a leaf has a .grad to accumulate into"
+    if weight.grad is None:
+        weight.grad = torch.zeros_like(weight, dtype=weight.grad_dtype)
+    return weight.grad
 
 
 def _zeros(tensor: Tensor) -> Tensor:
+    """Return zeros of the tensor's shape in float32 or wider."""
     return torch.zeros(tensor.shape, dtype=torch.promote_types(tensor.dtype, torch.float32), device=tensor.device)
 
 
-def _add_outer(sum_VD: Tensor, column_M: Tensor, hidden_TD: Tensor, row_M: Tensor, slope_M: Tensor) -> None:
-    """Add `slope * hidden[row]` to the rows `column` of a sum, piece by piece."""
+def _add_outer(sum_VD: Tensor, column_M: Tensor, hidden_TD: Tensor, row_M: Tensor, grad_M: Tensor) -> None:
+    """Add `grad * hidden[row]` to the rows `column` of a sum, piece by piece."""
     size = max(1, _PIECE.get(hidden_TD.device.type, _PIECE["cuda"]) // hidden_TD.shape[-1])
     for start in range(0, len(column_M), size):
         piece = slice(start, start + size)
-        outer_MD = hidden_TD[row_M[piece]].to(sum_VD.dtype).mul_(slope_M[piece].to(sum_VD.dtype).unsqueeze(-1))
+        outer_MD = hidden_TD[row_M[piece]].to(sum_VD.dtype).mul_(grad_M[piece].to(sum_VD.dtype).unsqueeze(-1))
         sum_VD.index_add_(0, column_M[piece], outer_MD)

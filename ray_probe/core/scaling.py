@@ -1,4 +1,4 @@
-"""What all of the policy starts from: logits less their row's maximum over temperature, and their exponentials.
+"""Widens, scales and exponentiates logits, and lends memory for the tables of that.
 
 Shape suffixes: R rows (one a token), V vocabulary, N some rows, K some tokens.
 """
@@ -11,65 +11,70 @@ import torch
 from torch import Tensor
 
 LOG2_E = 1.0 / math.log(2.0)
-LEAST = -80.0  # nats below a row's maximum; exp(-80) cannot be told from 0 in a sum over a vocabulary
+LEAST = -80.0  # nats below a row's maximum; in a sum over a vocabulary, exp(-80) cannot be distinguished from 0
 _FLOOR = math.exp(LEAST) * 1.001
-_TILE_ELEMENTS = {"cpu": 1 << 19, "cuda": 1 << 24}
+_TILE_ELEMENTS = {"cpu": 1 << 19, "cuda": 1 << 24}  # fills a core's cache; on a GPU, repays the launch of a kernel
 
 
 @dataclass(frozen=True)
 class SamplingRule:
-    """What turns logits into the sampling policy: temperature > 0 and 0 < top_p <= 1 (spec section 2)."""
+    """The rule that makes a sampling policy of logits: temperature > 0 and 0 < top_p <= 1 (spec section 2)."""
 
     temperature: float
     top_p: float
 
 
 def widened(logits: Tensor) -> Tensor:
-    """Logits in float32 or wider; they themselves where they are already."""
+    """Return logits in float32 or wider, without a copy where they are that already."""
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
 def scaled(values: Tensor, largest: Tensor, temperature: float) -> Tensor:
-    """Logits over temperature less the row's largest, nats; `largest` must broadcast.
-
-    In this order, because logits / temperature can be large: it would round away digits of the difference, or overflow.
-    """
+    """Return (logits - largest of the row) / temperature, nats; `largest` must broadcast."""
+    # The division comes last: logits / temperature can be large, so the difference would lose digits or overflow.
     return (values - largest) / temperature
 
 
-def scaled_logits(logits_TV: Tensor, temperature: float) -> Tensor:
-    """A whole table of scaled logits [T, V] in float32 or wider, nats; the largest of a row is 0."""
-    wide_TV = widened(logits_TV)
-    return scaled(wide_TV, wide_TV.amax(dim=-1, keepdim=True), temperature)
-
-
-class Workspace:
-    """Tables that are used again and again: on a CPU, fresh memory costs more than the arithmetic on it."""
+class Buffer:
+    """Memory for one table at a time; each table lies where the previous one lay."""
 
     def __init__(self) -> None:
-        self._memory: dict[tuple[str, torch.dtype, torch.device], Tensor] = {}
+        self._memory = torch.empty(0)  # kept, because on a CPU fresh memory costs more than the arithmetic on it
 
-    def table(self, name: str, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
-        """A contiguous table of any content, at the place of the last one of this name."""
-        numbers = math.prod(shape)
-        memory = self._memory.get((name, dtype, device))
-        if memory is None or len(memory) < numbers:
-            memory = self._memory[name, dtype, device] = torch.empty(numbers, dtype=dtype, device=device)
-        return memory[:numbers].view(tuple(shape))
+    def table(self, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
+        """Return an uninitialised contiguous table, which overwrites the previous one."""
+        elements, memory = math.prod(shape), self._memory
+        if len(memory) < elements or memory.dtype != dtype or memory.device != device:
+            self._memory = torch.empty(elements, dtype=dtype, device=device)
+        return self._memory[:elements].view(tuple(shape))
+
+    def like(self, tensor: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+        """Return `table` of the shape and device of `tensor`, and of its dtype unless another is given."""
+        return self.table(tensor.shape, dtype or tensor.dtype, tensor.device)
 
 
 def exponentials(scaled_NK: Tensor) -> Tensor:
-    """Exponentials in float64; exactly 0 below exp(-80), where exp itself can be 40 times slower."""
+    """Return exponentials in float64; exactly 0 below exp(-80)."""
+    # There exp itself can be 40 times slower.
     return powers_of_two(scaled_NK.double() * LOG2_E)
 
 
 def quick_exponentials(
     logits_RV: Tensor, largest_R1: Tensor, temperature: float, out_RV: Tensor, bits_RV: Tensor | None = None
 ) -> Tensor:
-    """Exponentials of scaled logits in their own dtype, into `out_RV`: 1e-6 relative in float32, never below exp(-80).
+    """Write exponentials of scaled logits into `out_RV`, in its dtype: 1e-6 relative in float32, never below exp(-80).
 
-    A power of two, because it takes half the time of exp. `bits_RV` receives the exponents: scaled logits over log 2.
+    Args:
+        logits_RV: raw logits.
+        largest_R1: largest logit of each row.
+        temperature: divides the logits.
+        out_RV: receives the exponentials.
+        bits_RV: receives scaled logits / log 2; None: they are not needed.
+
+    Returns:
+        `out_RV`.
     """
+    # A power of two takes half the time of exp.
     bits_RV = out_RV if bits_RV is None else bits_RV
     torch.sub(logits_RV, largest_R1, out=bits_RV)
     bits_RV.mul_(LOG2_E / temperature).clamp_(min=LEAST * LOG2_E)
@@ -77,18 +82,25 @@ def quick_exponentials(
 
 
 def powers_of_two(bits_NK: Tensor, out_NK: Tensor | None = None) -> Tensor:
-    """`2 ** bits`; exactly 0 below exp(-80), at which `bits` is clamped in place."""
+    """Return `2 ** bits`, exactly 0 below exp(-80); clamps `bits` there in place."""
     bits_NK.clamp_(min=LEAST * LOG2_E)
     return without_least_(torch.exp2(bits_NK, out=out_NK))
 
 
 def without_least_(mass_NK: Tensor) -> Tensor:
-    """Put what was clamped at exp(-80) to 0, in place."""
+    """Set masses that were clamped at exp(-80) to 0, in place."""
     return torch.threshold_(mass_NK, _FLOOR, 0.0)
 
 
 def tiles(rows: int, vocabulary: int, device: torch.device, multiple: int = 1) -> Iterator[slice]:
-    """Slices of the vocabulary such that `rows` times a slice stays in a core's cache (on a GPU: is worth a launch)."""
+    """Yield slices of the vocabulary that a table of `rows` rows is worked through by.
+
+    Args:
+        rows: rows of the table.
+        vocabulary: its columns.
+        device: decides how many elements a tile has.
+        multiple: divides the width of every tile but the last.
+    """
     size = _TILE_ELEMENTS.get(device.type, _TILE_ELEMENTS["cuda"]) // max(1, rows)
     size = max(multiple, size // multiple * multiple)
     return (slice(start, min(start + size, vocabulary)) for start in range(0, vocabulary, size))

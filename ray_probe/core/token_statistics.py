@@ -1,41 +1,34 @@
-"""log q(Y), entropy and features of a block of tokens, forward and backward, in row chunks.
+"""log q(Y), entropy and features of tokens from a table of logits, forward and backward.
 
-Beyond the logits themselves (and, backward, their gradient) no [T, V] table is held: each chunk of rows is turned into
-its statistics and dropped. A narrow nucleus leaves its tokens and their scaled logits for backward, which goes to them
-alone; of a wide one it goes through the vocabulary tile by tile, by the saved threshold.
-
-Shape suffixes: R rows of the logits, T rows that are scored, V vocabulary, D features, M kept tokens.
+Shape suffixes: R rows of the logits, T rows that are scored, V vocabulary, D features, N some rows, W columns of a
+tile, M kept tokens.
 """
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from ray_probe.core.kept import NARROW_SHARE, KeptCollector
-from ray_probe.core.nucleus import Candidates
+from ray_probe.core.kept import NARROW_SHARE, NucleusCollector
 from ray_probe.core.policy import row_chunks, sample_summaries
-from ray_probe.core.scaling import SamplingRule, Workspace, tiles, widened
-from ray_probe.core.scoring import Question, refuse_second_derivative, scores_from, slopes_from, to_save
-from ray_probe.core.slopes import Slopes
-from ray_probe.core.summaries import RowSummary, fill
+from ray_probe.core.scaling import SamplingRule, widened
+from ray_probe.core.scoring import Rows, ScoringSpec, score_tokens, scores_from
+from ray_probe.core.summarize import SummaryScratch
 
-NARROW = 512  # tokens that a nucleus leaves for backward at most, about, and no more than one in 16 of the vocabulary
-_PIECE = 1 << 14  # kept tokens at a time
+NARROW = 512  # a narrow nucleus keeps about 512 tokens for backward, and at most 1/16 of the vocabulary
 
 
 @dataclass(frozen=True)
 class TokenStatistics:
-    """Statistics of T scored tokens.
+    """Statistics of T scored tokens, float32 or wider.
 
     Attributes:
         log_q_T: log q of the tokens, nats, with graph when the logits have one.
-        entropy_T: entropy H of q at each prefix, nats, with graph likewise. Of S alone, so it knows nothing of Y.
+        entropy_T: entropy H of q at each prefix, nats, with graph likewise. It is that of S alone, so it does not
+            depend on Y.
         outside_T: bool, the token lay outside the recomputed nucleus; its log q is taken in S + {Y}.
-        features_TD: detached features, or None when none were asked for.
+        features_TD: detached features; None: none were asked for.
     """
 
     log_q_T: Tensor
@@ -43,86 +36,71 @@ class TokenStatistics:
     outside_T: Tensor
     features_TD: Tensor | None
 
-
-class _Statistics(torch.autograd.Function):
-    """(logits, rows, tokens) -> (log q(Y), H, outside, features); gradients through the first two."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, logits_RV: Tensor, rows_T: Tensor, tokens_T: Tensor, position_T: Tensor, question: Question
-    ) -> tuple[Tensor, ...]:
-        dtype, space = torch.promote_types(logits_RV.dtype, torch.float32), Workspace()
-        summary = RowSummary.empty(len(tokens_T), dtype, logits_RV.device)
-        vocabulary = logits_RV.shape[-1]
-        collector = KeptCollector(vocabulary, logits_RV.device, max(NARROW_SHARE, vocabulary // NARROW), has_bits=False)
-        collect = ctx.needs_input_grad[0]
-        for chunk, rows in _selections(rows_T, logits_RV):
-            use = partial(collector.add, chunk.start) if collect else _ignore
-            fill(summary[chunk], widened(logits_RV[rows]), question.rule, space, use)
-        scores = scores_from(summary, logits_RV[rows_T, tokens_T].to(dtype), position_T, question)
-        if collect:
-            nuclei, ctx.rule = collector.kept(), question.rule
-            wide_N = torch.arange(len(tokens_T), device=rows_T.device) if question.rule.top_p >= 1.0 else nuclei.wide_N
-            ctx.save_for_backward(logits_RV, rows_T, tokens_T, *nuclei.tensors[:3], wide_N, *to_save(scores))
-        ctx.mark_non_differentiable(scores.outside_T, scores.features_TD)
-        return scores.outputs
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        refuse_second_derivative()
-        logits_RV, rows_T, tokens_T, row_M, column_M, scaled_M, wide_N, *saved = ctx.saved_tensors
-        slopes = slopes_from(saved, ctx.rule, tokens_T, gradients)
-        grad_RV = torch.zeros_like(logits_RV, memory_format=torch.contiguous_format)
-        _add_kept(grad_RV, rows_T, (row_M, column_M, scaled_M), slopes)
-        _add_alone(grad_RV, rows_T, wide_N, slopes)
-        _add_tiles(grad_RV, rows_T, wide_N, logits_RV, slopes)
-        return grad_RV, None, None, None, None
+    @classmethod
+    def of(cls, outputs: Sequence[Tensor]) -> "TokenStatistics":
+        """Return the statistics from log q(Y), H, outside and features; features without a column are None."""
+        log_q_T, entropy_T, outside_T, features_TD = outputs
+        return cls(log_q_T, entropy_T, outside_T, features_TD if features_TD.shape[-1] else None)
 
 
-def _ignore(group: Candidates) -> None:
-    """Nothing is kept of the nuclei when no gradient will be asked for."""
+class LogitTable:
+    """A table of raw logits as a `LogitSource`.
+
+    Args:
+        logits_RV: raw logits.
+        rows_T: int64, the row of each scored token; a row may occur more than once.
+    """
+
+    def __init__(self, logits_RV: Tensor, rows_T: Tensor) -> None:
+        self.logits_RV, self.rows_T = logits_RV, rows_T
+        self.shape = len(rows_T), logits_RV.shape[-1]
+        self.dtype, self.multiple = logits_RV.dtype, 1
+
+    def blocks(self, picked_N: Tensor | None, whole: bool) -> Iterator[tuple[slice, Rows]]:
+        """Yield chunks of the scored rows, and their rows of the table."""
+        rows_N = self.rows_T if picked_N is None else self.rows_T[picked_N]
+        numbers = rows_N.tolist()
+        for chunk in row_chunks(len(numbers), self.shape[1], self.logits_RV.device):
+            run = slice(numbers[chunk.start], numbers[chunk.start] + chunk.stop - chunk.start)
+            # Consecutive rows become a slice, which costs no copy.
+            yield chunk, run if numbers[chunk] == list(range(run.start, run.stop)) else rows_N[chunk]
+
+    def logits(self, rows: Rows, columns: slice) -> Tensor:
+        """Return some rows and columns of the table [N, W]."""
+        return self.logits_RV[:, columns][rows]
+
+    def collector(self) -> NucleusCollector:
+        """Return a collector of tokens of narrow nuclei; the table still has the logits of the wide ones."""
+        vocabulary, device = self.shape[1], self.logits_RV.device
+        return NucleusCollector(vocabulary, device, max(NARROW_SHARE, vocabulary // NARROW), has_bits=False)
+
+    def sink(self, needed: Sequence[bool]) -> "_TableGradient":
+        """Return the sink of the gradient by the table."""
+        return _TableGradient(self)
 
 
-Rows = slice | Tensor
+class _TableGradient:
+    """The gradient by a table of logits, in its dtype."""
 
+    def __init__(self, table: LogitTable) -> None:
+        self._rows_T = table.rows_T
+        self._grad_RV = torch.zeros_like(table.logits_RV, memory_format=torch.contiguous_format)
 
-def _selections(rows_T: Tensor, logits_RV: Tensor) -> Iterator[tuple[slice, Rows]]:
-    """Chunks of the scored rows, and where each lies in the logits: a slice, which costs no copy, where it can be."""
-    numbers = rows_T.tolist()
-    for chunk in row_chunks(len(numbers), logits_RV.shape[-1], logits_RV.device):
-        part = numbers[chunk]
-        run = part == list(range(part[0], part[0] + len(part)))
-        yield chunk, slice(part[0], part[0] + len(part)) if run else rows_T[chunk]
+    def add_kept(self, row_M: Tensor, column_M: Tensor, grad_M: Tensor, logit_M: Tensor) -> None:
+        """Add the gradient of single tokens."""
+        self._grad_RV.index_put_((self._rows_T[row_M], column_M), grad_M.to(self._grad_RV.dtype), accumulate=True)
 
+    def add_tile(self, rows: Rows, columns: slice, grad_NW: Tensor, logits_NW: Tensor) -> None:
+        """Add the gradient of some rows and columns."""
+        grad_RW, grad_NW = self._grad_RV[:, columns], grad_NW.to(self._grad_RV.dtype)
+        if isinstance(rows, slice):
+            grad_RW[rows].add_(grad_NW)
+        else:
+            grad_RW.index_add_(0, rows, grad_NW)
 
-def _add_kept(grad_RV: Tensor, rows_T: Tensor, kept: tuple[Tensor, Tensor, Tensor], slopes: Slopes) -> None:
-    """Add the gradient of narrow nuclei, which is 0 everywhere but at their tokens (row, token, scaled logit) [M]."""
-    for row_P, column_P, scaled_P in zip(*(torch.split(column, _PIECE) for column in kept), strict=True):
-        row_P, column_P = row_P.long(), column_P.long()
-        value_P = slopes.of_kept(row_P, column_P, scaled_P).to(grad_RV.dtype)
-        grad_RV.index_put_((rows_T[row_P], column_P), value_P, accumulate=True)
-
-
-def _add_alone(grad_RV: Tensor, rows_T: Tensor, wide_N: Tensor, slopes: Slopes) -> None:
-    """Add the gradient of Y where it lies outside a narrow nucleus."""
-    narrow_T = torch.ones_like(slopes.outside_T).index_fill_(0, wide_N, False)
-    alone_N = (slopes.outside_T & narrow_T).nonzero().squeeze(-1)
-    place = rows_T[alone_N], slopes.tokens_T[alone_N]
-    grad_RV.index_put_(place, slopes.own_T[alone_N].to(grad_RV.dtype), accumulate=True)
-
-
-def _add_tiles(grad_RV: Tensor, rows_T: Tensor, wide_N: Tensor, logits_RV: Tensor, slopes: Slopes) -> None:
-    """Add the gradient of wide nuclei, tile by tile."""
-    space, vocabulary, device = Workspace(), logits_RV.shape[-1], logits_RV.device
-    for chunk, rows in _selections(rows_T[wide_N], logits_RV):
-        own = slopes[wide_N[chunk]]
-        for tile in tiles(len(own.tokens_T), vocabulary, device):
-            logits_RW, grad_RW = logits_RV[:, tile], grad_RV[:, tile]
-            value_NW = own.tile(widened(logits_RW[rows]), tile.start, space).to(grad_RV.dtype)
-            if isinstance(rows, slice):
-                grad_RW[rows].add_(value_NW)
-            else:
-                grad_RW.index_add_(0, rows, value_NW)
+    def results(self) -> tuple[Tensor | None, ...]:
+        """Return the gradient by the table, and None for its row numbers."""
+        return self._grad_RV, None
 
 
 def token_statistics(
@@ -138,7 +116,7 @@ def token_statistics(
 
     Args:
         logits_RV: raw logits [R, V], with or without graph.
-        rows_T: int64 [T]: the row of `logits_RV` that predicts each token.
+        rows_T: int64 [T], the row of `logits_RV` that predicts each token.
         tokens_T: int64 [T], the sampled tokens Y.
         position_T: int64 [T], position j of each token in its response, from 0.
         rule: temperature and top_p.
@@ -146,12 +124,10 @@ def token_statistics(
         features: names from `ray_probe.core.features.REGISTRY`.
 
     Returns:
-        float32 (or wider) statistics; source: spec sections 2 to 4.
+        the statistics of spec sections 2 to 4.
     """
-    question = Question(rule, tuple(features), cap)
-    outputs = _Statistics.apply(logits_RV, rows_T, tokens_T, position_T, question)  # type: ignore[no-untyped-call]
-    log_q_T, entropy_T, outside_T, features_TD = outputs
-    return TokenStatistics(log_q_T, entropy_T, outside_T, features_TD if features else None)
+    spec = ScoringSpec(rule, tuple(features), cap)
+    return TokenStatistics.of(score_tokens(LogitTable, (logits_RV, rows_T), tokens_T, position_T, spec))
 
 
 @torch.no_grad()
@@ -162,24 +138,23 @@ def sample_statistics(
     rule: SamplingRule,
     cap: int,
     features: Sequence[str] = (),
-    space: Workspace | None = None,
+    scratch: SummaryScratch | None = None,
 ) -> tuple[Tensor, TokenStatistics]:
-    """Sample a token a row, and score it by the same search for the nucleus.
+    """Sample a token for each row and score it by the same search for the nucleus.
 
     Args:
         logits_TV: raw logits [T, V].
-        uniform_T: float64 [T] in [0, 1), one number a row that belongs to the row's response.
+        uniform_T: float64 [T] in [0, 1), a random number for each row.
         position_T: see `token_statistics`, as are the next three.
         rule: temperature and top_p.
         cap: max_new_tokens.
-        features: names.
-        space: memory for tables, which a caller who comes again and again may keep.
+        features: names from `ray_probe.core.features.REGISTRY`.
+        scratch: memory for tables, which a caller may keep for later calls; None: new memory.
 
     Returns:
-        tokens [T] int64, as `sample_rows` draws them, and what `token_statistics` says of them.
+        tokens [T] int64, as `sample_rows` draws them, and their statistics, to the bit those of `token_statistics`.
     """
-    tokens_T, _, summary = sample_summaries(logits_TV, rule, uniform_T, space)
+    tokens_T, _, summary = sample_summaries(logits_TV, rule, uniform_T, scratch)
     logit_T = widened(logits_TV.gather(-1, tokens_T.unsqueeze(-1)).squeeze(-1))
-    scores = scores_from(summary, logit_T, position_T, Question(rule, tuple(features), cap))
-    features_TD = scores.features_TD if features else None
-    return tokens_T, TokenStatistics(scores.log_q_T, scores.entropy_T, scores.outside_T, features_TD)
+    scores = scores_from(summary, logit_T, position_T, ScoringSpec(rule, tuple(features), cap))
+    return tokens_T, TokenStatistics.of(scores.outputs)

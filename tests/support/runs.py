@@ -14,7 +14,7 @@ from ray_probe.checkpoint_tokenizer import load_tokenizer
 from ray_probe.checkpoints import load_model
 from ray_probe.config import ProbeConfig
 from ray_probe.core.baselines import PublishedFit
-from ray_probe.core.policy import SamplingRule
+from ray_probe.core.scaling import SamplingRule
 from ray_probe.fitter import Fitter
 from ray_probe.gradients import GradientSum
 from ray_probe.in_process import InProcess

@@ -11,7 +11,7 @@ from transformers import cache_utils
 
 from ray_probe import decoding
 from ray_probe.core.features import DEFAULT_FEATURES
-from ray_probe.core.scaling import SamplingRule, Workspace
+from ray_probe.core.scaling import Buffer, SamplingRule
 from ray_probe.decoding import Decoder, Sampled, can_select
 from ray_probe.forward import Forward
 
@@ -27,9 +27,9 @@ class Watched(Forward):
         super().__init__(model)
         self.rows: list[int] = []
 
-    def next_logits(self, ids_NP: Tensor, mask_NL: Tensor, cache: Any, space: Workspace) -> tuple[Tensor, Any]:
+    def next_logits(self, ids_NP: Tensor, mask_NL: Tensor, cache: Any, buffer: Buffer) -> tuple[Tensor, Any]:
         self.rows.append(len(ids_NP))
-        return super().next_logits(ids_NP, mask_NL, cache, space)
+        return super().next_logits(ids_NP, mask_NL, cache, buffer)
 
 
 def sampled(batch_size: int = ROWS, features: tuple[str, ...] = ()) -> tuple[list[Sampled], list[int]]:

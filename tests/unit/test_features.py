@@ -5,10 +5,11 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from support.full_tables import entropy, sampling_policy
 
 from ray_probe.config import FEATURE_NAMES
 from ray_probe.core.features import DEFAULT_FEATURES, REGISTRY, PrefixView, compute_features
-from ray_probe.core.policy import SamplingRule, entropy, sampling_policy
+from ray_probe.core.scaling import SamplingRule
 from ray_probe.core.token_statistics import token_statistics
 from ray_probe.errors import ConfigError
 

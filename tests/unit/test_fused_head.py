@@ -8,13 +8,13 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ray_probe.core import fused_head as module
 from ray_probe.core import head as head_module
 from ray_probe.core import policy as policy_module
-from ray_probe.core import scaling
+from ray_probe.core import scaling, scoring
 from ray_probe.core.features import DEFAULT_FEATURES
-from ray_probe.core.fused_head import Adapter, Head, find, fused_token_statistics
-from ray_probe.core.policy import SamplingRule
+from ray_probe.core.fused_head import fused_token_statistics, score_and_keep
+from ray_probe.core.head import Adapter, Head
+from ray_probe.core.scaling import SamplingRule
 from ray_probe.core.token_statistics import TokenStatistics, token_statistics
 
 CAP = 64
@@ -56,15 +56,8 @@ class Case:
             found |= {"down": self.low.down_ED, "up": self.low.up_VE}
         return {name: leaf for name, leaf in found.items() if leaf is not None}
 
-    def head(self, weight_grad_VD: Tensor | None = None) -> Head:
-        return Head(
-            self.weight_VD,
-            self.bias_V,
-            self.scale,
-            self.softcap,
-            self.low,
-            None if weight_grad_VD is None else lambda: weight_grad_VD,
-        )
+    def head(self, accumulate_into_grad: bool = False) -> Head:
+        return Head(self.weight_VD, self.bias_V, self.scale, self.softcap, self.low, accumulate_into_grad)
 
     def logits(self) -> Tensor:
         logits_TV = self.hidden_TD @ self.weight_VD.t()
@@ -79,17 +72,16 @@ class Case:
         arguments = (self.position_T, self.tokens_T, self.position_T, rule, CAP, DEFAULT_FEATURES)
         return token_statistics(self.logits(), *arguments)
 
-    def fused(self, rule: SamplingRule, weight_grad_VD: Tensor | None = None) -> TokenStatistics:
+    def fused(self, rule: SamplingRule, accumulate_into_grad: bool = False) -> TokenStatistics:
         arguments = (self.tokens_T, self.position_T, rule, CAP, DEFAULT_FEATURES)
-        return fused_token_statistics(self.hidden_TD, self.head(weight_grad_VD), *arguments)
+        return fused_token_statistics(self.hidden_TD, self.head(accumulate_into_grad), *arguments)
 
     def gradients(self, say: Callable[[], TokenStatistics]) -> dict[str, Tensor | None]:
         statistics = say()
-        (self.weights_2T * torch.stack([statistics.log_q_T, statistics.entropy_T])).sum().backward()
-        found = {name: leaf.grad for name, leaf in self.leaves().items()}
-        for leaf in self.leaves().values():
-            leaf.grad = None
-        return found
+        loss = (self.weights_2T * torch.stack([statistics.log_q_T, statistics.entropy_T])).sum()
+        learned = {name: leaf for name, leaf in self.leaves().items() if leaf.requires_grad}
+        found = torch.autograd.grad(loss, list(learned.values()), allow_unused=True)
+        return dict.fromkeys(self.leaves()) | dict(zip(learned, found, strict=True))
 
 
 def assert_near(one: Tensor | None, other: Tensor | None, relative: float) -> None:
@@ -100,9 +92,9 @@ def assert_near(one: Tensor | None, other: Tensor | None, relative: float) -> No
 @pytest.fixture
 def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every loop over blocks, tiles and pieces goes round more than once."""
-    monkeypatch.setattr(module, "BLOCK_ELEMENTS", 8 * 1000)
-    monkeypatch.setitem(module._MOST_ROWS, "cpu", 10)
-    monkeypatch.setattr(module, "_PIECE", 100)
+    monkeypatch.setattr(head_module, "BLOCK_ELEMENTS", 8 * 1000)
+    monkeypatch.setitem(head_module._MOST_ROWS, "cpu", 10)
+    monkeypatch.setattr(scoring, "PIECE", 100)
     monkeypatch.setitem(head_module._PIECE, "cpu", 64)
     monkeypatch.setitem(scaling._TILE_ELEMENTS, "cpu", 2560)
     monkeypatch.setattr(policy_module, "CHUNK_ELEMENTS", 3000)
@@ -130,15 +122,15 @@ def test_what_was_found_without_a_graph_serves_for_one_to_the_bit(
     case, rule = Case(vocabulary, spread=spread, **KINDS[kind]), SamplingRule(0.8, top_p)
     arguments = (case.hidden_TD, case.head(), case.tokens_T, case.position_T, rule, CAP, DEFAULT_FEATURES)
     anew = case.gradients(lambda: case.fused(rule))
-    statistics, found = find(*arguments)
-    tensors = (*found.scores.outputs, *module.to_save(found.scores), *found.kept)
-    assert not statistics.log_q_T.requires_grad and found.bytes == sum(t.numel() * t.element_size() for t in tensors)
-    monkeypatch.setattr(module, "_search", None)  # nothing is searched for again
+    statistics, cached = score_and_keep(*arguments)
+    tensors = (*cached.outputs, *cached.for_backward)
+    assert not statistics.log_q_T.requires_grad and cached.bytes == sum(t.numel() * t.element_size() for t in tensors)
+    monkeypatch.setattr(scoring, "search", None)  # nothing is searched for again
     for _ in range(2):
-        again = fused_token_statistics(*arguments, found)
+        again = fused_token_statistics(*arguments, cached)
         for name, value in vars(statistics).items():
             assert torch.equal(getattr(again, name), value), name
-        for name, gradient in case.gradients(lambda: fused_token_statistics(*arguments, found)).items():
+        for name, gradient in case.gradients(lambda: fused_token_statistics(*arguments, cached)).items():
             assert gradient is not None and torch.equal(gradient, anew[name]), name  # type: ignore[arg-type]
     assert not any(tensor.requires_grad for tensor in tensors)
 
@@ -193,14 +185,30 @@ def test_float32_is_within_1e_5_of_float64_and_gradients_within_3e_6(spread: flo
 def test_the_weight_s_gradient_is_added_to_the_table_that_is_given(spread: float, top_p: float):
     case, rule = Case(3001, spread=spread), SamplingRule(0.8, top_p)
     expected = case.gradients(lambda: case.fused(rule))
-    table_VD = torch.ones_like(case.weight_VD)
-    found = case.gradients(lambda: case.fused(rule, table_VD))
+    table_VD = case.weight_VD.grad = torch.ones_like(case.weight_VD)
+    found = case.gradients(lambda: case.fused(rule, accumulate_into_grad=True))
     assert found["weight"] is None
     assert_near(found["hidden"], expected["hidden"], 1e-12)
     assert_near(table_VD.detach() - 1.0, expected["weight"], 1e-10)
-    case.gradients(lambda: case.fused(rule, table_VD))
+    case.gradients(lambda: case.fused(rule, accumulate_into_grad=True))
     assert expected["weight"] is not None
     assert_near(table_VD.detach() - 1.0, 2.0 * expected["weight"], 1e-10)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_the_weight_s_grad_is_created_in_its_grad_dtype_where_there_is_none(dtype: torch.dtype):
+    case, wide = Case(300, dtype=dtype), torch.promote_types(dtype, torch.float32)
+    case.weight_VD.grad_dtype = wide
+    case.gradients(lambda: case.fused(SamplingRule(0.8, 0.9), accumulate_into_grad=True))
+    assert case.weight_VD.grad is not None and case.weight_VD.grad.dtype == wide and case.weight_VD.grad.any()
+
+
+def test_a_weight_that_is_no_leaf_has_no_grad_to_accumulate_into():
+    case = Case(50)
+    head = Head(2.0 * case.weight_VD, accumulate_into_grad=True)
+    arguments = (case.tokens_T, case.position_T, SamplingRule(0.8, 0.9), CAP)
+    with pytest.raises(AssertionError, match="leaf"):
+        fused_token_statistics(case.hidden_TD, head, *arguments).entropy_T.sum().backward()
 
 
 @pytest.mark.parametrize("learned", ["hidden", "weight", "bias", "down", "up"])
@@ -234,9 +242,10 @@ def test_bfloat16_states_give_float32_statistics_and_gradients_in_their_own_dtyp
     expected = case.of_logits(rule)
     assert statistics.log_q_T.dtype == statistics.entropy_T.dtype == torch.float32
     torch.testing.assert_close(statistics.entropy_T, expected.entropy_T, atol=1e-2, rtol=1e-2)
-    table_VD = torch.zeros(case.weight_VD.shape)
     whole = case.gradients(lambda: case.of_logits(rule))
-    fused = case.gradients(lambda: case.fused(rule, table_VD))
+    case.weight_VD.grad_dtype = torch.float32
+    table_VD = case.weight_VD.grad = torch.zeros(case.weight_VD.shape)
+    fused = case.gradients(lambda: case.fused(rule, accumulate_into_grad=True))
     assert fused["weight"] is None and whole["weight"] is not None
     assert_near(fused["hidden"], whole["hidden"], 2e-2)
     assert_near(table_VD, whole["weight"].float(), 2e-2)

@@ -8,7 +8,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
 from ray_probe.core.head import Head, Products
-from ray_probe.core.scaling import Workspace
+from ray_probe.core.scaling import Buffer
 from ray_probe.heads import find_head
 
 SIZES = {
@@ -36,7 +36,7 @@ def a_model(name: str, **settings: Any) -> Any:
 
 @torch.no_grad()
 def logits_of(head: Head, hidden: torch.Tensor) -> torch.Tensor:
-    return Products.of(hidden.flatten(0, 1), head).logits(slice(None), slice(None), Workspace()).unflatten(0, (2, -1))
+    return Products.of(hidden.flatten(0, 1), head).logits(slice(None), slice(None)).unflatten(0, (2, -1))
 
 
 def test_few_hidden_states_meet_the_weight_a_strip_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -62,7 +62,7 @@ def test_trunk_and_head_give_the_models_logits(name: str) -> None:
     hidden, _ = head.hidden(input_ids=ids(), use_cache=False)
     torch.testing.assert_close(logits_of(head.matrices(), hidden), whole)
     with torch.no_grad():
-        torch.testing.assert_close(head.logits(hidden[0], Workspace()), whole[0])
+        torch.testing.assert_close(head.logits(hidden[0], Buffer()), whole[0])
 
 
 @pytest.mark.parametrize(("name", "field"), [("gemma2", "final_logit_softcapping"), ("cohere", "logit_scale")])

@@ -5,15 +5,17 @@ import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from support.full_tables import sampling_policy
 from support.oracle import nucleus, row_gradient, row_statistics, scaled_row
 
 from ray_probe.core import nucleus as nucleus_module
 from ray_probe.core import policy as policy_module
 from ray_probe.core import scaling
 from ray_probe.core.features import DEFAULT_FEATURES
-from ray_probe.core.policy import SamplingRule, sample_rows, sampling_policy
-from ray_probe.core.scaling import Workspace, quick_exponentials
-from ray_probe.core.summaries import RowSummary, fill, summarize
+from ray_probe.core.policy import sample_rows
+from ray_probe.core.row_summary import RowSummary
+from ray_probe.core.scaling import SamplingRule, quick_exponentials
+from ray_probe.core.summarize import SummaryScratch, fill, summarize
 from ray_probe.core.token_statistics import TokenStatistics, token_statistics
 
 CAP = 64
@@ -94,11 +96,11 @@ def test_a_row_in_doubt_on_the_last_rung_is_decided_exactly_and_not_lost(nudge: 
 
 
 def test_memory_used_again_leaves_no_trace_in_later_rows():
-    space, rule = Workspace(), SamplingRule(0.8, 0.95)
+    scratch, rule = SummaryScratch(), SamplingRule(0.8, 0.95)
     for kind in ("flat", "peaked", "a hundred kept", "flat", "constant"):
         logits_TV = KINDS[kind]().float()
         used, fresh = RowSummary.empty(len(logits_TV), logits_TV.dtype, logits_TV.device), summarize(logits_TV, rule)
-        fill(used, logits_TV, rule, space)
+        fill(used, logits_TV, rule, scratch)
         for name, value in vars(fresh).items():
             assert torch.equal(getattr(used, name), value), (kind, name)
 

@@ -8,9 +8,11 @@ import torch
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from scipy import stats
+from support.full_tables import Policy, entropy, sample, sampling_policy
 
 from ray_probe.core import policy as policy_module
-from ray_probe.core.policy import Policy, SamplingRule, entropy, sample, sample_rows, sampling_policy
+from ray_probe.core.policy import sample_rows
+from ray_probe.core.scaling import SamplingRule
 
 LAST_UNIFORM = 1.0 - 2.0**-53
 

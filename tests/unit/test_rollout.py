@@ -29,7 +29,7 @@ from support.runs import (
 
 from ray_probe import rollout as rollout_module
 from ray_probe.cluster.actors import RolloutActor
-from ray_probe.core import fused_head
+from ray_probe.core import scoring
 from ray_probe.core.baselines import MODES, PublishedFit
 from ray_probe.core.records import Record
 from ray_probe.errors import NonFiniteError, ParityError, ShardError
@@ -405,26 +405,26 @@ def test_nuclei_that_there_is_room_for_are_looked_for_once_and_the_others_again(
 ):
     config = settings(checkpoint)
     reference, shards, fit = collected(config)
-    room = int(share * sum(held.found_bytes for held in reference._held.values()))
+    room = int(share * sum(held.cached_bytes for held in reference._held.values()))
     for held in reference._held.values():
-        held.found = ()
-    monkeypatch.setitem(rollout_module.MOST_FOUND_BYTES, "cpu", room + 1)
+        held.cached = ()
+    monkeypatch.setitem(rollout_module.MAX_CACHED_BYTES, "cpu", room + 1)
     rollout, _, _ = collected(config)
-    assert sum(held.found_bytes for held in rollout._held.values()) <= room
+    assert sum(held.cached_bytes for held in rollout._held.values()) <= room
     if share == 0.0:
-        monkeypatch.setitem(rollout_module.MOST_FOUND_BYTES, "cpu", 0)
-        monkeypatch.setattr("ray_probe.sequence_processor.find", None)  # what is not kept is not even collected
+        monkeypatch.setitem(rollout_module.MAX_CACHED_BYTES, "cpu", 0)
+        monkeypatch.setattr("ray_probe.sequence_processor.score_and_keep", None)  # not even collected
         rollout, _, _ = collected(config)
-    missing = {key: sum(one is None for one in held.found) for key, held in rollout._held.items()}
-    parts = sum(len(held.found) for held in rollout._held.values())
+    missing = {key: sum(one is None for one in held.cached) for key, held in rollout._held.items()}
+    parts = sum(len(held.cached) for held in rollout._held.values())
     assert {
         1.0: sum(missing.values()) == 0,
         0.5: 0 < sum(missing.values()) < parts,
         0.0: sum(missing.values()) == parts,
     }[share]
     searches: list[int] = []
-    search = fused_head._search
-    monkeypatch.setattr(fused_head, "_search", lambda *rest: searches.append(1) or search(*rest))
+    search = scoring.search
+    monkeypatch.setattr(scoring, "search", lambda *rest: searches.append(1) or search(*rest))
     for shard in shards:
         searches.clear()
         sums = rollout.accumulate(shard, fit).sums
@@ -438,12 +438,12 @@ def test_what_was_found_of_other_micro_batches_is_not_taken(checkpoint: Path):
     config = settings(checkpoint)
     rollout, (shard, *_), _ = collected(config)
     held, processor = rollout._held[shard.key], processor_of(rollout)
-    assert len(held.found) > 1
+    assert len(held.cached) > 1
     with pytest.raises(ValueError, match="shorter"):
-        list(processor.score_parts(held.sequences, True, True, found=held.found[:-1]))
-    if len({len(one.scores.log_q_T) for one in held.found if one is not None}) > 1:
+        list(processor.score_parts(held.sequences, True, True, cached=held.cached[:-1]))
+    if len({len(one.log_q_T) for one in held.cached if one is not None}) > 1:
         with pytest.raises(AssertionError, match="another micro-batch"):
-            list(processor.score_parts(held.sequences, True, True, found=held.found[::-1]))
+            list(processor.score_parts(held.sequences, True, True, cached=held.cached[::-1]))
 
 
 def test_a_graph_that_failed_half_way_is_not_used_again(checkpoint: Path, monkeypatch: pytest.MonkeyPatch):
@@ -524,7 +524,7 @@ def test_once_memory_has_run_out_no_graph_is_held_and_the_gradient_stays(
     one.collect(shards[2], held_positions=10**9)
     assert not any(held.parts for held in one._held.values())
     one.collect(shards[2])
-    assert not any(held.found_bytes for held in one._held.values())
+    assert not any(held.cached_bytes for held in one._held.values())
     for shard in shards[:3]:
         actor.accumulate(shard, fit)
         two.accumulate(shard, fit)

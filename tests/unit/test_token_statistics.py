@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from ray_probe.core import policy as module
 from ray_probe.core.features import DEFAULT_FEATURES
-from ray_probe.core.policy import SamplingRule
+from ray_probe.core.scaling import SamplingRule
 from ray_probe.core.token_statistics import TokenStatistics, token_statistics
 
 CAP = 64
