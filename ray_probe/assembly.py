@@ -63,8 +63,8 @@ class Assembly:
         tokenizer = load_tokenizer(directory)
         check_vocabulary(directory, model, tokenizer)
         rule = baseline_rule(config)
-        chat = config.data.chat_template
-        processor = SequenceProcessor(model, tokenizer, config.generation, rule.features, on_progress, chat)
+        chat, context = config.data.chat_template, config.data.context_length
+        processor = SequenceProcessor(model, tokenizer, config.generation, rule.features, on_progress, chat, context)
         components = ProbeComponents(processor, config.estimator.x_estimator_mode, config.generation.rb_requires_grad)
         where = made_on(device, torch.get_num_threads())
         return Rollout(components, GradientSum(model, config.model.trainable), rule, policy_id, where)

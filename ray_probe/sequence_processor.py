@@ -5,7 +5,7 @@ Of the checkpoint's generation_config only what ends a response is taken (spec s
 Shape suffixes: N rows (responses), T response width.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -15,7 +15,7 @@ import torch
 
 from ray_probe.chat import begins_with_two_bos, encode_prompts
 from ray_probe.config import GenerationSettings
-from ray_probe.context import context_length
+from ray_probe.context import limit_of, rope_switch
 from ray_probe.core.features import DEFAULT_FEATURES
 from ray_probe.core.fused_head import Found, find, fused_token_statistics
 from ray_probe.core.policy import SamplingRule
@@ -71,6 +71,11 @@ class SequenceProcessor:
         features: names of the baseline features that `teacher_force_logprobs` computes when asked to.
         on_progress: called with the number of tokens done, often enough to tell slow from stuck.
         chat: prompts are what a chat template made, and hold their special tokens.
+        context_length: positions of a prompt with its response, at most; None: the model's.
+
+    Raises:
+        CheckpointError: the model cannot be measured.
+        ConfigError: the model has no such token or no such context.
     """
 
     def __init__(
@@ -81,6 +86,7 @@ class SequenceProcessor:
         features: Sequence[str] = DEFAULT_FEATURES,
         on_progress: Callable[[int], None] = lambda tokens: None,
         chat: bool = False,
+        context_length: int | None = None,
     ) -> None:
         self.model = model.eval()
         self.tokenizer = tokenizer
@@ -95,6 +101,7 @@ class SequenceProcessor:
         if any(token >= rows for token in generation.eos_token_ids or ()):
             remedy = f"need ids below the {rows} tokens of the model"
             raise ConfigError(bad_value("generation.eos_token_ids", list(self.eos_ids), remedy))
+        self._limit, self._switch = limit_of(model.config, context_length), rope_switch(model.config)
         self.forward = Forward(model)
 
     @property
@@ -195,8 +202,11 @@ class SequenceProcessor:
 
         Raises:
             NonFiniteError: the model's logits hold NaN or infinity.
+            PromptsError: rows cross a length at which the model's rotary frequencies change for a whole batch.
         """
         groups, group = sequences.shape
+        lengths = zip(sequences.prompt_lens, sequences.gen_lens, strict=True)
+        self._check_switch(sequences.prompt_lens, [prompt + max(responses) for prompt, responses in lengths])
         rows = [sequences.tokens(b, g) for b in range(groups) for g in range(group)]
         features = self.features if with_features else ()
         assert not (with_grad and keep_bytes), "it is kept of a pass without graph"
@@ -225,18 +235,24 @@ class SequenceProcessor:
         pad = self.tokenizer.pad_token_id
         return 0 if pad is None else int(pad)
 
-    def _check_prompts(self, encoded: Iterable[Sequence[int]]) -> None:
-        limit = context_length(self.model.config)
+    def _check_prompts(self, encoded: Sequence[Sequence[int]]) -> None:
+        limit, cap = self._limit, self.generation.max_new_tokens
         for index, ids in enumerate(encoded):
             if not ids:
                 raise PromptsError(f"prompt {index}: has no token; give the model at least one")
             if begins_with_two_bos(self.tokenizer, ids):
                 raise PromptsError(f"prompt {index}: begins with two BOS tokens; write one at most")
-            if limit is not None and len(ids) + self.generation.max_new_tokens > limit:
+            if limit is not None and len(ids) + cap > limit:
                 raise PromptsError(
-                    f"prompt {index}: {len(ids)} tokens plus generation.max_new_tokens "
-                    f"{self.generation.max_new_tokens} pass the model's context of {limit}; shorten one of them"
+                    f"prompt {index}: {len(ids)} tokens plus generation.max_new_tokens {cap} pass the model's context "
+                    f"of {limit}; shorten one of them"
                 )
+        self._check_switch([len(ids) for ids in encoded], [len(ids) + cap for ids in encoded])
+
+    def _check_switch(self, prompt_lens: Sequence[int], row_lens: Sequence[int]) -> None:
+        """Refuse rows whose numbers would depend on the rows beside them."""
+        if self._switch is not None and (problem := self._switch.problem(min(prompt_lens), max(row_lens))):
+            raise PromptsError(bad_value("generation.max_new_tokens", self.generation.max_new_tokens, problem))
 
     def _score(
         self, rows: list[TokenRow], features: Sequence[str], lend: bool, keep: bool, found: Found | None
