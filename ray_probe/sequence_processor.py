@@ -26,6 +26,7 @@ from ray_probe.forward import Forward, refuse_non_finite
 from ray_probe.micro_batches import plan_micro_batches
 from ray_probe.scored_parts import ScoredPart, grouped, results_of
 from ray_probe.sequences import Array, BatchedSequences, LogprobResults, TokenRow, pack_sequences
+from ray_probe.trials import check_cache_gap
 
 Seed = int | Sequence[int]
 
@@ -74,7 +75,8 @@ class SequenceProcessor:
         context_length: positions of a prompt with its response, at most; None: the model's.
 
     Raises:
-        CheckpointError: the model cannot be measured.
+        CheckpointError: the model cannot be measured (see `ray_probe.trials`).
+        ParityError: its cache alone would fail the parity gate.
         ConfigError: the model has no such token or no such context.
     """
 
@@ -103,6 +105,7 @@ class SequenceProcessor:
             raise ConfigError(bad_value("generation.eos_token_ids", list(self.eos_ids), remedy))
         self._limit, self._switch = limit_of(model.config, context_length), rope_switch(model.config)
         self.forward = Forward(model)
+        check_cache_gap(self.forward, generation.parity_tolerance)
 
     @property
     def device(self) -> torch.device:
