@@ -28,6 +28,7 @@ from ray_probe.checkpoint_files import (
     some,
 )
 from ray_probe.errors import CheckpointError, ConfigError, bad_value
+from ray_probe.model_call import call_model
 from ray_probe.trainable import adapter_parameters, mark_adapter
 from ray_probe.versions import how_to_install
 
@@ -163,9 +164,9 @@ def _check_moves(directory: Path, wrapped: Any) -> None:
     rows = model.get_input_embeddings().weight.shape[0]
     ids = (torch.arange(PROBE_TOKENS, device=model.device) * 7919 % rows).unsqueeze(0)  # any tokens, far apart
     with torch.no_grad():
-        with_it = model(input_ids=ids, use_cache=False).logits
+        with_it = call_model(model, input_ids=ids, use_cache=False).logits
         with wrapped.disable_adapter():
-            without = model(input_ids=ids, use_cache=False).logits
+            without = call_model(model, input_ids=ids, use_cache=False).logits
     if torch.equal(with_it, without):
         remedy = f"it is inert: it moves no logit in {with_it.dtype} (is lora_B all zero, and the adapter untrained?)"
         raise _refuse(directory, f"{remedy}; train it for a step, or leave model.adapter null")

@@ -67,9 +67,9 @@ class Assembly:
         explicit = config.generation.eos_token_ids
         eos = resolve_eos(explicit, found.eos_sources, rows, token_text(found.tokenizer))
         rule = baseline_rule(config)
-        chat = config.data.chat_template
+        chat, context = config.data.chat_template, config.data.context_length
         processor = SequenceProcessor(
-            model, found.tokenizer, config.generation, rule.features, on_progress, chat, eos.ids
+            model, found.tokenizer, config.generation, rule.features, on_progress, chat, eos.ids, context
         )
         components = ProbeComponents(processor, config.estimator.x_estimator_mode, config.generation.rb_requires_grad)
         where = made_on(device, torch.get_num_threads())

@@ -30,6 +30,7 @@ from ray_probe.checkpoint_tokenizer import PolicyTokenizer, check_token_ids, ope
 from ray_probe.config import ModelConfig
 from ray_probe.eos import EosIds, resolve_eos, token_text
 from ray_probe.errors import ClusterError, ConfigError, bad_value
+from ray_probe.kinds import check_kind
 from ray_probe.trainable import NO_ADAPTER
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
@@ -40,6 +41,9 @@ _ALLOWED: dict[str, tuple[object, ...]] = {
     "experts_implementation": (None, "eager", "batched_mm", "grouped_mm"),
     "transformers_weights": (None, WEIGHTS),
 }
+
+# The grouped product that transformers takes for a mixture of experts is not there in float64.
+_EXPERTS: dict[str, dict[str, str]] = {"float64": {"experts_implementation": "eager"}}
 
 
 @dataclass(frozen=True)
@@ -97,6 +101,7 @@ def inspect_checkpoint(settings: ModelConfig, hashed: bool = True) -> Checkpoint
     weight_headers(directory)
     with _quiet():
         config = _guarded(directory, AutoConfig.from_pretrained, directory)
+        check_kind(directory, config)
     adapter = None
     if settings.adapter is not None:
         adapter = inspect_adapter(settings.adapter)
@@ -128,6 +133,7 @@ def load_model(directory: Path, dtype: str, device: torch.device | str = "cpu") 
             use_safetensors=True,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # reported with its name below, not refused without one
+            **_EXPERTS.get(dtype, {}),
         )
     for kind in ("missing", "unexpected", "mismatched"):
         names = sorted(str(entry[0] if isinstance(entry, tuple) else entry) for entry in info[f"{kind}_keys"])

@@ -83,6 +83,8 @@ class DataConfig(_Section):
     """Put prompts (strings or lists of messages) through the tokenizer's chat template; false: strings as they are."""
     max_prompt_tokens: OptionalCount = None
     """Longest prompt, in tokens; null: no limit but the model's context."""
+    context_length: OptionalCount = None
+    """Tokens of a prompt with its response, at most; null: the model's context, rotary scaling counted."""
     on_long: Literal["error", "skip"] = "error"
     """What a longer prompt does: it ends the run, or is skipped and counted."""
     repeat: bool = True

@@ -16,7 +16,6 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor
-from transformers import cache_utils
 
 from ray_probe.core.scaling import Buffer, SamplingRule
 from ray_probe.core.summarize import SummaryScratch
@@ -103,7 +102,7 @@ class Decoder:
             left = int(alive.sum())
             if left == 0 or step + 1 == self.cap:
                 break
-            if left <= COMPACT_BELOW * len(rows) and can_select(cache):
+            if left <= COMPACT_BELOW * len(rows) and self.forward.drops_rows:
                 kept = alive.nonzero().squeeze(-1)
                 cache.batch_select_indices(kept)
                 rows, token_N, mask_NP, alive = rows[kept], token_N[kept], mask_NP[kept], alive[kept]
@@ -156,14 +155,6 @@ def in_batches(lengths: Sequence[int], size: int, mixed: bool) -> Iterator[list[
     groups = [order] if mixed else [list(group) for _, group in groupby(order, key=lambda place: lengths[place])]
     for group in groups:
         yield from (group[start : start + size] for start in range(0, len(group), size))
-
-
-def can_select(cache: Any) -> bool:
-    """Whether rows can be taken out of a cache: keys and values can, the state of a recurrent layer cannot."""
-    layers = getattr(cache, "layers", ())
-    recurrent: Any = getattr(cache_utils, "LinearAttentionCacheLayerMixin", ())  # transformers before 5.20 has none
-    known = all(isinstance(layer, cache_utils.DynamicLayer) and not isinstance(layer, recurrent) for layer in layers)
-    return known and len(layers) > 0
 
 
 def left_padded(prompts: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, Tensor]:

@@ -12,8 +12,11 @@ from torch import Tensor
 
 from ray_probe.core.scaling import Buffer
 from ray_probe.errors import CheckpointError, NonFiniteError, bad_value
-from ray_probe.heads import ModelHead, difference, find_head, tried_ids
+from ray_probe.heads import ModelHead, find_head
+from ray_probe.kinds import CACHE
+from ray_probe.model_call import call_model
 from ray_probe.sequences import TokenRow
+from ray_probe.trials import try_model
 
 
 class Forward:
@@ -22,8 +25,13 @@ class Forward:
     Args:
         model: a transformers causal language model.
 
+    Attributes:
+        takes_padding: prompts of different length can be in one batch, padded on the left.
+        drops_rows: rows that have ended can be taken out of its cache.
+        cache_gap: mean gap of log p between its cached steps and one pass, nats; 0.0 where it is rounding.
+
     Raises:
-        CheckpointError: it has no key-value cache, or does not count positions from 0.
+        CheckpointError: it has no key-value cache, or a trial refuses it (see `ray_probe.trials`).
     """
 
     def __init__(self, model: Any) -> None:
@@ -35,8 +43,10 @@ class Forward:
         self._keeps_logits = "logits_to_keep" in accepted
         self.head: ModelHead | None
         self.head, self.why_no_head = find_head(model)
-        self.takes_padding = self._tried()
-        """Whether prompts of different length can be in one batch, padded on the left."""
+        traits = try_model(self)
+        self.takes_padding = traits.takes_padding
+        self.drops_rows = traits.drops_rows
+        self.cache_gap = traits.cache_gap
 
     @property
     def device(self) -> torch.device:
@@ -53,11 +63,12 @@ class Forward:
             cache: what the call before returned; None: there was none.
             buffer: memory for the logits, which are valid until its next use.
         """
-        logits_NV, cache = self._step(ids_NP, mask_NL, cache, buffer)
+        logits_NV, cache = self.step(ids_NP, mask_NL, cache, buffer)
         refuse_non_finite(logits_NV.amax(dim=-1))
         return logits_NV, cache
 
-    def _step(self, ids_NP: Tensor, mask_NL: Tensor, cache: Any, buffer: Buffer) -> tuple[Tensor, Any]:
+    def step(self, ids_NP: Tensor, mask_NL: Tensor, cache: Any, buffer: Buffer) -> tuple[Tensor, Any]:
+        """As `next_logits`, whatever the logits hold."""
         inputs: dict[str, Any] = {
             "input_ids": ids_NP, "attention_mask": mask_NL, "past_key_values": cache, "use_cache": True,
         }  # fmt: skip
@@ -68,7 +79,7 @@ class Forward:
             hidden_NPD, cache = self.head.hidden(**inputs)
             logits_NV = self.head.logits(hidden_NPD[:, -1], buffer)
         else:
-            output = self.model(**inputs, **({"logits_to_keep": 1} if self._keeps_logits else {}))
+            output = call_model(self.model, **inputs, **({"logits_to_keep": 1} if self._keeps_logits else {}))
             logits_NV, cache = output.logits[:, -1], getattr(output, "past_key_values", None)
         if cache is None:
             raise self._no_cache()
@@ -82,7 +93,7 @@ class Forward:
 
     def logits(self, rows: Sequence[TokenRow], pad_id: int) -> Tensor:
         """Logits that predict the tokens of the responses, one response after the other [T, V], with graph."""
-        logits_NLV: Tensor = self.model(**self._whole(rows, pad_id)).logits
+        logits_NLV: Tensor = call_model(self.model, **self._whole(rows, pad_id)).logits
         return logits_NLV.flatten(0, 1).index_select(0, self._predicting(rows, logits_NLV.shape[1]))
 
     def _whole(self, rows: Sequence[TokenRow], pad_id: int) -> dict[str, Any]:
@@ -104,35 +115,8 @@ class Forward:
         ]
         return torch.cat(places).to(self.device)
 
-    @torch.no_grad()
-    def _tried(self) -> bool:
-        """Whether the model says the same of tokens that are padded on the left.
-
-        Raises CheckpointError when what scoring has it say is not what it says by itself.
-        """
-        ids_1L = tried_ids(self.model)
-        whole_1V = self.model(input_ids=ids_1L, use_cache=False).logits[:, -1]
-        if not torch.isfinite(whole_1V).all():
-            return True  # whoever samples will be told
-        weight = self.model.get_input_embeddings().weight
-        off = difference(whole_1V, self.logits([(ids_1L[0], ids_1L[0, :1])], pad_id=0), weight.dtype)
-        if off:
-            remedy = f"need a model whose positions count from 0: given them, it has {off}"
-            raise CheckpointError(bad_value("model.path", type(self.model).__name__, remedy))
-        short_1L = ids_1L[:, :-1]  # so that there is room for padding in the context
-        if short_1L.shape[1] == 0:
-            return False
-        padded_1P, mask_1P = torch.nn.functional.pad(short_1L, (1, 0)), torch.ones_like(ids_1L)
-        mask_1P[0, 0] = 0
-        try:
-            padded_1V, _ = self._step(padded_1P, mask_1P, None, Buffer())
-        except (IndexError, RuntimeError, TypeError, ValueError):
-            return False
-        return not difference(self.model(input_ids=short_1L, use_cache=False).logits[:, -1], padded_1V, weight.dtype)
-
     def _no_cache(self) -> CheckpointError:
-        remedy = "need a decoder-only model with a key-value cache"
-        return CheckpointError(bad_value("model.path", type(self.model).__name__, remedy))
+        return CheckpointError(bad_value("model.path", type(self.model).__name__, CACHE))
 
 
 def refuse_non_finite(numbers: Tensor) -> None:

@@ -16,15 +16,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ray_probe.context import context_length
+from ray_probe.context import context_length, rope_switch
 from ray_probe.core.head import Adapter, Head, Products
 from ray_probe.core.scaling import Buffer
+from ray_probe.model_call import call_model
 
 SCALES = {"logit_scale": 1.0, "logits_scaling": -1.0}
 """Fields of a model's configuration that multiply the logits, with the power that they are raised to."""
 SOFT_CAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
 """Fields that bound the logits: `cap * tanh(logits / cap)`."""
-TRIED_TOKENS = 8
+TRIED_TOKENS = 16
 LOUD = 100.0
 """Logits are tried as they are, and so many times as large, where a soft cap shows."""
 
@@ -47,7 +48,7 @@ class ModelHead:
 
     def hidden(self, **inputs: Any) -> tuple[Tensor, Any]:
         """The trunk's hidden states [N, L, D] for a model's inputs, and its key-value cache."""
-        output = self.trunk(**inputs)
+        output = call_model(self.trunk, **inputs)
         return output.last_hidden_state, getattr(output, "past_key_values", None)
 
     def logits(self, hidden_ND: Tensor, buffer: Buffer, factor: float = 1.0) -> Tensor:
@@ -112,16 +113,17 @@ def _difference(model: Any, head: ModelHead, factor: float) -> str:
     """
     ids = tried_ids(model)
     with _multiplied(head.linear, factor):
-        whole = model(input_ids=ids, use_cache=False).logits
+        whole = call_model(model, input_ids=ids, use_cache=False).logits
         hidden_1LD, _ = head.hidden(input_ids=ids, use_cache=False)
         parts = head.logits(hidden_1LD[0], Buffer(), factor).unsqueeze(0)
     return difference(whole, parts, _base(head.linear).weight.dtype)
 
 
-def tried_ids(model: Any) -> Tensor:
-    """Some tokens [1, L] to try a model with."""
+def tried_ids(model: Any, most: int = TRIED_TOKENS) -> Tensor:
+    """Some tokens [1, L] to try a model with: `most` of them, or as many as its context holds."""
     vocabulary, device = model.get_input_embeddings().weight.shape[0], next(model.parameters()).device
-    length = min(TRIED_TOKENS, context_length(model.config) or TRIED_TOKENS)
+    switch = rope_switch(model.config)
+    length = min(most, context_length(model.config) or most, most if switch is None else switch.tokens)
     return torch.arange(length, device=device).mul(7).remainder(vocabulary).unsqueeze(0)
 
 

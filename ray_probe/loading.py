@@ -95,6 +95,7 @@ class Loader:
             "spare_bytes": spare_bytes,
             "why_no_head": rollout.why_no_head,
             "takes_padding": rollout.takes_padding,
+            "cache_gap": rollout.cache_gap,
             "threads": torch.get_num_threads(),
             "pid": os.getpid(),
             "node": node,

@@ -102,6 +102,8 @@ def measure(
         passes = Pass.from_json(directory.read_json("manifest.json")["pass"])
         _log_start(config, backend, len(finished), passes)
         _log_text(job.prepared)
+        if (gap := backend.info["cache_gap"]) > 0:
+            tell(listener, f"warning: steps from this model's cache are {gap:.2g} nats a token from one pass over them")
         backend.open(directory, [list(line["records"]) for line in finished], passes.held_positions)
         eos = job.prepared.eos.to_json()
         probe = OfflineEntropyProbe(config, job.prepared.plan, backend, directory, _logging(listener), stop, eos)

@@ -32,6 +32,7 @@ class MemoryDemand:
         logits: of a chunk of rows, with its tables.
         cache: keys and values of one generation batch, and the tables of a step.
         held_a_position: kept for the backward pass, a position; part of `activations`.
+        unknown: why `activations`, `logits` and `cache` could not be forecast and are 0; empty where they could.
     """
 
     weights: int
@@ -40,6 +41,7 @@ class MemoryDemand:
     logits: int
     cache: int
     held_a_position: int
+    unknown: str = ""
 
     @property
     def total(self) -> int:
@@ -48,12 +50,19 @@ class MemoryDemand:
 
     def line(self) -> str:
         """The sum in one line."""
+        buffers = f"{BUFFERS} x {size(self.gradients // BUFFERS)}"
+        if self.unknown:
+            known = f"weights {size(self.weights)} + gradients {buffers} = {size(self.total)}"
+            return f"{known}, without activations, logits and cache ({self.unknown})"
         if self.cache > self.activations + self.logits:
             work = f"key-value cache {size(self.cache)}"
         else:
             work = f"activations {size(self.activations)} + logits {size(self.logits)}"
-        buffers = f"{BUFFERS} x {size(self.gradients // BUFFERS)}"
         return f"weights {size(self.weights)} + gradients {buffers} + {work} = {size(self.total)}"
+
+    def note(self) -> str:
+        """The sum, as a run says it when it starts: a warning where part of it could not be forecast."""
+        return f"{'warning: ' * bool(self.unknown)}memory of an actor: {self.line()}"
 
 
 def size(number: float) -> str:
@@ -68,7 +77,7 @@ def size(number: float) -> str:
 def estimate(
     config: ProbeConfig, directory: Path, model_config: Any, longest_prompt: int, adapter: Path | None = None
 ) -> MemoryDemand:
-    """What an actor of this run needs.
+    """What an actor of this run needs; without what depends on a shape where the configuration does not tell it.
 
     Args:
         config: the run's configuration.
@@ -84,18 +93,24 @@ def estimate(
     base = _sizes(weight_headers(directory))
     own = {} if adapter is None else _sizes(file_headers(adapter, adapter / ADAPTER_WEIGHTS, "model.adapter"))
     trainable = _trainable(config.model.trainable, base, own)
-    shape = _Shape.of(model_config)
+    weights = sum(base.values()) * width + sum(own.values()) * max(4, width)
+    gradients = BUFFERS * max(4, width) * trainable
+    try:
+        shape = _Shape.of(model_config)
+    except Exception as error:  # classes of configurations raise whatever they like for a field that they do not have
+        told = f"{type(model_config).__name__} does not tell its shape: {' '.join(str(error).split())[:120]}"
+        return MemoryDemand(weights, gradients, activations=0, logits=0, cache=0, held_a_position=0, unknown=told)
     generation = config.generation
     positions = longest_prompt + generation.max_new_tokens
     micro_batch = min(generation.tf_batch_size * positions, max(generation.tf_batch_tokens, positions))
     recomputed = config.estimator.activation_checkpointing
-    held = shape.hidden * shape.layers * width if recomputed else shape.activation_bytes(width)
-    at_work = shape.activation_bytes(width) // shape.layers if recomputed else 0
+    held = shape.hidden * len(shape.layers) * width if recomputed else shape.activation_bytes(width)
+    at_work = shape.largest_layer_bytes(width) if recomputed else 0
     scored = min(generation.tf_batch_size * generation.max_new_tokens, micro_batch) * shape.vocabulary
-    kept = 2 * (shape.layers * shape.key_value + shape.key_value + shape.attention) * width  # and a layer's copies
+    kept = (sum(layer.cached for layer in shape.layers) + shape.step_copies) * width
     return MemoryDemand(
-        weights=sum(base.values()) * width + sum(own.values()) * max(4, width),
-        gradients=BUFFERS * max(4, width) * trainable,
+        weights=weights,
+        gradients=gradients,
         activations=micro_batch * (held + at_work),
         logits=min(scored, CHUNK_ELEMENTS) * CHUNK_BYTES,
         cache=generation.gen_batch_size * positions * kept
@@ -120,38 +135,84 @@ def check_fits(demand: MemoryDemand, device_bytes: int, device_name: str) -> Non
 
 
 @dataclass(frozen=True)
-class _Shape:
-    """Of a decoder: layers, widths in numbers, vocabulary."""
+class _Layer:
+    """Widths of a decoder layer, in numbers.
 
-    layers: int
-    hidden: int
-    inner: int
-    attention: int
+    Attributes:
+        query: queries of all heads.
+        key_value: keys and values of all heads that have their own, as attention takes them.
+        cached: what a cache keeps of a token.
+        inner: the inner layer.
+    """
+
+    query: int
     key_value: int
+    cached: int
+    inner: int
+
+    @classmethod
+    def of(cls, config: Any, index: int) -> "_Layer":
+        """From the configuration of this layer."""
+        heads = int(config.num_attention_heads)
+        inner = next((v for name in _INNER if (v := _at(getattr(config, name, None), index))), 4 * config.hidden_size)
+        inner *= getattr(config, "num_experts_per_tok", None) or 1
+        recurrent = _at(getattr(config, "layer_types", None), index) in _RECURRENT
+        if getattr(config, "qk_nope_head_dim", None):  # keys and values of all heads are made of one latent vector
+            query = heads * (config.qk_nope_head_dim + config.qk_rope_head_dim)
+            latent = config.kv_lora_rank + config.qk_rope_head_dim
+            return cls(query, query + heads * config.v_head_dim, 0 if recurrent else latent, inner)
+        head = getattr(config, "head_dim", None) or config.hidden_size // heads
+        key_value = 2 * head * (_at(getattr(config, "num_key_value_heads", None), index) or heads)
+        return cls(head * heads, key_value, 0 if recurrent else key_value, inner)
+
+
+@dataclass(frozen=True)
+class _Shape:
+    """Of a decoder: its layers, width in numbers, vocabulary."""
+
+    layers: tuple[_Layer, ...]
+    hidden: int
     vocabulary: int
 
     @classmethod
     def of(cls, model_config: Any) -> "_Shape":
+        """From a configuration; raises what its class raises where a field is missing."""
         text = model_config.get_text_config()
-        hidden, heads = text.hidden_size, text.num_attention_heads
-        head = getattr(text, "head_dim", None) or hidden // heads
-        inner = next((v for name in _INNER if isinstance(v := getattr(text, name, None), int)), 4 * hidden)
-        inner *= getattr(text, "num_experts_per_tok", None) or 1
-        key_value = head * (getattr(text, "num_key_value_heads", None) or heads)
-        return cls(text.num_hidden_layers, hidden, inner, head * heads, key_value, text.vocab_size)
+        count = int(text.num_hidden_layers)
+        by_layer = text.per_layer_config if getattr(text, "is_heterogeneous", False) else [text] * count
+        return cls(tuple(_Layer.of(config, i) for i, config in enumerate(by_layer)), text.hidden_size, text.vocab_size)
+
+    @property
+    def step_copies(self) -> int:
+        """Numbers a token that a step holds beside the cache: copies of the largest layer's keys, values, queries."""
+        return max(layer.key_value + 2 * layer.query for layer in self.layers)
 
     def activation_bytes(self, width: int) -> int:
-        """Kept for the backward pass, a token: what norms, attention and the inner layer save in each layer.
+        """Kept for the backward pass, a token, by all layers."""
+        return sum(self._layer_bytes(layer, width) for layer in self.layers)
+
+    def largest_layer_bytes(self, width: int) -> int:
+        """Kept for the backward pass, a token, by the layer that keeps most."""
+        return max(self._layer_bytes(layer, width) for layer in self.layers)
+
+    def _layer_bytes(self, layer: _Layer, width: int) -> int:
+        """What norms, attention and the inner layer save.
 
         A norm saves its input and the normalised input in float32 or wider, and its output, twice a layer; attention
         saves rotated queries, keys, values and its output; the inner layer gate, activation, product and input.
         """
         norms = 2 * self.hidden * (2 * max(4, width) + width)
-        attention = width * (2 * self.attention + 2 * self.key_value + self.hidden)
-        return self.layers * (norms + attention + 4 * width * self.inner)
+        attention = width * (2 * layer.query + layer.key_value + self.hidden)
+        return norms + attention + 4 * width * layer.inner
 
 
 _INNER = ("moe_intermediate_size", "intermediate_size", "ffn_dim", "n_inner")
+_RECURRENT = ("linear_attention", "mamba", "conv")  # types of layers that keep a state of fixed size
+
+
+def _at(value: Any, index: int) -> Any:
+    """The value of a layer, from a field that holds one for all layers or a list of them."""
+    return value[index] if isinstance(value, list | tuple) else value
 
 
 def _sizes(headers: Mapping[str, TensorHeader]) -> dict[str, int]:

@@ -175,7 +175,8 @@ class OfflineEntropyProbe:
                 self._commit()
             self.finish()
             raise ParityError(
-                f"{problem}. The scored policy is not the one that sampled: look at model.dtype, at the padding and "
-                f"position ids of this architecture, and for a sampler that is not ours; "
+                f"{problem}. The scored policy is not the one that sampled: look at model.dtype, at the padding, "
+                f"position ids and cache of this architecture (log.txt says what its trial at load found), and for a "
+                f"sampler that is not ours; "
                 f"{self.finished_rounds} rounds are kept in {self._directory.path}"
             )

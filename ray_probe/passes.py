@@ -58,6 +58,8 @@ def choose_pass(config: ProbeConfig, memory: MemoryDemand, longest_prompt: int, 
     """
     estimator, batch = config.estimator, config.batch
     room = held_room(config, memory, spare_bytes)
+    if memory.unknown and estimator.pass_ == "auto":
+        return Pass("two", 0, memory.unknown)
     shards = math.ceil(batch.prompts_per_round / batch.shard_prompts)
     waiting = 1 if estimator.baseline.fit == "lagged" else math.ceil(shards / config.cluster.actors)
     shard = batch.shard_prompts * batch.responses_per_prompt * (longest_prompt + config.generation.max_new_tokens)
@@ -65,7 +67,7 @@ def choose_pass(config: ProbeConfig, memory: MemoryDemand, longest_prompt: int, 
     there = size(room * memory.held_a_position)
     fits = f"the graphs of {waiting} shards at their longest take {size(needed)}, there is room for {there}"
     if estimator.pass_ == "one":
-        return Pass("one", room, f"as configured; {fits}")
+        return Pass("one", room, f"as configured; {memory.unknown or fits}")
     if estimator.pass_ == "auto" and room >= waiting * shard:
         return Pass("one", room, fits)
     return Pass("two", 0, "as configured" if estimator.pass_ == "two" else fits)

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from ray_probe.chat import ChatTemplate, appended_eos, begins_with_two_bos, encode_prompts
 from ray_probe.checkpoints import Checkpoint, inspect_checkpoint
 from ray_probe.config import ProbeConfig
-from ray_probe.context import context_length
+from ray_probe.context import limit_of, rope_switch
 from ray_probe.eos import EosIds
 from ray_probe.errors import ConfigError, PromptsError, bad_value
 from ray_probe.memory import estimate
@@ -114,14 +114,14 @@ def _usable(config: ProbeConfig, checkpoint: Checkpoint, prompts: PromptSet, eos
 
     A longer one is an error, or is skipped where the config says so.
     """
-    context = context_length(checkpoint.config)
-    room = None if context is None else context - config.generation.max_new_tokens
+    context, cap = limit_of(checkpoint.config, config.data.context_length), config.generation.max_new_tokens
+    room = None if context is None else context - cap
     if room is not None and room < 1:
-        remedy = f"it leaves no room for a prompt in the model's context of {context}"
-        raise ConfigError(bad_value("generation.max_new_tokens", config.generation.max_new_tokens, remedy))
+        remedy = f"it leaves no room for a prompt in the context of {context}, lower it, or raise data.context_length"
+        raise ConfigError(bad_value("generation.max_new_tokens", cap, remedy))
     limits = [limit for limit in (room, config.data.max_prompt_tokens) if limit is not None]
     tokenizer, chat = checkpoint.tokenizer, config.data.chat_template
-    usable, longest, after_eos = [], 0, 0
+    usable, lengths, after_eos = [], [], 0
     for index, ids in enumerate(_encoded(tokenizer, prompts.texts, chat)):
         if not ids:
             raise PromptsError(f"{prompts.where(index)}: the prompt has no token; write at least one")
@@ -134,9 +134,12 @@ def _usable(config: ProbeConfig, checkpoint: Checkpoint, prompts: PromptSet, eos
                 continue
             raise PromptsError(_too_long(prompts.where(index), len(ids), config, context))
         usable.append(index)
-        longest = max(longest, len(ids))
+        lengths.append(len(ids))
         after_eos += ids[-1] in eos.ids and ids[-1] != tokenizer.bos_token_id  # a BOS token also begins a text
-    return _Usable(tuple(usable), longest, after_eos)
+    switch = rope_switch(checkpoint.config)
+    if switch is not None and lengths and (problem := switch.problem(min(lengths), max(lengths) + cap)):
+        raise ConfigError(bad_value("generation.max_new_tokens", cap, problem))
+    return _Usable(tuple(usable), max(lengths, default=0), after_eos)
 
 
 def _too_long(where: str, length: int, config: ProbeConfig, context: int | None) -> str:
@@ -145,7 +148,10 @@ def _too_long(where: str, length: int, config: ProbeConfig, context: int | None)
         reason = f"data.max_prompt_tokens is {allowed}"
     else:
         reason = f"with generation.max_new_tokens {config.generation.max_new_tokens} it passes the context of {context}"
-    return f"{where}: the prompt has {length} tokens, {reason}; shorten it, or set data.on_long to skip"
+    remedy = "shorten it, or set data.on_long to skip"
+    if allowed is None or length <= allowed:
+        remedy = "shorten it, set data.on_long to skip, or data.context_length where the model sees more"
+    return f"{where}: the prompt has {length} tokens, {reason}; {remedy}"
 
 
 def _encoded(tokenizer: Any, texts: Sequence[str], chat: bool) -> Iterator[list[int]]:

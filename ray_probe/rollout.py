@@ -98,6 +98,11 @@ class Rollout:
         """Whether prompts of different length are sampled at once."""
         return self._components.processor.forward.takes_padding
 
+    @property
+    def cache_gap(self) -> float:
+        """Mean gap of log p between steps from the model's cache and one pass, nats; 0.0 where it is rounding."""
+        return self._components.processor.forward.cache_gap
+
     def begin(self, group: str) -> None:
         """Start the rounds up to the next commit: nothing of those before is held or summed any more.
 

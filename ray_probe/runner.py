@@ -163,7 +163,7 @@ def _driven(prepared: Prepared, resume: bool, path: Path, notes: _Notes, listene
                 checked=not resume, log=notes.tell,
             )
         )  # fmt: skip
-        notes.tell(f"memory of an actor: {prepared.memory.line()}")
+        notes.tell(prepared.memory.note())
         warn_unless_shared(config, notes.tell)
         controller = create(spec_of_run(name, config, info.owned), this_node())
         head = HeadWatch(info.address, OWN_LOST_S if info.owned else LOST_S)

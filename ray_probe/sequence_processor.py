@@ -15,7 +15,7 @@ import torch
 
 from ray_probe.chat import appended_eos, begins_with_two_bos, encode_prompts
 from ray_probe.config import GenerationSettings
-from ray_probe.context import context_length
+from ray_probe.context import limit_of, rope_switch
 from ray_probe.core.features import DEFAULT_FEATURES
 from ray_probe.core.fused_head import fused_token_statistics, score_and_keep
 from ray_probe.core.scaling import SamplingRule
@@ -29,6 +29,7 @@ from ray_probe.forward import Forward, refuse_non_finite
 from ray_probe.micro_batches import plan_micro_batches
 from ray_probe.scored_parts import ScoredPart, grouped, results_of
 from ray_probe.sequences import Array, BatchedSequences, LogprobResults, TokenRow, pack_sequences
+from ray_probe.trials import check_cache_gap
 
 Seed = int | Sequence[int]
 
@@ -51,10 +52,13 @@ class SequenceProcessor:
         chat: prompts are what a chat template made, and hold their special tokens.
         eos_ids: ids that end a response; None: see `generation.eos_token_ids`, and without those what model and
             tokenizer name.
+        context_length: positions of a prompt with its response, at most; None: the model's.
 
     Raises:
-        ConfigError: `generation.eos_token_ids` has an id that the model does not have.
-        CheckpointError: model and tokenizer name no id that ends a response, or one that the model does not have.
+        ConfigError: `generation.eos_token_ids` has an id that the model does not have, or the model no such context.
+        CheckpointError: model and tokenizer name no id that ends a response, or one that the model does not have, or
+            the model cannot be measured (see `ray_probe.trials`).
+        ParityError: the model's cache alone would fail the parity gate.
     """
 
     def __init__(
@@ -66,6 +70,7 @@ class SequenceProcessor:
         on_progress: Callable[[int], None] = lambda tokens: None,
         chat: bool = False,
         eos_ids: Sequence[int] | None = None,
+        context_length: int | None = None,
     ) -> None:
         self.model = model.eval()
         self.tokenizer = tokenizer
@@ -79,7 +84,9 @@ class SequenceProcessor:
         self.eos_ids = tuple(eos_ids)
         self.on_progress = on_progress
         self.chat = chat
+        self._limit, self._switch = limit_of(model.config, context_length), rope_switch(model.config)
         self.forward = Forward(model)
+        check_cache_gap(self.forward, generation.parity_tolerance)
 
     @property
     def device(self) -> torch.device:
@@ -180,8 +187,11 @@ class SequenceProcessor:
 
         Raises:
             NonFiniteError: the model's logits hold NaN or infinity.
+            PromptsError: rows cross a length at which the model's rotary frequencies change for a whole batch.
         """
         groups, group = sequences.shape
+        lengths = zip(sequences.prompt_lens, sequences.gen_lens, strict=True)
+        self._check_switch(sequences.prompt_lens, [prompt + max(responses) for prompt, responses in lengths])
         rows = [sequences.tokens(b, g) for b in range(groups) for g in range(group)]
         features = self.features if with_features else ()
         assert not (with_grad and keep_bytes), "only a pass without graph is cached"
@@ -212,7 +222,7 @@ class SequenceProcessor:
         return int(pad) if pad is not None and 0 <= pad < self.rows else 0
 
     def _check_prompts(self, prompts: Sequence[str], encoded: Sequence[Sequence[int]]) -> None:
-        limit = context_length(self.model.config)
+        limit, cap = self._limit, self.generation.max_new_tokens
         for index, (text, ids) in enumerate(zip(prompts, encoded, strict=True)):
             if not ids:
                 raise PromptsError(f"prompt {index}: has no token; give the model at least one")
@@ -223,11 +233,17 @@ class SequenceProcessor:
             if max(ids) >= self.rows:
                 remedy = f"past the {self.rows} embedding rows of the model; resize them, or give its own tokenizer"
                 raise PromptsError(f"prompt {index}: has the token id {max(ids)}, {remedy}")
-            if limit is not None and len(ids) + self.generation.max_new_tokens > limit:
+            if limit is not None and len(ids) + cap > limit:
                 raise PromptsError(
-                    f"prompt {index}: {len(ids)} tokens plus generation.max_new_tokens "
-                    f"{self.generation.max_new_tokens} pass the model's context of {limit}; shorten one of them"
+                    f"prompt {index}: {len(ids)} tokens plus generation.max_new_tokens {cap} pass the model's context "
+                    f"of {limit}; shorten one of them"
                 )
+        self._check_switch([len(ids) for ids in encoded], [len(ids) + cap for ids in encoded])
+
+    def _check_switch(self, prompt_lens: Sequence[int], row_lens: Sequence[int]) -> None:
+        """Refuse rows whose numbers would depend on the rows beside them."""
+        if self._switch is not None and (problem := self._switch.problem(min(prompt_lens), max(row_lens))):
+            raise PromptsError(bad_value("generation.max_new_tokens", self.generation.max_new_tokens, problem))
 
     def _score(
         self, rows: list[TokenRow], features: Sequence[str], accumulate_into_grad: bool, keep: bool,

@@ -32,7 +32,8 @@ def memory(case: Case) -> Finding:
         check_fits(needed, int(share), whose)
         shares.append((share, whose))
     least, whose = min(shares)
-    return Finding(f"an actor needs {needed.line()}, and {whose} has {size(least)}")
+    remedy = "watch the memory of the first shards" if needed.unknown else None
+    return Finding(f"an actor needs {needed.line()}, and {whose} has {size(least)}", remedy)
 
 
 def free_device(cuda: bool) -> tuple[str, int]:

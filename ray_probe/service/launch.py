@@ -218,7 +218,7 @@ def _started(prepared: Prepared, entry: registry.Entry, tell: Tell) -> int:
             remedy = f"a service of that name is up on {entry.address}; choose another, or end it with `down`"
             raise ConfigError(bad_value("--name", name, remedy))
         warn_unless_shared(prepared.config, tell)
-        tell(f"memory of an actor: {prepared.memory.line()}")
+        tell(prepared.memory.note())
         tell(f"loading {prepared.config.model.path} on {cluster.actors} rollout actors")
         controller = create(Spec(name, None, entry.directory, entry.loopback), head_node())
         client = ProbeClient(controller, name, entry.namespace, ExitStack())

@@ -85,7 +85,7 @@ REFUSED = [
     *[("data.prompts", bad, "need the path of a JSONL or parquet file, a data set, or a list")
       for bad in ([], "", 7, None, ["a", 7], {})],
     *[(name, bad, "need null or an integer >= 1") for bad in (0, -5, True, "9", 1.5)
-      for name in ("data.max_prompt_tokens", "batch.rounds", "batch.max_sequences")],
+      for name in ("data.max_prompt_tokens", "data.context_length", "batch.rounds", "batch.max_sequences")],
     *[("batch.max_seconds", bad, "need null or a finite number > 0") for bad in (0, -1.0, "9", math.inf)],
     ("batch.rounds", None, "need a number of rounds, batch.max_sequences or batch.max_seconds"),
     ("batch.max_sequences", 127, "need at least 128, one round"),
@@ -130,6 +130,7 @@ ACCEPTED = [
     *[("cluster.address", good) for good in (None, "auto", "10.0.0.5:6379", "head.svc:1", "[::1]:65535", "a_b:6379")],
     *[("output.name", good) for good in (None, "a", "0", "run-1_b", "a" * 63)],
     *[("data.max_prompt_tokens", good) for good in (None, 1)],
+    *[("data.context_length", good) for good in (None, 1)],
     ("generation.parity_tolerance", 1e-3),
     ("cluster.resources", {"accelerator_type:H100": 0.001, "TPU": 4}),
     ("cluster.runtime_env", {"env_vars": {"A": "1"}, "pip": ["x"], "n": None, "f": 1.5}),
@@ -202,7 +203,7 @@ def test_the_defaults_are_those_of_the_specification():
         "model": {"path": "m", "revision": None, "local_files_only": True, "adapter": None, "dtype": "float32",
                   "trainable": "all", "cache_dir": None},
         "data": {"prompts": "p.jsonl", "field": "prompt", "id_field": "id", "chat_template": False,
-                 "max_prompt_tokens": None, "on_long": "error", "repeat": True, "seed": 0},
+                 "max_prompt_tokens": None, "context_length": None, "on_long": "error", "repeat": True, "seed": 0},
         "batch": {"prompts_per_round": 32, "responses_per_prompt": 4, "shard_prompts": 4, "rounds": 4,
                   "max_sequences": None, "max_seconds": None},
         "generation": {"temperature": 1.0, "top_p": 0.95, "max_new_tokens": 64, "eos_token_ids": None,

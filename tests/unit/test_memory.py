@@ -10,6 +10,7 @@ import pytest
 import torch
 import transformers
 from support.adapters import write_adapter
+from support.architectures import tiny
 from support.models import probe_config, save_checkpoint, tiny_llama, tiny_model
 from torch.profiler import ProfilerActivity, profile
 
@@ -18,8 +19,8 @@ from ray_probe.checkpoints import inspect_checkpoint
 from ray_probe.config import ProbeConfig
 from ray_probe.core.policy import CHUNK_ELEMENTS
 from ray_probe.errors import ClusterError
+from ray_probe.memory import CHUNK_BYTES, MemoryDemand, check_fits, estimate, size
 from ray_probe.memory import CHUNK_ELEMENTS as ASSUMED_CHUNK
-from ray_probe.memory import MemoryDemand, check_fits, estimate, size
 from ray_probe.sequences import pack_sequences
 
 DEMO = Path(__file__).parents[2] / "configs" / "models" / "tiny"
@@ -74,6 +75,74 @@ def test_the_forecast_holds_for_grouped_heads_and_an_adapter_alone(tmp_path: Pat
         config = config_of(checkpoint, chosen)
         demand, measured = demand_of(config), measured_scoring(config)
         assert 0.5 < (demand.gradients // 2 + demand.activations + demand.logits) / measured < 2
+
+
+@pytest.mark.parametrize(
+    ("name", "heads"),
+    [
+        ("gemma4_text", {"head_dim": 32, "global_head_dim": 64, "sliding_window": 64}),
+        ("deepseek_v3", {"qk_nope_head_dim": 32, "v_head_dim": 32, "moe_intermediate_size": 128}),
+    ],
+)
+def test_the_forecast_holds_for_shapes_that_differ_by_layer_and_for_latent_keys(
+    tmp_path: Path, name: str, heads: dict[str, Any]
+):
+    model = tiny(name, hidden_size=128, intermediate_size=384, **heads)
+    config = config_of(save_checkpoint(tmp_path / "c", model, "abcdef"))
+    demand, measured = demand_of(config), measured_scoring(config)
+    assert 0.5 < (demand.gradients // 2 + demand.activations + demand.logits) / measured < 2
+
+
+def test_layers_that_differ_are_counted_one_by_one(tmp_path: Path):
+    def held(name: str, **settings: Any) -> tuple[int, int]:
+        demand = demand_of(config_of(save_checkpoint(tmp_path / name, tiny("gemma4_text", **settings), "abcdef")))
+        assert not demand.unknown
+        return demand.held_a_position, demand.activations
+
+    narrow, wide = held("narrow", head_dim=8, global_head_dim=8), held("wide", head_dim=16, global_head_dim=16)
+    both = held("both", head_dim=8, global_head_dim=16)
+    assert both == tuple((few + many) // 2 for few, many in zip(narrow, wide, strict=True))
+    assert narrow[0] < wide[0]
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma4_text", "deepseek_v3", "gpt2", "qwen3_next"])
+def test_the_cache_is_forecast_layer_by_layer(tmp_path: Path, name: str):
+    """Where a layer's window is no shorter than the row; states of fixed size are left out."""
+    model = tiny(name, **({"sliding_window": 64} if name == "gemma4_text" else {}))
+    checkpoint = save_checkpoint(tmp_path / "c", model, "abcdef")
+    cache = model(input_ids=torch.arange(PROMPT)[None], use_cache=True).past_key_values
+    tables = [getattr(layer, name, None) for layer in cache.layers for name in ("keys", "values")]
+    held = sum(table.nbytes for table in tables if table is not None) // PROMPT
+    one, two = (demand_of(config_of(checkpoint, max_new_tokens=1, gen_batch_size=rows)).cache for rows in (1, 2))
+    logits = CHUNK_BYTES * model.config.vocab_size
+    copies = (two - one - logits) // (PROMPT + 1) - held
+    assert 0 < copies < 4 * 4 * 4 * (16 + 16 + 8), "of one layer's queries, keys and values: four heads in float32"
+
+
+class Shapeless:
+    """A configuration that does not tell how large the model is."""
+
+    def get_text_config(self) -> "Shapeless":
+        return self
+
+    @property
+    def num_hidden_layers(self) -> int:
+        raise NotImplementedError("ask each layer\nfor its own")
+
+
+def test_a_forecast_that_cannot_be_made_is_a_warning():
+    config = config_of(DEMO)
+    known, found = demand_of(config), inspect_checkpoint(config.model, hashed=False)
+    demand = estimate(config, found.directory, Shapeless(), PROMPT)
+    assert (demand.weights, demand.gradients) == (known.weights, known.gradients)
+    assert demand.total == demand.weights + demand.gradients
+    assert demand.unknown == "Shapeless does not tell its shape: ask each layer for its own"
+    assert demand.note().startswith("warning: memory of an actor: weights ") and "\n" not in demand.note()
+    assert demand.note().endswith(f", without activations, logits and cache ({demand.unknown})")
+    assert known.note() == f"memory of an actor: {known.line()}"
+    check_fits(demand, demand.total, "a device")
+    with pytest.raises(ClusterError, match="without activations"):
+        check_fits(demand, demand.total - 1, "a device")
 
 
 def test_a_large_vocabulary_is_no_table_of_logits_in_forecast_or_in_fact(tmp_path: Path):

@@ -1,5 +1,6 @@
 """One pass where the graphs fit, two where they do not, and what was asked for; the plan of memory decides."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -30,6 +31,14 @@ def test_graphs_of_the_shards_that_wait_decide() -> None:
     two = chosen(4 + needed_gb - 0.001)
     assert (two.name, two.held_positions) == ("two", 0)
     assert "4 shards" in two.why and "640 MB" in two.why
+
+
+def test_no_graph_is_held_on_a_guess() -> None:
+    unknown = replace(MEMORY, activations=0, held_a_position=0, unknown="a config without a shape")
+    assert choose_pass(config(), unknown, 36, 80 * GB) == Pass("two", 0, "a config without a shape")
+    asked = choose_pass(config(**{"pass": "one"}), unknown, 36, 80 * GB)
+    assert (asked.name, asked.why) == ("one", "as configured; a config without a shape")
+    assert choose_pass(config(**{"pass": "two"}), unknown, 36, 80 * GB).name == "two"
 
 
 def test_fewer_actors_hold_more() -> None:

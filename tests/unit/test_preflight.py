@@ -38,7 +38,8 @@ def refused(config: ProbeConfig, error: type[Exception] = PromptsError) -> str:
 def test_a_prompt_that_passes_the_context_is_named_by_line_with_both_remedies(job, tmp_path: Path):
     message = refused(job(generation={"max_new_tokens": 13}))
     where = f"{tmp_path / 'prompts.jsonl'}:3: the prompt has 20 tokens, with generation.max_new_tokens 13"
-    assert message == f"{where} it passes the context of 32; shorten it, or set data.on_long to skip"
+    remedy = "shorten it, set data.on_long to skip, or data.context_length where the model sees more"
+    assert message == f"{where} it passes the context of 32; {remedy}"
     assert prepare(job(generation={"max_new_tokens": 12})).prompts.count == 4
 
 
