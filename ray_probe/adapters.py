@@ -3,13 +3,14 @@
 The adapter's modules are put into the model itself, so what samples and is scored is the transformers model; its
 parameters have the model's own names, without peft's `base_model.model.` in front, as in
 `model.layers.0.self_attn.q_proj.lora_A.default.weight` (the adapter is called `default`). peft holds an adapter in
-float32 beside bfloat16 weights, as in training, and in the dtype of the weights otherwise.
+float32 beside bfloat16 weights, as in training, and in the dtype of the weights otherwise; biases and whole modules
+that the adapter trains keep the dtype of the weights.
 """
 
 import contextlib
 import json
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +28,12 @@ from ray_probe.checkpoint_files import (
     refuse,
     some,
 )
+from ray_probe.context import context_length
 from ray_probe.errors import CheckpointError, ConfigError, bad_value
 from ray_probe.trainable import adapter_parameters, mark_adapter
 
 FIELD = "model.adapter"
-PROBE_TOKENS = 8
+PROBE_TOKENS = 32  # enough to reach several experts of each layer
 _PREFIX = "base_model.model."  # what peft puts before the names of the model that it wraps
 # Keys of adapter_config.json that say which plain LoRA it is, or nothing about the policy. Any other key that is set
 # asks for code that draws at random, changes the weights beside it, reads other files or depends on the tokens.
@@ -40,12 +42,12 @@ _DESCRIPTIVE = (
     "revision",
 )  # fmt: skip
 _PLAIN = (
-    "alpha_pattern", "exclude_modules", "fan_in_fan_out", "layers_pattern", "layers_to_transform",
-    "lora_alpha", "lora_bias", "lora_dropout", "modules_to_save", "peft_type", "r", "rank_pattern", "target_modules",
-    "use_dora", "use_rslora",
+    "alpha_pattern", "ensure_weight_tying", "exclude_modules", "fan_in_fan_out", "layers_pattern",
+    "layers_to_transform", "lora_alpha", "lora_bias", "lora_dropout", "modules_to_save", "peft_type", "r",
+    "rank_pattern", "target_modules", "target_parameters", "trainable_token_indices", "use_dora", "use_rslora",
 )  # fmt: skip
 _RESTRICTED: dict[str, tuple[object, ...]] = {
-    "bias": ("none",),
+    "bias": ("none", "all", "lora_only"),
     "init_lora_weights": (True, False, "gaussian"),
     "task_type": (None, "CAUSAL_LM"),
 }
@@ -114,17 +116,34 @@ def attach_adapter(model: Any, directory: Path, device: torch.device | str = "cp
 
     Raises CheckpointError: a key of the file is not used, a parameter is not filled or not finite, or it is inert.
     """
+    ids = _probe_ids(model, directory)
+    without = _logits(model, ids)  # peft's `disable_adapter` leaves trained biases in place
     with _one_line(directory):
         wrapped = _peft().PeftModel.from_pretrained(
             model, str(directory), is_trainable=True, torch_device=str(device), local_files_only=True
         )
         _mark(wrapped)
-    fill_adapter(wrapped, directory, device)
+    _load(directory, wrapped, device)
+    _check_moves(directory, without, _logits(model, ids))
     return wrapped
 
 
 def fill_adapter(wrapped: Any, directory: Path, device: torch.device | str = "cpu") -> None:
-    """Copy an adapter's tensors into its modules, which must be there, and check that they move the logits."""
+    """Copy an adapter's tensors into modules that exist already, and check that they move the logits.
+
+    The weights of the base model must be in place, their biases untouched by an adapter. Raises CheckpointError as
+    `attach_adapter` does.
+    """
+    model = wrapped.get_base_model()
+    ids = _probe_ids(model, directory)
+    with _one_line(directory), wrapped.disable_adapter():
+        without = _logits(model, ids)
+    _load(directory, wrapped, device)
+    _check_moves(directory, without, _logits(model, ids))
+
+
+def _load(directory: Path, wrapped: Any, device: torch.device | str) -> None:
+    """Read the adapter's tensors and copy them into its modules. Raises CheckpointError when one is not finite."""
     with _one_line(directory):
         tensors = load_file(directory / ADAPTER_WEIGHTS, device=str(device))
         _fill(directory, wrapped, tensors)
@@ -132,14 +151,29 @@ def fill_adapter(wrapped: Any, directory: Path, device: torch.device | str = "cp
     if not_finite:
         raise _refuse(directory, f"NaN or infinity in {len(not_finite)} tensors: {some(not_finite)}; save it again")
     wrapped.eval()
-    _check_moves(directory, wrapped)
 
 
 def _mark(wrapped: Any) -> None:
     """Note which parameters are the adapter's: those that peft made trainable, and no others, when it built them."""
     model = wrapped.get_base_model()
-    own = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
-    mark_adapter(model, own, [name for name, _ in model.named_parameters() if ".original_module." in name])
+    own = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    _untie(own.values())
+    names = (name for name, _ in model.named_parameters(remove_duplicate=False))
+    mark_adapter(model, own, [name for name in names if ".original_module." in name])
+
+
+def _untie(parameters: Iterable[torch.nn.Parameter]) -> None:
+    """Give parameters that are views of one memory a memory each.
+
+    With `ensure_weight_tying` and a LoRA on the embedding, peft makes the head's LoRA a view of the embedding's, yet
+    trains the two apart beside bfloat16 weights. Each then holds what the file says, and each has its gradient.
+    """
+    seen: set[int] = set()
+    for parameter in parameters:
+        address = parameter.untyped_storage().data_ptr()
+        if address in seen and not parameter.is_meta:
+            parameter.data = parameter.data.clone()
+        seen.add(address)
 
 
 def _fill(directory: Path, wrapped: Any, tensors: dict[str, torch.Tensor]) -> None:
@@ -156,15 +190,24 @@ def _fill(directory: Path, wrapped: Any, tensors: dict[str, torch.Tensor]) -> No
         raise _refuse(directory, f"{remedy}; give the adapter of this very checkpoint, saved whole")
 
 
-def _check_moves(directory: Path, wrapped: Any) -> None:
-    """Refuse an adapter that changes no logit: its run would measure the model without it, unnoticed."""
-    model = wrapped.get_base_model()
+def _probe_ids(model: Any, directory: Path) -> torch.Tensor:
+    """Tokens [1, L] to try an adapter with: those that it trains by themselves first, then any, far apart."""
+    trained = adapter_settings(directory).get("trainable_token_indices") or []
+    lists = trained.values() if isinstance(trained, dict) else [trained]
     rows = model.get_input_embeddings().weight.shape[0]
-    ids = (torch.arange(PROBE_TOKENS, device=model.device) * 7919 % rows).unsqueeze(0)  # any tokens, far apart
-    with torch.no_grad():
-        with_it = model(input_ids=ids, use_cache=False).logits
-        with wrapped.disable_adapter():
-            without = model(input_ids=ids, use_cache=False).logits
+    ids = [token for tokens in lists for token in tokens if token < rows][: PROBE_TOKENS // 2]
+    ids += [place * 7919 % rows for place in range(PROBE_TOKENS - len(ids))]
+    return torch.tensor([ids[: context_length(model.config)]], device=model.device)
+
+
+@torch.no_grad()
+def _logits(model: Any, ids: torch.Tensor) -> torch.Tensor:
+    logits: torch.Tensor = model(input_ids=ids, use_cache=False).logits
+    return logits
+
+
+def _check_moves(directory: Path, without: torch.Tensor, with_it: torch.Tensor) -> None:
+    """Refuse an adapter that changes no logit: its run would measure the model without it, unnoticed."""
     if torch.equal(with_it, without):
         remedy = f"it is inert: it moves no logit in {with_it.dtype} (is lora_B all zero, and the adapter untrained?)"
         raise _refuse(directory, f"{remedy}; train it for a step, or leave model.adapter null")

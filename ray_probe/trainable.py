@@ -24,7 +24,8 @@ def mark_adapter(model: torch.nn.Module, own: Iterable[str], replaced: Iterable[
     Args:
         model: the policy.
         own: names of the adapter's parameters.
-        replaced: names of parameters which the adapter's own stand in for: nothing is computed from them.
+        replaced: names under which the adapter's own stand in for a parameter. A parameter that has another name too,
+            as a head that is tied to the embedding has, is computed with under that one.
     """
     setattr(model, _OWN, frozenset(own))
     setattr(model, _REPLACED, frozenset(replaced))
@@ -51,17 +52,27 @@ def select_trainable(model: torch.nn.Module, trainable: str) -> dict[str, torch.
     replaced: frozenset[str] = getattr(model, _REPLACED, frozenset())
     if trainable == "adapter" and not own:
         raise ConfigError(bad_value("model.trainable", trainable, NO_ADAPTER))
-    chosen = {}
-    for name, parameter in model.named_parameters():
-        wanted = name not in replaced and _wanted(name, trainable, own)
-        parameter.requires_grad_(wanted)
-        if wanted:
-            chosen[name] = parameter
+    used = _used(model, replaced)
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    chosen = {name: parameter for name, parameter in used.items() if _wanted(name, trainable, own)}
+    for parameter in chosen.values():
+        parameter.requires_grad_(True)
     if not chosen:
-        names = ", ".join([name for name, _ in model.named_parameters() if name not in replaced][:3])
+        names = ", ".join(list(used)[:3])
         raise ConfigError(bad_value("model.trainable", trainable, f"no parameter matches; there are {names}, ..."))
     accumulate_wide(chosen.values())
     return chosen
+
+
+def _used(model: torch.nn.Module, replaced: frozenset[str]) -> dict[str, torch.nn.Parameter]:
+    """The parameters that logits are computed from, each under the first of its names that is not replaced."""
+    names: dict[int, str] = {}
+    used = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        if name not in replaced and names.setdefault(id(parameter), name) == name:
+            used[name] = parameter
+    return used
 
 
 def _wanted(name: str, trainable: str, own: frozenset[str]) -> bool:

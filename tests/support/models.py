@@ -92,6 +92,14 @@ def tiny_model(architecture: str, vocabulary: int, seed: int = 0) -> Any:
     return transformers.AutoModelForCausalLM.from_config(config)
 
 
+def tiny_experts(family: str, vocabulary: int, seed: int = 0, **settings: Any) -> Any:
+    """A mixture of four experts of two layers, two of which see each token; `family` as in `MixtralConfig`."""
+    torch.manual_seed(seed)
+    shared = _GROUPED | {"num_local_experts": 4, "num_experts_per_tok": 2, "head_dim": 8}
+    config = getattr(transformers, f"{family}Config")(vocab_size=vocabulary, **shared | settings)
+    return transformers.AutoModelForCausalLM.from_config(config)
+
+
 def save_checkpoint(directory: Path, model: Any, characters: str) -> Path:
     """A checkpoint directory of the model with the character tokenizer that fits it."""
     model.save_pretrained(directory)
