@@ -28,7 +28,7 @@ from ray_probe.checkpoint_files import (
 )
 from ray_probe.config import ModelConfig
 from ray_probe.errors import ClusterError, ConfigError, bad_value
-from ray_probe.trainable import NO_ADAPTER
+from ray_probe.trainable import NO_ADAPTER, mark_frozen
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
 # What config.json may set these to (with or without a leading underscore): all else is a kernel whose code transformers
@@ -123,7 +123,15 @@ def load_model(directory: Path, dtype: str, device: torch.device | str = "cpu") 
         remedy = f"NaN or infinity in {len(not_finite)} tensors: {some(not_finite)}; export the checkpoint again"
         raise refuse(directory, remedy)
     _own_memory(model)
+    mark_frozen(model, _frozen_by_architecture(model))
     return model.eval()
+
+
+def _frozen_by_architecture(model: Any) -> list[str]:
+    """Names of the parameters that a new model of this class has frozen: loading has them all require a gradient."""
+    with torch.device("meta"):
+        fresh = type(model)(model.config)
+    return [name for name, parameter in fresh.named_parameters() if not parameter.requires_grad]
 
 
 def _own_memory(model: Any) -> None:

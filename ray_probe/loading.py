@@ -90,6 +90,7 @@ class Loader:
 
         about = {
             "layout": rollout.layout,
+            "frozen": rollout.frozen,
             "eos_ids": rollout.eos_ids,
             "device": device_name if device == "cuda" else device,
             "spare_bytes": spare_bytes,

@@ -130,6 +130,7 @@ def manifest(prepared: Prepared, actor: dict[str, Any], cluster: dict[str, Any])
         "pass": choose_pass(config, prepared.memory, prompts.longest, actor["spare_bytes"]).to_json(),
         "settings": {name: part for name, part in to_dict(config).items() if name not in FREE_SECTIONS},
         "eos_token_ids": list(actor["eos_ids"]),
+        "frozen_parameters": list(actor["frozen"]),
         "seed": config.data.seed,
         "shard_plan": {
             shard.id: [ref.index for ref in shard.prompts]

@@ -254,7 +254,7 @@ def measured(rollout: Rollout) -> list[Any]:
     components.accumulate_sum_X(sequences, None)
     assert sequences.sample_logprobs is not None
     log_q = [row.tolist() for group in sequences.sample_logprobs for row in group]
-    return [log_q, [parameter.grad.tolist() for parameter in rollout._gradient._parameters.values()]]
+    return [log_q, [parameter.grad.tolist() for parameter in rollout._gradient.parameters.values()]]
 
 
 def brought_in(assembly: Assembly, base: Path, adapter: Path) -> Rollout:
