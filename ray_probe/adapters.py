@@ -10,7 +10,7 @@ that the adapter trains keep the dtype of the weights.
 import contextlib
 import json
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from ray_probe.checkpoint_files import (
     file_headers,
     fingerprint,
     read_json,
+    read_through,
     refuse,
     some,
 )
@@ -34,7 +35,8 @@ from ray_probe.trainable import adapter_parameters, mark_adapter
 
 FIELD = "model.adapter"
 PROBE_TOKENS = 32  # enough to reach several experts of each layer
-_PREFIX = "base_model.model."  # what peft puts before the names of the model that it wraps
+PREFIX = "base_model.model."  # what peft puts before the names of the model that it wraps
+INERT_REMEDY = "train it for a step, or leave model.adapter null"
 # Keys of adapter_config.json that say which plain LoRA it is, or nothing about the policy. Any other key that is set
 # asks for code that draws at random, changes the weights beside it, reads other files or depends on the tokens.
 _DESCRIPTIVE = (
@@ -80,6 +82,13 @@ def adapter_fingerprint(directory: Path) -> str:
     return fingerprint(directory, ADAPTER_FILES)
 
 
+def read_adapter(directory: Path) -> str:
+    """Read an adapter's files whole; returns their fingerprint. Raises CheckpointError when a number is not finite."""
+    contents = read_through(directory, ADAPTER_FILES, [directory / ADAPTER_WEIGHTS])
+    _refuse_not_finite(directory, contents.not_finite)
+    return contents.fingerprint
+
+
 def adapter_settings(directory: Path) -> dict[str, Any]:
     """What adapter_config.json says of the policy: equal settings mean equal modules. Raises CheckpointError."""
     raw = read_json(directory, ADAPTER_CONFIG, field=FIELD)
@@ -99,13 +108,10 @@ def adapter_settings(directory: Path) -> dict[str, Any]:
     return settings
 
 
-def check_fits_model(directory: Path, model_config: Any) -> None:
-    """Refuse an adapter of another model, by names and shapes: peft puts it in a model without weights."""
-    from transformers import AutoModelForCausalLM
-
+def check_fits_model(directory: Path, model: Any) -> None:
+    """Refuse an adapter of another model, by names and shapes: peft puts it in this one, which is on `meta`."""
     headers = file_headers(directory, directory / ADAPTER_WEIGHTS, FIELD)
     with _one_line(directory), torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(model_config, trust_remote_code=False)
         wrapped = _peft().get_peft_model(model, _config(directory))
         _mark(wrapped)
         _fill(directory, wrapped, {name: _empty(header) for name, header in headers.items()})
@@ -147,10 +153,13 @@ def _load(directory: Path, wrapped: Any, device: torch.device | str) -> None:
     with _one_line(directory):
         tensors = load_file(directory / ADAPTER_WEIGHTS, device=str(device))
         _fill(directory, wrapped, tensors)
-    not_finite = [name for name, value in tensors.items() if not torch.isfinite(value).all()]
-    if not_finite:
-        raise _refuse(directory, f"NaN or infinity in {len(not_finite)} tensors: {some(not_finite)}; save it again")
+    _refuse_not_finite(directory, [name for name, value in tensors.items() if not torch.isfinite(value).all()])
     wrapped.eval()
+
+
+def _refuse_not_finite(directory: Path, names: Collection[str]) -> None:
+    if names:
+        raise _refuse(directory, f"NaN or infinity in {len(names)} tensors: {some(names)}; save it again")
 
 
 def _mark(wrapped: Any) -> None:
@@ -178,7 +187,7 @@ def _untie(parameters: Iterable[torch.nn.Parameter]) -> None:
 
 def _fill(directory: Path, wrapped: Any, tensors: dict[str, torch.Tensor]) -> None:
     """Set the adapter's tensors: peft keeps silent about a key that fits nothing and a parameter without a key."""
-    expected = {_PREFIX + name for name in adapter_parameters(wrapped.get_base_model())}
+    expected = {PREFIX + name for name in adapter_parameters(wrapped.get_base_model())}
     try:
         result = _peft().set_peft_model_state_dict(wrapped, tensors)
     except KeyError as error:
@@ -186,7 +195,7 @@ def _fill(directory: Path, wrapped: Any, tensors: dict[str, torch.Tensor]) -> No
     unused, empty = sorted(result.unexpected_keys), sorted(expected.intersection(result.missing_keys))
     if unused or empty:
         kind, names = ("tensors fit nothing in the model", unused) if unused else ("parameters are not in it", empty)
-        remedy = f"{len(names)} {kind}: {some(name.removeprefix(_PREFIX) for name in names)}"
+        remedy = f"{len(names)} {kind}: {some(name.removeprefix(PREFIX) for name in names)}"
         raise _refuse(directory, f"{remedy}; give the adapter of this very checkpoint, saved whole")
 
 
@@ -210,7 +219,7 @@ def _check_moves(directory: Path, without: torch.Tensor, with_it: torch.Tensor) 
     """Refuse an adapter that changes no logit: its run would measure the model without it, unnoticed."""
     if torch.equal(with_it, without):
         remedy = f"it is inert: it moves no logit in {with_it.dtype} (is lora_B all zero, and the adapter untrained?)"
-        raise _refuse(directory, f"{remedy}; train it for a step, or leave model.adapter null")
+        raise _refuse(directory, f"{remedy}; {INERT_REMEDY}")
 
 
 def _empty(header: TensorHeader) -> torch.Tensor:
@@ -248,6 +257,6 @@ def _one_line(directory: Path) -> Iterator[None]:
         raise
     except Exception as error:  # peft raises whatever its parts raise
         lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-        told = next((line for line in lines if "size mismatch" in line), lines[0]).replace(_PREFIX, "")
+        told = next((line for line in lines if "size mismatch" in line), lines[0]).replace(PREFIX, "")
         remedy = f"it cannot be loaded ({told[:200]}); give the adapter of this very checkpoint, saved whole"
         raise _refuse(directory, remedy) from error

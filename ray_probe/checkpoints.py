@@ -4,10 +4,11 @@ safetensors only, an explicit dtype, no remote code, and no tensor missing, unex
 would give a missing layer random weights and go on.
 """
 
+import copy
 import os
 import platform
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,19 +16,23 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
-from ray_probe.adapters import adapter_fingerprint, check_fits_model, inspect_adapter
+from ray_probe.adapter_changes import refuse_untrained
+from ray_probe.adapters import adapter_fingerprint, inspect_adapter, read_adapter
 from ray_probe.checkpoint_files import (
     ADAPTER_CONFIG,
     CHECKPOINT_FILES,
     WEIGHTS,
+    TensorHeader,
     fingerprint,
     read_json,
+    read_through,
     refuse,
     some,
     weight_headers,
 )
 from ray_probe.config import ModelConfig
 from ray_probe.errors import ClusterError, ConfigError, bad_value
+from ray_probe.skeleton import check_skeleton, loaded_ones
 from ray_probe.trainable import NO_ADAPTER, mark_frozen
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
@@ -66,32 +71,36 @@ def inspect_checkpoint(settings: ModelConfig, hashed: bool = True) -> Checkpoint
 
     Args:
         settings: names them.
-        hashed: take the fingerprints too, for which every byte is read.
+        hashed: read every byte too, for the fingerprints and to see that weights are finite.
 
     Raises:
         CheckpointError: one line about the first thing that is wrong.
-        ConfigError: `model.trainable` asks for an adapter that is not there, or peft is not installed.
+        ConfigError: `model.trainable` asks for what is not there or what no text reaches, or peft is not installed.
     """
     if settings.trainable == "adapter" and settings.adapter is None:
         raise ConfigError(bad_value("model.trainable", settings.trainable, NO_ADAPTER))
     directory = _directory(settings)
     _check_settings(directory)
-    weight_headers(directory)
+    headers = weight_headers(directory)
     with _quiet():
         config = _guarded(directory, AutoConfig.from_pretrained, directory)
         tokenizer = load_tokenizer(directory)
-    adapter = None
-    if settings.adapter is not None:
-        adapter = inspect_adapter(settings.adapter)
-        check_fits_model(adapter, config)
-    return Checkpoint(
-        directory,
-        fingerprint(directory) if hashed else "",
-        config,
-        tokenizer,
-        adapter,
-        adapter_fingerprint(adapter) if hashed and adapter else "",
-    )
+    adapter = None if settings.adapter is None else inspect_adapter(settings.adapter)
+    skeleton = _skeleton(directory, headers, config, settings.dtype)
+    check_vocabulary(directory, skeleton, tokenizer)
+    check_skeleton(skeleton, adapter, settings.trainable)
+    if adapter is not None:
+        refuse_untrained(adapter, headers)
+    found = Checkpoint(directory, "", config, tokenizer, adapter)
+    return _read(found, {header.file for header in headers.values()}, skeleton) if hashed else found
+
+
+def _read(found: Checkpoint, weights: Collection[Path], skeleton: Any) -> Checkpoint:
+    """Read every byte: the fingerprints, and whether each weight is finite."""
+    contents = read_through(found.directory, CHECKPOINT_FILES, weights)
+    _refuse_not_finite(found.directory, loaded_ones(skeleton, contents.not_finite))
+    of_adapter = "" if found.adapter is None else read_adapter(found.adapter)
+    return replace(found, fingerprint=contents.fingerprint, adapter_fingerprint=of_adapter)
 
 
 def load_tokenizer(directory: Path) -> Any:
@@ -103,28 +112,48 @@ def load_tokenizer(directory: Path) -> Any:
 
 def load_model(directory: Path, dtype: str, device: torch.device | str = "cpu") -> Any:
     """Load the weights, eval mode, on the device. Raises CheckpointError naming what does not fit."""
+    model = _loaded(directory, AutoModelForCausalLM.from_pretrained, directory, dtype, device, use_safetensors=True)
+    _refuse_not_finite(directory, [name for name, value in model.named_parameters() if not torch.isfinite(value).all()])
+    _own_memory(model)
+    return model.eval()
+
+
+def _skeleton(directory: Path, headers: Mapping[str, TensorHeader], config: Any, dtype: str) -> Any:
+    """The model on `meta`: transformers goes through the headers as it does through files, and opens none."""
+    stored = {name: torch.empty(header.shape, device="meta") for name, header in headers.items()}
+    config = copy.deepcopy(config)  # loading writes into it
+    with _quiet(), torch.device("meta"):
+        kind = type(_guarded(directory, AutoModelForCausalLM.from_config, config))
+    return _loaded(directory, kind.from_pretrained, None, dtype, "meta", config=config, state_dict=stored).eval()
+
+
+def _loaded(
+    directory: Path, load: Any, source: Path | None, dtype: str, device: torch.device | str, **options: Any
+) -> Any:
+    """What a loader of transformers makes of a checkpoint. Raises CheckpointError naming what does not fit."""
     with _quiet():
         model, info = _guarded(
             directory,
-            AutoModelForCausalLM.from_pretrained,
-            directory,
+            load,
+            source,
             dtype=DTYPES[dtype],
             device_map={"": torch.device(device)},  # tensor by tensor to the device, never a whole model on the way
-            use_safetensors=True,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # reported with its name below, not refused without one
+            **options,
         )
     for kind in ("missing", "unexpected", "mismatched"):
         names = sorted(str(entry[0] if isinstance(entry, tuple) else entry) for entry in info[f"{kind}_keys"])
         if names:
             raise refuse(directory, f"{len(names)} tensors are {kind}: {some(names)}; export the checkpoint again")
-    not_finite = [name for name, value in model.named_parameters() if not torch.isfinite(value).all()]
-    if not_finite:
-        remedy = f"NaN or infinity in {len(not_finite)} tensors: {some(not_finite)}; export the checkpoint again"
-        raise refuse(directory, remedy)
-    _own_memory(model)
     mark_frozen(model, _frozen_by_architecture(model))
-    return model.eval()
+    return model
+
+
+def _refuse_not_finite(directory: Path, names: Collection[str]) -> None:
+    if names:
+        remedy = f"NaN or infinity in {len(names)} tensors: {some(names)}; export the checkpoint again"
+        raise refuse(directory, remedy)
 
 
 def _frozen_by_architecture(model: Any) -> list[str]:

@@ -1,7 +1,7 @@
-"""Refuse trainable parameters that no text reaches, from one short forward pass and without a backward pass.
+"""Refuse trainable parameters that no text reaches, from a short forward pass and without a backward pass.
 
-The graph of a short text's logits names the parameters that they depend on: nothing as large as the model is computed
-or held. A vision tower is found at once that way, and not after the first committed rounds.
+The graph of a text's logits names the parameters that they depend on: no gradient is computed or held. A vision tower
+is found at once that way, and not after the first committed rounds.
 """
 
 import inspect
@@ -17,6 +17,7 @@ from ray_probe.checkpoint_files import some
 from ray_probe.errors import ConfigError, bad_value
 from ray_probe.heads import tried_ids
 
+SHORT, LONG = 8, 1024  # tokens of the texts that a model is tried with
 MOST_PARTS = 8
 _NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
 _OF_ADAPTERS = "(lora_|modules_to_save|trainable_tokens|bias$)"
@@ -25,7 +26,7 @@ _OF_ADAPTERS = "(lora_|modules_to_save|trainable_tokens|bias$)"
 def refuse_unreached(model: Any, chosen: Mapping[str, torch.nn.Parameter], trainable: str) -> None:
     """Refuse chosen parameters that the logits of text do not depend on.
 
-    A parameter is spared when a reached one differs from it by numbers in its name alone: a short text does not reach
+    A parameter is spared when a reached one differs from it by numbers in its name alone: one text does not reach
     every expert of a mixture. `ray_probe.work.check_reached` looks at those again once there is a gradient.
 
     Args:
@@ -36,22 +37,33 @@ def refuse_unreached(model: Any, chosen: Mapping[str, torch.nn.Parameter], train
     Raises:
         ConfigError: one line with the number of parameters, the first names, and an expression that leaves them out.
     """
-    reached = _reached(model)
-    kinds = {_kind(name) for name, parameter in model.named_parameters() if id(parameter) in reached}
-    unreached = [
-        name for name, parameter in chosen.items() if id(parameter) not in reached and _kind(name) not in kinds
-    ]
+    unreached = _unreached(model, chosen, SHORT)
+    if unreached:  # by a short text: some models read whole blocks of tokens with parameters of their own
+        unreached = _unreached(model, {name: chosen[name] for name in unreached}, LONG)
     if unreached:
         what = f"{len(unreached)} of {len(chosen)} parameters take no part in what the model says of text"
         remedy = _without(unreached, chosen.keys() - set(unreached), trainable)
         raise ConfigError(bad_value("model.trainable", trainable, f"{what} ({some(unreached)}); {remedy}"))
 
 
-def _reached(model: Any) -> set[int]:
-    """Ids of the parameters, chosen or not, that the logits of a short text depend on."""
-    ids_1L = tried_ids(model)
+def _unreached(model: Any, chosen: Mapping[str, torch.nn.Parameter], length: int) -> list[str]:
+    """Names of the chosen parameters that no text of this length reaches, and no other parameter of their kind."""
+    reached = _reached(model, length)
+    kinds = {_kind(name) for name, parameter in model.named_parameters() if id(parameter) in reached}
+    return [name for name, parameter in chosen.items() if id(parameter) not in reached and _kind(name) not in kinds]
+
+
+def _reached(model: Any, length: int) -> set[int]:
+    """Ids of the parameters, chosen or not, that the logits after a text of this length depend on."""
+    ids_1L = tried_ids(model, length)
+    inputs: dict[str, Any] = {"logits_to_keep": 1}  # the last logits depend on all that the others depend on
+    if ids_1L.is_meta:  # transformers looks at the numbers of any mask but one that is ready made
+        width = ids_1L.shape[1]
+        inputs |= {"attention_mask": torch.zeros(1, 1, width, width, device="meta"), "position_ids": ids_1L}
+    accepted = inspect.signature(model.forward).parameters
+    inputs = {name: value for name, value in inputs.items() if name in accepted}
     with _all_requiring(model.parameters()), torch.enable_grad():
-        logits: Tensor = model(input_ids=ids_1L, use_cache=False, **_mask_on_meta(model, ids_1L)).logits
+        logits: Tensor = model(input_ids=ids_1L, use_cache=False, **inputs).logits
         found, seen, waiting = set(), set(), [logits.grad_fn]
         while waiting:
             node: Any = waiting.pop()
@@ -61,16 +73,6 @@ def _reached(model: Any) -> set[int]:
             found.add(id(getattr(node, "variable", None)))
             waiting.extend(before for before, _ in node.next_functions)
     return found
-
-
-def _mask_on_meta(model: Any, ids_1L: Tensor) -> dict[str, Tensor]:
-    """A mask that is ready made where there are no numbers: transformers looks at the numbers of any other."""
-    if not ids_1L.is_meta:
-        return {}
-    length = ids_1L.shape[1]
-    inputs = {"attention_mask": torch.zeros(1, 1, length, length, device="meta"), "position_ids": ids_1L}
-    accepted = inspect.signature(model.forward).parameters
-    return {name: value for name, value in inputs.items() if name in accepted}
 
 
 @contextmanager

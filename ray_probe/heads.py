@@ -129,10 +129,10 @@ def _difference(model: Any, head: ModelHead, factor: float) -> str:
     return difference(whole, parts, _base(head.linear).weight.dtype)
 
 
-def tried_ids(model: Any) -> Tensor:
-    """Some tokens [1, L] to try a model with."""
+def tried_ids(model: Any, most: int = TRIED_TOKENS) -> Tensor:
+    """Some tokens [1, L] to try a model with: `most`, or as many as its context allows."""
     vocabulary, device = model.get_input_embeddings().weight.shape[0], next(model.parameters()).device
-    length = min(TRIED_TOKENS, context_length(model.config) or TRIED_TOKENS)
+    length = min(most, context_length(model.config) or most)
     return torch.arange(length, device=device).mul(7).remainder(vocabulary).unsqueeze(0)
 
 

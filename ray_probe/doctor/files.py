@@ -16,21 +16,20 @@ OTHER_BYTES = 64 * 2**20  # records, rounds, plots, log
 
 
 def checkpoint(case: Case) -> Finding:
-    """The checkpoint, and the adapter, can be read; their weights are not loaded."""
+    """The checkpoint, and the adapter, can be read and are whole and finite; their weights are not loaded."""
     from ray_probe.checkpoints import inspect_checkpoint
     from ray_probe.preflight import prepare
 
-    found = inspect_checkpoint(case.run.model, hashed=False)
+    found = inspect_checkpoint(case.run.model)
     try:
-        case.prepared = prepare(case.run)
+        case.prepared = prepare(case.run, checkpoint=found)
     except InputError as error:  # the checkpoint has just passed, so it is about the prompts
         case.unusable = error
     case.found = found
     tensors = weight_headers(found.directory).values()
     adapter = f", adapter {found.adapter}" if found.adapter else ""
-    fingerprint = f", fingerprint {case.prepared.checkpoint.fingerprint[:12]}" if case.prepared else ""
-    what = f"{sum(t.size for t in tensors):,} parameters, {size(sum(t.stored_bytes for t in tensors))}"
-    return Finding(f"{found.directory}{adapter}: {what}{fingerprint}")
+    what = f"{sum(t.size for t in tensors):,} parameters, all finite, {size(sum(t.stored_bytes for t in tensors))}"
+    return Finding(f"{found.directory}{adapter}: {what}, fingerprint {found.fingerprint[:12]}")
 
 
 def prompts(case: Case) -> Finding:

@@ -218,8 +218,10 @@ def test_what_is_sampled_is_what_is_scored(bases, adapters, kind: str, dtype: st
 def test_an_untrained_adapter_of_any_kind_is_refused_as_inert(bases, tmp_path: Path, kind: str):
     name, settings = KINDS[kind]
     untrained = write_adapter(tmp_path / "a", bases[name, 0], spread=0.0, r=2, **copied(settings))
-    with pytest.raises(CheckpointError, match=r"^model\.adapter: .*inert"):
-        opened(bases[name, 0], untrained)
+    with pytest.raises(CheckpointError, match=r"^model\.adapter: .*inert: its lora_B is all zero"):
+        inspect_checkpoint(ModelConfig(path=str(bases[name, 0]), adapter=str(untrained)), hashed=False)
+    with pytest.raises(CheckpointError, match=r"^model\.adapter: .*inert: it moves no logit in torch\.float32"):
+        attach_adapter(load_model(bases[name, 0], "float32"), untrained)
 
 
 @pytest.mark.parametrize(

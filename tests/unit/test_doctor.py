@@ -15,6 +15,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import safetensors.torch
+import torch
 from rich.console import Console
 from support.checkpoints import raw_config
 
@@ -114,6 +116,17 @@ def test_prompts_that_cannot_be_used_do_not_hide_the_checkpoint(configured):
     assert checks["prompts"].status == "failed" and checks["prompts"].exit_code == 2
     assert "no field 'question'" in checks["prompts"].detail
     assert checks["disk"].ok
+
+
+def test_a_checkpoint_whose_weights_are_not_finite_is_named_as_what_is_wrong(configured, tmp_path: Path):
+    checkpoint = Path(shutil.copytree(configured().model.path, tmp_path / "c"))
+    tensors = safetensors.torch.load_file(checkpoint / "model.safetensors")
+    tensors["model.norm.weight"][0] = torch.nan
+    safetensors.torch.save_file(tensors, checkpoint / "model.safetensors", metadata={"format": "pt"})
+    checks = by_name(configured(model={"path": str(checkpoint)}))
+    assert checks["checkpoint"].status == "failed" and checks["checkpoint"].exit_code == 2
+    assert "NaN or infinity in 1 tensors: model.norm.weight" in checks["checkpoint"].detail
+    assert checks["prompts"].ok
 
 
 def test_what_a_step_raises_of_its_own_is_a_line_too():

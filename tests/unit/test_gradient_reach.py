@@ -9,7 +9,7 @@ import pytest
 import torch
 import transformers
 from support.adapters import write_adapter
-from support.models import probe_config, save_checkpoint, tiny_experts, tiny_llama, tiny_model
+from support.models import probe_config, save_checkpoint, tiny_experts, tiny_llama, tiny_model, tiny_vision
 from support.workers import InProcessWorkers
 
 from ray_probe.assembly import Assembly
@@ -41,25 +41,9 @@ BIAS = {
 TOWER = r"^(?!model\.multi_modal_projector\.|model\.vision_tower\.)"
 
 
-def with_vision() -> Any:
-    """A Gemma 3 that reads images too."""
-    torch.manual_seed(0)
-    text = SHAPE | {"query_pre_attn_scalar": 8, "layer_types": ["full_attention", "full_attention"]}
-    vision = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2,
-              "image_size": 8, "patch_size": 4}  # fmt: skip
-    config = transformers.Gemma3Config(
-        text_config=text, vision_config=vision, mm_tokens_per_image=4, image_token_index=7, boi_token_index=6,
-        eoi_token_index=6,
-    )  # fmt: skip
-    return transformers.Gemma3ForConditionalGeneration(config)
-
-
 @pytest.fixture(scope="module")
 def vision(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    directory = tmp_path_factory.mktemp("vision")
-    save_checkpoint(directory, tiny_llama(8), CHARACTERS)  # for its tokenizer
-    with_vision().save_pretrained(directory)
-    return directory
+    return save_checkpoint(tmp_path_factory.mktemp("vision"), tiny_vision(), CHARACTERS)
 
 
 def config_of(directory: Path, **model: Any) -> ProbeConfig:
@@ -120,7 +104,7 @@ def test_a_vision_tower_is_refused_when_the_model_is_loaded_and_the_remedy_measu
     assert remedy == f"'{TOWER}'"
     rollout = brought_in(vision, trainable=remedy.strip("'"))
     towers = ("model.vision_tower.", "model.multi_modal_projector.")
-    assert {n for n, _ in with_vision().named_parameters() if not n.startswith(towers)} == set(differentiated(rollout))
+    assert {n for n, _ in tiny_vision().named_parameters() if not n.startswith(towers)} == set(differentiated(rollout))
 
 
 @pytest.mark.parametrize("trainable", ["adapter", "attn", "weight"])
@@ -175,6 +159,31 @@ def test_experts_that_a_short_text_is_not_routed_to_are_no_fault(trainable: str)
     chosen = select_trainable(model, trainable)
     assert any("experts.1" in name for name in chosen)
     refuse_unreached(model, chosen, trainable)
+
+
+class OfBlocks(torch.nn.Module):
+    """Adds what a block of 16 tokens says, where a text is as long as that."""
+
+    def __init__(self, inner: torch.nn.Module) -> None:
+        super().__init__()
+        self.inner, self.block = inner, torch.nn.Linear(16, 16)
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        output: torch.Tensor = self.inner(hidden)
+        return output if hidden.shape[1] < 16 else output + self.block(hidden).mean(dim=1, keepdim=True)
+
+
+def test_what_only_a_longer_text_reaches_is_no_fault():
+    for positions in (64, 15):
+        model = tiny_llama(8, positions=positions)
+        for layer in model.model.layers:
+            layer.mlp = OfBlocks(layer.mlp)
+        chosen = select_trainable(model, "all")
+        if positions == 64:
+            refuse_unreached(model, chosen, "all")
+        else:
+            with pytest.raises(ConfigError, match=r"4 of 25 parameters .*mlp\.block\.weight"):
+                refuse_unreached(model, chosen, "all")
 
 
 @pytest.mark.parametrize("family", ["Mixtral", "GptOss"])
