@@ -16,9 +16,12 @@ def doctor(
     config: Annotated[Path | None, typer.Argument(help="YAML file of a run.", show_default=False)] = None,
     set_: Settings = None,
     address: ConfigAddress = None,
+    load: Annotated[
+        bool, typer.Option("--load", help="Load the model here too, and put a few short responses through it.")
+    ] = False,
     as_json: AsJson = False,
 ) -> int:
-    """Look at all that a run needs, one line each; exit 0 only if everything holds."""
+    """Look at what a run needs, one line each; exit 0 only if all that was looked at holds."""
     from rich.console import Console
 
     from ray_probe.config import load_config
@@ -28,9 +31,11 @@ def doctor(
 
     if config is None and set_:
         raise ConfigError(bad_value("--set", set_[0], "give CONFIG too"))
+    if config is None and load:
+        raise ConfigError("--load: there is no model to load; give CONFIG too")
     loaded = None if config is None else load_config(config, overrides(set_ or [], None, address, None))
     console = Console(file=sys.stdout)  # bound before Ray's words are sent elsewhere
-    checks = diagnose(loaded, address=address if loaded is None else None)
+    checks = diagnose(loaded, address=address if loaded is None else None, load=load)
     with stdout_for_results(), contextlib.closing(checks):  # it holds a Ray connection
         done = list(checks) if as_json else show(checks, console)
     if as_json:

@@ -66,6 +66,12 @@ def _untouched(prompt: Prompt, where: str) -> str:
     return str(prompt)
 
 
+def no_run(case: Case) -> Finding:
+    """Without a config there is no run to look at."""
+    what = "checkpoint, prompts, memory and run directory"
+    return Finding(f"not looked at: {what} of a run", "give its CONFIG", looked=False)
+
+
 def run_directory(case: Case) -> Finding:
     """The run directory can be made here."""
     output = case.run.output

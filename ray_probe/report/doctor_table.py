@@ -7,7 +7,7 @@ from rich.text import Text
 
 from ray_probe.doctor.checks import Check
 
-STYLES = {"ok": "green", "warning": "yellow", "failed": "bold red", "skipped": "dim"}
+STYLES = {"ok": "green", "warning": "yellow", "failed": "bold red", "skipped": "dim", "omitted": "cyan"}
 STATUS_CHARS, NAME_CHARS = 7, 19
 
 

@@ -3,6 +3,7 @@
 import io
 import itertools
 import json
+import re
 import shutil
 import socket
 import subprocess
@@ -18,6 +19,7 @@ import pytest
 import safetensors.torch
 import torch
 from rich.console import Console
+from support.adapters import write_adapter
 from support.checkpoints import raw_config
 
 from ray_probe import self_test as self_test_module
@@ -93,8 +95,9 @@ def test_an_unreachable_cluster_is_told_within_3_s_and_all_that_needs_none_is_lo
     assert first["cluster"].remedy is not None and "ray start --head" in first["cluster"].remedy
     rest = {check.name: check for check in checks}
     assert {name for name, check in rest.items() if check.ok} == {
-        "torch", "checkpoint", "prompts", "run directory", "disk", "self-test",
+        "torch", "checkpoint", "prompts", "model", "run directory", "disk", "self-test",
     }  # fmt: skip
+    assert rest["model"].status == "omitted"
     skipped = {name: check.detail for name, check in rest.items() if not check.ok}
     assert skipped["resources"] == "needs cluster" and rest["resources"].status == "skipped"
     assert skipped["checkpoint on nodes"] == "needs resources"
@@ -153,6 +156,62 @@ def test_checks_come_one_by_one_as_they_are_asked_for(configured, monkeypatch: p
     assert next(checks).name == "versions"
     assert looked == []
     checks.close()
+
+
+# The model
+
+
+def test_what_only_the_loaded_model_shows_is_named_as_not_looked_at(configured):
+    check = by_name(configured())["model"]
+    assert (check.status, check.ok, check.exit_code) == ("omitted", True, 0)
+    assert check.detail.startswith("not looked at: whether the loaded model can be sampled")
+    assert "adapter" in check.detail
+    assert check.remedy == "add --load"
+
+
+def test_a_loaded_model_is_put_through_all_that_a_run_does(configured):
+    check = by_name(configured(), load=True)["model"]
+    assert check.status == "ok" and check.exit_code == 0
+    assert "loaded on cpu, gradient of 21 parameters; of " in check.detail
+    numbers = re.search(r"of (\d+) tokens the mean parity gap is (\S+) nats .* norm (\S+) \(", check.detail)
+    assert numbers is not None
+    tokens, gap, norm = numbers.groups()
+    assert 4 <= int(tokens) <= 64 and float(gap) < 1e-3 and float(norm) > 0
+
+
+def untrained_dora(model: Path) -> dict[str, Any]:
+    """Files cannot tell that it is untrained: its magnitudes have no counterpart in the base model."""
+    return {"adapter": str(write_adapter(model.parent / "a", model, use_dora=True, spread=0.0))}
+
+
+def overflowing(model: Path) -> dict[str, Any]:
+    tensors = safetensors.torch.load_file(model / "model.safetensors")
+    tensors["lm_head.weight"].fill_(3e38)
+    safetensors.torch.save_file(tensors, model / "model.safetensors", metadata={"format": "pt"})
+    return {}
+
+
+@pytest.mark.parametrize(
+    ("spoil", "code", "says"),
+    [(untrained_dora, 2, "it is inert: it moves no logit"), (overflowing, 1, "the model gave NaN or infinity")],
+)
+def test_what_the_run_would_refuse_of_a_loaded_model_fails_with_its_exit_code(
+    configured, tmp_path: Path, spoil: Callable[[Path], dict[str, Any]], code: int, says: str
+):
+    checkpoint = Path(shutil.copytree(configured().model.path, tmp_path / "c"))
+    config = configured(model={"path": str(checkpoint)} | spoil(checkpoint))
+    assert by_name(config)["checkpoint"].ok, "its files do not tell"
+    check = by_name(config, load=True)["model"]
+    assert (check.status, check.exit_code) == ("failed", code) and says in check.detail
+
+
+def test_a_model_that_does_not_fit_here_is_not_looked_at_which_is_no_failure(
+    configured, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("ray_probe.doctor.model.free_device", lambda cuda: ("the memory", 10))
+    check = by_name(configured(), load=True)["model"]
+    assert check.status == "omitted" and "its weights take" in check.detail and "has 10 B" in check.detail
+    assert check.remedy is not None and "where there is room" in check.remedy
 
 
 # Versions
@@ -238,9 +297,10 @@ def test_token_mode_without_a_token_fails_before_ray_is_asked(configured, monkey
 def test_without_a_config_a_cluster_can_be_looked_at_by_its_address(nowhere: str):
     checks = list(diagnose(address=nowhere))
     assert [check.name for check in checks] == [
-        "versions", "token", "cluster", "packages on nodes", "torch", "self-test",
+        "versions", "token", "cluster", "packages on nodes", "torch", "self-test", "run",
     ]  # fmt: skip
-    assert checks[2].status == "failed" and nowhere in checks[2].detail and checks[-1].ok
+    assert checks[2].status == "failed" and nowhere in checks[2].detail and checks[-2].ok
+    assert checks[-1].status == "omitted" and "not looked at: checkpoint, prompts" in checks[-1].detail
     wrong = [check for check in diagnose(address="http://head:8265") if not check.ok]
     assert wrong[0].exit_code == 2 and "use null, auto or host:port" in str(wrong[0].remedy)
 
@@ -319,6 +379,7 @@ CHECKS = [
     Check("token", "warning", "others can read it", "chmod 600 token"),
     Check("cluster", "failed", "no answer", "start one", 4),
     Check("resources", "skipped", "needs cluster"),
+    Check("model", "omitted", "not looked at", "add --load"),
 ]
 
 
@@ -332,6 +393,7 @@ def test_each_check_is_one_plain_line_when_nobody_watches(monkeypatch: pytest.Mo
         "warning  token                others can read it; chmod 600 token",
         "failed   cluster              no answer; start one",
         "skipped  resources            needs cluster",
+        "omitted  model                not looked at; add --load",
         "ok       disk                 " + "x" * 300,
     ]
 
@@ -348,7 +410,7 @@ def test_a_terminal_gets_colours_and_every_character():
 
 def test_machines_get_the_same_with_ok_only_when_everything_holds():
     told = json.loads(json.dumps(to_json(CHECKS)))
-    assert told["ok"] is False and [check["ok"] for check in told["checks"]] == [True, True, False, False]
+    assert told["ok"] is False and [check["ok"] for check in told["checks"]] == [True, True, False, False, True]
     assert told["checks"][2] == {
         "name": "cluster", "ok": False, "status": "failed", "detail": "no answer", "remedy": "start one",
         "exit_code": 4,
