@@ -54,6 +54,7 @@ class Checkpoint:
         fingerprint: sha256 of its weights, configuration and tokenizer files, hexadecimal; empty when not asked for.
         config: the transformers configuration.
         tokenizer: its tokenizer.
+        rows: of its embeddings: token ids are below.
         adapter: where the adapter on it lies, or None.
         adapter_fingerprint: sha256 of the adapter's weights and configuration, hexadecimal; empty without one.
     """
@@ -62,6 +63,7 @@ class Checkpoint:
     fingerprint: str
     config: Any
     tokenizer: Any
+    rows: int
     adapter: Path | None = None
     adapter_fingerprint: str = ""
 
@@ -88,10 +90,11 @@ def inspect_checkpoint(settings: ModelConfig, hashed: bool = True) -> Checkpoint
     adapter = None if settings.adapter is None else inspect_adapter(settings.adapter)
     skeleton = _skeleton(directory, headers, config, settings.dtype)
     check_vocabulary(directory, skeleton, tokenizer)
+    rows = skeleton.get_input_embeddings().weight.shape[0]
     check_skeleton(skeleton, adapter, settings.trainable)
     if adapter is not None:
         refuse_untrained(adapter, headers)
-    found = Checkpoint(directory, "", config, tokenizer, adapter)
+    found = Checkpoint(directory, "", config, tokenizer, rows, adapter)
     return _read(found, {header.file for header in headers.values()}, skeleton) if hashed else found
 
 

@@ -20,7 +20,8 @@ from ray_probe.heads import tried_ids
 SHORT, LONG = 8, 1024  # tokens of the texts that a model is tried with
 MOST_PARTS = 8
 _NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
-_OF_ADAPTERS = "(lora_|modules_to_save|trainable_tokens|bias$)"
+_OF_ADAPTERS = "lora_|modules_to_save|trainable_tokens"
+_WITH_BIASES = ("", r"|base_layer\.bias$", r"|bias$")  # of no layer, of the LoRA's layers, of all
 
 
 def refuse_unreached(model: Any, chosen: Mapping[str, torch.nn.Parameter], trainable: str) -> None:
@@ -98,8 +99,14 @@ def _without(unreached: Collection[str], used: Collection[str], trainable: str) 
     parts = sorted({_part(name, used) for name in unreached})
     if len(parts) > MOST_PARTS:
         return "give an expression that leaves them out"
-    rest = {"all": "", "adapter": f".*{_OF_ADAPTERS}"}.get(trainable, f".*({trainable})")
+    rest = {"all": "", "adapter": f".*({_adapters(used)})"}.get(trainable, f".*({trainable})")
     return f"leave them out: model.trainable: '^(?!{'|'.join(parts)}){rest}'"
+
+
+def _adapters(used: Collection[str]) -> str:
+    """An expression for the parameters of an adapter, which are these."""
+    expressions = [_OF_ADAPTERS + biases for biases in _WITH_BIASES]
+    return next((one for one in expressions if all(re.search(one, name) for name in used)), expressions[-1])
 
 
 def _part(name: str, used: Collection[str]) -> str:

@@ -16,6 +16,7 @@ from ray_probe.memory import estimate
 from ray_probe.plan import Plan
 from ray_probe.prepared import CheckpointId, Prepared, PromptFacts
 from ray_probe.prompts import PromptSet, absolute_source, load_prompts
+from ray_probe.sequence_processor import refuse_eos_past
 
 TOKENIZE_BATCH = 10_000
 
@@ -32,6 +33,7 @@ def prepare(
     """
     created = created or datetime.now(UTC).replace(microsecond=0)
     checkpoint = checkpoint or inspect_checkpoint(config.model)
+    refuse_eos_past(checkpoint.rows, config.generation)
     data, batch = config.data, config.batch
     render = ChatTemplate(checkpoint.tokenizer, created) if data.chat_template else None
     prompts = load_prompts(data.prompts, data.field, render, config.model.local_files_only)

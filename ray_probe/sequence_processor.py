@@ -55,6 +55,13 @@ def resolve_eos_ids(explicit: Sequence[int] | None, *sources: Any) -> tuple[int,
     return tuple(sorted(found))
 
 
+def refuse_eos_past(rows: int, generation: GenerationSettings) -> None:
+    """Refuse configured EOS ids that a model with so many embedding rows does not have. Raises ConfigError."""
+    if any(token >= rows for token in generation.eos_token_ids or ()):
+        remedy = f"need ids below the {rows} tokens of the model"
+        raise ConfigError(bad_value("generation.eos_token_ids", list(generation.eos_token_ids or ()), remedy))
+
+
 def response_uniforms(seed: Seed, cap: int) -> Array:
     """The random numbers of one response [cap], float64 in [0, 1): they depend on its seed alone."""
     entropy = [seed] if isinstance(seed, int) else list(seed)
@@ -91,10 +98,7 @@ class SequenceProcessor:
         self.eos_ids = resolve_eos_ids(generation.eos_token_ids, *sources)
         self.on_progress = on_progress
         self.chat = chat
-        rows = model.get_input_embeddings().weight.shape[0]
-        if any(token >= rows for token in generation.eos_token_ids or ()):
-            remedy = f"need ids below the {rows} tokens of the model"
-            raise ConfigError(bad_value("generation.eos_token_ids", list(self.eos_ids), remedy))
+        refuse_eos_past(model.get_input_embeddings().weight.shape[0], generation)
         self.forward = Forward(model)
 
     @property

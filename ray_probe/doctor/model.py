@@ -29,8 +29,9 @@ def loaded(case: Case) -> Finding:
     config, memory = case.run, case.prepared.memory
     cuda = config.cluster.gpus_per_actor > 0 and torch.cuda.is_available()
     name, free = free_device(cuda)
-    if memory.weights > free:
-        what = f"not looked at: {LEFT_OUT}; its weights take {size(memory.weights)}, {name} here has {size(free)}"
+    needed = memory.weights + memory.gradients
+    if needed > free:
+        what = f"not looked at: {LEFT_OUT}; weights and gradients take {size(needed)}, {name} here has {size(free)}"
         return Finding(what, "run doctor --load where there is room", looked=False)
     started = time.monotonic()
     return Finding(f"{_tried(case, _small(config), 'cuda' if cuda else 'cpu')} ({time.monotonic() - started:.0f} s)")

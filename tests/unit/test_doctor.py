@@ -210,7 +210,7 @@ def test_a_model_that_does_not_fit_here_is_not_looked_at_which_is_no_failure(
 ):
     monkeypatch.setattr("ray_probe.doctor.model.free_device", lambda cuda: ("the memory", 10))
     check = by_name(configured(), load=True)["model"]
-    assert check.status == "omitted" and "its weights take" in check.detail and "has 10 B" in check.detail
+    assert check.status == "omitted" and "weights and gradients take" in check.detail and "has 10 B" in check.detail
     assert check.remedy is not None and "where there is room" in check.remedy
 
 

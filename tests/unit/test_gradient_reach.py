@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import peft
 import pytest
 import torch
 import transformers
@@ -20,9 +21,10 @@ from ray_probe.gradient_reach import refuse_unreached
 from ray_probe.measurement import Job, measure
 from ray_probe.preflight import prepare
 from ray_probe.rollout import Rollout
-from ray_probe.trainable import select_trainable
+from ray_probe.trainable import mark_adapter, mark_frozen, select_trainable
 from ray_probe.work import check_reached
 
+pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated")  # peft asks transformers
 CHARACTERS = "abcdef"
 SHAPE = {
     "vocab_size": 8, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2,
@@ -117,6 +119,20 @@ def test_the_remedy_keeps_what_was_asked_for(vision: Path, tmp_path: Path, train
     model = rollout._components.processor.model
     asked = {name for name in select_trainable(model, trainable) if "language_model" in name or "lm_head" in name}
     assert set(rollout.layout.names) == asked and asked
+
+
+@pytest.mark.parametrize("bias", ["none", "lora_only", "all"])
+def test_the_remedy_for_an_adapter_chooses_its_parameters_and_no_others(bias: str):
+    model = tiny_model("qwen2", 16)
+    model.vision = type(model.model.layers[0])(model.config, 0)  # beside the text model, and with the same layers
+    mark_frozen(model)
+    peft.get_peft_model(model, peft.LoraConfig(target_modules=["q_proj"], bias=bias))
+    own = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    mark_adapter(model, own, [])
+    with pytest.raises(ConfigError) as caught:
+        refuse_unreached(model, select_trainable(model, "adapter"), "adapter")
+    (remedy,) = re.findall(r"model\.trainable: '(.*)'$", str(caught.value))
+    assert set(select_trainable(model, remedy)) == {name for name in own if not name.startswith("vision.")}
 
 
 def test_many_unreached_parameters_make_one_line():

@@ -107,6 +107,11 @@ def test_token_ids_past_the_embeddings_are_named(config, tmp_path: Path):
     assert "its tokenizer has ids up to 99, the embeddings have 8 rows; resize them" in refused(config())
 
 
+def test_eos_ids_past_the_embeddings_are_named(config):
+    message = refused(config(generation={"eos_token_ids": [0, 8]}), ConfigError)
+    assert message == "generation.eos_token_ids: got [0, 8]; need ids below the 8 tokens of the model"
+
+
 def test_a_model_without_a_key_value_cache_is_named(tmp_path: Path):
     shape = transformers.OpenAIGPTConfig(vocab_size=8, n_positions=32, n_embd=8, n_layer=1, n_head=2)
     checkpoint = save_checkpoint(tmp_path / "c", transformers.OpenAIGPTLMHeadModel(shape), CHARACTERS)
