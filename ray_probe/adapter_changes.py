@@ -1,4 +1,4 @@
-"""Whether an adapter changes anything, as far as its files say: an untrained one is told before anything is loaded."""
+"""Refuse an untrained adapter by its files, before anything is loaded."""
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path

@@ -19,7 +19,7 @@ from ray_probe.weight_scan import WeightScan
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 CHECKPOINT_FILES = ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja")
-_BLOCK_BYTES = 1 << 20  # stays in a core's cache for both who look at it
+_BLOCK_BYTES = 1 << 20  # stays in a core's cache for the digest and the scan
 ADAPTER_FILES = (ADAPTER_CONFIG, ADAPTER_WEIGHTS)
 BYTES = {"F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "F16": 2, "BF16": 2, "I16": 2, "U16": 2}
 

@@ -56,7 +56,7 @@ def resolve_eos_ids(explicit: Sequence[int] | None, *sources: Any) -> tuple[int,
 
 
 def refuse_eos_past(rows: int, generation: GenerationSettings) -> None:
-    """Refuse configured EOS ids that a model with so many embedding rows does not have. Raises ConfigError."""
+    """Refuse configured EOS ids that have no row in the model's embeddings. Raises ConfigError."""
     if any(token >= rows for token in generation.eos_token_ids or ()):
         remedy = f"need ids below the {rows} tokens of the model"
         raise ConfigError(bad_value("generation.eos_token_ids", list(generation.eos_token_ids or ()), remedy))

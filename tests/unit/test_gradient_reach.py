@@ -92,8 +92,8 @@ def test_a_whole_measurement_runs_and_says_what_it_leaves_out(tmp_path: Path):
     assert result["counts"]["rounds"] == 2
     manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
     assert manifest["frozen_parameters"] == [BIAS["Ernie4_5_Moe"]]
-    told = f"model.trainable=all leaves out 1 parameters that the architecture has frozen: {BIAS['Ernie4_5_Moe']}"
-    assert told in (tmp_path / "run" / "log.txt").read_text()
+    line = f"model.trainable=all leaves out 1 parameters that the architecture has frozen: {BIAS['Ernie4_5_Moe']}"
+    assert line in (tmp_path / "run" / "log.txt").read_text()
 
 
 def test_a_vision_tower_is_refused_when_the_model_is_loaded_and_the_remedy_measures_the_rest(vision: Path):
