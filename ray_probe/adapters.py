@@ -3,13 +3,14 @@
 The adapter's modules are put into the model itself, so what samples and is scored is the transformers model; its
 parameters have the model's own names, without peft's `base_model.model.` in front, as in
 `model.layers.0.self_attn.q_proj.lora_A.default.weight` (the adapter is called `default`). peft holds an adapter in
-float32 beside bfloat16 weights, as in training, and in the dtype of the weights otherwise.
+float32 beside bfloat16 weights, as in training, and in the dtype of the weights otherwise; biases and whole modules
+that the adapter trains keep the dtype of the weights.
 """
 
 import contextlib
 import json
 import warnings
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,17 +25,20 @@ from ray_probe.checkpoint_files import (
     file_headers,
     fingerprint,
     read_json,
+    read_through,
     refuse,
     some,
 )
+from ray_probe.context import context_length
 from ray_probe.errors import CheckpointError, ConfigError, bad_value
 from ray_probe.model_call import call_model
 from ray_probe.trainable import adapter_parameters, mark_adapter
 from ray_probe.versions import how_to_install
 
 FIELD = "model.adapter"
-PROBE_TOKENS = 8
-_PREFIX = "base_model.model."  # what peft puts before the names of the model that it wraps
+PROBE_TOKENS = 32  # enough to reach several experts of each layer
+PREFIX = "base_model.model."  # what peft puts before the names of the model that it wraps
+INERT_REMEDY = "train it for a step, or leave model.adapter null"
 # Keys of adapter_config.json that say which plain LoRA it is, or nothing about the policy. Any other key that is set
 # asks for code that draws at random, changes the weights beside it, reads other files or depends on the tokens.
 _DESCRIPTIVE = (
@@ -42,12 +46,12 @@ _DESCRIPTIVE = (
     "revision",
 )  # fmt: skip
 _PLAIN = (
-    "alpha_pattern", "exclude_modules", "fan_in_fan_out", "layers_pattern", "layers_to_transform",
-    "lora_alpha", "lora_bias", "lora_dropout", "modules_to_save", "peft_type", "r", "rank_pattern", "target_modules",
-    "use_dora", "use_rslora",
+    "alpha_pattern", "ensure_weight_tying", "exclude_modules", "fan_in_fan_out", "layers_pattern",
+    "layers_to_transform", "lora_alpha", "lora_bias", "lora_dropout", "modules_to_save", "peft_type", "r",
+    "rank_pattern", "target_modules", "target_parameters", "trainable_token_indices", "use_dora", "use_rslora",
 )  # fmt: skip
 _RESTRICTED: dict[str, tuple[object, ...]] = {
-    "bias": ("none",),
+    "bias": ("none", "all", "lora_only"),
     "init_lora_weights": (True, False, "gaussian"),
     "task_type": (None, "CAUSAL_LM"),
 }
@@ -80,6 +84,13 @@ def adapter_fingerprint(directory: Path) -> str:
     return fingerprint(directory, ADAPTER_FILES)
 
 
+def read_adapter(directory: Path) -> str:
+    """Read an adapter's files whole; returns their fingerprint. Raises CheckpointError when a number is not finite."""
+    contents = read_through(directory, ADAPTER_FILES, [directory / ADAPTER_WEIGHTS])
+    _refuse_not_finite(directory, contents.not_finite)
+    return contents.fingerprint
+
+
 def adapter_settings(directory: Path) -> dict[str, Any]:
     """What adapter_config.json says of the policy: equal settings mean equal modules. Raises CheckpointError."""
     raw = read_json(directory, ADAPTER_CONFIG, field=FIELD)
@@ -99,13 +110,10 @@ def adapter_settings(directory: Path) -> dict[str, Any]:
     return settings
 
 
-def check_fits_model(directory: Path, model_config: Any) -> None:
-    """Refuse an adapter of another model, by names and shapes: peft puts it in a model without weights."""
-    from transformers import AutoModelForCausalLM
-
+def check_fits_model(directory: Path, model: Any) -> None:
+    """Refuse an adapter of another model, by names and shapes: peft puts it in this one, which is on `meta`."""
     headers = file_headers(directory, directory / ADAPTER_WEIGHTS, FIELD)
     with _one_line(directory), torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(model_config, trust_remote_code=False)
         wrapped = _peft().get_peft_model(model, _config(directory))
         _mark(wrapped)
         _fill(directory, wrapped, {name: _empty(header) for name, header in headers.items()})
@@ -116,37 +124,72 @@ def attach_adapter(model: Any, directory: Path, device: torch.device | str = "cp
 
     Raises CheckpointError: a key of the file is not used, a parameter is not filled or not finite, or it is inert.
     """
+    ids = _probe_ids(model, directory)
+    without = _logits(model, ids)  # peft's `disable_adapter` leaves trained biases in place
     with _one_line(directory):
         wrapped = _peft().PeftModel.from_pretrained(
             model, str(directory), is_trainable=True, torch_device=str(device), local_files_only=True
         )
         _mark(wrapped)
-    fill_adapter(wrapped, directory, device)
+    _load(directory, wrapped, device)
+    _check_moves(directory, without, _logits(model, ids))
     return wrapped
 
 
 def fill_adapter(wrapped: Any, directory: Path, device: torch.device | str = "cpu") -> None:
-    """Copy an adapter's tensors into its modules, which must be there, and check that they move the logits."""
+    """Copy an adapter's tensors into modules that exist already, and check that they move the logits.
+
+    The weights of the base model must be in place, their biases untouched by an adapter. Raises CheckpointError as
+    `attach_adapter` does.
+    """
+    model = wrapped.get_base_model()
+    ids = _probe_ids(model, directory)
+    with _one_line(directory), wrapped.disable_adapter():
+        without = _logits(model, ids)
+    _load(directory, wrapped, device)
+    _check_moves(directory, without, _logits(model, ids))
+
+
+def _load(directory: Path, wrapped: Any, device: torch.device | str) -> None:
+    """Read the adapter's tensors and copy them into its modules. Raises CheckpointError when one is not finite."""
     with _one_line(directory):
         tensors = load_file(directory / ADAPTER_WEIGHTS, device=str(device))
         _fill(directory, wrapped, tensors)
-    not_finite = [name for name, value in tensors.items() if not torch.isfinite(value).all()]
-    if not_finite:
-        raise _refuse(directory, f"NaN or infinity in {len(not_finite)} tensors: {some(not_finite)}; save it again")
+    _refuse_not_finite(directory, [name for name, value in tensors.items() if not torch.isfinite(value).all()])
     wrapped.eval()
-    _check_moves(directory, wrapped)
+
+
+def _refuse_not_finite(directory: Path, names: Collection[str]) -> None:
+    if names:
+        raise _refuse(directory, f"NaN or infinity in {len(names)} tensors: {some(names)}; save it again")
 
 
 def _mark(wrapped: Any) -> None:
     """Note which parameters are the adapter's: those that peft made trainable, and no others, when it built them."""
     model = wrapped.get_base_model()
-    own = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
-    mark_adapter(model, own, [name for name, _ in model.named_parameters() if ".original_module." in name])
+    own = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    _untie(own.values())
+    names = (name for name, _ in model.named_parameters(remove_duplicate=False))
+    mark_adapter(model, own, [name for name in names if ".original_module." in name])
+
+
+def _untie(parameters: Iterable[torch.nn.Parameter]) -> None:
+    """Give parameters that are views of one memory a memory each.
+
+    With `ensure_weight_tying` and a LoRA on the embedding, peft makes the head's LoRA a view of the embedding's, yet
+    trains the two apart beside bfloat16 weights. Each then holds what the file says, and each has its gradient.
+    """
+    seen: set[int] = set()
+    for parameter in parameters:
+        address = parameter.untyped_storage().data_ptr()
+        if address in seen and not parameter.is_meta:
+            parameter.data = parameter.data.clone()
+        seen.add(address)
 
 
 def _fill(directory: Path, wrapped: Any, tensors: dict[str, torch.Tensor]) -> None:
     """Set the adapter's tensors: peft keeps silent about a key that fits nothing and a parameter without a key."""
-    expected = {_PREFIX + name for name in adapter_parameters(wrapped.get_base_model())}
+    expected = {PREFIX + name for name in adapter_parameters(wrapped.get_base_model())}
     try:
         result = _peft().set_peft_model_state_dict(wrapped, tensors)
     except KeyError as error:
@@ -154,22 +197,31 @@ def _fill(directory: Path, wrapped: Any, tensors: dict[str, torch.Tensor]) -> No
     unused, empty = sorted(result.unexpected_keys), sorted(expected.intersection(result.missing_keys))
     if unused or empty:
         kind, names = ("tensors fit nothing in the model", unused) if unused else ("parameters are not in it", empty)
-        remedy = f"{len(names)} {kind}: {some(name.removeprefix(_PREFIX) for name in names)}"
+        remedy = f"{len(names)} {kind}: {some(name.removeprefix(PREFIX) for name in names)}"
         raise _refuse(directory, f"{remedy}; give the adapter of this very checkpoint, saved whole")
 
 
-def _check_moves(directory: Path, wrapped: Any) -> None:
-    """Refuse an adapter that changes no logit: its run would measure the model without it, unnoticed."""
-    model = wrapped.get_base_model()
+def _probe_ids(model: Any, directory: Path) -> torch.Tensor:
+    """Tokens [1, L] to try an adapter with: those that it trains by themselves first, then any, far apart."""
+    trained = adapter_settings(directory).get("trainable_token_indices") or []
+    lists = trained.values() if isinstance(trained, dict) else [trained]
     rows = model.get_input_embeddings().weight.shape[0]
-    ids = (torch.arange(PROBE_TOKENS, device=model.device) * 7919 % rows).unsqueeze(0)  # any tokens, far apart
-    with torch.no_grad():
-        with_it = call_model(model, input_ids=ids, use_cache=False).logits
-        with wrapped.disable_adapter():
-            without = call_model(model, input_ids=ids, use_cache=False).logits
+    ids = [token for tokens in lists for token in tokens if token < rows][: PROBE_TOKENS // 2]
+    ids += [place * 7919 % rows for place in range(PROBE_TOKENS - len(ids))]
+    return torch.tensor([ids[: context_length(model.config)]], device=model.device)
+
+
+@torch.no_grad()
+def _logits(model: Any, ids: torch.Tensor) -> torch.Tensor:
+    logits: torch.Tensor = call_model(model, input_ids=ids, use_cache=False).logits
+    return logits
+
+
+def _check_moves(directory: Path, without: torch.Tensor, with_it: torch.Tensor) -> None:
+    """Refuse an adapter that changes no logit: its run would measure the model without it, unnoticed."""
     if torch.equal(with_it, without):
         remedy = f"it is inert: it moves no logit in {with_it.dtype} (is lora_B all zero, and the adapter untrained?)"
-        raise _refuse(directory, f"{remedy}; train it for a step, or leave model.adapter null")
+        raise _refuse(directory, f"{remedy}; {INERT_REMEDY}")
 
 
 def _empty(header: TensorHeader) -> torch.Tensor:
@@ -207,6 +259,6 @@ def _one_line(directory: Path) -> Iterator[None]:
         raise
     except Exception as error:  # peft raises whatever its parts raise
         lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-        told = next((line for line in lines if "size mismatch" in line), lines[0]).replace(_PREFIX, "")
+        told = next((line for line in lines if "size mismatch" in line), lines[0]).replace(PREFIX, "")
         remedy = f"it cannot be loaded ({told[:200]}); give the adapter of this very checkpoint, saved whole"
         raise _refuse(directory, remedy) from error

@@ -10,6 +10,7 @@ from ray_probe.checkpoint_files import weight_headers
 from ray_probe.checkpoint_tokenizer import check_token_ids, open_tokenizer
 from ray_probe.config import ProbeConfig
 from ray_probe.eos import resolve_eos, token_text
+from ray_probe.gradient_reach import refuse_unreached
 from ray_probe.gradients import GradientSum
 from ray_probe.probe_components import ProbeComponents
 from ray_probe.recompute import set_recompute
@@ -58,6 +59,7 @@ class Assembly:
 
         Raises:
             CheckpointError: it is not what its directory should hold.
+            ConfigError: `model.trainable` chooses nothing, or what no text reaches.
         """
         model = self._bring_in(directory, adapter, config.model.dtype, device)
         set_recompute(model, config.estimator.activation_checkpointing)
@@ -72,8 +74,9 @@ class Assembly:
             model, found.tokenizer, config.generation, rule.features, on_progress, chat, eos.ids, context
         )
         components = ProbeComponents(processor, config.estimator.x_estimator_mode, config.generation.rb_requires_grad)
-        where = made_on(device, torch.get_num_threads())
-        return Rollout(components, GradientSum(model, config.model.trainable), rule, policy_id, where)
+        gradient = GradientSum(model, config.model.trainable)
+        refuse_unreached(model, gradient.parameters, config.model.trainable)
+        return Rollout(components, gradient, rule, policy_id, made_on(device, torch.get_num_threads()))
 
     def _bring_in(self, directory: Path, adapter: Path | None, dtype: str, device: str) -> Any:
         architecture = Architecture.of(directory, adapter, dtype, device)

@@ -6,7 +6,7 @@ Neither torch nor transformers is imported here: sizes and fingerprints are aske
 import hashlib
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,10 +14,12 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from ray_probe.errors import CheckpointError, bad_value
+from ray_probe.weight_scan import WeightScan
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 CHECKPOINT_FILES = ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja")
+_BLOCK_BYTES = 1 << 20  # stays in a core's cache for the digest and the scan
 # All that decides a result: trainers also write optimizer states and logs into the directory.
 ADAPTER_FILES = (
     ADAPTER_CONFIG, ADAPTER_WEIGHTS, "generation_config.json", "tokenizer.json", "tokenizer_config.json",
@@ -115,12 +117,46 @@ def file_headers(directory: Path, file: Path, field: str = "model.path") -> dict
 
 def fingerprint(directory: Path, patterns: Iterable[str] = CHECKPOINT_FILES) -> str:
     """Sha256 over names and contents of the files that the patterns match, hexadecimal."""
-    digest = hashlib.sha256()
+    return read_through(directory, patterns).fingerprint
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What reading every byte of a directory has shown.
+
+    Attributes:
+        fingerprint: sha256 over names and contents of its files, hexadecimal.
+        not_finite: names of the tensors that hold NaN or infinity.
+    """
+
+    fingerprint: str
+    not_finite: tuple[str, ...]
+
+
+def read_through(directory: Path, patterns: Iterable[str], weights: Collection[Path] = ()) -> Contents:
+    """Read the files that the patterns match, once.
+
+    Args:
+        directory: where they lie.
+        patterns: of their names.
+        weights: the safetensors files among them whose numbers are looked at; their headers must be sound.
+    """
+    digest, not_finite = hashlib.sha256(), []
     for file in matching_files(directory, patterns):
-        digest.update(file.name.encode() + b"\0")
-        with file.open("rb") as stream:
-            digest.update(hashlib.file_digest(stream, "sha256").digest())
-    return digest.hexdigest()
+        scan = WeightScan(file) if file in weights else None
+        digest.update(file.name.encode() + b"\0" + _sha256(file, scan))
+        not_finite += [] if scan is None else scan.not_finite
+    return Contents(digest.hexdigest(), tuple(not_finite))
+
+
+def _sha256(file: Path, scan: WeightScan | None) -> bytes:
+    digest, block = hashlib.sha256(), memoryview(bytearray(_BLOCK_BYTES))
+    with file.open("rb", buffering=0) as stream:
+        while count := stream.readinto(block):
+            digest.update(block[:count])
+            if scan is not None:
+                scan.feed(block[:count])
+    return digest.digest()
 
 
 def matching_files(directory: Path, patterns: Iterable[str]) -> list[Path]:

@@ -4,10 +4,11 @@ safetensors only, an explicit dtype, no remote code, and no tensor missing, unex
 would give a missing layer random weights and go on.
 """
 
+import copy
 import os
 import platform
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +16,16 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.utils import logging as transformers_logging
 
-from ray_probe.adapters import adapter_fingerprint, check_fits_model, inspect_adapter
+from ray_probe.adapter_changes import refuse_untrained
+from ray_probe.adapters import adapter_fingerprint, inspect_adapter, read_adapter
 from ray_probe.checkpoint_files import (
     ADAPTER_CONFIG,
     CHECKPOINT_FILES,
     WEIGHTS,
+    TensorHeader,
     fingerprint,
     read_json,
+    read_through,
     refuse,
     some,
     weight_headers,
@@ -31,7 +35,8 @@ from ray_probe.config import ModelConfig
 from ray_probe.eos import EosIds, resolve_eos, token_text
 from ray_probe.errors import ClusterError, ConfigError, bad_value
 from ray_probe.kinds import check_kind
-from ray_probe.trainable import NO_ADAPTER
+from ray_probe.skeleton import check_skeleton, loaded_ones
+from ray_probe.trainable import NO_ADAPTER, mark_frozen
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
 # What config.json may set these to (with or without a leading underscore): all else is a kernel whose code transformers
@@ -55,6 +60,7 @@ class Checkpoint:
         fingerprint: sha256 of its weights, configuration and tokenizer files, hexadecimal; empty when not asked for.
         config: the transformers configuration.
         policy_tokenizer: the tokenizer of the policy, the adapter's where it has one.
+        rows: of its embeddings: token ids are below.
         adapter: where the adapter on it lies, or None.
         adapter_fingerprint: sha256 of the adapter's weights, configuration and tokenizer files, hexadecimal; empty
             without one.
@@ -64,6 +70,7 @@ class Checkpoint:
     fingerprint: str
     config: Any
     policy_tokenizer: PolicyTokenizer
+    rows: int
     adapter: Path | None = None
     adapter_fingerprint: str = ""
 
@@ -71,12 +78,6 @@ class Checkpoint:
     def tokenizer(self) -> Any:
         """The tokenizer of the policy."""
         return self.policy_tokenizer.tokenizer
-
-    @property
-    def rows(self) -> int | None:
-        """Embedding rows of the model; None where its configuration does not say."""
-        rows: int | None = getattr(self.config.get_text_config(), "vocab_size", None)
-        return rows
 
     def eos(self, explicit: Sequence[int] | None) -> EosIds:
         """Choose the ids that end a response; `explicit` is `generation.eos_token_ids`. Raises an InputError."""
@@ -88,63 +89,93 @@ def inspect_checkpoint(settings: ModelConfig, hashed: bool = True) -> Checkpoint
 
     Args:
         settings: names them.
-        hashed: take the fingerprints too, for which every byte is read.
+        hashed: read every byte too, for the fingerprints and to see that weights are finite.
 
     Raises:
         CheckpointError: one line about the first thing that is wrong.
-        ConfigError: `model.trainable` asks for an adapter that is not there, or peft is not installed.
+        ConfigError: `model.trainable` asks for what is not there or what no text reaches, or peft is not installed.
     """
     if settings.trainable == "adapter" and settings.adapter is None:
         raise ConfigError(bad_value("model.trainable", settings.trainable, NO_ADAPTER))
     directory = _directory(settings)
     _check_settings(directory)
-    weight_headers(directory)
+    headers = weight_headers(directory)
     with _quiet():
         config = _guarded(directory, AutoConfig.from_pretrained, directory)
         check_kind(directory, config)
-    adapter = None
-    if settings.adapter is not None:
-        adapter = inspect_adapter(settings.adapter)
-        check_fits_model(adapter, config)
+    adapter = None if settings.adapter is None else inspect_adapter(settings.adapter)
     with _quiet():
         tokenizer = open_tokenizer(directory, adapter, config)
-    found = Checkpoint(
-        directory,
-        fingerprint(directory) if hashed else "",
-        config,
-        tokenizer,
-        adapter,
-        adapter_fingerprint(adapter) if hashed and adapter else "",
-    )
-    if found.rows is not None:
-        check_token_ids(tokenizer, found.rows)
-    return found
+    skeleton = _skeleton(directory, headers, config, settings.dtype)
+    rows = skeleton.get_input_embeddings().weight.shape[0]
+    check_token_ids(tokenizer, rows)
+    check_skeleton(skeleton, adapter, settings.trainable)
+    if adapter is not None:
+        refuse_untrained(adapter, headers)
+    found = Checkpoint(directory, "", config, tokenizer, rows, adapter)
+    return _read(found, {header.file for header in headers.values()}, skeleton) if hashed else found
+
+
+def _read(found: Checkpoint, weights: Collection[Path], skeleton: Any) -> Checkpoint:
+    """Read every byte: the fingerprints, and whether each weight is finite."""
+    contents = read_through(found.directory, CHECKPOINT_FILES, weights)
+    _refuse_not_finite(found.directory, loaded_ones(skeleton, contents.not_finite))
+    of_adapter = "" if found.adapter is None else read_adapter(found.adapter)
+    return replace(found, fingerprint=contents.fingerprint, adapter_fingerprint=of_adapter)
 
 
 def load_model(directory: Path, dtype: str, device: torch.device | str = "cpu") -> Any:
     """Load the weights, eval mode, on the device. Raises CheckpointError naming what does not fit."""
+    model = _loaded(directory, AutoModelForCausalLM.from_pretrained, directory, dtype, device, use_safetensors=True)
+    _refuse_not_finite(directory, [name for name, value in model.named_parameters() if not torch.isfinite(value).all()])
+    _own_memory(model)
+    return model.eval()
+
+
+def _skeleton(directory: Path, headers: Mapping[str, TensorHeader], config: Any, dtype: str) -> Any:
+    """The model on `meta`: transformers goes through the headers as it does through files, and opens none."""
+    stored = {name: torch.empty(header.shape, device="meta") for name, header in headers.items()}
+    config = copy.deepcopy(config)  # loading writes into it
+    with _quiet(), torch.device("meta"):
+        kind = type(_guarded(directory, AutoModelForCausalLM.from_config, config))
+    return _loaded(directory, kind.from_pretrained, None, dtype, "meta", config=config, state_dict=stored).eval()
+
+
+def _loaded(
+    directory: Path, load: Any, source: Path | None, dtype: str, device: torch.device | str, **options: Any
+) -> Any:
+    """What a loader of transformers makes of a checkpoint. Raises CheckpointError naming what does not fit."""
     with _quiet():
         model, info = _guarded(
             directory,
-            AutoModelForCausalLM.from_pretrained,
-            directory,
+            load,
+            source,
             dtype=DTYPES[dtype],
             device_map={"": torch.device(device)},  # tensor by tensor to the device, never a whole model on the way
-            use_safetensors=True,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # reported with its name below, not refused without one
             **_EXPERTS.get(dtype, {}),
+            **options,
         )
     for kind in ("missing", "unexpected", "mismatched"):
         names = sorted(str(entry[0] if isinstance(entry, tuple) else entry) for entry in info[f"{kind}_keys"])
         if names:
             raise refuse(directory, f"{len(names)} tensors are {kind}: {some(names)}; export the checkpoint again")
-    not_finite = [name for name, value in model.named_parameters() if not torch.isfinite(value).all()]
-    if not_finite:
-        remedy = f"NaN or infinity in {len(not_finite)} tensors: {some(not_finite)}; export the checkpoint again"
+    mark_frozen(model, _frozen_by_architecture(model))
+    return model
+
+
+def _refuse_not_finite(directory: Path, names: Collection[str]) -> None:
+    if names:
+        remedy = f"NaN or infinity in {len(names)} tensors: {some(names)}; export the checkpoint again"
         raise refuse(directory, remedy)
-    _own_memory(model)
-    return model.eval()
+
+
+def _frozen_by_architecture(model: Any) -> list[str]:
+    """Names of the parameters that a new model of this class has frozen: loading has them all require a gradient."""
+    with torch.device("meta"):
+        fresh = type(model)(model.config)
+    return [name for name, parameter in fresh.named_parameters() if not parameter.requires_grad]
 
 
 def _own_memory(model: Any) -> None:

@@ -36,9 +36,8 @@ class Forward:
 
     def __init__(self, model: Any) -> None:
         self.model = model.eval()
+        refuse_without_cache(model)
         accepted = inspect.signature(model.forward).parameters
-        if "past_key_values" not in accepted:
-            raise self._no_cache()
         self._takes_positions = "position_ids" in accepted
         self._keeps_logits = "logits_to_keep" in accepted
         self.head: ModelHead | None
@@ -82,7 +81,7 @@ class Forward:
             output = call_model(self.model, **inputs, **({"logits_to_keep": 1} if self._keeps_logits else {}))
             logits_NV, cache = output.logits[:, -1], getattr(output, "past_key_values", None)
         if cache is None:
-            raise self._no_cache()
+            raise _no_cache(self.model)
         return logits_NV, cache
 
     def hidden(self, rows: Sequence[TokenRow], pad_id: int) -> Tensor:
@@ -115,8 +114,16 @@ class Forward:
         ]
         return torch.cat(places).to(self.device)
 
-    def _no_cache(self) -> CheckpointError:
-        return CheckpointError(bad_value("model.path", type(self.model).__name__, CACHE))
+
+
+def refuse_without_cache(model: Any) -> None:
+    """Refuse a model whose forward pass takes no key-value cache. Raises CheckpointError."""
+    if "past_key_values" not in inspect.signature(model.forward).parameters:
+        raise _no_cache(model)
+
+
+def _no_cache(model: Any) -> CheckpointError:
+    return CheckpointError(bad_value("model.path", type(model).__name__, CACHE))
 
 
 def refuse_non_finite(numbers: Tensor) -> None:

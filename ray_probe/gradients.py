@@ -12,29 +12,36 @@ import torch
 
 from ray_probe.errors import NonFiniteError
 from ray_probe.layout import Layout
-from ray_probe.trainable import select_trainable
+from ray_probe.trainable import frozen_out, select_trainable
 
 Vector = npt.NDArray[np.floating[Any]]
 _PIECE = 1 << 16  # numbers that stay in a core's cache as float64
 
 
 class GradientSum:
-    """The summed gradient of an actor's shards since the last commit (two float32 buffers: `.grad` and the sum)."""
+    """The summed gradient of an actor's shards since the last commit (two float32 buffers: `.grad` and the sum).
+
+    Attributes:
+        parameters: the trainable ones by name, in the order of `layout`.
+        frozen: names that `trainable` asks for and the architecture has frozen; they are left out.
+        layout: names and shapes of the parameters.
+    """
 
     def __init__(self, model: torch.nn.Module, trainable: str) -> None:
-        self._parameters = select_trainable(model, trainable)
-        self.layout = Layout(tuple(self._parameters), tuple(tuple(p.shape) for p in self._parameters.values()))
+        self.parameters = select_trainable(model, trainable)
+        self.frozen = frozen_out(model, trainable)
+        self.layout = Layout(tuple(self.parameters), tuple(tuple(p.shape) for p in self.parameters.values()))
         self._sums: list[torch.Tensor] | None = None
         self._reached: set[int] = set()
 
     @property
     def unreached(self) -> tuple[int, ...]:
         """Parameters, by their place in the layout, that no shard in the sum gave a gradient to."""
-        return tuple(place for place in range(len(self._parameters)) if place not in self._reached)
+        return tuple(place for place in range(len(self.parameters)) if place not in self._reached)
 
     def clear(self) -> None:
         """Drop what `.grad` holds, before a shard."""
-        for parameter in self._parameters.values():
+        for parameter in self.parameters.values():
             parameter.grad = None
 
     def reset(self) -> None:
@@ -49,7 +56,7 @@ class GradientSum:
         Raises NonFiniteError when the gradient is not finite: the sum is untouched then.
         """
         grads = [
-            torch.zeros_like(p, dtype=p.grad_dtype) if p.grad is None else p.grad for p in self._parameters.values()
+            torch.zeros_like(p, dtype=p.grad_dtype) if p.grad is None else p.grad for p in self.parameters.values()
         ]
         norm_sq = sum(_square(grad) for grad in grads)
         if not np.isfinite(norm_sq):
@@ -59,13 +66,13 @@ class GradientSum:
         else:
             for total, grad in zip(self._sums, grads, strict=True):
                 total += grad
-        self._reached |= {place for place, p in enumerate(self._parameters.values()) if p.grad is not None}
+        self._reached |= {place for place, p in enumerate(self.parameters.values()) if p.grad is not None}
         self.clear()
         return norm_sq
 
     def bucket(self, start: int, stop: int) -> Vector:
         """A range of the flat sum, in the order of `layout`: a copy of its own, on the CPU."""
-        wide = any(parameter.grad_dtype == torch.float64 for parameter in self._parameters.values())
+        wide = any(parameter.grad_dtype == torch.float64 for parameter in self.parameters.values())
         result = torch.zeros(stop - start, dtype=torch.float64 if wide else torch.float32)
         places = zip(self._sums, self.layout.ranges(), strict=True) if self._sums is not None else ()
         for total, (_, _, first, last) in places:

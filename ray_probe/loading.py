@@ -1,6 +1,7 @@
 """What a rollout actor is told to load, and the loading: once a node into the cache, then straight to the device."""
 
 import os
+import platform
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -90,6 +91,7 @@ class Loader:
 
         about = {
             "layout": rollout.layout,
+            "frozen": rollout.frozen,
             "eos_ids": rollout.eos_ids,
             "device": device_name if device == "cuda" else device,
             "spare_bytes": spare_bytes,
@@ -120,6 +122,13 @@ class Loader:
         # After loading, as files may be overwritten while one reads.
         check_fingerprint(copy.directory, wanted.fingerprint, copy.adapter, wanted.adapter_fingerprint)
         return rollout
+
+
+def check_fits_here(config: ProbeConfig, memory: MemoryDemand) -> None:
+    """Refuse what does not fit in this machine's memory, where its Ray is started here. Raises ClusterError."""
+    if config.cluster.address is None and config.cluster.gpus_per_actor == 0:
+        _, name, there = _device(config, platform.node())
+        check_fits(memory, there, name)
 
 
 def _free_bytes(config: ProbeConfig, device: str) -> int:

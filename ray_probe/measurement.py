@@ -12,6 +12,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Protocol
 
+from ray_probe.checkpoint_files import some
 from ray_probe.config import ProbeConfig, dump_yaml
 from ray_probe.eos import KEY as EOS_KEY
 from ray_probe.errors import ProbeError
@@ -173,6 +174,11 @@ def _log_start(config: ProbeConfig, backend: Loading, finished: int, passes: Pas
         backend.actors, backend.info["device"], backend.layout.size, finished + 1, config.batch.rounds,
     )  # fmt: skip
     logger.info("pass=%s (%s)", passes.name, passes.why)
+    if frozen := backend.info["frozen"]:
+        logger.info(
+            "model.trainable=%s leaves out %d parameters that the architecture has frozen: %s",
+            config.model.trainable, len(frozen), some(frozen),
+        )  # fmt: skip
     if backend.info["why_no_head"]:
         logger.info("teacher forcing holds the logits of a micro-batch: %s", backend.info["why_no_head"])
     if not backend.info["takes_padding"]:

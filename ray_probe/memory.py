@@ -11,7 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ray_probe.checkpoint_files import ADAPTER_WEIGHTS, TensorHeader, file_headers, weight_headers
+from ray_probe.checkpoint_files import (
+    ADAPTER_CONFIG,
+    ADAPTER_WEIGHTS,
+    TensorHeader,
+    file_headers,
+    read_json,
+    weight_headers,
+)
 from ray_probe.config import ProbeConfig
 from ray_probe.errors import ClusterError
 
@@ -33,6 +40,7 @@ class MemoryDemand:
         cache: keys and values of one generation batch, and the tables of a step.
         held_a_position: kept for the backward pass, a position; part of `activations`.
         unknown: why `activations`, `logits` and `cache` could not be forecast and are 0; empty where they could.
+        held_a_batch: kept for the backward pass of each micro-batch, however short it is; part of `activations`.
     """
 
     weights: int
@@ -42,6 +50,7 @@ class MemoryDemand:
     cache: int
     held_a_position: int
     unknown: str = ""
+    held_a_batch: int = 0
 
     @property
     def total(self) -> int:
@@ -91,7 +100,9 @@ def estimate(
     """
     width = WIDTH[config.model.dtype]
     base = _sizes(weight_headers(directory))
-    own = {} if adapter is None else _sizes(file_headers(adapter, adapter / ADAPTER_WEIGHTS, "model.adapter"))
+    added = {} if adapter is None else file_headers(adapter, adapter / ADAPTER_WEIGHTS, "model.adapter")
+    own = _sizes(added)
+    copies = 0 if adapter is None else _expert_copies(adapter, added) * width
     trainable = _trainable(config.model.trainable, base, own)
     weights = sum(base.values()) * width + sum(own.values()) * max(4, width)
     gradients = BUFFERS * max(4, width) * trainable
@@ -108,14 +119,17 @@ def estimate(
     at_work = shape.largest_layer_bytes(width) if recomputed else 0
     scored = min(generation.tf_batch_size * generation.max_new_tokens, micro_batch) * shape.vocabulary
     kept = (sum(layer.cached for layer in shape.layers) + shape.step_copies) * width
+    layer_copies = copies // len(shape.layers)  # of the layer at work; a graph holds those of all layers
     return MemoryDemand(
         weights=weights,
         gradients=gradients,
-        activations=micro_batch * (held + at_work),
+        activations=micro_batch * (held + at_work) + (0 if recomputed else copies) + layer_copies,
         logits=min(scored, CHUNK_ELEMENTS) * CHUNK_BYTES,
         cache=generation.gen_batch_size * positions * kept
-        + min(generation.gen_batch_size * shape.vocabulary, CHUNK_ELEMENTS) * CHUNK_BYTES,
+        + min(generation.gen_batch_size * shape.vocabulary, CHUNK_ELEMENTS) * CHUNK_BYTES
+        + layer_copies,
         held_a_position=held,
+        held_a_batch=0 if recomputed else copies,
     )
 
 
@@ -217,6 +231,20 @@ def _at(value: Any, index: int) -> Any:
 
 def _sizes(headers: Mapping[str, TensorHeader]) -> dict[str, int]:
     return {name: header.size for name, header in headers.items()}
+
+
+def _expert_copies(adapter: Path, headers: Mapping[str, TensorHeader]) -> int:
+    """Numbers of the fused expert weights that a LoRA changes: each forward pass makes a changed copy of them."""
+    settings = read_json(adapter, ADAPTER_CONFIG, field="model.adapter")
+    fused = tuple(f"{name.rpartition('.')[0]}." for name in settings.get("target_parameters") or ())
+    total = 0
+    for name, down in headers.items():
+        up = headers.get(name.replace("lora_A", "lora_B"))
+        if up is None or "lora_A" not in name or not any(path in name for path in (*fused, ".experts.")):
+            continue
+        experts = max(1, down.shape[0] // int(settings["r"]))
+        total += experts * down.shape[1] * up.shape[0]
+    return total
 
 
 def _trainable(trainable: str, base: Mapping[str, int], own: Mapping[str, int]) -> int:

@@ -68,6 +68,8 @@ def choose_pass(config: ProbeConfig, memory: MemoryDemand, longest_prompt: int, 
     fits = f"the graphs of {waiting} shards at their longest take {size(needed)}, there is room for {there}"
     if estimator.pass_ == "one":
         return Pass("one", room, f"as configured; {memory.unknown or fits}")
+    if estimator.pass_ == "auto" and memory.held_a_batch:
+        return Pass("two", 0, f"each micro-batch's graph holds a copy of fused experts, {size(memory.held_a_batch)}")
     if estimator.pass_ == "auto" and room >= waiting * shard:
         return Pass("one", room, fits)
     return Pass("two", 0, "as configured" if estimator.pass_ == "two" else fits)

@@ -21,15 +21,18 @@ from ray_probe.prompts import PromptSet, absolute_source, load_prompts
 TOKENIZE_BATCH = 10_000
 
 
-def prepare(config: ProbeConfig, created: datetime | None = None) -> Prepared:
+def prepare(
+    config: ProbeConfig, created: datetime | None = None, checkpoint: Checkpoint | None = None
+) -> Prepared:
     """Check files and sizes. Raises an InputError with one line for what is wrong.
 
     Args:
         config: the run's configuration.
         created: when the run was created, in its manifest; None: now. Chat templates that write a date write this one.
+        checkpoint: what inspecting the checkpoint with its fingerprints gave; None: it is inspected here.
     """
     created = created or datetime.now(UTC).replace(microsecond=0)
-    checkpoint = inspect_checkpoint(config.model)
+    checkpoint = checkpoint or inspect_checkpoint(config.model)
     eos = checkpoint.eos(config.generation.eos_token_ids)
     data, batch = config.data, config.batch
     render = ChatTemplate(checkpoint.tokenizer, created) if data.chat_template else None

@@ -144,6 +144,7 @@ def manifest(prepared: Prepared, actor: dict[str, Any], cluster: dict[str, Any])
         "settings": {name: part for name, part in to_dict(config).items() if name not in FREE_SECTIONS},
         "eos_token_ids": list(prepared.eos.ids),
         "eos_source": prepared.eos.source,
+        "frozen_parameters": list(actor["frozen"]),
         "seed": config.data.seed,
         "shard_plan": {
             shard.id: [ref.index for ref in shard.prompts]

@@ -84,6 +84,11 @@ class Rollout:
         return self._gradient.layout
 
     @property
+    def frozen(self) -> tuple[str, ...]:
+        """Parameters that `model.trainable` asks for and the architecture has frozen."""
+        return self._gradient.frozen
+
+    @property
     def eos_ids(self) -> tuple[int, ...]:
         """Ids that end a response."""
         return self._components.processor.eos_ids

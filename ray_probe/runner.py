@@ -14,6 +14,7 @@ from typing import Any
 from ray_probe.config import ProbeConfig, load_config, to_dict
 from ray_probe.errors import ClusterError, ConfigError, bad_value
 from ray_probe.interrupts import interrupted
+from ray_probe.loading import check_fits_here
 from ray_probe.measurement import HANDOVER_S, Job, prepared_again
 from ray_probe.prepared import FREE_SECTIONS, Prepared, few_shards
 from ray_probe.progress import Listener, Progress
@@ -154,6 +155,7 @@ def _driven(prepared: Prepared, resume: bool, path: Path, notes: _Notes, listene
 
     config, name = prepared.config, path.name
     cluster = config.cluster
+    check_fits_here(config, prepared.memory)
     if cluster.address is None:
         notes.tell("starting Ray on this machine")
     with ExitStack() as stack:

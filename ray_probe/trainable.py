@@ -1,13 +1,14 @@
 """Which parameters the gradient is taken for, and the width in which it accumulates."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 import torch
 
+from ray_probe.checkpoint_files import some
 from ray_probe.errors import ConfigError, bad_value
 
-_OWN, _REPLACED = "_adapter_parameters", "_replaced_parameters"
+_OWN, _REPLACED, _FROZEN = "_adapter_parameters", "_replaced_parameters", "_frozen_parameters"
 NO_ADAPTER = "there is no adapter; name its directory in model.adapter"
 
 
@@ -24,7 +25,8 @@ def mark_adapter(model: torch.nn.Module, own: Iterable[str], replaced: Iterable[
     Args:
         model: the policy.
         own: names of the adapter's parameters.
-        replaced: names of parameters which the adapter's own stand in for: nothing is computed from them.
+        replaced: names under which the adapter's own stand in for a parameter. A parameter that has another name too,
+            as a head that is tied to the embedding has, is computed with under that one.
     """
     setattr(model, _OWN, frozenset(own))
     setattr(model, _REPLACED, frozenset(replaced))
@@ -36,8 +38,29 @@ def adapter_parameters(model: torch.nn.Module) -> frozenset[str]:
     return names
 
 
+def mark_frozen(model: torch.nn.Module, names: Collection[str] = ()) -> None:
+    """Keep on the model which parameters its architecture has frozen; the first call decides.
+
+    Call it before an adapter is put in, which freezes the whole model.
+
+    Args:
+        model: the policy; its parameters that require no gradient are taken for frozen.
+        names: of more that are.
+    """
+    if not hasattr(model, _FROZEN):
+        named = model.named_parameters(remove_duplicate=False)
+        setattr(model, _FROZEN, tuple(p for name, p in named if name in names or not p.requires_grad))
+
+
+def frozen_out(model: torch.nn.Module, trainable: str) -> tuple[str, ...]:
+    """Names of the parameters that `trainable` asks for and the architecture has frozen, a router's bias say."""
+    return tuple(_asked(model, trainable)[1])
+
+
 def select_trainable(model: torch.nn.Module, trainable: str) -> dict[str, torch.nn.Parameter]:
     """Make exactly the chosen parameters require a gradient, accumulated in float32 or wider.
+
+    What the architecture has frozen stays frozen; see `frozen_out`.
 
     Args:
         model: the policy.
@@ -47,21 +70,42 @@ def select_trainable(model: torch.nn.Module, trainable: str) -> dict[str, torch.
     Raises:
         ConfigError: no parameter is chosen.
     """
-    own = adapter_parameters(model)
-    replaced: frozenset[str] = getattr(model, _REPLACED, frozenset())
-    if trainable == "adapter" and not own:
+    if trainable == "adapter" and not adapter_parameters(model):
         raise ConfigError(bad_value("model.trainable", trainable, NO_ADAPTER))
-    chosen = {}
-    for name, parameter in model.named_parameters():
-        wanted = name not in replaced and _wanted(name, trainable, own)
-        parameter.requires_grad_(wanted)
-        if wanted:
-            chosen[name] = parameter
+    chosen, frozen = _asked(model, trainable)
     if not chosen:
-        names = ", ".join([name for name, _ in model.named_parameters() if name not in replaced][:3])
-        raise ConfigError(bad_value("model.trainable", trainable, f"no parameter matches; there are {names}, ..."))
+        remedy = f"no parameter matches; there are {some(_used(model))}"
+        if frozen:
+            remedy = f"it matches only what the architecture has frozen ({some(frozen)}); choose other parameters"
+        raise ConfigError(bad_value("model.trainable", trainable, remedy))
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    for parameter in chosen.values():
+        parameter.requires_grad_(True)
     accumulate_wide(chosen.values())
     return chosen
+
+
+def _asked(
+    model: torch.nn.Module, trainable: str
+) -> tuple[dict[str, torch.nn.Parameter], dict[str, torch.nn.Parameter]]:
+    """The parameters that are asked for by name: those that can be trained, and those that are frozen."""
+    mark_frozen(model)
+    frozen, own = {id(parameter) for parameter in getattr(model, _FROZEN)}, adapter_parameters(model)
+    asked = {name: p for name, p in _used(model).items() if _wanted(name, trainable, own)}
+    chosen = {name: p for name, p in asked.items() if id(p) not in frozen}
+    return chosen, {name: p for name, p in asked.items() if id(p) in frozen}
+
+
+def _used(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
+    """The parameters that are not replaced, each under the first of its names that is not."""
+    replaced: frozenset[str] = getattr(model, _REPLACED, frozenset())
+    names: dict[int, str] = {}
+    used = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        if name not in replaced and names.setdefault(id(parameter), name) == name:
+            used[name] = parameter
+    return used
 
 
 def _wanted(name: str, trainable: str, own: frozenset[str]) -> bool:

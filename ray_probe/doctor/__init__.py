@@ -4,7 +4,7 @@ from collections.abc import Generator
 from contextlib import ExitStack
 
 from ray_probe.config import ClusterConfig, ProbeConfig
-from ray_probe.doctor import cluster, devices, files, machine
+from ray_probe.doctor import cluster, devices, files, machine, model
 from ray_probe.doctor.checks import Case, Check, Step, examine, exit_code, to_json
 
 __all__ = ["Check", "diagnose", "exit_code", "to_json"]
@@ -14,20 +14,21 @@ READ_S = 300.0  # a checkpoint is read once, for its fingerprint: 30 GB at 100 M
 LOOK_S = 20.0
 
 
-def _steps(config: ProbeConfig | None, address: str | None) -> tuple[Step, ...]:
+def _steps(config: ProbeConfig | None, address: str | None, load: bool) -> tuple[Step, ...]:
     """What is looked at, in this order: what answers soon comes first, the cluster before torch is loaded."""
     versions, token = Step("versions", machine.versions), Step("token", machine.token)
     room = (Step("room for Ray", machine.room_for_ray),) if address is None else ()
     connected = ("token", *(step.name for step in room))
     torch, self_test = Step("torch", machine.torch_build), Step("self-test", machine.self_tested)
+    no_run = Step("run", files.no_run)
     if config is None and address is None:
-        return (versions, token, *room, Step("Ray", cluster.ray_starts, connected), torch, self_test)
+        return (versions, token, *room, Step("Ray", cluster.ray_starts, connected), torch, self_test, no_run)
     joined = (
         Step("cluster", cluster.joined, connected),
         Step("packages on nodes", cluster.node_packages, ("cluster",)),
     )
     if config is None:
-        return (versions, token, *joined, torch, self_test)
+        return (versions, token, *joined, torch, self_test, no_run)
     on_nodes = ("resources", "checkpoint")
     cache = (Step("model cache", cluster.model_cache, on_nodes),) if config.model.cache_dir else ()
     return (
@@ -40,6 +41,7 @@ def _steps(config: ProbeConfig | None, address: str | None) -> tuple[Step, ...]:
         Step("checkpoint on nodes", cluster.node_checkpoint, on_nodes),
         *cache,
         Step("memory", devices.memory, (*on_nodes, "prompts")),
+        Step("model", model.loaded, ("checkpoint", "prompts")) if load else Step("model", model.not_loaded),
         Step("run directory", files.run_directory, limit_s=LOOK_S),
         Step("disk", files.disk, ("checkpoint", "run directory"), limit_s=LOOK_S),
         Step("shared directory", cluster.shared_directory, ("cluster", "run directory")),
@@ -54,6 +56,7 @@ def diagnose(
     token_path: str | None = None,
     loopback: bool = False,
     self_test_s: float = SELF_TEST_S,
+    load: bool = False,
 ) -> Generator[Check, None, None]:
     """Look at everything that a run needs, one check after the other, each when it is asked for.
 
@@ -66,12 +69,13 @@ def diagnose(
         token_path: token of a cluster that another ray_probe started.
         loopback: that cluster is on this machine.
         self_test_s: time for the self-test.
+        load: load the model here too, and put a few short responses through it.
     """
     held: set[str] = set()
     with ExitStack() as stack:
         where = config.cluster if config else ClusterConfig().model_copy(update={"address": address})
         case = Case(config, where, token_path, loopback, self_test_s, stack)
-        for step in _steps(config, where.address):
+        for step in _steps(config, where.address, load):
             check = examine(step, case, held)
             if check.ok:
                 held.add(check.name)

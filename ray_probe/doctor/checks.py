@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from ray_probe.cluster.survey import Node
     from ray_probe.prepared import Prepared
 
-Status = Literal["ok", "warning", "failed", "skipped"]
+Status = Literal["ok", "warning", "failed", "skipped", "omitted"]
 
 
 @dataclass(frozen=True)
@@ -23,8 +23,8 @@ class Check:
 
     Attributes:
         name: what was looked at.
-        status: ok, warning (it holds, and there is something to know), failed, or skipped (something that it needs
-            does not hold).
+        status: ok, warning (it holds, and there is something to know), failed, skipped (something that it needs
+            does not hold), or omitted (nobody asked to look at it).
         detail: what was found.
         remedy: what to do about it, or None.
         exit_code: of the command, were this the first thing that is wrong; 0 when nothing is.
@@ -38,15 +38,29 @@ class Check:
 
     @property
     def ok(self) -> bool:
-        """Whether what was looked at holds."""
-        return self.status in ("ok", "warning")
+        """Whether nothing that was looked at is wrong."""
+        return self.status in ("ok", "warning", "omitted")
 
 
 class Finding(NamedTuple):
-    """What a step found to hold; a remedy makes it a warning. What does not hold is raised as a ProbeError."""
+    """What a step found to hold; a remedy makes it a warning. What does not hold is raised as a ProbeError.
+
+    Attributes:
+        detail: what was found, or what was not looked at.
+        remedy: what to do about it.
+        looked: False when the step did not look.
+    """
 
     detail: str
     remedy: str | None = None
+    looked: bool = True
+
+    @property
+    def status(self) -> Status:
+        """The status of its check."""
+        if not self.looked:
+            return "omitted"
+        return "ok" if self.remedy is None else "warning"
 
 
 @dataclass
@@ -125,7 +139,7 @@ def examine(step: Step, case: Case, held: Collection[str]) -> Check:
         return _failed(step.name, str(error), error.exit_code)
     except Exception as error:  # a diagnosis names what is broken, whatever it is, and goes on
         return _failed(step.name, f"{type(error).__name__}: {error}", 1)
-    return Check(step.name, "ok" if found.remedy is None else "warning", *found)
+    return Check(step.name, found.status, found.detail, found.remedy)
 
 
 def exit_code(checks: Iterable[Check]) -> int:

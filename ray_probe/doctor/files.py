@@ -17,14 +17,14 @@ OTHER_BYTES = 64 * 2**20  # records, rounds, plots, log
 
 
 def checkpoint(case: Case) -> Finding:
-    """The checkpoint, and the adapter, can be read; their weights are not loaded."""
+    """The checkpoint, and the adapter, can be read and are whole and finite; their weights are not loaded."""
     from ray_probe.checkpoints import inspect_checkpoint
     from ray_probe.preflight import prepare
 
-    found = inspect_checkpoint(case.run.model, hashed=False)
+    found = inspect_checkpoint(case.run.model)
     found.eos(case.run.generation.eos_token_ids)
     try:
-        case.prepared = prepare(case.run)
+        case.prepared = prepare(case.run, checkpoint=found)
     except InputError as error:  # the checkpoint has just passed, so it is about the prompts
         case.unusable = error
     case.found = found
@@ -32,9 +32,8 @@ def checkpoint(case: Case) -> Finding:
     adapter = f", adapter {found.adapter}" if found.adapter else ""
     if found.policy_tokenizer.tokenizer_from == "model.adapter":
         adapter += " with its own tokenizer"
-    fingerprint = f", fingerprint {case.prepared.checkpoint.fingerprint[:12]}" if case.prepared else ""
-    what = f"{sum(t.size for t in tensors):,} parameters, {size(sum(t.stored_bytes for t in tensors))}"
-    return Finding(f"{found.directory}{adapter}: {what}{fingerprint}")
+    what = f"{sum(t.size for t in tensors):,} parameters, all finite, {size(sum(t.stored_bytes for t in tensors))}"
+    return Finding(f"{found.directory}{adapter}: {what}, fingerprint {found.fingerprint[:12]}")
 
 
 def end_of_response(case: Case) -> Finding:
@@ -78,6 +77,12 @@ def _longest(case: Case) -> int:
 def _untouched(prompt: Prompt, where: str) -> str:
     """Stands in for the chat template of a checkpoint that cannot be read."""
     return str(prompt)
+
+
+def no_run(case: Case) -> Finding:
+    """Without a config there is no run to look at."""
+    what = "checkpoint, prompts, memory and run directory"
+    return Finding(f"not looked at: {what} of a run", "give its CONFIG", looked=False)
 
 
 def run_directory(case: Case) -> Finding:

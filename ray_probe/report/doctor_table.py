@@ -8,7 +8,7 @@ from ray_probe.doctor.checks import Check
 from ray_probe.report.layout import Prose
 from ray_probe.report.parts import rendered
 
-STYLES = {"ok": "green", "warning": "yellow", "failed": "bold red", "skipped": "dim"}
+STYLES = {"ok": "green", "warning": "yellow", "failed": "bold red", "skipped": "dim", "omitted": "cyan"}
 STATUS_CHARS, NAME_CHARS = 7, 19
 
 

@@ -13,6 +13,7 @@ from ray_probe.cluster.environment import PREFIX
 from ray_probe.config import ProbeConfig, dump_yaml, load_config
 from ray_probe.errors import ClusterError, ConfigError, ProbeError, bad_value
 from ray_probe.files import held, write_atomically
+from ray_probe.loading import check_fits_here
 from ray_probe.prepared import Prepared, few_shards
 from ray_probe.run_directory import default_name
 from ray_probe.runner import warn_unless_shared
@@ -58,6 +59,7 @@ def up(config_path: Path, overrides: Sequence[str], name: str | None, tell: Tell
     from ray_probe.preflight import prepare  # brings transformers along
 
     prepared = prepare(config)
+    check_fits_here(config, prepared.memory)
     if (warning := few_shards(config)) is not None:
         tell(f"warning: {warning}")
     directory = _directory(Path(prepared.config.output.dir), name)

@@ -70,9 +70,8 @@ def test_a_run_that_can_start_is_told_so_and_nothing_is_left(
     told = diagnosed(home, config, cluster.token_path)
     assert told["ok"], told["checks"]
     assert [check["name"] for check in told["checks"]] == [
-        "versions", "token", "cluster", "packages on nodes", "resources", "torch", "checkpoint",
-        "end of response", "prompts",
-        "checkpoint on nodes", "memory", "run directory", "disk", "shared directory", "self-test",
+        "versions", "token", "cluster", "packages on nodes", "resources", "torch", "checkpoint", "end of response",
+        "prompts", "checkpoint on nodes", "memory", "model", "run directory", "disk", "shared directory", "self-test",
     ]  # fmt: skip
     assert cluster.address in told["by_name"]["cluster"]["detail"]
     assert told["by_name"]["token"]["detail"].endswith("(mode 0600)")

@@ -1,5 +1,6 @@
 """Real PEFT adapters on tiny checkpoints."""
 
+import re
 import warnings
 from pathlib import Path
 from typing import Any
@@ -9,9 +10,22 @@ import torch
 
 from ray_probe.checkpoints import load_model
 
+MOVED = r"lora_B|embedding|modules_to_save|tokens_delta|bias$"
 
-def write_adapter(directory: Path, checkpoint: Path, seed: int = 0, spread: float = 0.1, **settings: Any) -> Path:
-    """A LoRA on the checkpoint as a trainer saves it; its `lora_B` has this spread (0: untrained)."""
+
+def write_adapter(
+    directory: Path, checkpoint: Path, seed: int = 0, spread: float = 0.1, moved: str = MOVED, **settings: Any
+) -> Path:
+    """A LoRA on the checkpoint as a trainer saves it.
+
+    Args:
+        directory: where it is written.
+        checkpoint: its base model.
+        seed: of its numbers.
+        spread: standard deviation of what training has added (0: untrained).
+        moved: expression of the names of the trained parameters that training has changed.
+        settings: of the LoraConfig.
+    """
     torch.manual_seed(seed)
     plain = {"r": 3, "lora_alpha": 6, "target_modules": ["q_proj", "down_proj"], "task_type": "CAUSAL_LM"}
     own = torch.Generator().manual_seed(seed)
@@ -19,7 +33,7 @@ def write_adapter(directory: Path, checkpoint: Path, seed: int = 0, spread: floa
         warnings.simplefilter("ignore")
         wrapped = peft.get_peft_model(load_model(checkpoint, "float32"), peft.LoraConfig(**plain | settings))
         for name, parameter in wrapped.named_parameters():
-            if parameter.requires_grad and ("lora_B" in name or "embedding" in name or "modules_to_save" in name):
+            if parameter.requires_grad and re.search(moved, name):
                 parameter += torch.randn(parameter.shape, generator=own) * spread
         wrapped.save_pretrained(str(directory))
     return directory

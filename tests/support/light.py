@@ -42,7 +42,7 @@ class LightActor(RolloutActor):
         rule = baseline_rule(config_from_dict(order.config))
         self._rollout = LightRollout(rule, order.policy_id, self._on_progress, self.shard_s)
         about = {"device": "cpu", "threads": 1, "pid": os.getpid(), "node": ray.util.get_node_ip_address()}
-        return about | {"layout": LAYOUT, "eos_ids": self._rollout.eos_ids}
+        return about | {"layout": LAYOUT, "eos_ids": self._rollout.eos_ids, "frozen": ()}
 
     def bucket(self, start: int, stop: int, *others: Any) -> Any:
         fail_at("light_bucket", str(start))

@@ -92,10 +92,34 @@ def tiny_model(architecture: str, vocabulary: int, seed: int = 0) -> Any:
     return transformers.AutoModelForCausalLM.from_config(config)
 
 
+def tiny_experts(family: str, vocabulary: int, seed: int = 0, **settings: Any) -> Any:
+    """A mixture of four experts of two layers, two of which see each token; `family` as in `MixtralConfig`."""
+    torch.manual_seed(seed)
+    shared = _GROUPED | {"num_local_experts": 4, "num_experts_per_tok": 2, "head_dim": 8}
+    config = getattr(transformers, f"{family}Config")(vocab_size=vocabulary, **shared | settings)
+    return transformers.AutoModelForCausalLM.from_config(config)
+
+
+def tiny_vision() -> Any:
+    """A Gemma 3 of 8 tokens that reads images too."""
+    torch.manual_seed(0)
+    text = _GROUPED | {
+        "vocab_size": 8, "head_dim": 8, "query_pre_attn_scalar": 8, "layer_types": ["full_attention"] * 2,
+    }  # fmt: skip
+    vision = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2,
+              "image_size": 8, "patch_size": 4}  # fmt: skip
+    config = transformers.Gemma3Config(
+        text_config=text, vision_config=vision, mm_tokens_per_image=4, image_token_index=7, boi_token_index=6,
+        eoi_token_index=6,
+    )  # fmt: skip
+    return transformers.Gemma3ForConditionalGeneration(config)
+
+
 def save_checkpoint(directory: Path, model: Any, characters: str) -> Path:
     """A checkpoint directory of the model with the character tokenizer that fits it."""
     model.save_pretrained(directory)
-    character_tokenizer(characters, pad=model.config.vocab_size > len(characters) + 1).save_pretrained(directory)
+    pad = model.config.get_text_config().vocab_size > len(characters) + 1
+    character_tokenizer(characters, pad=pad).save_pretrained(directory)
     return directory
 
 

@@ -55,7 +55,8 @@ class InProcessWorkers:
         self._prepared = prepared
         self.info = {
             "layout": self.layout, "eos_ids": self._rollout.eos_ids, "device": "cpu", "spare_bytes": 10**9,
-            "why_no_head": "", "takes_padding": True, "cache_gap": self._rollout.cache_gap, "threads": 1,
+            "why_no_head": "", "frozen": self._rollout.frozen, "takes_padding": True,
+            "cache_gap": self._rollout.cache_gap, "threads": 1,
         }  # fmt: skip
 
     def open(self, directory: RunDirectory, finished: Sequence[Sequence[int]], held_positions: int = 0) -> None:

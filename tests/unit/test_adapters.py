@@ -409,5 +409,5 @@ def test_settings_that_say_nothing_of_the_policy_and_the_order_of_names_do_not_m
 
 @pytest.mark.parametrize("architecture", ["llama_tied", "gemma2", "qwen2"])
 def test_adapters_of_other_architectures_load(tmp_path: Path, architecture: str):
-    checkpoint = save_checkpoint(tmp_path / "c", tiny_model(architecture, 8), CHARACTERS)
+    checkpoint = save_checkpoint(tmp_path / "c", tiny_model(architecture, 16), CHARACTERS)
     assert len(adapter_parameters(opened(checkpoint, write_adapter(tmp_path / "a", checkpoint)))) == 8

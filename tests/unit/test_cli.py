@@ -39,6 +39,7 @@ REFUSED = [
     pytest.param(
         ["run", "{dir}/run.yaml", "--set", "batch.round=1"], ["batch.round", "batch.rounds"], id="unknown key"
     ),
+    pytest.param(["doctor", "--load"], ["--load", "give CONFIG"], id="nothing to load"),
     pytest.param(["run", "{dir}/run.yaml", "--set", "batch.rounds=-1"], ["batch.rounds", "-1", ">= 1"], id="range"),
     pytest.param(["run", "{dir}/run.yaml", "--actors", "0"], ["cluster.actors", "0", ">= 1"], id="no actors"),
     pytest.param(

@@ -3,6 +3,7 @@
 import io
 import itertools
 import json
+import re
 import shutil
 import socket
 import subprocess
@@ -15,6 +16,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import safetensors.torch
+import torch
+from support.adapters import write_adapter
 from support.checkpoints import raw_config
 
 from ray_probe import self_test as self_test_module
@@ -90,8 +94,9 @@ def test_an_unreachable_cluster_is_told_within_3_s_and_all_that_needs_none_is_lo
     assert first["cluster"].remedy is not None and "ray start --head" in first["cluster"].remedy
     rest = {check.name: check for check in checks}
     assert {name for name, check in rest.items() if check.ok} == {
-        "torch", "checkpoint", "end of response", "prompts", "run directory", "disk", "self-test",
+        "torch", "checkpoint", "end of response", "prompts", "model", "run directory", "disk", "self-test",
     }  # fmt: skip
+    assert rest["model"].status == "omitted"
     skipped = {name: check.detail for name, check in rest.items() if not check.ok}
     assert skipped["resources"] == "needs cluster" and rest["resources"].status == "skipped"
     assert skipped["checkpoint on nodes"] == "needs resources"
@@ -143,6 +148,17 @@ def test_prompts_that_cannot_be_used_do_not_hide_the_checkpoint(configured):
     assert checks["disk"].ok
 
 
+def test_a_checkpoint_whose_weights_are_not_finite_is_named_as_what_is_wrong(configured, tmp_path: Path):
+    checkpoint = Path(shutil.copytree(configured().model.path, tmp_path / "c"))
+    tensors = safetensors.torch.load_file(checkpoint / "model.safetensors")
+    tensors["model.norm.weight"][0] = torch.nan
+    safetensors.torch.save_file(tensors, checkpoint / "model.safetensors", metadata={"format": "pt"})
+    checks = by_name(configured(model={"path": str(checkpoint)}))
+    assert checks["checkpoint"].status == "failed" and checks["checkpoint"].exit_code == 2
+    assert "NaN or infinity in 1 tensors: model.norm.weight" in checks["checkpoint"].detail
+    assert checks["prompts"].ok
+
+
 def test_what_a_step_raises_of_its_own_is_a_line_too():
     def broken(case: Case) -> Finding:
         raise TypeError("two\nlines")
@@ -167,6 +183,62 @@ def test_checks_come_one_by_one_as_they_are_asked_for(configured, monkeypatch: p
     assert next(checks).name == "versions"
     assert looked == []
     checks.close()
+
+
+# The model
+
+
+def test_what_only_the_loaded_model_shows_is_named_as_not_looked_at(configured):
+    check = by_name(configured())["model"]
+    assert (check.status, check.ok, check.exit_code) == ("omitted", True, 0)
+    assert check.detail.startswith("not looked at: whether the loaded model can be sampled")
+    assert "adapter" in check.detail
+    assert check.remedy == "add --load"
+
+
+def test_a_loaded_model_is_put_through_all_that_a_run_does(configured):
+    check = by_name(configured(), load=True)["model"]
+    assert check.status == "ok" and check.exit_code == 0
+    assert "loaded on cpu, gradient of 21 parameters; of " in check.detail
+    numbers = re.search(r"of (\d+) tokens the mean parity gap is (\S+) nats .* norm (\S+) \(", check.detail)
+    assert numbers is not None
+    tokens, gap, norm = numbers.groups()
+    assert 4 <= int(tokens) <= 64 and float(gap) < 1e-3 and float(norm) > 0
+
+
+def untrained_dora(model: Path) -> dict[str, Any]:
+    """Files cannot tell that it is untrained: its magnitudes have no counterpart in the base model."""
+    return {"adapter": str(write_adapter(model.parent / "a", model, use_dora=True, spread=0.0))}
+
+
+def overflowing(model: Path) -> dict[str, Any]:
+    tensors = safetensors.torch.load_file(model / "model.safetensors")
+    tensors["lm_head.weight"].fill_(3e38)
+    safetensors.torch.save_file(tensors, model / "model.safetensors", metadata={"format": "pt"})
+    return {}
+
+
+@pytest.mark.parametrize(
+    ("spoil", "code", "says"),
+    [(untrained_dora, 2, "it is inert: it moves no logit"), (overflowing, 1, "the model gave NaN or infinity")],
+)
+def test_what_the_run_would_refuse_of_a_loaded_model_fails_with_its_exit_code(
+    configured, tmp_path: Path, spoil: Callable[[Path], dict[str, Any]], code: int, says: str
+):
+    checkpoint = Path(shutil.copytree(configured().model.path, tmp_path / "c"))
+    config = configured(model={"path": str(checkpoint)} | spoil(checkpoint))
+    assert by_name(config)["checkpoint"].ok, "its files do not tell"
+    check = by_name(config, load=True)["model"]
+    assert (check.status, check.exit_code) == ("failed", code) and says in check.detail
+
+
+def test_a_model_that_does_not_fit_here_is_not_looked_at_which_is_no_failure(
+    configured, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("ray_probe.doctor.model.free_device", lambda cuda: ("the memory", 10))
+    check = by_name(configured(), load=True)["model"]
+    assert check.status == "omitted" and "weights and gradients take" in check.detail and "has 10 B" in check.detail
+    assert check.remedy is not None and "where there is room" in check.remedy
 
 
 # Versions
@@ -252,9 +324,10 @@ def test_token_mode_without_a_token_fails_before_ray_is_asked(configured, monkey
 def test_without_a_config_a_cluster_can_be_looked_at_by_its_address(nowhere: str):
     checks = list(diagnose(address=nowhere))
     assert [check.name for check in checks] == [
-        "versions", "token", "cluster", "packages on nodes", "torch", "self-test",
+        "versions", "token", "cluster", "packages on nodes", "torch", "self-test", "run",
     ]  # fmt: skip
-    assert checks[2].status == "failed" and nowhere in checks[2].detail and checks[-1].ok
+    assert checks[2].status == "failed" and nowhere in checks[2].detail and checks[-2].ok
+    assert checks[-1].status == "omitted" and "not looked at: checkpoint, prompts" in checks[-1].detail
     wrong = [check for check in diagnose(address="http://head:8265") if not check.ok]
     assert wrong[0].exit_code == 2 and "use null, auto or host:port" in str(wrong[0].remedy)
 
@@ -333,6 +406,7 @@ CHECKS = [
     Check("token", "warning", "others can read it", "chmod 600 token"),
     Check("cluster", "failed", "no answer", "start one", 4),
     Check("resources", "skipped", "needs cluster"),
+    Check("model", "omitted", "not looked at", "add --load"),
 ]
 
 
@@ -344,6 +418,7 @@ def test_each_check_is_one_plain_line_when_nobody_watches(monkeypatch: pytest.Mo
         "warning  token                others can read it; chmod 600 token\n",
         "failed   cluster              no answer; start one\n",
         "skipped  resources            needs cluster\n",
+        "omitted  model                not looked at; add --load\n",
         "ok       disk                 " + "x" * 300 + "\n",
     ]
 
@@ -360,7 +435,7 @@ def test_a_terminal_gets_colours_and_every_character(monkeypatch: pytest.MonkeyP
 
 def test_machines_get_the_same_with_ok_only_when_everything_holds():
     told = json.loads(json.dumps(to_json(CHECKS)))
-    assert told["ok"] is False and [check["ok"] for check in told["checks"]] == [True, True, False, False]
+    assert told["ok"] is False and [check["ok"] for check in told["checks"]] == [True, True, False, False, True]
     assert told["checks"][2] == {
         "name": "cluster", "ok": False, "status": "failed", "detail": "no answer", "remedy": "start one",
         "exit_code": 4,

@@ -11,7 +11,7 @@ import torch
 import transformers
 from support.adapters import write_adapter
 from support.architectures import tiny
-from support.models import probe_config, save_checkpoint, tiny_llama, tiny_model
+from support.models import probe_config, save_checkpoint, tiny_experts, tiny_llama, tiny_model
 from torch.profiler import ProfilerActivity, profile
 
 from ray_probe.assembly import build_rollout
@@ -143,6 +143,18 @@ def test_a_forecast_that_cannot_be_made_is_a_warning():
     check_fits(demand, demand.total, "a device")
     with pytest.raises(ClusterError, match="without activations"):
         check_fits(demand, demand.total - 1, "a device")
+def test_the_copies_of_fused_experts_that_a_lora_makes_are_counted_once_for_each_micro_batch(tmp_path: Path):
+    shape = {"hidden_size": 64, "intermediate_size": 256, "num_hidden_layers": 4, "num_local_experts": 8}
+    model = tiny_experts("Mixtral", 64, **shape)
+    checkpoint = save_checkpoint(tmp_path / "c", model, "abcdef")
+    experts = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
+    adapter = write_adapter(tmp_path / "a", checkpoint, target_modules=[], target_parameters=experts)
+    config = config_of(checkpoint, {"adapter": str(adapter), "trainable": "adapter"})
+    demand, measured = demand_of(config), measured_scoring(config)
+    assert demand.held_a_batch == sum(p.nbytes for name, p in model.named_parameters() if ".experts." in name)
+    assert 0.5 < (demand.gradients // 2 + demand.activations + demand.logits) / measured < 2
+    recomputed = config.estimator.model_copy(update={"activation_checkpointing": True})
+    assert demand_of(config.model_copy(update={"estimator": recomputed})).held_a_batch == 0
 
 
 def test_a_large_vocabulary_is_no_table_of_logits_in_forecast_or_in_fact(tmp_path: Path):

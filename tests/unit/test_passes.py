@@ -59,3 +59,10 @@ def test_what_is_asked_for_is_done_and_one_pass_keeps_to_its_room(asked: str) ->
     found = chosen(4.01, **{"pass": asked})
     assert (found.name, found.held_positions) == (asked, 100 if asked == "one" else 0)
     assert Pass.from_json(found.to_json()) == found
+
+
+def test_graphs_that_hold_copies_of_experts_are_not_held_unless_asked_for() -> None:
+    memory = replace(MEMORY, held_a_batch=2 * GB)
+    found = choose_pass(config(), memory, 36, 100 * GB)
+    assert (found.name, found.held_positions) == ("two", 0) and "2 GB" in found.why
+    assert choose_pass(config(**{"pass": "one"}), memory, 36, 100 * GB).name == "one"

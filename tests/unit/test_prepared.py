@@ -21,7 +21,7 @@ from ray_probe.preflight import prepare
 from ray_probe.prepared import Prepared, changed_settings, check_same_inputs, few_shards, manifest
 
 PROMPTS = ["abc", "f", "a" * 20, "dd"]
-ACTOR = {"device": "cpu", "spare_bytes": 10**9, "threads": 1, "eos_ids": (0,)}
+ACTOR = {"device": "cpu", "spare_bytes": 10**9, "threads": 1, "eos_ids": (0,), "frozen": ("gate.bias",)}
 
 
 @pytest.fixture
@@ -72,6 +72,7 @@ def test_the_manifest_holds_what_fixes_the_result(job, tmp_path: Path):
     prepared = prepare(job(data={"seed": 3}))
     found = written(prepared)
     assert found["versions"]["torch"] == version("torch") and found["versions"]["ray-probe"] == __version__
+    assert found["frozen_parameters"] == ["gate.bias"]
     assert set(found["versions"]) == {"ray-probe", "python", "torch", "transformers", "tokenizers", "ray", "numpy"}
     assert found["checkpoint"] == {
         "path": str(tmp_path / "c"), "fingerprint": prepared.checkpoint.fingerprint,

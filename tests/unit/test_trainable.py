@@ -1,11 +1,13 @@
 """Which parameters the gradient is of, and how wide it accumulates."""
 
+from typing import Any
+
 import pytest
 import torch
 from support.models import tiny_llama
 
 from ray_probe.errors import ConfigError
-from ray_probe.trainable import adapter_parameters, mark_adapter, select_trainable
+from ray_probe.trainable import adapter_parameters, frozen_out, mark_adapter, mark_frozen, select_trainable
 
 
 @pytest.mark.parametrize(
@@ -56,7 +58,41 @@ def test_a_parameter_that_an_adapter_stands_in_for_is_never_chosen():
         select_trainable(model, "lm_head")
 
 
-def test_frozen_parameters_get_no_gradient():
+def with_frozen_norm() -> Any:
+    model = tiny_llama(8)
+    model.model.norm.weight.requires_grad_(False)
+    return model
+
+
+def test_what_the_architecture_has_frozen_is_left_out_and_named():
+    model = with_frozen_norm()
+    for _ in range(2):  # selecting makes all else require no gradient, which is not taken for frozen the next time
+        assert len(select_trainable(model, "all")) == 20
+        assert frozen_out(model, "all") == ("model.norm.weight",)
+    assert frozen_out(model, "mlp") == ()
+    assert not model.model.norm.weight.requires_grad
+
+
+def test_frozen_parameters_are_known_though_an_adapter_freezes_everything():
+    model = with_frozen_norm()
+    mark_frozen(model)
+    model.requires_grad_(False)
+    assert len(select_trainable(model, "all")) == 20
+
+
+def test_an_expression_that_matches_frozen_parameters_alone_is_refused():
+    with pytest.raises(ConfigError, match=r"^model\.trainable: .*the architecture has frozen \(model\.norm\.weight\)"):
+        select_trainable(with_frozen_norm(), r"model\.norm")
+
+
+def test_a_head_that_is_tied_to_a_replaced_embedding_is_chosen_under_its_own_name():
+    model = tiny_llama(8, tie_word_embeddings=True)
+    mark_adapter(model, [], ["model.embed_tokens.weight"])
+    assert model.lm_head.weight is model.model.embed_tokens.weight
+    assert set(select_trainable(model, "lm_head")) == {"lm_head.weight"}
+
+
+def test_unselected_parameters_get_no_gradient():
     model = tiny_llama(8)
     chosen = select_trainable(model, r"layers\.1\.self_attn")
     model(input_ids=torch.tensor([[1, 2, 3]])).logits.square().sum().backward()
