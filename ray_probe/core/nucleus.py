@@ -45,10 +45,8 @@ class NucleusScratch:
     scaled: Buffer = field(default_factory=Buffer)
     level: Buffer = field(default_factory=Buffer)
     mass: Buffer = field(default_factory=Buffer)
-    keep: Buffer = field(default_factory=Buffer)
     place: Buffer = field(default_factory=Buffer)
     bin: Buffer = field(default_factory=Buffer)
-    in_bin: Buffer = field(default_factory=Buffer)
 
 
 @dataclass(frozen=True)
@@ -200,12 +198,12 @@ def _wide_rows(
         powers_of_two(level_NV.copy_(scaled_NV).mul_(LOG2_E), mass_NV)
         total_N1 = mass_NV.sum(dim=-1, keepdim=True)
         threshold_N1 = _boundary(scaled_NV, mass_NV, total_N1, rule.top_p, scratch)
-        keep_NV = torch.ge(scaled_NV, threshold_N1, out=scratch.keep.like(scaled_NV, torch.bool))
-        mass_NV.mul_(level_NV.copy_(keep_NV))
+        mass_NV.mul_(torch.ge(scaled_NV, threshold_N1, out=level_NV))  # for now, 1 in the nucleus and 0 outside
+        kept_N = level_NV.count_nonzero(dim=-1)
         level_NV.copy_(scaled_NV).clamp_(min=LEAST)
         yield Candidates(
             rows_N, None, largest_R1[rows_N, 0], level_NV, mass_NV, total_N1.squeeze(-1) - mass_NV.sum(dim=-1),
-            keep_NV.count_nonzero(dim=-1), threshold_N1.squeeze(-1), second_R[rows_N],
+            kept_N, threshold_N1.squeeze(-1), second_R[rows_N],
         )  # fmt: skip
 
 
@@ -224,8 +222,7 @@ def _boundary(
     above_NH = mass_NH.flip(-1).cumsum(dim=-1).flip(-1).sub_(mass_NH)
     above_NH[:, -1] = 0.0
     lowest_N1 = ((mass_NH > 0) & (above_NH <= limit_N1)).int().argmax(dim=-1, keepdim=True)
-    in_bin_NV = torch.eq(bin_NV, lowest_N1, out=scratch.in_bin.like(scaled_NV, torch.bool))
-    row_M, column_M = in_bin_NV.nonzero(as_tuple=True)
+    row_M, column_M = (bin_NV == lowest_N1).nonzero(as_tuple=True)
     inside_NK = _padded(scaled_NV[row_M, column_M], row_M, len(scaled_NV)).sort(dim=-1, descending=True).values
     weight_NK = exponentials(inside_NK)
     reached_NK = above_NH.gather(-1, lowest_N1) + weight_NK.cumsum(dim=-1) - weight_NK
