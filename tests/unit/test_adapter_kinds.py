@@ -16,7 +16,8 @@ from support.oracle import row_gradient, row_statistics
 
 from ray_probe.adapters import adapter_settings, attach_adapter
 from ray_probe.assembly import Assembly
-from ray_probe.checkpoints import inspect_checkpoint, load_model, load_tokenizer
+from ray_probe.checkpoint_tokenizer import load_tokenizer
+from ray_probe.checkpoints import inspect_checkpoint, load_model
 from ray_probe.config import GenerationSettings, ModelConfig
 from ray_probe.core.parity import ParityStats
 from ray_probe.errors import CheckpointError

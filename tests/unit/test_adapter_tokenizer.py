@@ -24,7 +24,7 @@ from ray_probe.prepared import check_same_inputs, manifest
 CHARACTERS = "abcdefghijklmnopqrstuvwxyz"
 ROWS = len(CHARACTERS) + 2
 TEMPLATE = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
-ACTOR = {"device": "cpu", "spare_bytes": 10**9, "threads": 1, "eos_ids": ()}
+ACTOR = {"device": "cpu", "spare_bytes": 10**9, "threads": 1, "eos_ids": (), "frozen": ()}
 
 
 @pytest.fixture(scope="module")

@@ -15,6 +15,7 @@ from ray_probe.checkpoint_tokenizer import load_tokenizer
 from ray_probe.checkpoints import inspect_checkpoint
 from ray_probe.config import GenerationSettings, ModelConfig, ProbeConfig
 from ray_probe.eos import KEY, EosIds, EosSource, resolve_eos
+from ray_probe.eos_sources import written_sources
 from ray_probe.errors import CheckpointError, ConfigError
 from ray_probe.preflight import prepare
 from ray_probe.sequence_processor import SequenceProcessor
@@ -126,7 +127,8 @@ def test_the_text_section_of_a_config_counts_where_its_top_names_nothing(checkpo
     name_all(checkpoint, None, None, None)
     raw = json.loads((checkpoint / CONFIG).read_text())
     (checkpoint / CONFIG).write_text(json.dumps(raw | {"text_config": {"eos_token_id": 7}}))
-    assert (found(checkpoint).ids, found(checkpoint).source) == ((7,), CONFIG)
+    chosen = resolve_eos(None, written_sources(checkpoint), VOCABULARY, str)
+    assert (chosen.ids, chosen.source) == ((7,), CONFIG)
 
 
 def test_a_checkpoint_that_names_no_id_is_refused_before_a_run(checkpoint: Path):

@@ -104,7 +104,7 @@ def test_token_ids_past_the_embeddings_are_named(config, tmp_path: Path):
     raw = json.loads(file.read_text())
     raw["model"]["vocab"]["X"] = 99
     file.write_text(json.dumps(raw))
-    assert "its tokenizer has ids up to 99, the embeddings have 8 rows; resize them" in refused(config())
+    assert "its tokenizer has ids up to 99, the embeddings have 8 rows (99 'X'); resize them" in refused(config())
 
 
 def test_eos_ids_past_the_embeddings_are_named(config):
