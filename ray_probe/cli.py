@@ -99,3 +99,7 @@ def _main() -> int:
 def _refused(message: str, code: int) -> int:
     print(" ".join(f"error: {message}".split()), file=sys.stderr)
     return code
+
+
+if __name__ == "__main__":
+    main()

@@ -109,11 +109,14 @@ class Lookout:
             worker.doing == "starting"
             and not worker.placed
             and not worker.had_room
-            and seconds > self._limits.place_deadline_s
+            and seconds > min(self._limits.report_room_s, self._limits.place_deadline_s)
         ):
             free = ray.available_resources()
             if any(free.get(name, 0.0) < amount for name, amount in self._demand.items()):
-                worker.moved = now  # it is not slow
+                if seconds > self._limits.place_deadline_s:
+                    worker.moved = now  # it is not slow
                 asked = ", ".join(f"{amount:g} {name}" for name, amount in self._demand.items())
-                return NoRoom(seconds, actors, asked, ", ".join(f"{free.get(n, 0.0):g} {n}" for n in self._demand))
+                there = ", ".join(f"{free.get(name, 0.0):g} {name}" for name in self._demand)
+                worker.no_room = NoRoom(seconds, actors, asked, there)
+                return worker.no_room
         return Quiet(seconds)

@@ -20,6 +20,7 @@ from typing import Any
 
 import psutil
 
+from ray_probe.cluster.addresses import is_loopback
 from ray_probe.cluster.crash import telling_line
 from ray_probe.cluster.environment import token_mode, token_place
 from ray_probe.errors import ClusterError, ConfigError, NoClusterError, bad_value
@@ -86,7 +87,7 @@ def find_address(address: str) -> str:
 def on_loopback_only(address: str) -> bool:
     """Whether what listens at host:port is on this machine and listens on loopback alone, as our own heads do."""
     host, port = address.rsplit(":", 1)
-    if host not in ("127.0.0.1", "localhost"):
+    if not is_loopback(host):
         return False
     places = [c.laddr for c in psutil.net_connections("tcp") if c.status == psutil.CONN_LISTEN and c.laddr]
     at_port = [place.ip for place in places if place.port == int(port)]

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ray_probe.commands.asking import asks
+from ray_probe.commands.asking import asks, asks_service
 from ray_probe.commands.options import Identity
 from ray_probe.commands.output import Answer, of_result
 
@@ -37,7 +37,7 @@ def variance(client: "ProbeClient", identity: Identity = None) -> Answer:
     return Answer(found.to_json(), lambda: _tables().variance_table(found))
 
 
-@asks
+@asks_service
 def results(client: "ProbeClient", identity: Identity = None) -> Answer:
     """All measurements, or one with all of its figures."""
     if identity is None:

@@ -53,7 +53,7 @@ def asked_and_scaled_while_it_works(run: "subprocess.Popen[str]") -> list[Beta]:
         assert run.poll() is None and time.monotonic() < deadline, run.stderr and run.stderr.read()
         time.sleep(0.05)
     betas = []
-    with ProbeClient.connect() as client:
+    with ProbeClient.connect(kind="run") as client:
         while client.status().measurement is None or not client.results()[0].rounds:
             time.sleep(0.05)
         for actors in (3, 1):
