@@ -163,7 +163,7 @@ class ControllerActor(Ours):
 
 
 def create(spec: Spec, node_id: str) -> Any:
-    """Start a controller on a node; a service's outlives this process, and is made again when it dies.
+    """Start a controller on a node; a service's outlives this process, and Ray restarts it when it dies.
 
     Raises ConfigError when another has its name, or an actor of another program a name of its own actors.
     """

@@ -1,4 +1,4 @@
-"""Actors of ray_probe on a cluster, told from actors of others by what they are: anybody may use a name."""
+"""Finds the actors of ray_probe on a cluster by a marker method, as other programs may use the same names."""
 
 import contextlib
 from typing import Any
@@ -71,7 +71,7 @@ def _names(namespace: str) -> list[str]:
 
 
 def _handle(actor: str, namespace: str) -> Any:
-    """The handle of a named actor; None when there is none by now."""
+    """The handle of a named actor; None when it has ended."""
     with contextlib.suppress(ValueError):
         return ray.get_actor(actor, namespace=namespace)
     return None

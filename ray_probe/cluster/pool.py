@@ -98,14 +98,14 @@ class Pool:
 
     @property
     def starting(self) -> int:
-        """Actors that start or load the checkpoint at hand, without those that wait for room."""
+        """Actors that start or load the current checkpoint, without those that wait for room."""
         workers = self._workers.copy().values()
         at_it = [worker for worker in workers if worker.reference is not None and worker.loaded != self._version]
         return sum(not worker.waits_for_room for worker in at_it)
 
     @property
     def waiting(self) -> str | None:
-        """How many actors no node has room for, in one line; None when there is none."""
+        """How many actors no node has room for, in one line; None where all have room."""
         seen = [worker.no_room for worker in self._workers.copy().values() if worker.waits_for_room]
         if not seen or seen[0] is None:
             return None

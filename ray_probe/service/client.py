@@ -167,6 +167,7 @@ class ProbeClient:
 
         Raises:
             ProbeError: what it failed of, with its exit code; CancelledError when somebody stopped it.
+            ClusterError: its service was taken down, or its controller does not answer any more.
         """
         from ray.exceptions import GetTimeoutError
 

@@ -21,12 +21,12 @@ def down(name: str | None, tell: Tell, address: str | None = None, namespace: st
 
     Args:
         name: of the service; None where only one is up.
-        tell: told what happens.
+        tell: called with a line on what happens.
         address: of its cluster; the head that a service of another user owns stays.
         namespace: there; None: this user's registry says, or ray_probe.
 
     Raises:
-        ConfigError: there is none of that name, or it is a run.
+        ConfigError: no service has that name, or it is a run.
         ClusterError: it cannot be reached, and its cluster is not its own. It stays listed unless it is known to be
             gone.
     """

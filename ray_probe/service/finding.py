@@ -100,7 +100,7 @@ def choose_controller(name: str | None, namespace: str, kind: str | None = None)
         kind: of what is looked for without a name, service or run; None: either.
 
     Raises:
-        ConfigError: there is none, or there are several without a name; names what there is.
+        ConfigError: nothing is up, or several are and none is named; names what there is.
     """
     from ray_probe.cluster.ours import controllers, kind_of
 

@@ -24,7 +24,7 @@ def follow(
         name: of the service or run.
         kind: service or run.
         measurement: id.
-        listener: told of progress and notes.
+        listener: called with progress and notes.
         go_on: called once a second at least; what it raises ends the following.
 
     Raises:
@@ -39,7 +39,7 @@ def follow(
             followed: Followed = ask("follow", measurement, cursor, deadline_s=left_s, meanwhile=go_on)
         except NoClusterError:
             raise
-        except ClusterError as error:  # a service's controller that died is made again from disk
+        except ClusterError as error:  # Ray restarts a service's controller that died
             refuse_gone(error, name, kind, measurement)
             if time.monotonic() - heard >= SILENT_S:
                 raise _silent(name, kind, measurement) from error.__cause__

@@ -162,10 +162,10 @@ def _started(prepared: Prepared, entry: registry.Entry, tell: Tell) -> tuple[reg
 def _ready(client: ProbeClient, tell: Tell) -> int:
     """Wait for the first rollout actor, and report what that waits for. Raises what keeps it from starting."""
     status = client.status(START_S)  # the first answer waits for the runtime environment
-    told = set(status.warnings)
+    reported = set(status.warnings)
     while True:
-        for warning in [line for line in status.warnings if line not in told]:
-            told.add(warning)
+        for warning in [line for line in status.warnings if line not in reported]:
+            reported.add(warning)
             tell(warning)
         if status.actors_alive:
             return len(status.queued) + (status.measurement is not None)

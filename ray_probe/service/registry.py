@@ -53,7 +53,7 @@ class Entry:
 
     @property
     def gone(self) -> bool:
-        """The process that it ends with is no more; False where there is none that can be looked at."""
+        """The process that it ends with has ended; False where that cannot be seen from here."""
         return self.pid is not None and self.is_of_this_host and created(self.pid) != self.pid_created
 
     @property
@@ -180,7 +180,7 @@ def choose(name: str | None, kind: str | None = None) -> Entry:
         kind: of what is looked for without a name, service or run; None: either.
 
     Raises:
-        ConfigError: there is none, or there are several without a name; names what there is.
+        ConfigError: nothing is up, or several are and none is named; names what there is.
     """
     there = entries()
     if name is not None:

@@ -48,13 +48,18 @@ print(json.dumps(facts))
 FOREIGN = """
 import sys
 import ray
+from ray_probe.cluster.ours import Ours
 ray.init(address=sys.argv[1], namespace="ray_probe", log_to_driver=False, logging_level="ERROR")
 class Foreign:
     def ready(self):
         return True
 names = sys.argv[2:]
+class Run(Foreign, Ours):
+    def kind(self):
+        return "run"
+run = ray.remote(num_cpus=0)(Run).options(name="mine/controller").remote()
 kept = [ray.remote(num_cpus=0)(Foreign).options(name=name).remote() for name in names]
-ray.get([one.ready.remote() for one in kept])
+ray.get([one.ready.remote() for one in (run, *kept)])
 print("ready", flush=True)
 for line in sys.stdin:
     print(*[ray.get(one.ready.remote(), timeout=20) for one in kept], flush=True)
@@ -98,7 +103,7 @@ def service(cluster: Cluster) -> dict[str, Any]:
 
 @pytest.fixture
 def foreign(cluster: Cluster) -> Iterator["subprocess.Popen[str]"]:
-    """Actors of another program, under names of services; it says of them whether they live."""
+    """Actors of another program, under names of services, and a run's controller; says whether the first live."""
     process = cluster.python(FOREIGN, "taken/controller", "half/rollout-0", "demo/rollout-999", "demo/trainer")
     assert process.stdin and process.stdout
     assert process.stdout.readline() == "ready\n", process.communicate()
@@ -136,10 +141,12 @@ def test_actors_of_others_under_our_names_are_no_services_and_are_left_alone(
     cluster: Cluster, service: dict[str, Any], foreign: "subprocess.Popen[str]"
 ) -> None:
     shell, address = cluster.shell, cluster.head.address
-    assert shell.ask("status", "--address", address)["name"] == "demo", "what is no service makes none ambiguous"
-    assert "'taken'; choose a service or run that is up; the namespace 'ray_probe' has demo" in shell.run(
-        "status", "--address", address, "--run", "taken", code=2
+    assert shell.ask("results", "--address", address) == [], "of two controllers, one is a service's"
+    assert "choose a service or run that is up; the namespace 'ray_probe' has demo, mine" in shell.run(
+        "status", "--address", address, code=2
     )
+    assert "got 'taken'; choose a service" in shell.run("results", "--address", address, "--run", "taken", code=2)
+    assert "it is a run; end it with Ctrl-C" in shell.run("down", "--address", address, "--run", "mine", code=2)
     for name, actor in (("taken", "taken/controller"), ("half", "half/rollout-0")):
         said = shell.run("up", "service.yaml", "--name", name, "--address", address, code=2)
         assert f"--name: got '{name}'; the namespace 'ray_probe' has an actor '{actor}' of another program" in said

@@ -2,6 +2,7 @@
 
 import gc
 import json
+import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -133,6 +134,31 @@ def test_what_is_asked_while_it_works_is_what_the_run_writes_for_that_version(se
     assert final.gradient == result["gradient"]
     with pytest.raises(ConfigError, match="versions 1 to 3"):
         service.answers.beta(9, identity)
+
+
+def test_what_is_warned_of_while_actors_load_reaches_who_follows(service: Service) -> None:
+    load, said = service.workers.load, "actors: 1 of 1 wait for room: each asks for 1 CPU, free are 0 CPU"
+
+    def busy(*arguments: Any) -> None:
+        logging.getLogger("ray_probe").warning(said)
+        load(*arguments)
+
+    service.workers.load = busy  # type: ignore[method-assign]
+    service.begin()
+    identity = service.probe()
+    service.ended(identity)
+    assert [event.note for event in service.answers.follow(identity, 0).events].count(said) == 1
+
+
+def test_a_controller_that_is_closed_says_so_to_who_follows(service: Service) -> None:
+    service.workers.gate.clear()
+    service.begin()
+    identity = service.probe()
+    until(service.workers.in_round.is_set)
+    assert not service.answers.follow(identity, 0).closing
+    assert service.controller.close(30.0)
+    followed = service.answers.follow(identity, 0)
+    assert followed.closing and followed.info.state == "queued" and followed.info.finished is None
 
 
 def test_a_checkpoint_that_is_refused_fails_alone(service: Service, files: Path) -> None:
