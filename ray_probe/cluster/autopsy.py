@@ -14,7 +14,7 @@ import ray
 from ray.exceptions import OutOfMemoryError
 
 from ray_probe.cluster.calls import first_line
-from ray_probe.cluster.crash import is_dump, telling_line
+from ray_probe.cluster.crash import crash_dump, telling_line
 from ray_probe.cluster.supervision import Died
 from ray_probe.cluster.survey import alive_nodes, ask_nodes
 
@@ -82,7 +82,7 @@ def look_back(pid: int) -> LookBack:
 
 def last_words(lines: Sequence[str]) -> str:
     """What a process said at its end: its last lines, or of a crash dump the line that says why."""
-    why = telling_line("".join(lines)) if is_dump("".join(lines)) else None
+    why = telling_line("".join(lines)) if crash_dump(lines) else None
     if why is not None:
         return why[:MAX_WORDS]
     return "; ".join(line.strip() for line in lines[-LAST_LINES:])[-MAX_WORDS:]

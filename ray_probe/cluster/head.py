@@ -18,7 +18,7 @@ from typing import Any
 
 import psutil
 
-from ray_probe.cluster.crash import is_dump, telling_line
+from ray_probe.cluster.crash import crash_dump, telling_line
 from ray_probe.errors import ClusterError
 from ray_probe.service import registry
 
@@ -115,8 +115,8 @@ def _wait_until_ready(process: "subprocess.Popen[bytes]", ready: Path, log: Path
         if ready.exists():
             return Head(**json.loads(ready.read_text(encoding="utf-8")))
         time.sleep(0.05)
-    words = log.read_bytes()[began:].decode(errors="replace").strip()  # what an earlier head wrote tells nothing here
-    why = telling_line(words) if is_dump(words) else words.rpartition("\n")[2]
+    words = log.read_bytes()[began:].decode(errors="replace").strip()  # without those of an earlier head
+    why = telling_line(words) if crash_dump(words.splitlines()) else words.rpartition("\n")[2]
     raise ClusterError(f"cluster: Ray did not start on this machine ({(why or 'no word')[:300]}); see {log}")
 
 

@@ -107,7 +107,8 @@ def choose_controller(name: str | None, namespace: str, kind: str | None = None)
     there = controllers(namespace)
     fitting = [name] if name is not None else list(there)
     if name is None and kind is not None:
-        fitting = [one for one, controller in there.items() if kind_of(controller, one) == kind]
+        kinds = {one: kind_of(controller, one) for one, controller in there.items()}  # None: it is being restarted, say
+        fitting = [one for one in there if kinds[one] == kind] or [one for one in there if kinds[one] is None]
     if len(fitting) == 1 and fitting[0] in there:
         return there[fitting[0]], fitting[0]
     remedy = f"the namespace {namespace!r} has {', '.join(there) or 'none'}"

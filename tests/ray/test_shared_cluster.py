@@ -1,6 +1,7 @@
 """A service on a cluster that `ray start` made, beside actors of others: found from drivers, tasks and the shell."""
 
 import json
+import socket
 import subprocess
 import sys
 import time
@@ -24,7 +25,7 @@ import ray
 from ray_probe.errors import ProbeError
 from ray_probe.service.client import ProbeClient
 here, port = sys.argv[1], sys.argv[1].rsplit(":", 1)[1]
-ray.init(address=here, log_to_driver=False, logging_level="ERROR")
+ray.init(address=f"{sys.argv[2]}:{port}", log_to_driver=False, logging_level="ERROR")
 SPELLINGS = [None, "auto", here, f"127.0.0.1:{port}", f"localhost:{port}", f"{socket.gethostname()}:{port}"]
 def asked(address):
     try:
@@ -124,17 +125,18 @@ def test_a_service_is_registered_and_found_whatever_its_clusters_address_is_call
     assert not cluster.head.address.startswith("127."), "Ray knows the head by the node's own address"
     assert service["address"] == cluster.head.address
     assert json.loads((cluster.state / "demo.json").read_text())["address"] == cluster.head.address
-    trainer = cluster.python(TRAINER)
-    out, err = trainer.communicate(timeout=120)
-    assert trainer.returncode == 0, err
-    facts = json.loads(out.splitlines()[-1])
-    assert facts["driver"] == [["demo", "service", "demo"]] * 6
-    assert facts["task"] == facts["driver"] and facts["actor"] == facts["driver"][0]
-    for said in facts["elsewhere"]:
-        assert said.startswith("address: got '127.0.0.1:1'; this process is connected to the Ray cluster at")
-        assert service["address"] in said
-        assert "shutdown" not in said and "ask from another process, with `ray-probe COMMAND --json`" in said
-    assert facts["connected"], "the trainer keeps its connection"
+    hosts = (cluster.head.address.rsplit(":", 1)[0], "localhost", socket.gethostname())
+    for trainer in [cluster.python(TRAINER, host) for host in hosts]:
+        out, err = trainer.communicate(timeout=120)
+        assert trainer.returncode == 0, err
+        facts = json.loads(out.splitlines()[-1])
+        assert facts["driver"] == [["demo", "service", "demo"]] * 6
+        assert facts["task"] == facts["driver"] and facts["actor"] == facts["driver"][0]
+        for said in facts["elsewhere"]:
+            assert said.startswith("address: got '127.0.0.1:1'; this process is connected to the Ray cluster at")
+            assert service["address"] in said and "shutdown" not in said
+            assert "ask from another process, with `ray-probe COMMAND --json`" in said
+        assert facts["connected"], "the trainer keeps its connection"
 
 
 def test_actors_of_others_under_our_names_are_no_services_and_are_left_alone(

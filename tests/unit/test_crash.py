@@ -8,7 +8,7 @@ import pytest
 
 from ray_probe.cluster import reach
 from ray_probe.cluster.autopsy import last_words
-from ray_probe.cluster.crash import is_dump, telling_line
+from ray_probe.cluster.crash import crash_dump, telling_line
 from ray_probe.errors import ClusterError, NoClusterError
 
 FRAMES = """\
@@ -66,10 +66,18 @@ def test_of_a_crash_dump_the_line_is_quoted_that_says_why(words: str, line: str 
 
 
 def test_last_words_are_the_last_lines_unless_they_are_a_dump() -> None:
-    assert not is_dump("round 3\nOSError: no room\n")
     assert last_words(["a\n", "b\n", "  c\n", "d\n"]) == "b; c; d"
-    assert last_words(OTHER_USER.splitlines(keepends=True)).endswith("Permission denied")
-    assert last_words(PYTHON.splitlines(keepends=True)) == "OSError: no room"
+    earlier = f"lookup failed, retried\n{PYTHON}"
+    for before in ("", earlier, OTHER_USER.replace("Permission", "Admission")):
+        lines = f"{before}round 3\n{OTHER_USER}".splitlines(keepends=True)
+        assert last_words(lines).endswith("for writing: Permission denied"), "what came before is another matter"
+    for before in (OTHER_USER, PYTHON):
+        assert last_words(f"{before}a\nb\nc\n".splitlines(keepends=True)) == "a; b; c"
+    assert last_words(PYTHON.splitlines(keepends=True)).endswith("; OSError: no room")
+    assert last_words(f"ok\nFatal Python error: Segmentation fault\n\n{TAIL}".splitlines(keepends=True)) == (
+        "Fatal Python error: Segmentation fault"
+    )
+    assert list(crash_dump(["a", "b"])) == []
 
 
 def test_a_cluster_of_another_user_is_told_with_its_owner(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
