@@ -98,10 +98,10 @@ class Pool:
 
     @property
     def starting(self) -> int:
-        """Actors that start or load the current checkpoint, without those that wait for room."""
+        """Actors that start or load the current checkpoint, without those that no node had room for."""
         workers = self._workers.copy().values()
         at_it = [worker for worker in workers if worker.reference is not None and worker.loaded != self._version]
-        return sum(not worker.waits_for_room for worker in at_it)
+        return sum(worker.placed or worker.had_room for worker in at_it)
 
     @property
     def waiting(self) -> str | None:

@@ -163,8 +163,11 @@ def test_one_actor_for_which_there_is_no_room_is_waited_for_while_another_works(
     later, notes = [0.0], list[str]()
     options: dict[str, Any] = {"asked_of_ray": {"num_cpus": 0, "resources": {"seat": 1}}, "idle_deadline_s": 1e6}
     pool = pools(2, notes=notes, clock=lambda: time.monotonic() + later[0], start_deadline_s=120.0, **options)
+    assert pool.starting == 0
+    pool.tend()
+    assert (pool.starting, pool.waiting) == (1, None), "there was room for one"
     pool.start()
-    assert (pool.starting, pool.waiting) == (1, None), "it may have room yet"
+    assert (pool.starting, pool.waiting) == (0, None), "the other may have room yet, and no report is made of it"
     for _ in range(100):
         later[0] += 4.0
         assert pool.wait(0.05) == []
