@@ -101,3 +101,7 @@ def _main() -> int:
 def _refused(message: str, code: int) -> int:
     streams.tell(" ".join(f"error: {message}".split()))
     return code
+
+
+if __name__ == "__main__":
+    main()

@@ -49,6 +49,10 @@ class ClusterError(ProbeError):
     exit_code = 4
 
 
+class NoClusterError(ClusterError):
+    """Nothing listens at the address: the cluster that was there is gone."""
+
+
 class CancelledError(ProbeError):
     """Somebody stopped the measurement; its whole rounds are kept."""
 

@@ -94,7 +94,8 @@ def measure(
     """
     config = job.prepared.config
     tell(listener, f"loading {config.model.path} on {backend.actors} rollout actors")
-    backend.load(job.prepared, stop)
+    with _warnings_to(listener):
+        backend.load(job.prepared, stop)
     if stop():
         raise Stopped("stopped before the first round")
     directory = _directory(job, backend)
@@ -204,6 +205,18 @@ def tell(listener: Listener, text: str) -> None:
     """Tell of what happens outside rounds: to the log, and as progress."""
     logger.info(text)
     listener(Progress.outside(text))
+
+
+@contextlib.contextmanager
+def _warnings_to(listener: Listener) -> Iterator[None]:
+    """Report what is logged as a warning in the block: before the first round, nothing else reports it."""
+    handler = logging.Handler(logging.WARNING)
+    handler.emit = lambda record: listener(Progress.outside(record.getMessage()))  # type: ignore[method-assign]
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
 
 
 def _logging(listener: Listener) -> Listener:

@@ -169,7 +169,7 @@ def _driven(prepared: Prepared, resume: bool, path: Path, notes: _Notes, listene
         warn_unless_shared(config, notes.tell)
         controller = create(spec_of_run(name, config, info.owned), this_node())
         head = HeadWatch(info.address, OWN_LOST_S if info.owned else LOST_S)
-        client = ProbeClient(controller, name, cluster.namespace, ExitStack(), head)
+        client = ProbeClient(controller, name, cluster.namespace, ExitStack(), head, "run")
         me = os.getpid()
         entry = registry.Entry(
             name, "run", info.address, cluster.namespace, info.token_path, info.owned, str(path), utc_now(), me,
@@ -196,7 +196,7 @@ def warn_unless_shared(config: ProbeConfig, tell: Callable[[str], None]) -> None
 
 def _followed(client: Any, identity: str, path: Path, listener: Listener) -> dict[str, Any]:
     """The result of the measurement; on Ctrl-C it is stopped with its whole rounds kept, which takes a moment."""
-    from ray.exceptions import ActorDiedError
+    from ray.exceptions import ActorDiedError, GetTimeoutError
 
     from ray_probe.cluster.autopsy import autopsy
 
@@ -204,7 +204,7 @@ def _followed(client: Any, identity: str, path: Path, listener: Listener) -> dic
         result: dict[str, Any] = client.wait(identity, listener, interrupted)
         return result
     except ClusterError as error:
-        if client.head_lost:
+        if client.head_lost or isinstance(error.__cause__, GetTimeoutError):
             told = str(error)
         elif isinstance(error.__cause__, ActorDiedError):
             told = f"controller: it is gone ({autopsy(error.__cause__).cause})"

@@ -10,6 +10,7 @@ import ray
 from threadpoolctl import threadpool_limits
 
 from ray_probe.cluster.delivery import answer_of, deliver, delivery_of
+from ray_probe.cluster.ours import Ours
 from ray_probe.cluster.supervision import is_of_memory
 from ray_probe.core.baselines import BaselineRule, PublishedFit
 from ray_probe.failpoints import fail_at
@@ -21,7 +22,7 @@ from ray_probe.loading import Loader, Order
 from ray_probe.messages import GradientReport, Opening
 
 
-class FitterActor:
+class FitterActor(Ours):
     """Owns the records and the fits of one measurement after the other; numpy only, so that it starts in a moment.
 
     Made again after its process died, it goes on with the measurement that it was open on. All its methods may be
@@ -93,7 +94,7 @@ class NotOpen(Exception):
     """The writer's process was made again, and has not been told yet what it is at work on."""
 
 
-class WriterActor:
+class WriterActor(Ours):
     """Keeps the committed gradient of one measurement after the other on disk; numpy only.
 
     Made again after its process died, it raises NotOpen until it is told to go on. All its methods but `add` may be
@@ -154,7 +155,7 @@ class WriterActor:
         self._store.save_mean(Path(path), rounds, sequences)
 
 
-class RolloutActor:
+class RolloutActor(Ours):
     """Generates, scores and differentiates; `tokens_done` is answered while it works (two threads)."""
 
     def __init__(self) -> None:

@@ -6,6 +6,7 @@ Ray's own message says that the actor died unexpectedly; what happened stands in
 import glob
 import os
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import psutil
@@ -13,11 +14,13 @@ import ray
 from ray.exceptions import OutOfMemoryError
 
 from ray_probe.cluster.calls import first_line
+from ray_probe.cluster.crash import crash_dump, telling_line
 from ray_probe.cluster.supervision import Died
 from ray_probe.cluster.survey import alive_nodes, ask_nodes
 
 LOOK_BACK_S = 5.0
 LAST_LINES = 3
+KEPT_LINES = 200  # a crash dump of Ray has about 100, and its reason is the first
 MAX_WORDS = 240
 NODE_GONE = "its node is gone"
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
@@ -73,9 +76,16 @@ def look_back(pid: int) -> LookBack:
     if session is not None:
         for path in sorted(glob.glob(os.path.join(session.get_logs_dir_path(), f"worker-*-{pid}.*"))):
             with open(path, encoding="utf-8", errors="replace") as file:
-                lines += [line.strip() for line in file.readlines()[-50:] if line.strip() and not line.startswith(":")]
-    memory = psutil.virtual_memory()
-    return LookBack("; ".join(lines[-LAST_LINES:])[-MAX_WORDS:], memory.percent / 100)
+                lines += [line for line in file.readlines()[-KEPT_LINES:] if line.strip() and not line.startswith(":")]
+    return LookBack(last_words(lines), psutil.virtual_memory().percent / 100)
+
+
+def last_words(lines: Sequence[str]) -> str:
+    """What a process said at its end: its last lines, or of a crash dump the line that says why."""
+    why = telling_line("".join(lines)) if crash_dump(lines) else None
+    if why is not None:
+        return why[:MAX_WORDS]
+    return "; ".join(line.strip() for line in lines[-LAST_LINES:])[-MAX_WORDS:]
 
 
 def autopsy(error: BaseException) -> Died:

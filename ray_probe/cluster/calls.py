@@ -1,6 +1,8 @@
 """Calls of Ray actors with a deadline, and what their errors mean."""
 
 import re
+import time
+from collections.abc import Callable
 from typing import Any
 
 import ray
@@ -8,6 +10,7 @@ from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 
 from ray_probe.errors import ClusterError
 
+LOOK_EVERY_S = 1.0
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")  # Ray colours the names in its messages
 
 
@@ -23,7 +26,9 @@ def first_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {text[0] if text else ''}"[:300]
 
 
-def ask(actor: Any, who: str, method: str, *args: Any, deadline_s: float) -> Any:
+def ask(
+    actor: Any, who: str, method: str, *args: Any, deadline_s: float, meanwhile: Callable[[], None] | None = None
+) -> Any:
     """Call a method of an actor and wait for its answer.
 
     Args:
@@ -32,19 +37,30 @@ def ask(actor: Any, who: str, method: str, *args: Any, deadline_s: float) -> Any
         method: name of the method.
         args: its arguments.
         deadline_s: seconds to wait.
+        meanwhile: called once a second while the answer is awaited; what it raises ends that.
 
     Raises:
         ProbeError: what the method raised.
-        ClusterError: no answer in time, or the actor is gone.
+        ClusterError: no answer in time, or the actor is gone; its cause is Ray's error.
     """
     try:
-        return ray.get(getattr(actor, method).remote(*args), timeout=deadline_s)
+        return _answer(getattr(actor, method).remote(*args), deadline_s, meanwhile)
     except RayTaskError as error:
         raise task_error(error) from None
-    except GetTimeoutError:
-        raise ClusterError(f"{who}: no answer to {method!r} in {deadline_s:g} s") from None
+    except GetTimeoutError as error:
+        raise ClusterError(f"{who}: no answer to {method!r} in {deadline_s:g} s") from error
     except RayError as error:
         raise ClusterError(f"{who}: does not answer ({first_line(error)})") from error
+
+
+def _answer(reference: Any, deadline_s: float, meanwhile: Callable[[], None] | None) -> Any:
+    """The value behind a reference. Raises GetTimeoutError after the deadline."""
+    ends = time.monotonic() + deadline_s
+    while meanwhile is not None and time.monotonic() + LOOK_EVERY_S < ends:
+        if ray.wait([reference], timeout=LOOK_EVERY_S)[0]:
+            break
+        meanwhile()
+    return ray.get(reference, timeout=max(0.0, ends - time.monotonic()))
 
 
 def kill(actor: Any) -> None:

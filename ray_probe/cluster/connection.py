@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from ray_probe.cluster.addresses import connected_address
 from ray_probe.cluster.environment import (
     env_to_join,
     env_to_start,
@@ -236,7 +237,7 @@ def _refuse_second_connection(address: str | None) -> None:
         raise ClusterError(bad_value("cluster.address", address, remedy))
     ray: Any = sys.modules.get("ray")
     if ray is not None and ray.is_initialized():
-        remedy = "this process is connected to a Ray cluster already; call ray.shutdown() first"
+        remedy = "this process is connected to a Ray cluster already; use a process of its own for this"
         raise ClusterError(bad_value("cluster.address", address, remedy))
 
 
@@ -261,7 +262,7 @@ def _describe(nodes: Sequence[Mapping[str, float]], temp_dir: str | None) -> Clu
 
     in_file = temp_dir is not None and not os.environ.get("RAY_AUTH_TOKEN")
     return ClusterInfo(
-        address=ray.get_runtime_context().gcs_address,
+        address=connected_address(),
         ray_version=ray.__version__,
         nodes=len(nodes),
         cpus=sum(node.get("CPU", 0.0) for node in nodes),

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import ray
 
 from ray_probe.cluster.head_watch import LOST_S, OWN_LOST_S, HeadWatch, end_without
+from ray_probe.cluster.ours import Ours, end_children, refuse_taken_name
 from ray_probe.cluster.placement import pinned_to
 from ray_probe.errors import ConfigError, ProbeError
 from ray_probe.service import names
@@ -54,7 +55,7 @@ class Spec:
         return "run" if self.directory is None else "service"
 
 
-class ControllerActor:
+class ControllerActor(Ours):
     """Runs a `Controller`; every method but `close` answers at once."""
 
     def __init__(self, spec: Spec) -> None:
@@ -86,6 +87,10 @@ class ControllerActor:
     def pid(self) -> int:
         """Of this process."""
         return os.getpid()
+
+    def kind(self) -> str:
+        """Service or run."""
+        return self._kind
 
     def submit(self, config: Mapping[str, Any], job: "Job") -> str:
         """Queue a run that has been checked; returns its id."""
@@ -158,7 +163,12 @@ class ControllerActor:
 
 
 def create(spec: Spec, node_id: str) -> Any:
-    """Start a controller on a node; a service's outlives this process, and is made again when it dies."""
+    """Start a controller on a node; a service's outlives this process, and Ray restarts it when it dies.
+
+    Raises ConfigError when another has its name, or an actor of another program a name of its own actors.
+    """
+    field = "--name" if spec.kind == "service" else "output.name"
+    refuse_taken_name(field, spec.name, ray.get_runtime_context().namespace)
     lasting: dict[str, Any] = {"lifetime": "detached", "max_restarts": -1} if spec.kind == "service" else {}
     options = ray.remote(ControllerActor).options(
         name=names.controller(spec.name), num_cpus=0, max_concurrency=ASKED_AT_ONCE,
@@ -166,21 +176,6 @@ def create(spec: Spec, node_id: str) -> Any:
         runtime_env={"env_vars": {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}}, **lasting,
     )  # fmt: skip
     return options.remote(spec)
-
-
-def end_children(name: str, namespace: str) -> None:
-    """Kill what is left of a service's or run's actors but its controller."""
-    there = [
-        actor["name"] for actor in ray.util.list_named_actors(all_namespaces=True) if actor["namespace"] == namespace
-    ]
-    for actor in names.children(name, there):
-        with contextlib.suppress(ValueError):  # it went by itself
-            ray.kill(ray.get_actor(actor, namespace=namespace))
-
-
-def named_actors(namespace: str) -> list[str]:
-    """Names of the live actors of a namespace."""
-    return [actor["name"] for actor in ray.util.list_named_actors(True) if actor["namespace"] == namespace]
 
 
 def spec_of_run(name: str, config: "ProbeConfig", own_head: bool) -> Spec:

@@ -3,6 +3,7 @@
 Ray reads RAY_AUTH_* from the environment of each process, so the variables are set around a session and put back.
 """
 
+import codecs
 import contextlib
 import os
 import secrets
@@ -17,6 +18,9 @@ from ray_probe.cluster.leftovers import in_use, remove_leftovers
 from ray_probe.errors import ClusterError, bad_value
 
 PREFIX = "rp-"
+BYTE_ORDER_MARKS = (codecs.BOM_UTF8, codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+MAX_TOKEN_BYTES = 8192  # gRPC sends no header above 16 kB, and Kubernetes writes tokens of 1 to 2 kB
+READ_BYTES = 2 * MAX_TOKEN_BYTES
 MAX_TMP_CHARS = 24  # the path of a socket ends at 107 characters, of which Ray and we use up to 83
 
 # One token for every cluster that this process starts: Ray caches it in the process, so a second cluster would
@@ -99,23 +103,63 @@ def token_mode() -> bool:
 
 
 def token_place() -> str | None:
-    """Where Ray finds its token, or None where it finds none; never the token itself."""
-    if os.environ.get("RAY_AUTH_TOKEN"):
-        return "RAY_AUTH_TOKEN"
-    if os.environ.get("RAY_ENABLE_K8S_TOKEN_AUTH"):
+    """Where Ray finds a token that it can send, or None where it finds none; never the token itself."""
+    if _is_of_kubernetes():
         return "the service account's token"
-    path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
-    with contextlib.suppress(OSError):
-        return str(path) if path.read_bytes().strip() else None
-    return None
+    try:
+        place, line = _read_token()
+    except OSError:
+        return None
+    return place if _flaw(line) is None else None
 
 
 def require_token(address: str | None) -> None:
-    """Refuse token mode without a token, before Ray does: it ends the process (SIGABRT)."""
-    if token_mode() and token_place() is None:
+    """Refuse token mode without a token that Ray can send, before Ray does: it ends the process (SIGABRT)."""
+    if not token_mode() or _is_of_kubernetes():
+        return
+    try:
+        place, line = _read_token()
+    except OSError as error:
+        if given := os.environ.get("RAY_AUTH_TOKEN_PATH"):
+            remedy = f"there is no readable token ({error.strerror}); name a file that this user can read"
+            raise ClusterError(bad_value("RAY_AUTH_TOKEN_PATH", given, remedy)) from None
         places = "RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH or ~/.ray/auth_token"
         remedy = f"RAY_AUTH_MODE is token, but there is no readable token in {places}"
-        raise ClusterError(bad_value("cluster.address", address, remedy))
+        raise ClusterError(bad_value("cluster.address", address, remedy)) from None
+    if (flaw := _flaw(line)) is not None:
+        named = "RAY_AUTH_TOKEN: " if place == "RAY_AUTH_TOKEN" else f"RAY_AUTH_TOKEN_PATH: got {place!r}; "
+        raise ClusterError(named + flaw)
+
+
+def _is_of_kubernetes() -> bool:
+    return bool(os.environ.get("RAY_ENABLE_K8S_TOKEN_AUTH")) and not os.environ.get("RAY_AUTH_TOKEN")
+
+
+def _read_token() -> tuple[str, bytes]:
+    """Where the token lies, and the line that Ray takes it from. Raises OSError when its file cannot be read."""
+    if text := os.environ.get("RAY_AUTH_TOKEN"):
+        return "RAY_AUTH_TOKEN", os.fsencode(text)
+    path = os.environ.get("RAY_AUTH_TOKEN_PATH") or str(Path.home() / ".ray" / "auth_token")
+    with open(path, "rb") as file:
+        return path, file.readline(READ_BYTES)
+
+
+def _flaw(line: bytes) -> str | None:
+    """What keeps Ray from sending a token, and the remedy, without the token; None: nothing.
+
+    Ray strips the blanks around a token. Other characters than printable ASCII end the process in gRPC.
+    """
+    token = line.strip()
+    other = next((place for place, byte in enumerate(token) if not 0x20 <= byte <= 0x7E), None)
+    if not token:
+        return "its first line is blank; put the token there, alone"
+    if token.startswith(BYTE_ORDER_MARKS):
+        return "the token begins with a byte order mark (BOM); save it as ASCII without one"
+    if other is not None:
+        return f"byte {other + 1} of the token is not printable ASCII; write the token again"
+    if len(token) > MAX_TOKEN_BYTES:
+        return f"its first line is longer than a token ({MAX_TOKEN_BYTES} bytes); name the file of the token"
+    return None
 
 
 def _own_token(temp_dir: str) -> str:

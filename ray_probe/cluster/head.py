@@ -18,6 +18,7 @@ from typing import Any
 
 import psutil
 
+from ray_probe.cluster.crash import crash_dump, telling_line
 from ray_probe.errors import ClusterError
 from ray_probe.service import registry
 
@@ -69,12 +70,13 @@ def start(slots: int, cpus_per_actor: float, gpus: float, directory: Path) -> St
         str(gpus),
     ]
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o600)
+    began = log.stat().st_size
     with open(descriptor, "ab") as words:
         process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=words, stderr=words, start_new_session=True, cwd="/"
         )
     try:
-        return Started(_wait_until_ready(process, ready, log), process)
+        return Started(_wait_until_ready(process, ready, log, began), process)
     except BaseException:
         process.terminate()
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -107,14 +109,15 @@ def end(pid: int, created: float | None) -> bool:
     return True
 
 
-def _wait_until_ready(process: "subprocess.Popen[bytes]", ready: Path, log: Path) -> Head:
+def _wait_until_ready(process: "subprocess.Popen[bytes]", ready: Path, log: Path, began: int) -> Head:
     deadline = time.monotonic() + START_S
     while process.poll() is None and time.monotonic() < deadline:
         if ready.exists():
             return Head(**json.loads(ready.read_text(encoding="utf-8")))
         time.sleep(0.05)
-    words = log.read_text(encoding="utf-8", errors="replace").strip().splitlines() or ["no word"]
-    raise ClusterError(f"cluster: Ray did not start on this machine ({words[-1][:300]}); see {log}")
+    words = log.read_bytes()[began:].decode(errors="replace").strip()  # without those of an earlier head
+    why = telling_line(words) if crash_dump(words.splitlines()) else words.rpartition("\n")[2]
+    raise ClusterError(f"cluster: Ray did not start on this machine ({(why or 'no word')[:300]}); see {log}")
 
 
 def _serve(ready: Path, slots: int, cpus_per_actor: float, gpus: float) -> None:

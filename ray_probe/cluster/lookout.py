@@ -16,6 +16,7 @@ from ray_probe.cluster.worker import Worker
 
 PAUSE_S = 0.05
 FETCH_S = 60.0
+FREE_EVERY_S = 1.0
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,8 @@ class Lookout:
         self._clock = clock
         self._watch = Watch(clock())
         self._looked = 0.0
+        self._free: Mapping[str, float] = {}
+        self._free_at = -FREE_EVERY_S
         self._limits = limits
         self._demand = demand
 
@@ -109,11 +112,20 @@ class Lookout:
             worker.doing == "starting"
             and not worker.placed
             and not worker.had_room
-            and seconds > self._limits.place_deadline_s
+            and seconds > min(self._limits.report_room_s, self._limits.place_deadline_s)
         ):
-            free = ray.available_resources()
+            free = self._free_resources(now)
             if any(free.get(name, 0.0) < amount for name, amount in self._demand.items()):
-                worker.moved = now  # it is not slow
+                if seconds > self._limits.place_deadline_s:
+                    worker.moved = now  # it is not slow
                 asked = ", ".join(f"{amount:g} {name}" for name, amount in self._demand.items())
-                return NoRoom(seconds, actors, asked, ", ".join(f"{free.get(n, 0.0):g} {n}" for n in self._demand))
+                there = ", ".join(f"{free.get(name, 0.0):g} {name}" for name in self._demand)
+                worker.no_room = NoRoom(seconds, actors, asked, there)
+                return worker.no_room
         return Quiet(seconds)
+
+    def _free_resources(self, now: float) -> Mapping[str, float]:
+        """What is free on the cluster, asked once a second at most: many actors may wait."""
+        if now - self._free_at >= FREE_EVERY_S:
+            self._free, self._free_at = dict(ray.available_resources()), now
+        return self._free

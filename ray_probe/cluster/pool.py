@@ -16,9 +16,10 @@ from ray_probe.cluster.actors import RolloutActor
 from ray_probe.cluster.autopsy import autopsy
 from ray_probe.cluster.lookout import Done, Lookout
 from ray_probe.cluster.patience import Starts
-from ray_probe.cluster.supervision import WAIT, Fault, Limits, Raised, Situation, decide
+from ray_probe.cluster.supervision import WAIT, Fault, Limits, Raised, Situation, decide, refuses_the_checkpoint
 from ray_probe.cluster.worker import Event, Member, Worker, demand_of, member
 from ray_probe.errors import ClusterError
+from ray_probe.service import names
 
 
 class Pool:
@@ -62,6 +63,7 @@ class Pool:
         self._refused = False
         self._next = first
         self._starts = Starts()
+        self._reported_waiting = False
         self.last_failure: str | None = None
         self.info: dict[str, Any] = {}
 
@@ -94,6 +96,22 @@ class Pool:
         """Every actor and what it does."""
         return [member(number, worker, self._version) for number, worker in sorted(self._workers.copy().items())]
 
+    @property
+    def starting(self) -> int:
+        """Actors that start or load the current checkpoint, without those that no node had room for."""
+        workers = self._workers.copy().values()
+        at_it = [worker for worker in workers if worker.reference is not None and worker.loaded != self._version]
+        return sum(worker.placed or worker.had_room for worker in at_it)
+
+    @property
+    def waiting(self) -> str | None:
+        """How many actors no node has room for, in one line; None where all have room."""
+        seen = [worker.no_room for worker in self._workers.copy().values() if worker.waits_for_room]
+        if not seen or seen[0] is None:
+            return None
+        room = f"each asks for {seen[0].asked}, free are {seen[0].free}"
+        return f"actors: {len(seen)} of {self.asked} wait for room: {room}; they start when other work leaves it"
+
     def handle(self, actor: int) -> Any:
         """The Ray handle of an actor, for calls whose results stay in the object store."""
         return self._workers[actor].handle
@@ -107,11 +125,15 @@ class Pool:
         self._version += 1
         self._refused = False
         self.info = {}
-        self.forgive()
+        self.try_again()
 
     def forgive(self) -> None:
-        """Try again to start what failed to: what kept actors from starting may be over."""
+        """Try again to start what failed to, for another reason than a refused checkpoint: that may be over."""
         self._starts.forgive()
+
+    def try_again(self) -> None:
+        """Try again to start what failed to, whatever it failed of."""
+        self._starts.reset()
 
     def start(self, wait_for: int = 1, stop: Callable[[], bool] = lambda: False) -> None:
         """Returns when so many actors have loaded the checkpoint, or `stop` says so.
@@ -152,6 +174,7 @@ class Pool:
         for number, worker in list(self._workers.items()):
             seen = self._lookout.seen(worker, answers, self.asked)
             events.append(self._over(number, seen.value) if isinstance(seen, Done) else self._faced(number, seen))
+        self._report_waiting()
         return [event for event in events if event is not None]
 
     def ask(self, actor: int, method: str, *args: Any, deadline_s: float) -> Any:
@@ -162,13 +185,15 @@ class Pool:
             self.remove(actor, autopsy(error).cause)
             raise
 
-    def remove(self, actor: int, cause: str) -> None:
-        """Kill an actor for good; `wait` starts another."""
+    def remove(self, actor: int, cause: str, refused: bool = False) -> None:
+        """Kill an actor for good; `wait` starts another, unless the checkpoint is refused again and again."""
         worker = self._workers.pop(actor)
         ray.kill(worker.handle)
         self.last_failure = f"actor {actor}: {cause}"
-        self._starts.lost(worker.doing)
+        self._starts.lost(worker.doing, refused)
         more = "another is started" if self._starts.go_on(self.asked) else "no more are started in this round"
+        if self._starts.refused:
+            more = "no more are started for this checkpoint, unless `scale` asks for them"
         if len(self._workers) >= self.asked:
             more = "it was leaving"
         self._note(f"actor {actor} is gone ({cause}); {len(self._workers)} of {self.asked} left, {more}")
@@ -192,7 +217,7 @@ class Pool:
             had_room = all(free.get(name, 0.0) >= amount for name, amount in self._demand.items())
             if had_room:
                 free |= {name: free[name] - amount for name, amount in self._demand.items()}
-            name = {} if self._prefix is None else {"name": f"{self._prefix}/rollout-{self._next}"}
+            name = {} if self._prefix is None else {"name": names.rollout(self._prefix, self._next)}
             handle = self._remote.options(**self._options, **name).remote()
             self._workers[self._next] = Worker(handle, had_room, self._lookout.now())
             self._next += 1
@@ -204,6 +229,13 @@ class Pool:
             worker.leaving = place >= self.asked
             if worker.leaving and worker.loaded < 0:
                 self.release([number])
+
+    def _report_waiting(self) -> None:
+        """Say once that actors wait for room, and again when they do after a while without."""
+        waiting = self.waiting
+        if waiting is not None and not self._reported_waiting:
+            self._note(waiting)
+        self._reported_waiting = waiting is not None
 
     def _over(self, number: int, value: Any) -> Event | None:
         """What an actor was given is done."""
@@ -232,5 +264,5 @@ class Pool:
             self._refused = over and situation.doing == "starting"
             raise decision.error
         if decision.replace:
-            self.remove(number, decision.cause)
+            self.remove(number, decision.cause, refuses_the_checkpoint(fault, situation))
         return Event(number, task, decision=decision) if current and decision != WAIT else None

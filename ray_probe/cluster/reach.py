@@ -5,9 +5,11 @@ for a node on this machine. Its waits sit in C++ where nothing interrupts them, 
 is rehearsed in a child process, which can be ended; it costs about 0.5 s.
 """
 
+import errno
 import json
 import os
 import platform
+import pwd
 import re
 import signal
 import subprocess
@@ -18,8 +20,10 @@ from typing import Any
 
 import psutil
 
+from ray_probe.cluster.addresses import is_loopback
+from ray_probe.cluster.crash import telling_line
 from ray_probe.cluster.environment import token_mode, token_place
-from ray_probe.errors import ClusterError, ConfigError, bad_value
+from ray_probe.errors import ClusterError, ConfigError, NoClusterError, bad_value
 
 TCP_S, ANSWER_S, JOIN_S, CHILD_S = 2, 3, 8, 60  # deadlines: TCP connect, first answer, joining, the child in all
 
@@ -35,7 +39,7 @@ signal.alarm(tcp_s)
 try:
     socket.create_connection((host.strip("[]"), port), tcp_s).close()
 except OSError as e:
-    sys.exit(tell(unreachable=e.strerror or str(e)))
+    sys.exit(tell(unreachable=e.strerror or str(e), errno=e.errno))
 signal.alarm(0)
 tell(reached=True)
 os.environ["RAY_gcs_server_request_timeout_seconds"] = str(answer_s)
@@ -83,7 +87,7 @@ def find_address(address: str) -> str:
 def on_loopback_only(address: str) -> bool:
     """Whether what listens at host:port is on this machine and listens on loopback alone, as our own heads do."""
     host, port = address.rsplit(":", 1)
-    if host not in ("127.0.0.1", "localhost"):
+    if not is_loopback(host):
         return False
     places = [c.laddr for c in psutil.net_connections("tcp") if c.status == psutil.CONN_LISTEN and c.laddr]
     at_port = [place.ip for place in places if place.port == int(port)]
@@ -94,11 +98,14 @@ def check_joinable(address: str) -> list[dict[str, float]]:
     """Rehearse joining the cluster at host:port with this process's environment; returns what its nodes have.
 
     Raises:
-        ClusterError: it cannot be joined, and why: no answer, token missing or refused, other versions, no node here.
+        NoClusterError: nothing listens there.
+        ClusterError: it cannot be joined, and why: no answer, token missing or refused, other versions, no node here,
+            another user's.
     """
     facts = _rehearse(address)
     if reason := _obstacle(facts):
-        raise ClusterError(bad_value("cluster.address", address, reason))
+        kind = NoClusterError if facts.get("errno") == errno.ECONNREFUSED else ClusterError
+        raise kind(bad_value("cluster.address", address, reason))
     return list(facts["nodes"])
 
 
@@ -123,10 +130,7 @@ def _rehearse(address: str) -> dict[str, Any]:
         )
     except subprocess.TimeoutExpired:
         return {"failed": f"no answer within {CHILD_S} s"}
-    facts: dict[str, Any] = {
-        "returncode": child.returncode,
-        "last_words": (child.stderr.strip().splitlines() or [""])[-1],
-    }
+    facts: dict[str, Any] = {"returncode": child.returncode, "last_words": telling_line(child.stderr)}
     for line in child.stdout.splitlines():
         if line.startswith("{"):
             facts.update(json.loads(line))
@@ -156,4 +160,27 @@ def _obstacle(facts: Mapping[str, Any]) -> str | None:
     failed = " ".join(str(facts.get("failed") or facts.get("last_words") or "no reason given").split())
     if "No node info found" in failed:
         return "the cluster answers, but none of its nodes runs on this machine; start ray_probe on one of its nodes"
-    return f"Ray could not join the cluster: {failed[:300]}"
+    return f"Ray could not join the cluster: {failed[:300]}{_of_another_user(failed)}"
+
+
+def _of_another_user(failed: str) -> str:
+    """A remedy where Ray was denied a file of another user: the drivers of a cluster write among its own files."""
+    path = re.search(r"/[^\s:'\"]+", failed)
+    if "Permission denied" not in failed or path is None:
+        return ""
+    owner = next(uid for place in Path(path[0]).parents if (uid := _owner(place)) is not None)
+    if owner == os.geteuid():
+        return ""
+    try:
+        name = pwd.getpwuid(owner).pw_name
+    except KeyError:
+        name = str(owner)
+    return f"; its files belong to the user {name}: run ray_probe as {name}, or start Ray as this user"
+
+
+def _owner(path: Path) -> int | None:
+    """The user id that a file belongs to; None where that cannot be seen."""
+    try:
+        return path.stat().st_uid
+    except OSError:
+        return None

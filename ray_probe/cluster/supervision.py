@@ -22,7 +22,7 @@ and not committed is done again without being charged. Seconds are those of a
 from dataclasses import dataclass
 from typing import Literal, TypeGuard
 
-from ray_probe.errors import ClusterError, NonFiniteError, ProbeError, ShardError
+from ray_probe.errors import ClusterError, InputError, NonFiniteError, ProbeError, ShardError
 
 MAX_ATTEMPTS = 3
 MAX_SPARED = 9
@@ -44,6 +44,7 @@ class Limits:
         stall_deadline_s: at a shard without a token more: by tokens, never by time, which would favour short responses.
         start_deadline_s: to start and load the checkpoint.
         place_deadline_s: without a place on any node.
+        report_room_s: without a place on any node, before that is reported; longer than `ask_every_s`.
         idle_deadline_s: idle and without an answer.
         unreachable_deadline_s: not reachable and not known to be dead.
         fresh_s: an idle actor that was heard of less lately is asked before it is given a shard.
@@ -52,6 +53,7 @@ class Limits:
     stall_deadline_s: float = 300.0
     start_deadline_s: float = 600.0
     place_deadline_s: float = 30.0
+    report_room_s: float = 8.0
     idle_deadline_s: float = 60.0
     unreachable_deadline_s: float = 30.0
     fresh_s: float = 0.5
@@ -211,6 +213,11 @@ def _no_room(fault: NoRoom, situation: Situation, limits: Limits) -> Decision:
 def concerns_the_run(error: Exception) -> TypeGuard[ProbeError]:
     """Whether a task's error would come for every shard: a full disk, another checkpoint, a fitter that is gone."""
     return isinstance(error, ProbeError) and not isinstance(error, OF_THE_SHARD)
+
+
+def refuses_the_checkpoint(fault: Fault, situation: Situation) -> bool:
+    """Whether an actor refused a checkpoint that others have loaded: it was overwritten since, for another one too."""
+    return situation.doing == "starting" and isinstance(fault, Raised) and isinstance(fault.error, InputError)
 
 
 def is_of_memory(error: Exception) -> bool:

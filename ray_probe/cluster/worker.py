@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ray_probe.cluster.supervision import Decision, Doing, Limits
+from ray_probe.cluster.supervision import Decision, Doing, Limits, NoRoom
 
 ASK_AGAIN_S = 1.0
 
@@ -47,6 +47,7 @@ class Worker:
         moved: when there was a token more.
         unreachable: since when it cannot be reached, and why.
         leaving: it goes soon.
+        no_room: that no node has room for it, as last seen; see `waits_for_room`.
         facts: what it said of itself.
     """
 
@@ -66,6 +67,7 @@ class Worker:
     moved: float = 0.0
     unreachable: tuple[float, str] | None = None
     leaving: bool = False
+    no_room: NoRoom | None = None
     facts: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -77,6 +79,11 @@ class Worker:
     def placed(self) -> bool:
         """It has a process."""
         return self.heard_at >= 0
+
+    @property
+    def waits_for_room(self) -> bool:
+        """No node has room for it, and it has no process yet."""
+        return self.no_room is not None and self.doing == "starting" and not self.placed
 
     def submit(self, task: Any, version: int, method: str, args: Sequence[Any], now: float) -> None:
         """Give it something to do."""

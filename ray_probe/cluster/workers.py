@@ -39,9 +39,9 @@ class RayWorkers(RayBackend):
         """
         demand = self._demand(actors)
         there = room(demand, [node.resources for node in alive_nodes()])
-        have = len(self._pool.alive)
+        alive, have = len(self._pool.alive), len(self._pool.members)
         self._pool.asked = actors
-        self._pool.forgive()
+        self._pool.try_again()
         messages = [] if (warning := self._few_shards(actors)) is None else [f"warning: {warning}"]
         if there is not None and (actors > there or self._requested):
             self._requested = actors > there
@@ -54,22 +54,24 @@ class RayWorkers(RayBackend):
             )
         if actors < have:
             messages.append(f"{have - actors} of {have} leave once what they have done is committed; no shard is lost")
-        return Scaled(actors, have, actors if there is None else there, tuple(messages))
+        return Scaled(actors, alive, actors if there is None else there, tuple(messages))
 
     def census(self) -> Mapping[str, Any]:
         """Actors and cluster, as `Status` shows them; any thread may ask."""
         nodes, pool = alive_nodes(), self._pool
-        warning = self._few_shards(pool.asked)
+        asked, alive, members = pool.asked, len(pool.alive), pool.members
         return {
             "namespace": ray.get_runtime_context().namespace,
-            "actors_asked": pool.asked,
-            "actors_alive": len(pool.alive),
-            "actors": tuple(Actor(m.number, m.state, m.node, m.pid, m.tokens) for m in pool.members),
+            "actors_asked": asked,
+            "actors_alive": alive,
+            "actors_starting": max(0, min(pool.starting, asked - alive)),
+            "actors_leaving": max(0, len(members) - asked),
+            "actors": tuple(Actor(m.number, m.state, m.node, m.pid, m.tokens) for m in members),
             "last_failure": pool.last_failure,
             "nodes": len(nodes),
             "resources": _plain(ray.cluster_resources()),
             "free": _plain(ray.available_resources()),
-            "warnings": () if warning is None else (warning,),
+            "warnings": tuple(line for line in (self._few_shards(asked), pool.waiting) if line is not None),
         }
 
     def beta_of(self, version: int | None) -> Mapping[str, Any]:

@@ -3,7 +3,7 @@
 import contextlib
 import inspect
 from collections.abc import Callable, Iterator
-from functools import wraps
+from functools import partial, wraps
 from typing import TYPE_CHECKING, Any
 
 from ray_probe.commands.options import Address, AsJson, Name, Namespace
@@ -21,10 +21,11 @@ _WHICH = (
 )
 
 
-def asks(ask: Callable[..., Answer]) -> Callable[..., int]:
+def asks(ask: Callable[..., Answer], kind: str | None = None) -> Callable[..., int]:
     """Make a command of a function: (client, its own arguments) -> its answer.
 
-    The command has the function's own arguments, and `--run`, `--address`, `--namespace` and `--json`.
+    The command has the function's own arguments, and `--run`, `--address`, `--namespace` and `--json`. Without
+    `--run` it asks the only thing of a kind, service or run, that is up; None: the only one of either.
     """
 
     @wraps(ask)
@@ -32,7 +33,7 @@ def asks(ask: Callable[..., Answer]) -> Callable[..., int]:
         *, name: str | None = None, address: str | None = None, namespace: str | None = None, as_json: bool = False,
         **own: Any,
     ) -> int:  # fmt: skip
-        with connected(name, address, namespace) as client:
+        with connected(name, address, namespace, kind) as client:
             answer = ask(client, **own)
         return answered(answer, as_json)
 
@@ -43,10 +44,15 @@ def asks(ask: Callable[..., Answer]) -> Callable[..., int]:
     return command
 
 
+asks_service = partial(asks, kind="service")
+
+
 @contextlib.contextmanager
-def connected(name: str | None, address: str | None, namespace: str | None) -> "Iterator[ProbeClient]":
+def connected(
+    name: str | None, address: str | None, namespace: str | None, kind: str | None
+) -> "Iterator[ProbeClient]":
     """A client of the service or run that is meant."""
     from ray_probe.service.client import ProbeClient
 
-    with stdout_for_results(), ProbeClient.connect(address, namespace, name) as client:
+    with stdout_for_results(), ProbeClient.connect(address, namespace, name, kind) as client:
         yield client

@@ -70,7 +70,7 @@ def results(
     directory = None if identity is None or of_a_service else run_directory(identity)
     if directory is not None:
         return answered(_formatted(of_result(result_of(directory), directory, verbose), form), form == Format.JSON)
-    with connected(name, address, namespace) as client:
+    with connected(name, address, namespace, kind="service") as client:
         if identity is None:
             items = client.results()
             answer = Answer([item.to_json() for item in items], lambda: _tables().results_table(items))

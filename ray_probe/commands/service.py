@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ray_probe.commands.asking import asks
+from ray_probe.commands.asking import asks, asks_service
 from ray_probe.commands.options import (
     Actors,
     Address,
@@ -59,15 +59,15 @@ def up(
 
 def down(name: Name = None, address: Address = None, namespace: Namespace = None) -> int:
     """End a service and all that it started."""
-    from ray_probe.service import launch
+    from ray_probe.service import ending
 
     with signals_interrupt(), stdout_for_results():
-        ended = launch.down(name, tell, address, namespace)
+        ended = ending.down(name, tell, address, namespace)
     said = f"service {ended!r} is down; its files stay, and `up` goes on with what was queued"
     return answered(Answer({"ended": ended}, lambda: said), as_json=False)
 
 
-@asks
+@asks_service
 def probe(
     client: "ProbeClient",
     checkpoint: Annotated[str, typer.Argument(help="Directory of the checkpoint.", show_default=False)],
@@ -90,7 +90,7 @@ def probe(
     return Answer(info.to_json(), lambda: said, EXIT_INTERRUPTED if wait else 0)
 
 
-@asks
+@asks_service
 def cancel(client: "ProbeClient", identity: OneIdentity) -> Answer:
     """Take back a measurement that waits, or stop the one at work; its whole rounds are kept."""
     info = client.cancel(identity)
@@ -98,7 +98,7 @@ def cancel(client: "ProbeClient", identity: OneIdentity) -> Answer:
     return Answer(info.to_json(), lambda: f"{identity} {said}")
 
 
-@asks
+@asks_service
 def drain(
     client: "ProbeClient", undo: Annotated[bool, typer.Option("--undo", help="Take on again.")] = False
 ) -> Answer:
@@ -125,21 +125,25 @@ def scale(
 
 def _until_there(client: "ProbeClient", number: int) -> "Status":
     deadline = time.monotonic() + SCALE_S
-    while (found := client.status()).actors_alive != number and time.monotonic() < deadline:
-        if found.actors_alive > number and found.measurement is not None:
+    while time.monotonic() < deadline:
+        found = client.status()
+        if found.actors_leaving and found.measurement is not None:
             break  # those too many leave when their work is committed, however long that takes
+        if found.actors_alive == number and not found.actors_leaving:
+            break
         time.sleep(0.25)
     return found
 
 
 def _scaled(scaled: "Scaled", found: "Status") -> str:
+    if found.actors_leaving:
+        said = f"asked {scaled.asked}, have {len(found.actors)}"
+        return f"{said}: {found.actors_leaving} leave once what they have done is committed"
     said = f"asked {scaled.asked}, have {found.actors_alive}"
-    if found.actors_alive > scaled.asked:
-        return f"{said}: {found.actors_alive - scaled.asked} leave once what they have done is committed"
-    if found.actors_alive < scaled.asked:
-        return f"{said}: the request stands, and is met when there is room" + (
-            f"; last failure: {found.last_failure}" if found.last_failure else ""
-        )
+    said += f", {found.actors_starting} loading" if found.actors_starting else ""
+    if found.actors_alive + found.actors_starting < scaled.asked:
+        said += ": the request stands, and is met when there is room"
+        said += f"; last failure: {found.last_failure}" if found.last_failure else ""
     return said
 
 

@@ -121,11 +121,12 @@ _RESULT_COLUMNS = (
 
 
 def _asked(status: Status) -> Row:
-    asked, alive = status.actors_asked, status.actors_alive
-    note = f"{asked - alive} missing" if alive < asked else ""
-    if alive > asked:
-        note = f"{alive - asked} too many, to leave when nothing depends on them"
-    return "Actors", Text(f"asked {asked}, have {alive}", "bold red" if alive < asked else ""), "", note
+    asked, alive, starting = status.actors_asked, status.actors_alive, status.actors_starting
+    missing, leaving = max(0, asked - alive - starting), max(status.actors_leaving, alive - asked)
+    notes = [f"{starting} loading"] if starting else []
+    notes += [f"{missing} missing"] if missing else []
+    notes += [f"{leaving} too many, to leave when nothing depends on them"] if leaving else []
+    return "Actors", Text(f"asked {asked}, have {alive}", "bold red" if missing else ""), "", ", ".join(notes)
 
 
 def _actors(status: Status) -> RenderableType:

@@ -70,7 +70,7 @@ class Answers:
         """What happened to a measurement after `cursor`; 0 for all that is still known."""
         item, _ = self._at(identity)  # before its events: then the last of them are in once it has ended
         cursor, events = self._board.events(identity, cursor)
-        return Followed(cursor, events, self.info(item))
+        return Followed(cursor, events, self.info(item), self._board.closing)
 
     def beta(self, version: int | None, identity: str | None) -> Beta:
         """A version of a measurement's fit; None: the newest. Raises ConfigError naming the versions there are."""

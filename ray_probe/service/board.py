@@ -43,6 +43,7 @@ class Board:
         self.actors: int | None = None
         self.queue = self._restored()
         self.state = "starting"
+        self.closing = False
         self.problem: str | None = None
         self.probe: OfflineEntropyProbe | None = None
         self.progress: Progress | None = None

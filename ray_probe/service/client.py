@@ -12,22 +12,21 @@ from ray_probe.errors import (
     ClusterError,
     ConfigError,
     InputError,
+    NoClusterError,
     ParityError,
     ProbeError,
     bad_value,
 )
 from ray_probe.progress import Listener
-from ray_probe.service import registry
-from ray_probe.service.finding import find, join
+from ray_probe.service.finding import find
+from ray_probe.service.following import FOLLOW_EVERY_S, follow
 from ray_probe.service.replies import Beta, MeasurementInfo, Scaled, Status, Variance
 
 if TYPE_CHECKING:
     from ray_probe.cluster.head_watch import HeadWatch
 
 ANSWER_S = 20.0
-FOLLOW_EVERY_S = 0.25
 CLOSE_S = 60.0
-SILENT_S = 45.0  # a head is given up sooner; Ray ends a process whose cluster has been silent for 60 s
 
 
 class ProbeClient:
@@ -43,16 +42,23 @@ class ProbeClient:
         namespace: str,
         connection: contextlib.ExitStack,
         head: "HeadWatch | None" = None,
+        kind: str = "service",
     ) -> None:
         self._controller = controller
         self._head = head
+        self._silent = False
+        self.kind = kind
         self.name = name
         self.namespace = namespace
         self._connection = connection
 
     @classmethod
     def connect(
-        cls, address: str | None = None, namespace: str | None = None, name: str | None = None
+        cls,
+        address: str | None = None,
+        namespace: str | None = None,
+        name: str | None = None,
+        kind: str | None = "service",
     ) -> "ProbeClient":
         """Connect to what is live.
 
@@ -60,29 +66,15 @@ class ProbeClient:
             address: host:port of the cluster, or auto; None: where this user's registry says.
             namespace: Ray namespace; None: the registry's, or `ray_probe` with an address.
             name: of the service or run; None where there is only one.
+            kind: of what is looked for without a name: service or run; None: either.
 
         Raises:
             ConfigError: nothing of that name, or several without one; names what there is.
             ClusterError: the cluster is not reachable, or refuses the token; within seconds.
         """
         with contextlib.ExitStack() as stack:
-            if address is None:
-                entry = registry.choose(name)
-                namespace, name = namespace or entry.namespace, entry.name
-                try:
-                    join(stack, entry.address, namespace, entry.token_path, entry.loopback)
-                except ClusterError as error:
-                    if not entry.loopback or entry.kind == "run":
-                        raise
-                    remedy = f"`down --run {name}`, then `up CONFIG --name {name}` goes on with what it had"
-                    raise ClusterError(f"the head of {name!r} does not answer; {remedy} ({error})") from None
-            else:
-                namespace = namespace or "ray_probe"
-                known = next((entry for entry in registry.entries() if entry.address == address), None)
-                token_path, loopback = (known.token_path, known.loopback) if known else (None, False)
-                join(stack, address, namespace, token_path, loopback)
-            controller, name = find(name, namespace)
-            return cls(controller, name, namespace, stack.pop_all())
+            found = find(stack, address, namespace, name, kind)
+            return cls(found.controller, found.name, found.namespace, stack.pop_all(), found.head, found.kind)
 
     def __enter__(self) -> "ProbeClient":
         return self
@@ -175,24 +167,19 @@ class ProbeClient:
 
         Raises:
             ProbeError: what it failed of, with its exit code; CancelledError when somebody stopped it.
+            ClusterError: its service was taken down, or its controller does not answer any more.
         """
-        cursor, heard = 0, time.monotonic()
-        while True:
-            self._refuse_lost_head()
-            try:
-                followed = self._ask("follow", measurement, cursor)
-                cursor, heard = followed.cursor, time.monotonic()
-                for event in followed.events:
-                    listener(event)
-                if followed.info.finished is not None:
-                    break
-            except ClusterError as error:  # it is made again from disk, or is busy
-                self._refuse_lost_head()
-                if _is_gone(error) or time.monotonic() - heard > SILENT_S:
-                    raise
+        from ray.exceptions import GetTimeoutError
+
+        def go_on() -> None:
             if stop():
                 raise KeyboardInterrupt
-            time.sleep(FOLLOW_EVERY_S)
+
+        try:
+            follow(self._ask, self.name, self.kind, measurement, listener, go_on)
+        except ClusterError as error:
+            self._silent = isinstance(error.__cause__, GetTimeoutError)
+            raise
         info, result = self.result(measurement)
         if info.state == "failed":
             kinds = {kind.exit_code: kind for kind in (InputError, ClusterError, ParityError)}
@@ -234,18 +221,17 @@ class ProbeClient:
     def end(self) -> bool:
         """Stop the work, whole rounds kept, and end all of its actors; returns whether that was in time."""
         from ray_probe.cluster.calls import kill
-        from ray_probe.cluster.controller_actor import end_children
+        from ray_probe.cluster.ours import end_children
 
         in_time = False
-        if self.head_lost:
-            return in_time  # nobody is left to end them, and Ray would wait for its answer for ever
         try:
-            in_time = self._ask("close", CLOSE_S / 2, deadline_s=CLOSE_S)
+            in_time = not self._silent and self._ask("close", CLOSE_S / 2, deadline_s=CLOSE_S)
         except ClusterError:
             pass  # it does not answer: its actors are ended all the same
         finally:
-            kill(self._controller)
-            end_children(self.name, self.namespace)
+            if not self.head_lost:  # else nobody is left to end them, and Ray would wait for its answer for ever
+                kill(self._controller)
+                end_children(self.name, self.namespace)
         return in_time
 
     def end_quietly(self) -> None:
@@ -255,19 +241,19 @@ class ProbeClient:
 
     def _refuse_lost_head(self) -> None:
         if self._head is not None and self._head.is_lost():
-            raise ClusterError(f"cluster: its head at {self._head.address} is gone")
+            raise NoClusterError(f"cluster: its head at {self._head.address} is gone")
 
-    def _ask(self, method: str, *args: Any, deadline_s: float = ANSWER_S) -> Any:
+    def _ask(
+        self, method: str, *args: Any, deadline_s: float = ANSWER_S, meanwhile: Callable[[], None] = lambda: None
+    ) -> Any:
         from ray_probe.cluster.calls import ask
 
-        return ask(self._controller, self.name, method, *args, deadline_s=deadline_s)
+        def look() -> None:
+            self._refuse_lost_head()
+            meanwhile()
 
-
-def _is_gone(error: ClusterError) -> bool:
-    """Whether a controller has died and is not made again: a run's, or one that was ended."""
-    from ray.exceptions import ActorDiedError
-
-    return isinstance(error.__cause__, ActorDiedError)
+        look()
+        return ask(self._controller, self.name, method, *args, deadline_s=deadline_s, meanwhile=look)
 
 
 def _place(path: str | Path | Sequence[str]) -> str:

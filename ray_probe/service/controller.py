@@ -76,7 +76,7 @@ class Controller:
     def close(self, deadline_s: float) -> bool:
         """Stop what is at work, with its whole rounds kept, and end the actors; returns whether that was in time."""
         with self._board.changed:
-            self._closing = True
+            self._closing = self._board.closing = True
             self._board.changed.notify_all()
         if self._thread is not None:
             self._thread.join(deadline_s)

@@ -1,25 +1,23 @@
-"""Starting a service and ending it: what `up` and `down` do."""
+"""Starting a service: what `up` does."""
 
-import os
-import shutil
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ray_probe.cluster.controller_actor import CONTROLLER_LOCK, SERVICE_CONFIG
-from ray_probe.cluster.environment import PREFIX
 from ray_probe.config import ProbeConfig, dump_yaml, load_config
-from ray_probe.errors import ClusterError, ConfigError, ProbeError, bad_value
+from ray_probe.errors import ClusterError, ConfigError, NoClusterError, bad_value
 from ray_probe.files import held, write_atomically
 from ray_probe.loading import check_fits_here
 from ray_probe.prepared import Prepared, few_shards
 from ray_probe.run_directory import default_name
 from ray_probe.runner import warn_unless_shared
-from ray_probe.service import names, registry
+from ray_probe.service import registry
 from ray_probe.service.board import STATE_FILE, Board, utc_now
 from ray_probe.service.client import ProbeClient
+from ray_probe.service.ending import forget_lost_head
 
 POLL_S = 0.25
 START_S = 600.0
@@ -66,87 +64,28 @@ def up(config_path: Path, overrides: Sequence[str], name: str | None, tell: Tell
     with held(directory / UP_LOCK, 0.0), ExitStack() as undo:
         with held(directory / CONTROLLER_LOCK, 0.0):  # of another service in this directory, on whatever cluster
             _written(prepared.config, directory)
-        _forget_lost_head(name)
+        forget_lost_head(name)
         entry, stay = _reached(prepared.config, name, directory, undo, tell)
-        queued = _started(prepared, entry, tell)
+        entry, queued = _started(prepared, entry, tell)
         registry.register(entry)
         undo.pop_all()
         stay()
     return Up(entry, queued)
 
 
-def down(name: str | None, tell: Tell, address: str | None = None, namespace: str | None = None) -> str:
-    """End a service, its actors and the head that it owns; returns its name.
-
-    Args:
-        name: of the service; None where only one is up.
-        tell: told what happens.
-        address: of the cluster of a service that is not in this user's registry; its head, if it owns one, stays.
-        namespace: there; None: ray_probe.
-
-    Raises:
-        ConfigError: there is none of that name, or it is a run.
-        ClusterError: it cannot be reached, and its cluster is not its own.
-    """
-    if address is not None:
-        if name is None:
-            raise ConfigError("--run: name the service that is to be ended on that cluster")
-        place = registry.Entry(name, "service", address, namespace or "ray_probe", None, False, "", utc_now())
-        _ended(place, tell)
-        return name
-    entry = registry.choose(name) if name is None else registry.read(name) or registry.choose(name)
-    if entry.kind != "service":
-        raise ConfigError(bad_value("--run", entry.name, f"it is a run, process {entry.pid}; end it with Ctrl-C there"))
-    if not entry.gone:
-        try:
-            _ended(entry, tell)
-        except ClusterError as error:
-            if entry.pid is None:
-                registry.unregister(entry.name)
-                raise ClusterError(f"{error}; {entry.name!r} is no longer listed as up") from None
-            tell(f"the service does not answer ({error}); its head is ended")
-    if entry.pid is not None:
-        from ray_probe.cluster import head
-
-        head.end(entry.pid, entry.pid_created)
-    _forget_lost_head(entry.name)
-    registry.unregister(entry.name)
-    return entry.name
-
-
-def _ended(entry: registry.Entry, tell: Tell) -> None:
-    """End a service's actors on its cluster, be its controller alive or not."""
-    import ray
-
-    from ray_probe.cluster.connection import connected
-    from ray_probe.cluster.controller_actor import end_children, named_actors
-
-    with connected(
-        entry.address, entry.namespace, None, token_path=entry.token_path, loopback=entry.loopback, log=lambda _: None
-    ):
-        if names.controller(entry.name) not in named_actors(entry.namespace):
-            tell("its controller is gone; what else there is of it is ended")
-            end_children(entry.name, entry.namespace)
-            return
-        handle = ray.get_actor(names.controller(entry.name), namespace=entry.namespace)
-        if not ProbeClient(handle, entry.name, entry.namespace, ExitStack()).end():
-            tell("what was at work did not stop in time; its actors were ended")
-
-
 def _refuse_second(name: str) -> None:
+    """Refuse the name of a service that is up, or may be: only of one that is known to be gone it is free again."""
     entry = registry.read(name)
-    if entry is not None and entry.kind == "service" and entry.pid is None and not _answers(entry):
-        return
+    if entry is not None and entry.kind == "service" and entry.pid is None:
+        try:
+            with ProbeClient.connect(entry.address, entry.namespace, entry.name):
+                pass
+        except (NoClusterError, ConfigError):
+            return  # neither its cluster nor its controller is there
+        except ClusterError as error:
+            remedy = f"a service of that name is listed as up on {entry.address}, and cannot be asked; choose another"
+            raise ClusterError(bad_value("--name", name, f"{remedy} ({error})")) from None
     registry.refuse_second("--name", name)
-
-
-def _answers(entry: registry.Entry) -> bool:
-    """Whether a service on a cluster that is not its own is still there."""
-    try:
-        with ProbeClient.connect(entry.address, entry.namespace, entry.name):
-            return True
-    except ProbeError:
-        return False
 
 
 def _directory(parent: Path, name: str) -> Path:
@@ -170,15 +109,6 @@ def _written(config: ProbeConfig, directory: Path) -> None:
     path = directory / SERVICE_CONFIG
     write_atomically(path, dump_yaml(config).encode())
     path.chmod(0o600)
-
-
-def _forget_lost_head(name: str) -> None:
-    """Remove the temp dir, with the token, that a head of this service left when it was killed."""
-    entry = registry.read(name)
-    if entry is not None and entry.gone and entry.loopback and entry.token_path is not None:
-        left = Path(entry.token_path).parent
-        if left.name.startswith(PREFIX) and left.is_dir() and left.stat().st_uid == os.getuid():
-            shutil.rmtree(left, ignore_errors=True)
 
 
 def _reached(
@@ -205,41 +135,46 @@ def _reached(
     return entry, starting.stay
 
 
-def _started(prepared: Prepared, entry: registry.Entry, tell: Tell) -> int:
-    """Start the controller on the cluster's head and wait for the first rollout actor; returns how many wait."""
+def _started(prepared: Prepared, entry: registry.Entry, tell: Tell) -> tuple[registry.Entry, int]:
+    """Start the controller on the cluster's head and wait for the first rollout actor.
+
+    Returns the entry with the address that the cluster's nodes know, and how many measurements wait.
+    """
     from ray_probe.cluster.connection import Demand, connected
-    from ray_probe.cluster.controller_actor import Spec, create, named_actors
+    from ray_probe.cluster.controller_actor import Spec, create
     from ray_probe.cluster.placement import head_node
 
     cluster, name = prepared.config.cluster, entry.name
     with connected(
         entry.address, entry.namespace, Demand.of(cluster), runtime_env=dict(cluster.runtime_env),
         token_path=entry.token_path, loopback=entry.loopback, checked=cluster.address is not None, log=tell,
-    ):  # fmt: skip
-        if names.controller(name) in named_actors(entry.namespace):
-            remedy = f"a service of that name is up on {entry.address}; choose another, or end it with `down`"
-            raise ConfigError(bad_value("--name", name, remedy))
-        warn_unless_shared(prepared.config, tell)
-        tell(prepared.memory.note())
-        tell(f"loading {prepared.config.model.path} on {cluster.actors} rollout actors")
+    ) as info:  # fmt: skip
         controller = create(Spec(name, None, entry.directory, entry.loopback), head_node())
         client = ProbeClient(controller, name, entry.namespace, ExitStack())
         try:
-            return _ready(client)
+            warn_unless_shared(prepared.config, tell)
+            tell(prepared.memory.note())
+            tell(f"loading {prepared.config.model.path} on {cluster.actors} rollout actors")
+            return replace(entry, address=info.address), _ready(client, tell)
         except BaseException:
             client.end_quietly()
             raise
 
 
-def _ready(client: ProbeClient) -> int:
-    """Wait for the first rollout actor. Raises what keeps it from starting."""
+def _ready(client: ProbeClient, tell: Tell) -> int:
+    """Wait for the first rollout actor, and report what that waits for. Raises what keeps it from starting."""
+    status = client.status(START_S)  # the first answer waits for the runtime environment
+    reported = set(status.warnings)
     while True:
-        status = client.status(START_S)  # the first answer waits for the runtime environment
+        for warning in [line for line in status.warnings if line not in reported]:
+            reported.add(warning)
+            tell(warning)
         if status.actors_alive:
             return len(status.queued) + (status.measurement is not None)
         if (error := client.start_error()) is not None:
             raise error
         time.sleep(POLL_S)
+        status = client.status()
 
 
 def lines(found: Up) -> list[str]:

@@ -1,6 +1,7 @@
 """Names of a service's or a run's actors in its Ray namespace."""
 
 CONTROLLER = "controller"
+ROLLOUT = "rollout-"
 
 
 def controller(name: str) -> str:
@@ -18,6 +19,11 @@ def writer(name: str) -> str:
     return f"{name}/writer"
 
 
+def rollout(name: str, number: int) -> str:
+    """A rollout actor."""
+    return f"{name}/{ROLLOUT}{number}"
+
+
 def owner(actor: str) -> str | None:
     """The service or run that a controller of this name belongs to; None for other actors."""
     name, _, role = actor.rpartition("/")
@@ -25,5 +31,7 @@ def owner(actor: str) -> str | None:
 
 
 def children(name: str, actors: list[str]) -> list[str]:
-    """Of these actors, those of the service or run but its controller."""
-    return [actor for actor in actors if actor.startswith(f"{name}/") and actor != controller(name)]
+    """Of these actors, those that have the name of a fitter, writer or rollout actor of the service or run."""
+    return [
+        actor for actor in actors if actor in (fitter(name), writer(name)) or actor.startswith(f"{name}/{ROLLOUT}")
+    ]

@@ -6,8 +6,9 @@ Holds where a cluster is and where its token lies, never the token.
 import contextlib
 import json
 import os
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+import socket
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import psutil
@@ -30,6 +31,7 @@ class Entry:
         started: UTC, ISO 8601.
         pid: process that it ends with: a run's own, or the head that a service owns; None for a service elsewhere.
         pid_created: when that process began, see `created`: a pid may come again.
+        host: name of the machine that wrote the entry; a home directory may be shared by several.
     """
 
     name: str
@@ -42,11 +44,22 @@ class Entry:
     started: str
     pid: int | None = None
     pid_created: float | None = None
+    host: str = field(default_factory=socket.gethostname)
+
+    @property
+    def is_of_this_host(self) -> bool:
+        """The entry was written on this machine, so its process can be looked at."""
+        return self.host == socket.gethostname()
 
     @property
     def gone(self) -> bool:
-        """The process that it ends with is no more; False where there is none to look at."""
-        return self.pid is not None and created(self.pid) != self.pid_created
+        """The process that it ends with has ended; False where that cannot be seen from here."""
+        return self.pid is not None and self.is_of_this_host and created(self.pid) != self.pid_created
+
+    @property
+    def file(self) -> Path:
+        """The file of the entry."""
+        return place() / f"{self.name}.json"
 
 
 def created(pid: int) -> float | None:
@@ -68,8 +81,14 @@ def place() -> Path:
 
 
 def register(entry: Entry) -> None:
-    """Put an entry down, in the place of an earlier one of its name. Raises ConfigError when it cannot be written."""
+    """Put an entry down, in the place of an earlier one of its name; those whose process is gone are removed.
+
+    Raises ConfigError when it cannot be written.
+    """
     directory = place()
+    for earlier in all_entries():
+        if earlier.gone:
+            forget(earlier)
     try:
         _write(directory, entry)
     except OSError as error:
@@ -105,6 +124,12 @@ def unregister(name: str) -> None:
     (place() / f"{name}.json").unlink(missing_ok=True)
 
 
+def forget(entry: Entry) -> None:
+    """Take an entry away unless another has its place by now."""
+    if read(entry.name) == entry:
+        unregister(entry.name)
+
+
 @contextlib.contextmanager
 def registered(entry: Entry) -> Iterator[None]:
     """An entry for the block."""
@@ -112,13 +137,25 @@ def registered(entry: Entry) -> Iterator[None]:
     try:
         yield
     finally:
-        if read(entry.name) == entry:
-            unregister(entry.name)
+        forget(entry)
 
 
 def entries() -> list[Entry]:
-    """Live entries by name; those whose process is gone, and files that cannot be read, are left out."""
-    return [entry for entry in all_entries() if not entry.gone]
+    """Live entries by name; those of killed runs are removed, and files that cannot be read are left out.
+
+    The entry of a service whose head was killed stays until the next `register` or `down`: `choose` tells of it. A
+    head that listens on the loopback address of another machine cannot be asked from here, and is left out.
+    """
+    there = all_entries()
+    for entry in there:
+        if entry.kind == "run" and entry.gone:
+            forget(entry)
+    return [entry for entry in there if not entry.gone and (entry.is_of_this_host or not entry.loopback)]
+
+
+def lost_services() -> list[Entry]:
+    """Services whose head was killed on this machine."""
+    return [entry for entry in all_entries() if entry.kind == "service" and entry.gone]
 
 
 def all_entries() -> list[Entry]:
@@ -135,23 +172,48 @@ def read(name: str) -> Entry | None:
         return None
 
 
-def choose(name: str | None) -> Entry:
-    """The entry of that name; None: the only one there is. Raises ConfigError naming what there is."""
+def choose(name: str | None, kind: str | None = None) -> Entry:
+    """The entry that is meant.
+
+    Args:
+        name: of the service or run; None: the only one there is.
+        kind: of what is looked for without a name, service or run; None: either.
+
+    Raises:
+        ConfigError: nothing is up, or several are and none is named; names what there is.
+    """
     there = entries()
-    names = ", ".join(f"{entry.name} ({entry.kind})" for entry in there)
-    lost = [
-        entry.name for entry in all_entries() if entry.kind == "service" and entry.gone and name in (None, entry.name)
-    ]
-    if lost and (name is not None or not there):
-        again = f"up CONFIG --name {lost[0]} goes on with what it had"
-        raise ConfigError(f"--run: the service {lost[0]!r} has lost its head, process and all; {again}")
-    if name is None:
-        if not there:
-            raise ConfigError("--run: nothing is up; start a service: up CONFIG")
-        if len(there) > 1:
-            raise ConfigError(f"--run: there are {names}; choose one with --run NAME")
-        return there[0]
+    if name is not None:
+        return _named(name, there)
+    fitting = [entry for entry in there if kind in (None, entry.kind)]
+    if len(fitting) == 1:
+        return fitting[0]
+    if fitting:
+        raise ConfigError(f"--run: there are {_listed(fitting)}; choose one with --run NAME")
+    if lost := lost_services():
+        raise _lost(lost[0])
+    if there:
+        raise ConfigError(f"--run: no {kind} is up; start one: up CONFIG; --run NAME chooses among {_listed(there)}")
+    raise ConfigError("--run: nothing is up; start a service: up CONFIG")
+
+
+def _named(name: str, there: Sequence[Entry]) -> Entry:
     for entry in there:
         if entry.name == name:
             return entry
-    raise ConfigError(bad_value("--run", name, f"nothing of that name is up; there is {names or 'nothing'}"))
+    for entry in all_entries():
+        if entry.name == name and entry.kind == "service" and entry.gone:
+            raise _lost(entry)
+        if entry.name == name and not entry.is_of_this_host:
+            remedy = f"it listens on {entry.address} of {entry.host} alone; ask it there"
+            raise ConfigError(bad_value("--run", name, remedy))
+    raise ConfigError(bad_value("--run", name, f"nothing of that name is up; there is {_listed(there) or 'nothing'}"))
+
+
+def _lost(entry: Entry) -> ConfigError:
+    again = f"up CONFIG --name {entry.name} goes on with what it had"
+    return ConfigError(f"--run: the service {entry.name!r} has lost its head, process and all; {again}")
+
+
+def _listed(entries: Sequence[Entry]) -> str:
+    return ", ".join(f"{entry.name} ({entry.kind})" for entry in entries)

@@ -99,6 +99,8 @@ class Status(Reply):
         resources: total resources of the cluster (CPU, GPU, own).
         free: what of them is free.
         warnings: worth reading.
+        actors_starting: rollout actors that start or load the checkpoint, of those that are to stay.
+        actors_leaving: rollout actors more than asked for; they leave when nothing depends on them.
     """
 
     name: str
@@ -122,6 +124,8 @@ class Status(Reply):
     resources: Mapping[str, float]
     free: Mapping[str, float]
     warnings: tuple[str, ...]
+    actors_starting: int = 0
+    actors_leaving: int = 0
 
 
 @dataclass(frozen=True)
@@ -218,8 +222,10 @@ class Followed(Reply):
         cursor: pass it to the next call.
         events: progress and notes, oldest first.
         info: the measurement.
+        closing: the service or run is being ended; the measurement goes no further.
     """
 
     cursor: int
     events: tuple[Progress, ...]
     info: MeasurementInfo
+    closing: bool = False

@@ -53,7 +53,7 @@ def asked_and_scaled_while_it_works(run: "subprocess.Popen[str]") -> list[Beta]:
         assert run.poll() is None and time.monotonic() < deadline, run.stderr and run.stderr.read()
         time.sleep(0.05)
     betas = []
-    with ProbeClient.connect() as client:
+    with ProbeClient.connect(kind="run") as client:
         while client.status().measurement is None or not client.results()[0].rounds:
             time.sleep(0.05)
         for actors in (3, 1):
@@ -65,6 +65,41 @@ def asked_and_scaled_while_it_works(run: "subprocess.Popen[str]") -> list[Beta]:
         status = client.status()
     assert status.kind == "run" and status.measurement is not None and status.measurement.finished is None
     return betas
+
+
+HANGS = """
+from ray_probe.service import following
+following.SILENT_S = 5.0
+from ray_probe.cli import main
+main()
+"""
+
+
+def test_a_controller_that_hangs_ends_the_run_with_the_way_to_go_on(tmp_path: Path) -> None:
+    raw = raw_config(tmp_path, batch={"rounds": ROUNDS}, output={"name": "mine"})
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(raw))
+    path = tmp_path / "runs" / "mine"
+    environment = {name: value for name, value in os.environ.items() if name != "XDG_STATE_HOME"}
+    run = subprocess.Popen(
+        [sys.executable, "-c", HANGS, "run", str(tmp_path / "run.yaml"), "--actors", "1"],
+        env=environment | {"HOME": str(tmp_path)}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    try:
+        deadline = time.monotonic() + DEADLINE_S
+        while not (path / "rounds.jsonl").exists():
+            assert run.poll() is None and time.monotonic() < deadline, run.stderr and run.stderr.read()
+            time.sleep(0.05)
+        controller = int((path / "lock").read_text().split()[1])
+        os.kill(controller, signal.SIGSTOP)
+        _, said = run.communicate(timeout=50.0)  # a controller that answers nothing is not asked to close for 60 s
+    finally:
+        run.kill()
+        run.wait(DEADLINE_S)
+    assert run.returncode == 4
+    assert said.splitlines()[-1] == (
+        "error: run 'mine': no answer for 5 s, its controller hangs or its machine is overloaded; go on with run "
+        f"--resume {path}"
+    )
 
 
 def test_ctrl_c_keeps_whole_rounds_and_resume_goes_on_to_the_uninterrupted_answer(

@@ -405,6 +405,51 @@ def test_joining_tells_a_wrong_token_and_a_small_cluster_and_leaves_the_cluster_
     assert list(tmp_path.iterdir()) == []
 
 
+ANOTHER_USER = """
+try:
+    check_room(sys.argv[1], one)
+except ClusterError as error:
+    facts["said"] = str(error)
+print(json.dumps(facts))
+"""
+NOBODY = 65534
+
+
+@contextlib.contextmanager
+def another_user(head: Head) -> Iterator[list[str]]:
+    """The words before a command that run it as another Linux user; where only root may, logs are closed instead."""
+    if os.geteuid() == 0:
+        words = ["setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups"]
+        reading = [*words, "--inh-caps=+dac_read_search", "--ambient-caps=+dac_read_search"]  # our Python, under /root
+        yield reading if subprocess.run([*reading, "true"], capture_output=True).returncode == 0 else words
+        return
+    events = Path(head.temp_dir, "r", "session_latest", "logs", "events")
+    events.chmod(0o500)
+    try:
+        yield []
+    finally:
+        events.chmod(0o700)
+
+
+@pytest.mark.cluster
+@pytest.mark.own_cluster
+def test_another_linux_user_with_the_right_token_is_told_whose_cluster_it_is(head: Head, tmp_path: Path) -> None:
+    clean = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")} | {"HOME": str(tmp_path)}
+    token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": Path(head.token_path).read_text()}
+    with another_user(head) as words:
+        done = subprocess.run(
+            [*words, sys.executable, "-c", COMMON + ANOTHER_USER, head.address], env=clean | token, text=True,
+            capture_output=True, timeout=60,
+        )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    said = json.loads(done.stdout)["said"]
+    assert said.startswith(f"cluster.address: got '{head.address}'; Ray could not join the cluster: Failed opening")
+    assert "/logs/events/" in said and "for writing: Permission denied" in said
+    assert said.endswith("; its files belong to the user root: run ray_probe as root, or start Ray as this user") == (
+        os.geteuid() == 0
+    )
+
+
 def failing_while_joined(code: str, tmp_path: Path) -> tuple[dict, str]:
     """The facts of a script that is given a head of its own, and that head's address."""
     with a_head() as head:

@@ -1,5 +1,6 @@
 """The pool at work: what it does about actors that die, fail, stand still or are out of reach. No model in any."""
 
+import contextlib
 import os
 import signal
 import sys
@@ -22,12 +23,12 @@ from ray_probe.cluster.backend import actor_options
 from ray_probe.cluster.environment import env_to_start, environment, private_dir
 from ray_probe.cluster.fitter_watch import FitterWatch
 from ray_probe.cluster.keepers import fitter_actor
-from ray_probe.cluster.patience import MAX_FAILED_STARTS
+from ray_probe.cluster.patience import MAX_FAILED_STARTS, MAX_REFUSALS
 from ray_probe.cluster.pool import Pool
 from ray_probe.cluster.supervision import Decision
 from ray_probe.cluster.worker import Event
 from ray_probe.config import config_from_dict
-from ray_probe.errors import ClusterError, LedgerError, NonFiniteError, OutputError, ProbeError
+from ray_probe.errors import CheckpointError, ClusterError, LedgerError, NonFiniteError, OutputError, ProbeError
 
 pytestmark = pytest.mark.cluster
 
@@ -57,6 +58,11 @@ class Fake:
         if behaviour.startswith("count "):
             Path(behaviour.removeprefix("count "), str(os.getpid())).touch()
             os._exit(1)
+        if behaviour.startswith("once "):
+            with contextlib.suppress(FileExistsError):
+                Path(behaviour.removeprefix("once ")).touch(exist_ok=False)
+                return {"pid": os.getpid()}
+            raise CheckpointError("model.path: it was overwritten")
         if behaviour == "crash":
             os._exit(1)
         if behaviour == "raise":
@@ -154,13 +160,21 @@ def test_a_cluster_without_free_room_is_told_with_what_is_asked_and_free(pools: 
 
 
 def test_one_actor_for_which_there_is_no_room_is_waited_for_while_another_works(pools: Callable[..., Pool]) -> None:
-    later = [0.0]
+    later, notes = [0.0], list[str]()
     options: dict[str, Any] = {"asked_of_ray": {"num_cpus": 0, "resources": {"seat": 1}}, "idle_deadline_s": 1e6}
-    pool = pools(2, clock=lambda: time.monotonic() + later[0], start_deadline_s=120.0, **options)
+    pool = pools(2, notes=notes, clock=lambda: time.monotonic() + later[0], start_deadline_s=120.0, **options)
+    assert pool.starting == 0
+    pool.tend()
+    assert (pool.starting, pool.waiting) == (1, None), "there was room for one"
     pool.start()
+    assert (pool.starting, pool.waiting) == (0, None), "the other may have room yet, and no report is made of it"
     for _ in range(100):
         later[0] += 4.0
         assert pool.wait(0.05) == []
+    assert notes == [
+        "actors: 1 of 2 wait for room: each asks for 1 seat, free are 0 seat; they start when other work leaves it"
+    ]
+    assert pool.waiting == notes[0] and pool.starting == 0
     assert [member.state for member in pool.members] == ["idle", "starting"], "nobody was ended for it"
 
 
@@ -177,6 +191,24 @@ def test_an_actor_that_always_crashes_is_started_three_times(pools: Callable[...
     with pytest.raises(ClusterError, match="none is left that starts"):
         pools(1, f"count {tmp_path}").start()
     assert len(list(tmp_path.iterdir())) == MAX_FAILED_STARTS
+
+
+def test_a_checkpoint_that_was_overwritten_is_tried_three_times_and_not_again_in_later_rounds(
+    pools: Callable[..., Pool], tmp_path: Path
+) -> None:
+    notes: list[str] = []
+    pool = pools(2, f"once {tmp_path / 'loaded'}", notes)
+    pool.start()
+    wait_for(pool, lambda: "no more are started for this checkpoint" in "".join(notes))
+    for _ in range(3):
+        pool.forgive()  # a round begins
+        for _ in range(5):
+            pool.wait(0.1)
+    refused = [note for note in notes if "CheckpointError: model.path: it was overwritten" in note]
+    assert len(refused) == MAX_REFUSALS and len(pool.alive) == 1
+    assert pool._next == 2 + MAX_REFUSALS - 1, "the last refusal is followed by no actor"
+    pool.try_again()
+    wait_for(pool, lambda: pool._next > 2 + MAX_REFUSALS - 1)
 
 
 def test_an_actor_that_takes_too_long_to_start_is_given_up(pools: Callable[..., Pool]) -> None:

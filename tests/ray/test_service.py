@@ -3,8 +3,6 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,6 +15,7 @@ import yaml
 from safetensors.numpy import load_file
 from support.adapters import write_adapter
 from support.checkpoints import raw_config, write_checkpoint
+from support.shell import Shell
 
 from ray_probe.assembly import build_rollout
 from ray_probe.config import config_from_dict
@@ -33,36 +32,7 @@ pytestmark = [pytest.mark.cluster, pytest.mark.own_cluster, pytest.mark.timeout(
 BUSY = 3
 """Limits in seconds are those of a machine at rest; where other work runs beside the tests, all takes longer."""
 
-LAUNCH = Path(__file__).parents[2] / "launch.py"
 LONG = 2000  # rounds of a measurement that a test ends itself
-
-
-class Shell:
-    """The command line with a home directory of its own."""
-
-    def __init__(self, home: Path) -> None:
-        self.home = home
-        self.environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")} | {
-            "HOME": str(home), "XDG_STATE_HOME": str(home / "state"),
-        }  # fmt: skip
-        self.said: list[str] = []
-
-    def start(self, *arguments: object) -> "subprocess.Popen[str]":
-        command = [sys.executable, str(LAUNCH), *map(str, arguments)]
-        return subprocess.Popen(
-            command, env=self.environment, cwd=self.home, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-        )
-
-    def run(self, *arguments: object, code: int = 0, seconds: float = 90) -> str:
-        """Standard output of a command that ends with this exit code."""
-        out, err = (process := self.start(*arguments)).communicate(timeout=seconds)
-        self.said += [out, err]
-        assert process.returncode == code, f"{arguments} ended with {process.returncode}:\n{out}\n{err}"
-        assert "Traceback" not in err
-        return out if code == 0 else err
-
-    def ask(self, *arguments: object) -> Any:
-        return json.loads(self.run(*arguments, "--json"))
 
 
 @pytest.fixture(scope="module")

@@ -21,6 +21,22 @@ with connected(None, "head", Demand(1, 1, 0, {}, int(sys.argv[1])), log=lambda l
     print(info.address, info.token_path, info.temp_dir, here["gcs"], here["raylet"], flush=True)
     sys.stdin.read()
 """
+OPEN_HEAD = """
+import os, sys
+import psutil, ray
+from ray_probe.cluster.environment import env_to_start, environment, private_dir
+with private_dir() as directory, environment(env_to_start(directory)):
+    ray.init(
+        address="local", num_cpus=int(sys.argv[1]), include_dashboard=False, log_to_driver=False,
+        object_store_memory=100_000_000, _temp_dir=os.path.join(directory, "r"),
+    )
+    here = {process.name().split("_")[0]: process.pid for process in psutil.Process().children()}
+    address = ray.get_runtime_context().gcs_address
+    print(address, os.environ["RAY_AUTH_TOKEN_PATH"], directory, here["gcs"], here["raylet"], flush=True)
+    sys.stdin.read()
+    ray.shutdown()
+"""
+"""As `ray start --head` makes it: known by the node's own address, not by loopback."""
 
 
 @dataclass(frozen=True)
@@ -56,13 +72,14 @@ class Head:
 
 
 @contextlib.contextmanager
-def a_head(cpus: int = 1) -> Iterator[Head]:
-    """A cluster with a token and so many CPUs."""
+def a_head(cpus: int = 1, script: str = HEAD, **variables: str) -> Iterator[Head]:
+    """A cluster with a token and so many CPUs; its workers get these variables too."""
     with tempfile.TemporaryDirectory(prefix="rp-", dir="/tmp") as home:
-        clean = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")} | {"HOME": home}
+        clean = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")} | {"HOME": home} | variables
         process = subprocess.Popen(
-            [sys.executable, "-c", HEAD, str(cpus)], env=clean, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
+            [sys.executable, "-c", script, str(cpus)], env=clean, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+            text=True,
+        )  # fmt: skip
         assert process.stdin and process.stdout
         address, token_path, temp_dir, gcs, raylet = process.stdout.readline().split()
         head = Head(address, token_path, temp_dir, int(gcs), int(raylet), process)

@@ -1,17 +1,23 @@
 """What the command line refuses: one line on stderr that names field, value and remedy, and the exit code."""
 
+import inspect
 import socket
+import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import yaml
 from support.checkpoints import raw_config
+from support.replies import a_status
 
 from ray_probe import cli
+from ray_probe.commands import service
 from ray_probe.commands.output import exit_code
 from ray_probe.run_directory import RunDirectory
+from ray_probe.service.replies import Scaled, Status
 
 
 @pytest.fixture(scope="module")
@@ -111,6 +117,58 @@ def test_a_run_name_that_exists_is_refused_with_the_way_to_go_on(tmp_path: Path)
 )
 def test_exit_codes_of_a_finished_run(conflicts: list[str], partial: object, code: int) -> None:
     assert exit_code({"conflicts": conflicts, "partial": partial}) == code
+
+
+@pytest.mark.parametrize("module", ["ray_probe", "ray_probe.cli"])
+def test_as_a_module_it_is_the_same_command_line(module: str) -> None:
+    done = subprocess.run([sys.executable, "-m", module, "run"], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    assert done.stderr == "error: CONFIG: give either a config file or --resume RUN_DIR\n"
+
+
+class Asked:
+    """A client that answers `status` with these, the last for ever."""
+
+    def __init__(self, *answers: Status) -> None:
+        self._answers = list(answers)
+        self.asked = 0
+
+    def scale(self, number: int) -> Scaled:
+        return Scaled(number, 3, 4, ())
+
+    def status(self) -> Status:
+        self.asked += 1
+        return self._answers.pop(0) if len(self._answers) > 1 else self._answers[0]
+
+
+def scaled_status(asked: int, alive: int, starting: int = 0, leaving: int = 0, measuring: bool = True) -> Status:
+    measurement = a_status().measurement if measuring else None
+    return replace(
+        a_status(), actors_asked=asked, actors_alive=alive, actors_starting=starting, actors_leaving=leaving,
+        measurement=measurement,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("statuses", "number", "said", "code"),
+    [
+        ([scaled_status(1, 1, leaving=2)], 1, "asked 1, have 3: 2 leave once what they have done is committed", 0),
+        ([scaled_status(1, 1, leaving=2, measuring=False), scaled_status(1, 1)], 1, "asked 1, have 1", 0),
+        ([scaled_status(3, 1, starting=2)], 3, "asked 3, have 1, 2 loading", 4),
+        (
+            [scaled_status(4, 2, starting=1)], 4,
+            "asked 4, have 2, 1 loading: the request stands, and is met when there is room", 4,
+        ),
+    ],
+)  # fmt: skip
+def test_scale_says_what_there_is_with_those_that_leave_and_load(
+    monkeypatch: pytest.MonkeyPatch, statuses: list[Status], number: int, said: str, code: int
+) -> None:
+    monkeypatch.setattr(service, "SCALE_S", 0.5)
+    client = Asked(*statuses)
+    answer = inspect.unwrap(service.scale)(client, number)
+    assert (answer.text(), answer.code) == (said, code)
+    assert client.asked >= len(statuses)
 
 
 def test_help_names_the_command_and_its_options(

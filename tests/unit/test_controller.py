@@ -2,6 +2,7 @@
 
 import gc
 import json
+import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -161,6 +162,31 @@ def test_sources_that_differ_about_the_end_are_reported_in_log_result_and_table(
     other = RunDirectory.open(service.directory / decided)
     assert not any(caveat.startswith("EOS: ") for caveat in caveats(other.read_json("result.json")))
     assert "12 prompts end with an EOS token: their responses begin after" in (other.path / "log.txt").read_text()
+
+
+def test_what_is_warned_of_while_actors_load_reaches_who_follows(service: Service) -> None:
+    load, said = service.workers.load, "actors: 1 of 1 wait for room: each asks for 1 CPU, free are 0 CPU"
+
+    def busy(*arguments: Any) -> None:
+        logging.getLogger("ray_probe").warning(said)
+        load(*arguments)
+
+    service.workers.load = busy  # type: ignore[method-assign]
+    service.begin()
+    identity = service.probe()
+    service.ended(identity)
+    assert [event.note for event in service.answers.follow(identity, 0).events].count(said) == 1
+
+
+def test_a_controller_that_is_closed_says_so_to_who_follows(service: Service) -> None:
+    service.workers.gate.clear()
+    service.begin()
+    identity = service.probe()
+    until(service.workers.in_round.is_set)
+    assert not service.answers.follow(identity, 0).closing
+    assert service.controller.close(30.0)
+    followed = service.answers.follow(identity, 0)
+    assert followed.closing and followed.info.state == "queued" and followed.info.finished is None
 
 
 def test_a_checkpoint_that_is_refused_fails_alone(service: Service, files: Path) -> None:

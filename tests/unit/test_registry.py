@@ -222,3 +222,58 @@ def test_where_there_are_several_they_are_named() -> None:
     with pytest.raises(ConfigError, match=r"^--run: got 'c'; nothing of that name is up; there is a \(run\), b \(serv"):
         registry.choose("c")
     assert registry.choose("a").kind == "run"
+
+
+def test_a_run_beside_a_service_makes_neither_ambiguous_where_one_kind_is_meant() -> None:
+    registry.register(an_entry("mine", kind="run"))
+    with pytest.raises(ConfigError, match=r"^--run: no service is up; .*--run NAME chooses among mine \(run\)$"):
+        registry.choose(None, "service")
+    registry.register(an_entry())
+    assert registry.choose(None, "service").name == "demo"
+    assert registry.choose(None, "run").name == "mine"
+    assert registry.choose("mine", "service").kind == "run", "a name says it all"
+    registry.register(an_entry("second"))
+    with pytest.raises(ConfigError, match=r"^--run: there are demo \(service\), second \(service\); choose one"):
+        registry.choose(None, "service")
+
+
+def files(state: Path) -> list[str]:
+    return sorted(path.stem for path in (state / "ray_probe").iterdir())
+
+
+def test_the_entry_of_a_killed_run_goes_when_entries_are_looked_at(state: Path) -> None:
+    registry.register(an_entry())
+    registry.register(an_entry("killed", os.getpid(), pid_created=0.0, kind="run"))
+    assert files(state) == ["demo", "killed"]
+    with pytest.raises(ConfigError, match="nothing of that name is up"):
+        registry.choose("killed")
+    assert files(state) == ["demo"]
+
+
+def test_the_entry_of_a_service_without_its_head_is_told_until_something_else_is_put_down(state: Path) -> None:
+    registry.register(an_entry("lost", os.getpid(), pid_created=0.0))
+    for name in (None, "lost", None):
+        with pytest.raises(ConfigError, match=r"the service 'lost' has lost its head.*up CONFIG --name lost goes on"):
+            registry.choose(name, "service")
+    assert names() == [] and files(state) == ["lost"]
+    registry.register(an_entry())
+    assert files(state) == ["demo"]
+
+
+def test_entries_of_another_machine_are_left_as_they_are_in_a_home_directory_that_is_shared(state: Path) -> None:
+    registry.register(an_entry("theirs", os.getpid(), pid_created=0.0, kind="run", host="elsewhere", loopback=False))
+    registry.register(an_entry("private", os.getpid(), pid_created=0.0, host="elsewhere"))
+    registry.register(an_entry())
+    assert names() == ["demo", "theirs"], "a head on another machine's loopback cannot be asked from here"
+    assert files(state) == ["demo", "private", "theirs"]
+    with pytest.raises(ConfigError, match=r"'private'; it listens on 127.* of elsewhere alone; ask it there"):
+        registry.choose("private")
+
+
+def test_an_entry_that_another_has_replaced_is_not_taken_away() -> None:
+    first, second = an_entry(), an_entry(address="127.0.0.1:7000")
+    registry.register(second)
+    registry.forget(first)
+    assert registry.read("demo") == second
+    registry.forget(second)
+    assert registry.read("demo") is None

@@ -81,6 +81,26 @@ def test_asked_and_have_are_always_there_and_red_when_there_are_fewer(
         assert (f"\x1b[1;31masked {asked}, have {have}" in shown(table, colour=True)) is red
 
 
+@pytest.mark.parametrize(
+    ("asked", "have", "starting", "leaving", "note", "red"),
+    [
+        (3, 0, 3, 0, "3 loading", False),
+        (3, 1, 2, 0, "2 loading", False),
+        (3, 1, 1, 0, "1 loading, 1 missing", True),
+        (1, 1, 0, 2, "2 too many", False),
+        (1, 0, 1, 2, "1 loading, 2 too many", False),
+    ],
+)
+def test_actors_that_load_are_not_missing_and_those_that_leave_are_counted_though_they_load(
+    asked: int, have: int, starting: int, leaving: int, note: str, red: bool
+) -> None:
+    staff = {"actors_asked": asked, "actors_alive": have, "actors_starting": starting, "actors_leaving": leaving}
+    table = of_status(**staff)
+    assert note in row(table, "asked") and (f"{note}, " in row(table, "asked")) is (leaving > 0)
+    assert ("missing" in row(table, "asked")) is red
+    assert (f"\x1b[1;31masked {asked}, have {have}" in shown(table, colour=True)) is red
+
+
 @pytest.mark.parametrize("state", ["starting", "idle", "loading", "measuring", "closing", "failed"])
 @pytest.mark.parametrize("kind", ["service", "run"])
 def test_status_without_a_measurement_says_so_in_every_state(state: str, kind: str) -> None:

@@ -9,6 +9,7 @@ from ray_probe.cluster.patience import (
     LEAP_S,
     MAX_FAILED_STARTS,
     MAX_IDLE_DEATHS,
+    MAX_REFUSALS,
     Starts,
     Watch,
     fitter_stands_still,
@@ -29,6 +30,7 @@ from ray_probe.cluster.supervision import (
     concerns_the_run,
     decide,
     is_charged,
+    refuses_the_checkpoint,
 )
 from ray_probe.cluster.worker import Worker
 from ray_probe.errors import (
@@ -250,6 +252,22 @@ def test_starting_that_fails_three_times_in_a_row_is_not_tried_again_until_that_
     assert not starts.go_on(asked=1)
     starts.forgive()
     assert starts.go_on(asked=1)
+
+
+def test_a_checkpoint_that_was_refused_three_times_is_refused_in_later_rounds_too() -> None:
+    refused = Raised(CheckpointError("model.path: overwritten"), "overwritten")
+    assert refuses_the_checkpoint(refused, Situation("starting", loaded_elsewhere=True))
+    assert not refuses_the_checkpoint(refused, Situation("working"))
+    assert not refuses_the_checkpoint(Raised(ClusterError("no CUDA device"), ""), Situation("starting"))
+    starts = Starts()
+    for _ in range(MAX_REFUSALS):
+        assert starts.go_on(asked=4)
+        starts.lost("starting", refused=True)
+        starts.forgive()  # a round begins
+        starts.worked()
+    assert starts.refused and not starts.go_on(asked=4)
+    starts.reset()
+    assert starts.go_on(asked=4), "there is another checkpoint, or a person asks"
 
 
 def test_actors_that_die_idle_are_not_replaced_without_end_and_deaths_at_shards_do_not_count() -> None:

@@ -1,0 +1,6 @@
+"""The command line as `python -m ray_probe`."""
+
+from ray_probe.cli import main
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,116 @@
+"""Ending a service: what `down` does, and when its entry in this user's registry goes."""
+
+import os
+import shutil
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+
+from ray_probe.cluster.environment import PREFIX
+from ray_probe.errors import ClusterError, ConfigError, NoClusterError, bad_value
+from ray_probe.service import registry
+from ray_probe.service.board import utc_now
+from ray_probe.service.client import ProbeClient
+from ray_probe.service.finding import entry_at
+
+Tell = Callable[[str], None]
+
+
+def down(name: str | None, tell: Tell, address: str | None = None, namespace: str | None = None) -> str:
+    """End a service, its actors and the head that it owns; returns its name.
+
+    Args:
+        name: of the service; None where only one is up.
+        tell: called with a line on what happens.
+        address: of its cluster; the head that a service of another user owns stays.
+        namespace: there; None: this user's registry says, or ray_probe.
+
+    Raises:
+        ConfigError: no service has that name, or it is a run.
+        ClusterError: it cannot be reached, and its cluster is not its own. It stays listed unless it is known to be
+            gone.
+    """
+    entry = _meant(name) if address is None else _at(address, name, namespace)
+    if entry.kind != "service":
+        raise ConfigError(bad_value("--run", entry.name, f"it is a run, process {entry.pid}; end it with Ctrl-C there"))
+    if not entry.is_of_this_host and entry.loopback:
+        raise ConfigError(bad_value("--run", entry.name, f"its head is on {entry.host} alone; call `down` there"))
+    if not entry.gone:
+        try:
+            _ended(entry, tell)
+        except ClusterError as error:
+            if entry.pid is None:
+                raise _not_ended(entry, error) from None
+            tell(f"the service does not answer ({error}); its head is ended")
+    if entry.pid is not None:
+        from ray_probe.cluster import head
+
+        head.end(entry.pid, entry.pid_created)
+    forget_lost_head(entry.name)
+    registry.forget(entry)
+    return entry.name
+
+
+def _meant(name: str | None) -> registry.Entry:
+    """The service of that name, be it gone or not; None: the only one that is up, or that has lost its head."""
+    if name is not None:
+        return registry.read(name) or registry.choose(name)
+    lost = registry.lost_services()
+    if len(lost) == 1 and not any(entry.kind == "service" for entry in registry.entries()):
+        return lost[0]
+    return registry.choose(None, "service")
+
+
+def _at(address: str, name: str | None, namespace: str | None) -> registry.Entry:
+    """The service of that name on a cluster: this user's own entry of it, or one for a service that has none."""
+    if name is None:
+        raise ConfigError("--run: name the service that is to be ended on that cluster")
+    entry = entry_at(address, name)
+    if entry is not None and entry.name == name and namespace in (None, entry.namespace):
+        return entry
+    token_path, loopback = (entry.token_path, entry.loopback) if entry else (None, False)
+    return registry.Entry(name, "service", address, namespace or "ray_probe", token_path, loopback, "", utc_now())
+
+
+def _not_ended(entry: registry.Entry, error: ClusterError) -> ClusterError:
+    """Say what has become of the entry of a service that could not be ended: it goes where its cluster is gone."""
+    if registry.read(entry.name) != entry:
+        return error
+    if isinstance(error, NoClusterError):
+        registry.forget(entry)
+        return NoClusterError(f"{error}; {entry.name!r} is gone with its cluster, and no longer listed as up")
+    return ClusterError(f"{error}; {entry.name!r} may be up, and stays listed (in {entry.file})")
+
+
+def _ended(entry: registry.Entry, tell: Tell) -> None:
+    """End a service's actors on its cluster, be its controller alive or not.
+
+    Raises ConfigError when the controller is a run's, or when nothing of that name is there and nobody said it was.
+    """
+    from ray_probe.cluster.connection import connected
+    from ray_probe.cluster.ours import controllers, end_children, kind_of
+
+    with connected(
+        entry.address, entry.namespace, None, token_path=entry.token_path, loopback=entry.loopback, log=lambda _: None
+    ):
+        there = controllers(entry.namespace)
+        controller = there.get(entry.name)
+        if controller is None:
+            if not end_children(entry.name, entry.namespace) and registry.read(entry.name) != entry:
+                remedy = f"the namespace {entry.namespace!r} has {', '.join(there) or 'none'}"
+                raise ConfigError(bad_value("--run", entry.name, f"no service of that name is up there; {remedy}"))
+            tell("its controller is gone; what else there is of it is ended")
+            return
+        if kind_of(controller, entry.name) == "run":
+            raise ConfigError(bad_value("--run", entry.name, "it is a run; end it with Ctrl-C where it was started"))
+        if not ProbeClient(controller, entry.name, entry.namespace, ExitStack()).end():
+            tell("what was at work did not stop in time; its actors were ended")
+
+
+def forget_lost_head(name: str) -> None:
+    """Remove the temp dir, with the token, that a head of this service left when it was killed."""
+    entry = registry.read(name)
+    if entry is not None and entry.gone and entry.loopback and entry.token_path is not None:
+        left = Path(entry.token_path).parent
+        if left.name.startswith(PREFIX) and left.is_dir() and left.stat().st_uid == os.getuid():
+            shutil.rmtree(left, ignore_errors=True)

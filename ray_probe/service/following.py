@@ -1,0 +1,83 @@
+"""Following a measurement to its end, and why that may end sooner: its service is taken down, or does not answer."""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+from ray_probe.errors import ClusterError, NoClusterError
+from ray_probe.progress import Listener
+from ray_probe.service.replies import Followed
+
+FOLLOW_EVERY_S = 0.25
+SILENT_S = 45.0  # a head is given up sooner; Ray ends a process whose cluster has been silent for 60 s
+
+Ask = Callable[..., Any]
+
+
+def follow(
+    ask: Ask, name: str, kind: str, measurement: str, listener: Listener, go_on: Callable[[], None] = lambda: None
+) -> None:
+    """Return once a measurement has ended, however it did.
+
+    Args:
+        ask: calls a method of the controller: (method, *args, deadline_s=seconds, meanwhile=function) -> its answer.
+        name: of the service or run.
+        kind: service or run.
+        measurement: id.
+        listener: called with progress and notes.
+        go_on: called once a second at least; what it raises ends the following.
+
+    Raises:
+        NoClusterError: the head of the cluster is gone.
+        ClusterError: the service or run was ended, or its controller has not answered for `SILENT_S` seconds.
+        ProbeError: what the controller raised.
+    """
+    cursor, heard = 0, time.monotonic()
+    while True:
+        try:
+            left_s = heard + SILENT_S - time.monotonic()
+            followed: Followed = ask("follow", measurement, cursor, deadline_s=left_s, meanwhile=go_on)
+        except NoClusterError:
+            raise
+        except ClusterError as error:  # Ray restarts a service's controller that died
+            refuse_gone(error, name, kind, measurement)
+            if time.monotonic() - heard >= SILENT_S:
+                raise _silent(name, kind, measurement) from error.__cause__
+        else:
+            cursor, heard = followed.cursor, time.monotonic()
+            for event in followed.events:
+                listener(event)
+            if followed.info.finished is not None:
+                return
+            go_on()
+            if followed.closing:
+                raise _ended(name, kind, followed)
+        time.sleep(FOLLOW_EVERY_S)
+
+
+def refuse_gone(error: ClusterError, name: str, kind: str, measurement: str) -> None:
+    """Raise where a controller is gone for good: a run's that died, or a service's that was ended."""
+    from ray.exceptions import ActorDiedError
+
+    if not isinstance(error.__cause__, ActorDiedError):
+        return
+    if kind == "run":
+        raise error
+    raise ClusterError(f"service {name!r} was taken down; {_goes_on(name, measurement)}") from error.__cause__
+
+
+def _ended(name: str, kind: str, followed: Followed) -> ClusterError:
+    if kind == "run":
+        return ClusterError(f"run {name!r} is ended by its driver; go on with run --resume {followed.info.directory}")
+    return ClusterError(f"service {name!r} is being taken down; {_goes_on(name, followed.info.id)}")
+
+
+def _silent(name: str, kind: str, measurement: str) -> ClusterError:
+    text = f"{kind} {name!r}: no answer for {SILENT_S:g} s, its controller hangs or its machine is overloaded"
+    if kind == "service":
+        text += f"; ask again with `results {measurement}`, or restart it: `down --run {name}`, then `up CONFIG`"
+    return ClusterError(text)
+
+
+def _goes_on(name: str, measurement: str) -> str:
+    return f"{measurement} keeps its whole rounds and goes on after `up CONFIG --name {name}`"
