@@ -1,6 +1,8 @@
 """Calls of Ray actors with a deadline, and what their errors mean."""
 
 import re
+import time
+from collections.abc import Callable
 from typing import Any
 
 import ray
@@ -8,6 +10,7 @@ from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 
 from ray_probe.errors import ClusterError
 
+LOOK_EVERY_S = 0.5
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")  # Ray colours the names in its messages
 
 
@@ -23,7 +26,14 @@ def first_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {text[0] if text else ''}"[:300]
 
 
-def ask(actor: Any, who: str, method: str, *args: Any, deadline_s: float) -> Any:
+def ask(
+    actor: Any,
+    who: str,
+    method: str,
+    *args: Any,
+    deadline_s: float,
+    meanwhile: Callable[[], None] = lambda: None,
+) -> Any:
     """Call a method of an actor and wait for its answer.
 
     Args:
@@ -32,13 +42,18 @@ def ask(actor: Any, who: str, method: str, *args: Any, deadline_s: float) -> Any
         method: name of the method.
         args: its arguments.
         deadline_s: seconds to wait.
+        meanwhile: called twice a second; what it raises ends the wait.
 
     Raises:
         ProbeError: what the method raised.
         ClusterError: no answer in time, or the actor is gone.
     """
     try:
-        return ray.get(getattr(actor, method).remote(*args), timeout=deadline_s)
+        answer = getattr(actor, method).remote(*args)
+        give_up = time.monotonic() + deadline_s
+        while (left := give_up - time.monotonic()) > 0 and not ray.wait([answer], timeout=min(left, LOOK_EVERY_S))[0]:
+            meanwhile()
+        return ray.get(answer, timeout=max(0.0, left))
     except RayTaskError as error:
         raise task_error(error) from None
     except GetTimeoutError:

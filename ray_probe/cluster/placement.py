@@ -5,9 +5,8 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from ray_probe.cluster.ray_private import HEAD_RESOURCE
 from ray_probe.errors import ClusterError
-
-HEAD_RESOURCE = "node:__internal_head__"  # Ray marks its head with it
 
 
 def this_node() -> str:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 ANSWER_S = 20.0
 FOLLOW_EVERY_S = 0.25
+STOP_EVERY_S = 0.05
 CLOSE_S = 60.0
 SILENT_S = 45.0  # a head is given up sooner; Ray ends a process whose cluster has been silent for 60 s
 
@@ -203,13 +204,14 @@ class ProbeClient:
             raise ConfigError(bad_value("ID", measurement, f"it is {info.state} and has no result yet"))
         return result
 
-    def wait_until_ended(self, measurement: str, seconds: float) -> bool:
-        """Wait for a measurement's end, whatever it is; returns whether it came in time."""
+    def stop(self, measurement: str, seconds: float) -> bool:
+        """Stop a measurement and wait for its end; returns whether it came in time."""
         deadline = time.monotonic() + seconds
-        while time.monotonic() < deadline:
-            if self._ask("follow", measurement, sys.maxsize).info.finished is not None:
+        self._ask("cancel", measurement, deadline_s=seconds)
+        while (left := deadline - time.monotonic()) > 0:
+            if self._ask("follow", measurement, sys.maxsize, deadline_s=left).info.finished is not None:
                 return True
-            time.sleep(FOLLOW_EVERY_S)
+            time.sleep(STOP_EVERY_S)
         return False
 
     def scale(self, actors: int) -> Scaled:
@@ -231,8 +233,12 @@ class ProbeClient:
         error: ProbeError | None = self._ask("start_error")
         return error
 
-    def end(self) -> bool:
-        """Stop the work, whole rounds kept, and end all of its actors; returns whether that was in time."""
+    def end(self, seconds: float = CLOSE_S) -> bool:
+        """Stop the work, whole rounds kept, and end all of its actors; returns whether that was in time.
+
+        Args:
+            seconds: how long it has to stop by itself; 0 ends its actors at once.
+        """
         from ray_probe.cluster.calls import kill
         from ray_probe.cluster.controller_actor import end_children
 
@@ -240,7 +246,7 @@ class ProbeClient:
         if self.head_lost:
             return in_time  # nobody is left to end them, and Ray would wait for its answer for ever
         try:
-            in_time = self._ask("close", CLOSE_S / 2, deadline_s=CLOSE_S)
+            in_time = seconds > 0 and self._ask("close", seconds / 2, deadline_s=seconds)
         except ClusterError:
             pass  # it does not answer: its actors are ended all the same
         finally:
@@ -248,10 +254,10 @@ class ProbeClient:
             end_children(self.name, self.namespace)
         return in_time
 
-    def end_quietly(self) -> None:
+    def end_quietly(self, seconds: float = CLOSE_S) -> None:
         """`end`, where it does not matter that the actors have gone already."""
         with contextlib.suppress(ClusterError):
-            self.end()
+            self.end(seconds)
 
     def _refuse_lost_head(self) -> None:
         if self._head is not None and self._head.is_lost():
@@ -260,7 +266,9 @@ class ProbeClient:
     def _ask(self, method: str, *args: Any, deadline_s: float = ANSWER_S) -> Any:
         from ray_probe.cluster.calls import ask
 
-        return ask(self._controller, self.name, method, *args, deadline_s=deadline_s)
+        return ask(
+            self._controller, self.name, method, *args, deadline_s=deadline_s, meanwhile=self._refuse_lost_head
+        )
 
 
 def _is_gone(error: ClusterError) -> bool:

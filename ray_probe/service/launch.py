@@ -10,6 +10,7 @@ from pathlib import Path
 
 from ray_probe.cluster.controller_actor import CONTROLLER_LOCK, SERVICE_CONFIG
 from ray_probe.cluster.environment import PREFIX
+from ray_probe.cluster.shadows import refuse_shadows
 from ray_probe.config import ProbeConfig, dump_yaml, load_config
 from ray_probe.errors import ClusterError, ConfigError, ProbeError, bad_value
 from ray_probe.files import held, write_atomically
@@ -48,12 +49,14 @@ def up(config_path: Path, overrides: Sequence[str], name: str | None, tell: Tell
         ConfigError: the request is wrong, or a service of that name is up already.
         ClusterError: no cluster, no room, or actors that do not start; with the cause.
     """
-    from ray_probe.cluster.connection import Demand, check_room
+    from ray_probe.cluster.connection import check_room
+    from ray_probe.cluster.demand import Demand
 
     config = load_config(config_path, overrides)
     name = name or config.output.name or default_name(config_path).rsplit("-", 3)[0]
     config = load_config(config_path, [*overrides, f"output.name={name}"])
     _refuse_second(name)
+    refuse_shadows(config.cluster.runtime_env)
     check_room(config.cluster.address, Demand.of(config.cluster))
     from ray_probe.preflight import prepare  # brings transformers along
 
@@ -190,12 +193,13 @@ def _reached(
         address = find_address(cluster.address)
         entry = registry.Entry(name, "service", address, cluster.namespace, None, False, str(directory), utc_now())
         return entry, lambda: None
-    from ray_probe.cluster import head
+    from ray_probe.cluster.connection import start_head
+    from ray_probe.cluster.demand import Demand
 
     tell("starting Ray on this machine")
-    starting = head.start(cluster.slots, cluster.cpus_per_actor, cluster.gpus_per_actor, directory)
-    started = starting.head
-    undo.callback(head.end, started.pid, started.created)
+    starting = start_head(Demand.of(cluster), checked=True, log=directory / "head.log")
+    undo.callback(starting.close)
+    started = starting.ready()
     entry = registry.Entry(
         name, "service", started.address, cluster.namespace, started.token_path, True, str(directory), utc_now(),
         started.pid, started.created,
@@ -205,8 +209,9 @@ def _reached(
 
 def _started(prepared: Prepared, entry: registry.Entry, tell: Tell) -> int:
     """Start the controller on the cluster's head and wait for the first rollout actor; returns how many wait."""
-    from ray_probe.cluster.connection import Demand, connected
+    from ray_probe.cluster.connection import connected
     from ray_probe.cluster.controller_actor import Spec, create, named_actors
+    from ray_probe.cluster.demand import Demand
     from ray_probe.cluster.placement import head_node
 
     cluster, name = prepared.config.cluster, entry.name
