@@ -18,7 +18,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 EXIT_INTERRUPTED = 130
 TWICE_S = 1.0
 """`timeout` signals its child and the child's group, a batch system the group and each process: that is one signal."""
-GRACE_S = 3.8
+GRACE_S = 3.5
 LAST_S = 1.0
 
 _asked = threading.Event()

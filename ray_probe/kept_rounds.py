@@ -6,7 +6,7 @@ from ray_probe.config import load_config, to_dict
 from ray_probe.estimates import build_result, merged
 from ray_probe.run_directory import RunDirectory
 
-RELEASE_S = 1.0
+RELEASE_S = 0.5
 """For the process of a controller that was just killed to let its lock go."""
 
 

@@ -182,7 +182,7 @@ def _driven(
     prepared: Prepared, resume: bool, path: Path, own: "StartedHead | None", notes: _Notes, listener: Listener
 ) -> dict[str, Any]:
     """Connect, give a controller the work, and follow it to its end."""
-    from ray_probe.cluster.calls import ask
+    from ray_probe.cluster.calls import ask, kill
     from ray_probe.cluster.connection import connected
     from ray_probe.cluster.controller_actor import create, spec_of_run
     from ray_probe.cluster.demand import Demand
@@ -204,6 +204,7 @@ def _driven(
         notes.tell(f"memory of an actor: {prepared.memory.line()}")
         warn_unless_shared(config, notes.tell)
         controller = create(spec_of_run(name, config, info.owned), this_node())
+        stack.enter_context(at_last(lambda: kill(controller)))
         lost_s, is_gone = (LOST_S, lambda: False) if own is None else (OWN_LOST_S, own.is_gone)
         head = HeadWatch(info.address, lost_s, is_gone=is_gone)
         client = ProbeClient(controller, name, cluster.namespace, ExitStack(), head)

@@ -16,6 +16,7 @@ import shutil
 import signal
 import sys
 import threading
+import time
 from collections.abc import Mapping
 from typing import Any, NoReturn
 
@@ -37,13 +38,15 @@ from ray_probe.failpoints import fail_at
 NAMESPACE = "ray_probe_head"
 LOOK_EVERY_S = 0.25
 STAY = b"stay\n"
+STAY_S = 2.0
+"""For the word of a starter that has ended to be read."""
 BLOCKED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def main() -> None:
     """Entry point; the argument is the number of the pipe that is reported to."""
     signal.pthread_sigmask(signal.SIG_BLOCK, BLOCKED)
-    report = int(sys.argv[1])
+    report, starter = int(sys.argv[1]), os.getppid()
     options = json.loads(sys.stdin.buffer.readline() or "null")
     if options is None:
         return  # it was given up before it began
@@ -53,7 +56,7 @@ def main() -> None:
             facts = _started(options, temp_dir)
             with open(report, "w", encoding="utf-8") as pipe:
                 pipe.write(json.dumps(facts) + "\n")
-            _watch(temp_dir)
+            _watch(temp_dir, starter)
 
 
 def _started(options: Mapping[str, Any], temp_dir: str) -> dict[str, Any]:
@@ -85,12 +88,15 @@ def _start_ray(options: Mapping[str, Any], temp_dir: str) -> dict[str, Any]:
     }
 
 
-def _watch(temp_dir: str) -> NoReturn:
-    """Wait for SIGTERM, or for the end of a daemon without which Ray cannot go on."""
+def _watch(temp_dir: str, starter: int) -> NoReturn:
+    """Wait for SIGTERM, or for the end of the starter or of a daemon without which Ray cannot go on."""
     daemons = {child.pid: child.name() for child in psutil.Process().children() if child.name() in DAEMONS}
     while True:
-        if signal.sigtimedwait({signal.SIGTERM}, LOOK_EVERY_S) is not None and _is_to_stay.is_set():
+        time.sleep(LOOK_EVERY_S)
+        if _is_to_stay.is_set() and signal.SIGTERM in signal.sigpending():
             _end(temp_dir, "the head has ended")
+        if os.getppid() != starter and not _is_to_stay.wait(STAY_S):  # a child that it forked may hold the pipe open
+            _end(temp_dir, "the process that started the head is gone")
         for pid, name in daemons.items():
             if is_over(pid):
                 _end(temp_dir, f"the head has ended, as Ray's process {name} is gone")

@@ -14,12 +14,13 @@ from ray_probe.cluster.shadows import refuse_shadows
 from ray_probe.config import ProbeConfig, dump_yaml, load_config
 from ray_probe.errors import ClusterError, ConfigError, ProbeError, bad_value
 from ray_probe.files import held, write_atomically
+from ray_probe.interrupts import interrupted
 from ray_probe.prepared import Prepared, few_shards
 from ray_probe.run_directory import default_name
 from ray_probe.runner import warn_unless_shared
 from ray_probe.service import names, registry
 from ray_probe.service.board import STATE_FILE, Board, utc_now
-from ray_probe.service.client import ProbeClient
+from ray_probe.service.client import CLOSE_S, ProbeClient
 
 POLL_S = 0.25
 START_S = 600.0
@@ -230,7 +231,7 @@ def _started(prepared: Prepared, entry: registry.Entry, tell: Tell) -> int:
         try:
             return _ready(client)
         except BaseException:
-            client.end_quietly()
+            client.end_quietly(0.0 if interrupted() else CLOSE_S)
             raise
 
 
