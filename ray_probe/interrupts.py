@@ -18,8 +18,8 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 EXIT_INTERRUPTED = 130
 TWICE_S = 1.0
 """`timeout` signals its child and the child's group, a batch system the group and each process: that is one signal."""
-GRACE_S = 3.5
-LAST_S = 1.0
+GRACE_S = 3.6
+LAST_S = 0.9
 
 _asked = threading.Event()
 _asked_at = 0.0
@@ -74,6 +74,13 @@ def ends_in_time() -> Iterator[None]:
         _watched = False
 
 
+def end_now() -> None:
+    """In a block of `ends_in_time`, do the steps of `at_last` and end the process; elsewhere do nothing."""
+    if _watched:
+        _steps()
+        os._exit(EXIT_INTERRUPTED)
+
+
 @contextlib.contextmanager
 def at_last(step: Callable[[], object]) -> Iterator[None]:
     """Have a step done, in another thread, should the process have to be ended in the block; the newest comes first."""
@@ -81,7 +88,8 @@ def at_last(step: Callable[[], object]) -> Iterator[None]:
     try:
         yield
     finally:
-        _last.remove(step)
+        with contextlib.suppress(ValueError):  # it was done
+            _last.remove(step)
 
 
 @contextlib.contextmanager
@@ -139,13 +147,16 @@ def _watch(wakes: int) -> None:
 
 def _end() -> None:
     """End this process, the steps first."""
-
-    def steps() -> None:
-        for step in reversed(_last.copy()):
-            with contextlib.suppress(Exception):
-                step()
-
-    thread = threading.Thread(target=steps, daemon=True)
+    thread = threading.Thread(target=_steps, daemon=True)
     thread.start()
     thread.join(LAST_S)
     os._exit(EXIT_INTERRUPTED)
+
+
+def _steps() -> None:
+    """Do the steps, each once, whichever threads are at it."""
+    with contextlib.suppress(IndexError):
+        while True:
+            step = _last.pop()
+            with contextlib.suppress(Exception):
+                step()

@@ -7,7 +7,7 @@ from ray_probe.estimates import build_result, merged
 from ray_probe.run_directory import RunDirectory
 
 RELEASE_S = 0.5
-"""For the process of a controller that was just killed to let its lock go."""
+"""Until a controller that was just killed has released its lock."""
 
 
 def write_kept_result(path: Path) -> None:

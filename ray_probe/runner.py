@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from ray_probe.cluster.shadows import refuse_shadows
 from ray_probe.config import ProbeConfig, load_config, to_dict
 from ray_probe.errors import ClusterError, ConfigError, ProbeError, bad_value
-from ray_probe.interrupts import at_last, interrupted
+from ray_probe.interrupts import at_last, end_now, interrupted
 from ray_probe.kept_rounds import write_kept_result
 from ray_probe.measurement import HANDOVER_S, Job, prepared_again
 from ray_probe.prepared import FREE_SECTIONS, Prepared, few_shards
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from ray_probe.cluster.head import StartedHead
 
 SUBMIT_S = 60.0
-STOP_S = 2.5
+STOP_S = 2.7
 """For an interrupted run to stop by itself; what is left of it is ended then."""
 
 
@@ -214,10 +214,11 @@ def _driven(
             registry.created(me),
         )  # fmt: skip
         stack.enter_context(registry.registered(entry))
+        stack.enter_context(at_last(lambda: registry.unregister(name)))
         stack.callback(lambda: client.end_quietly(0.0 if interrupted() else CLOSE_S))
         job = Job(prepared, resume, tuple(sys.argv), asdict(info), tuple(notes.texts))
         identity = ask(controller, name, "submit", to_dict(config), job, deadline_s=SUBMIT_S)
-        return _followed(client, identity, path, listener)
+        return _followed(client, identity, path, own, listener)
 
 
 def warn_unless_shared(config: ProbeConfig, tell: Callable[[str], None]) -> None:
@@ -232,7 +233,9 @@ def warn_unless_shared(config: ProbeConfig, tell: Callable[[str], None]) -> None
         tell(f"warning: output.dir {config.output.dir} is not seen on {names}: the run is lost with this node")
 
 
-def _followed(client: Any, identity: str, path: Path, listener: Listener) -> dict[str, Any]:
+def _followed(
+    client: Any, identity: str, path: Path, own: "StartedHead | None", listener: Listener
+) -> dict[str, Any]:
     """The result of the measurement; on Ctrl-C it is stopped with its whole rounds kept, which takes a moment."""
     from ray.exceptions import ActorDiedError
 
@@ -244,6 +247,9 @@ def _followed(client: Any, identity: str, path: Path, listener: Listener) -> dic
     except ClusterError as error:
         if client.head_lost:
             told = str(error)
+            listener(Progress.outside(told))  # at once: leaving a cluster without a head takes Ray 5 s
+            if own is not None:
+                own.kill()
         elif isinstance(error.__cause__, ActorDiedError):
             told = f"controller: it is gone ({autopsy(error.__cause__).cause})"
         else:
@@ -254,6 +260,8 @@ def _followed(client: Any, identity: str, path: Path, listener: Listener) -> dic
         listener(Progress.outside("interrupted: keeping the whole rounds; once more to end at once"))
         with suppress(ProbeError):  # it has ended, or there is nobody to stop
             client.stop(identity, STOP_S)
+        if own is not None:
+            end_now()  # its Ray goes with it, so there is nothing to leave in order
         raise
 
 

@@ -72,7 +72,7 @@ class Demand:
 
 
 def check_machine(demand: Demand) -> None:
-    """Refuse what a Ray that is started on this machine must not, or cannot, hold.
+    """Refuse a demand that a Ray started on this machine must not, or cannot, meet.
 
     Raises:
         ConfigError: more actors than the configuration allows.
@@ -92,7 +92,7 @@ def cores() -> int:
 
 
 def over_cap(demand: Demand) -> str | None:
-    """Why so many actors are refused on a Ray that is started here, in one line, or None."""
+    """Reason to refuse actors beyond `max_actors` on a Ray started here, in one line, or None."""
     if demand.cap is None or demand.actors <= demand.cap:
         return None
     remedy = f"cluster.max_actors allows {demand.cap} on a Ray started here; ask for at most as many, or set"
@@ -100,7 +100,7 @@ def over_cap(demand: Demand) -> str | None:
 
 
 def crowding(demand: Demand, cores: int) -> str | None:
-    """Why so many actors are refused on a machine with these cores, in one line, or None."""
+    """Reason to refuse the actors on a machine with these cores, in one line, or None."""
     if demand.may_crowd or demand.actors * demand.cpus_per_actor <= CROWD * cores:
         return None
     remedy = f"actors for more than {CROWD * cores} CPUs slow each other down on this machine's {cores} cores; ask for"
@@ -109,7 +109,7 @@ def crowding(demand: Demand, cores: int) -> str | None:
 
 
 def few_open_files(slots: int, limit: int) -> str | None:
-    """Why Ray is not started under this hard limit of open files, in one line, or None; it raises the soft one."""
+    """Reason to refuse this hard limit of open files, in one line, or None; Ray raises the soft limit itself."""
     needed = OPEN_FILES + OPEN_FILES_A_SLOT * slots
     if limit == resource.RLIM_INFINITY or limit >= needed:
         return None

@@ -1,7 +1,7 @@
 """Starts a private Ray on this machine in a process of its own, the head, and ends it with all that it started.
 
-`run`, `up` and `doctor` start Ray this way. A head ends with the process that started it, whatever ends that one, until
-it is told to stay (see `head_process`).
+`run`, `up` and `doctor` start Ray this way. A head ends with the process that started it, whatever ends that process,
+unless it has received the word `stay` (see `head_process`).
 """
 
 import contextlib
@@ -92,7 +92,7 @@ class StartedHead:
         return is_over(self._process.pid)
 
     def stay(self) -> None:
-        """Have it outlive this process."""
+        """Let the head outlive this process."""
         assert self._process.stdin is not None, "it was started with a pipe"
         self._process.stdin.write(STAY)
         self._process.stdin.close()
@@ -106,7 +106,7 @@ class StartedHead:
         self.kill()
 
     def kill(self) -> None:
-        """End them at once; any thread may."""
+        """End the head and its processes at once; safe from any thread."""
         with self._ending:
             if self._process.returncode is None:
                 end_session(self._process.pid)

@@ -106,7 +106,7 @@ _is_to_stay = threading.Event()
 
 
 def _end_with_its_starter(temp_dir: str) -> None:
-    """End when the process that started this one is gone, or has no more use for it, before it is told to stay."""
+    """End when the starter closes the pipe, or is gone, before it has sent `stay`."""
     if sys.stdin.buffer.readline() == STAY:
         _is_to_stay.set()
     else:

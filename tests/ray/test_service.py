@@ -16,7 +16,7 @@ import pytest
 import yaml
 from safetensors.numpy import load_file
 from support.adapters import write_adapter
-from support.checkpoints import raw_config, write_checkpoint
+from support.checkpoints import raw_config, write_checkpoint, write_shadows
 
 from ray_probe.assembly import build_rollout
 from ray_probe.config import config_from_dict
@@ -74,6 +74,7 @@ def shell(tmp_path_factory: pytest.TempPathFactory) -> Shell:
 def raw(shell: Shell) -> dict[str, Any]:
     raw = raw_config(shell.home, batch={"rounds": 3}, cluster={"actors": 1, "max_actors": 4})
     (shell.home / "service.yaml").write_text(yaml.safe_dump(raw))
+    write_shadows(shell.home)
     return raw
 
 

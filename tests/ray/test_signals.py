@@ -74,16 +74,16 @@ def place() -> Iterator[Path]:
 
 
 class Command:
-    """`launch.py run` as the leader of a process group, in a home of its own."""
+    """`launch.py run`, or `up`, as the leader of a process group, in a home of its own."""
 
-    def __init__(self, place: Path, prefix: tuple[str, ...] = ()) -> None:
+    def __init__(self, place: Path, prefix: tuple[str, ...] = (), command: str = "run") -> None:
         self.place = place
         raw = raw_config(place, batch={"rounds": ROUNDS}, output={"name": "mine"}, cluster={"actors": 1})
         (place / "run.yaml").write_text(yaml.safe_dump(raw))
         kept = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
         own = {"HOME": str(place), "XDG_STATE_HOME": str(place / "state"), "TMPDIR": str(place / "tmp")}
         self.process = subprocess.Popen(
-            [*prefix, sys.executable, str(LAUNCH), "run", str(place / "run.yaml")], text=True, process_group=0,
+            [*prefix, sys.executable, str(LAUNCH), command, str(place / "run.yaml")], text=True, process_group=0,
             env=kept | own | {VARIABLE: str(place / "points")}, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         )  # fmt: skip
         self.run = place / "runs" / "mine"
@@ -172,6 +172,18 @@ def test_timeout_ends_a_run_in_order(place: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("name", ["start of Ray", "load"])
+def test_sigterm_ends_an_up_that_is_not_there_yet(place: Path, name: str) -> None:
+    phase = PHASES[name]
+    arm(place / "points", phase.point, "sleep", seconds=10 * PHASE_S)
+    command = Command(place, command="up")
+    command.until(phase.point)
+    said = command.ended(lambda: os.killpg(command.process.pid, signal.SIGTERM))
+    assert command.process.returncode == 130, said
+    assert said.strip().splitlines()[-1] == "interrupted; what was started has been ended"
+
+
+@pytest.mark.slow
 def test_a_killed_driver_leaves_no_process_and_no_directory(place: Path) -> None:
     phase = PHASES["rounds"]
     arm(place / "points", phase.point, "sleep", only=phase.only, seconds=10 * PHASE_S)
@@ -179,15 +191,15 @@ def test_a_killed_driver_leaves_no_process_and_no_directory(place: Path) -> None
     command.until(phase.point)
     family = command.family()
     command.process.kill()
+    assert command.process.wait(10) == -signal.SIGKILL
     _, left = psutil.wait_procs(family, 10)
     assert left == [] and list((place / "tmp").iterdir()) == []
-    assert command.process.wait(10) == -signal.SIGKILL
     assert len(RunDirectory.open(command.run).finished_rounds()) >= phase.rounds
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("lost", ["gcs_server", "raylet", "head"])
-def test_a_lost_head_is_told_at_once(place: Path, lost: str) -> None:
+def test_a_lost_head_is_reported_at_once(place: Path, lost: str) -> None:
     phase = PHASES["rounds"]
     arm(place / "points", phase.point, "sleep", only=phase.only, seconds=10 * PHASE_S)
     command = Command(place)

@@ -1,4 +1,4 @@
-"""Whoever waits for an actor's answer looks at something else meanwhile, and can give up for it."""
+"""A wait for an actor's answer calls a check meanwhile, and ends with what that raises."""
 
 from types import SimpleNamespace
 from typing import Any
@@ -11,7 +11,7 @@ from ray_probe.errors import ClusterError
 
 
 class Slow:
-    """Stands in for Ray: an answer comes after so many looks, or never."""
+    """Stands in for Ray: an answer comes after `looks` waits, or never."""
 
     def __init__(self, looks: int | None) -> None:
         self.looks = looks

@@ -49,7 +49,7 @@ def test_crowding_is_refused_before_anything_is_started(monkeypatch: pytest.Monk
 
 
 @pytest.mark.parametrize(("slots", "limit", "needed"), [(4, 159, 160), (4, 160, None), (1000, 4096, 8128)])
-def test_few_open_files_are_told_with_how_many_are_needed(slots: int, limit: int, needed: int | None) -> None:
+def test_few_open_files_are_refused_with_the_number_needed(slots: int, limit: int, needed: int | None) -> None:
     problem = few_open_files(slots, limit)
     assert (problem is None) == (needed is None)
     if problem is not None:
@@ -57,7 +57,7 @@ def test_few_open_files_are_told_with_how_many_are_needed(slots: int, limit: int
     assert few_open_files(slots, resource.RLIM_INFINITY) is None
 
 
-def test_a_hard_limit_is_told_before_the_start_and_a_soft_one_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_low_hard_limit_is_refused_before_the_start_and_a_soft_one_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(resource, "getrlimit", lambda which: (64, 4096))
     check_machine(of())
     monkeypatch.setattr(resource, "getrlimit", lambda which: (64, 64))

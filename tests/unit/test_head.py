@@ -69,7 +69,7 @@ def test_a_head_that_heeds_its_pipe_ends_by_itself(starts: Starts, monkeypatch: 
     assert not psutil.pid_exists(pid)
 
 
-def test_a_head_that_is_told_to_stay_is_ended_by_another_process(starts: Starts) -> None:
+def test_a_head_that_stays_is_ended_by_another_process(starts: Starts) -> None:
     started = starts(REPORTS + STAYS)
     head = started.ready()
     started.stay()
@@ -82,7 +82,7 @@ def test_a_head_that_is_told_to_stay_is_ended_by_another_process(starts: Starts)
 
 
 @pytest.mark.parametrize(
-    ("code", "told"),
+    ("code", "reason"),
     [
         ("raise SystemExit('no room for its sockets')", "Ray did not start on this machine (no room for its sockets)"),
         ("import os; os.abort()", "Ray did not start on this machine (no word)"),
@@ -90,16 +90,16 @@ def test_a_head_that_is_told_to_stay_is_ended_by_another_process(starts: Starts)
         ("import os, sys; os.write(int(sys.argv[1]), b'{\"refused\": \"why\"}\\n')", "why"),
     ],
 )
-def test_a_head_that_does_not_start_is_told_with_its_last_words(
-    starts: Starts, monkeypatch: pytest.MonkeyPatch, code: str, told: str
+def test_a_head_that_does_not_start_is_reported_with_its_last_words(
+    starts: Starts, monkeypatch: pytest.MonkeyPatch, code: str, reason: str
 ) -> None:
     monkeypatch.setattr(heads, "START_S", 0.5 if "sleep" in code else 60.0)
     with pytest.raises(ClusterError) as refusal:
         starts(code).ready()
-    assert str(refusal.value).removeprefix("cluster: ") == told
+    assert str(refusal.value).removeprefix("cluster: ") == reason
 
 
-def test_the_words_of_a_head_that_stays_are_added_to_its_log_and_those_of_before_are_not_told(
+def test_the_words_of_a_head_that_stays_are_added_to_its_log_and_earlier_words_are_not_reported(
     starts: Starts, tmp_path: Path
 ) -> None:
     log = tmp_path / "head.log"

@@ -56,8 +56,8 @@ def test_the_working_dir_of_a_runtime_env_is_looked_at(place: Path) -> None:
     refuse_shadows({"working_dir": "s3://bucket/code.zip"})
     (uploaded / "tokenizers.py").write_text("")
     refuse_shadows({})
-    told = r"^cluster\.runtime_env\.working_dir: got '.*uploaded'; tokenizers\.py: .*rename"
-    with pytest.raises(ConfigError, match=told):
+    refusal = r"^cluster\.runtime_env\.working_dir: got '.*uploaded'; tokenizers\.py: .*rename"
+    with pytest.raises(ConfigError, match=refusal):
         refuse_shadows({"working_dir": str(uploaded)})
     with pytest.raises(ConfigError, match=r"tokenizers\.py"):
         refuse_shadows({"working_dir": "uploaded"})
@@ -81,7 +81,7 @@ def test_the_working_directory_is_looked_at_where_workers_or_this_process_import
 
 
 @pytest.mark.parametrize("name", ["tokenizers.py", "numpy.py"])
-def test_a_run_with_an_empty_entry_in_pythonpath_is_told_in_one_line(tmp_path: Path, name: str) -> None:
+def test_a_run_with_an_empty_entry_in_pythonpath_is_refused_in_one_line(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_text("raise ImportError('the wrong one')")
     (tmp_path / "run.yaml").write_text("model: {path: nowhere}\ndata: {prompts: [a]}\n")
     root = str(Path(__file__).parents[2])
