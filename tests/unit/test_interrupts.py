@@ -142,3 +142,18 @@ def test_the_time_goes_on_after_the_block_and_does_not_begin_without_a_signal() 
     while threading.active_count() > before and time.monotonic() < deadline:
         time.sleep(0.01)
     assert threading.active_count() == before, "nothing is left to end this process"
+
+
+NOW = """
+from ray_probe.interrupts import at_last, end_now, ends_in_time
+with at_last(lambda: print("not in a block", flush=True)):
+    end_now()
+with ends_in_time(), at_last(lambda: print("step", flush=True)):
+    end_now()
+print("never")
+"""
+
+
+def test_a_block_can_be_ended_now_with_its_last_steps_and_other_code_cannot() -> None:
+    done = subprocess.run([sys.executable, "-c", NOW], capture_output=True, text=True, timeout=30)
+    assert (done.returncode, done.stdout) == (interrupts.EXIT_INTERRUPTED, "step\n"), done.stderr
