@@ -3,7 +3,8 @@
 import contextlib
 from collections.abc import Iterator
 
-from ray_probe.cluster.connection import Demand, connected
+from ray_probe.cluster.connection import connected
+from ray_probe.cluster.demand import Demand
 from ray_probe.threads import pin_threads
 
 

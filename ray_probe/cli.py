@@ -7,10 +7,11 @@ from typing import Annotated, Any
 
 import typer
 
+from ray_probe.cluster.shadows import refuse_shadows
 from ray_probe.commands import doctor, options, queries, service, streams
 from ray_probe.commands.output import EXIT_INTERRUPTED, answered, of_result
 from ray_probe.errors import OutputError, ProbeError
-from ray_probe.interrupts import signals_interrupt
+from ray_probe.interrupts import at_last, ends_in_time
 
 EXIT_USAGE = 2
 
@@ -44,14 +45,15 @@ def run(
 
     request = Request(config, resume, overrides(set_ or [], actors, address, out))
     state = Run()
-    try:
-        # Ray prints what befalls its workers to stdout, which belongs to the result.
-        with signals_interrupt(), ProgressDisplay() as display, contextlib.redirect_stdout(sys.stderr):
-            result = execute(request, display, state)
-        assert state.directory is not None
-        return answered(of_result(result, state.directory, verbose), as_json)
-    except KeyboardInterrupt:
-        return _interrupted(state.directory, state.finished_rounds)
+    with ends_in_time(), at_last(lambda: _interrupted(state.directory, state.finished_rounds)):
+        try:
+            # Ray prints what befalls its workers to stdout, which belongs to the result.
+            with ProgressDisplay() as display, at_last(display.stop), contextlib.redirect_stdout(sys.stderr):
+                result = execute(request, display, state)
+            assert state.directory is not None
+            return answered(of_result(result, state.directory, verbose), as_json)
+        except KeyboardInterrupt:
+            return _interrupted(state.directory, state.finished_rounds)
 
 
 for _command in (
@@ -85,6 +87,7 @@ def main() -> None:
 
 def _main() -> int:
     try:
+        refuse_shadows({})
         code = app(standalone_mode=False)
     except typer.Exit as exit_:
         return exit_.exit_code

@@ -184,7 +184,7 @@ class ClusterConfig(_Section):
     actors: Count = 2
     """Rollout actors asked for at the start."""
     max_actors: Count = 4
-    """Actor slots that a Ray started here declares: how far `scale` can go there."""
+    """Cap on the actors of a Ray started here, and the slots that it declares: how far `scale` can go there."""
     gpus_per_actor: NotNegative = 0.0
     """GPUs of each actor; 0 runs on the CPU."""
     cpus_per_actor: Count = 1

@@ -21,6 +21,10 @@ goes on.
 | `write_before_settle`, `write_after_settle` | rounds | the state before is there, is removed |
 | `roll_before_send`, `roll_after_send` | shard | a rollout actor has a record, has the fitter's answer to it |
 | `roll_before_gradient` | shard | a rollout actor is told to add a shard's gradient |
+| `roll_before_load` | | a rollout actor is about to load a checkpoint |
+| `head_before_ray` | | a head is about to start Ray |
+| `plots_before_write` | | result.json is on disk, the plots are not |
+| `end_before_close` | | a controller is asked to end |
 """
 
 import json

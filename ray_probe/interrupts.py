@@ -1,29 +1,49 @@
-"""Ctrl-C and SIGTERM that are not lost.
+"""Interrupts by signals that are not lost, and that end the process in time.
 
 Python raises KeyboardInterrupt wherever the main thread is; inside a callback from Ray's own code it is printed and
-dropped. So that a signal has come is kept too, and who waits in a loop asks for it.
+dropped. So a signal is kept too, and loops that wait ask for it. While the main thread waits in C++ no handler runs at
+all: a thread that the signal wakes ends the process then.
 """
 
 import contextlib
+import os
+import select
 import signal
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from types import FrameType
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+EXIT_INTERRUPTED = 130
+TWICE_S = 1.0
+"""`timeout` signals its child and the child's group, a batch system the group and each process: that is one signal."""
+GRACE_S = 3.6
+LAST_S = 0.9
+
 _asked = threading.Event()
+_asked_at = 0.0
+_last: list[Callable[[], object]] = []
+_watched = False
 
 
 def interrupted() -> bool:
-    """Whether one of the signals has come in the block at hand."""
+    """Whether one of the signals has come in the current block."""
     return _asked.is_set()
 
 
 @contextlib.contextmanager
 def signals_interrupt() -> Iterator[None]:
-    """Have Ctrl-C, and SIGTERM as schedulers send it, raise KeyboardInterrupt in the block, and be kept."""
+    """Have Ctrl-C, SIGTERM and a lost terminal raise KeyboardInterrupt in the block, once, and be kept.
+
+    A second signal raises again, unless it comes at once or the block is one of `ends_in_time`. SIGHUP that is ignored,
+    as under nohup, stays ignored.
+    """
     _asked.clear()
-    before = {number: signal.signal(number, _interrupt) for number in SIGNALS}
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    for number, handler in before.items():
+        if number != signal.SIGHUP or handler != signal.SIG_IGN:
+            signal.signal(number, _interrupt)
     try:
         yield
     finally:
@@ -31,6 +51,112 @@ def signals_interrupt() -> Iterator[None]:
             signal.signal(number, handler)
 
 
+@contextlib.contextmanager
+def ends_in_time() -> Iterator[None]:
+    """End this process soon after the first signal in the block, or at once at a second, whatever it waits for.
+
+    The steps of `at_last` are done first, for `LAST_S` at most. A signal leaves the process `GRACE_S` to end by itself,
+    the time after the block included.
+    """
+    global _watched
+    wakes, wake = os.pipe()
+    for descriptor in (wakes, wake):
+        os.set_blocking(descriptor, descriptor == wakes)
+    before = signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
+    threading.Thread(target=_watch, args=(wakes,), name="interrupts", daemon=True).start()
+    _watched = True
+    try:
+        with signals_interrupt():
+            yield
+    finally:
+        signal.set_wakeup_fd(before)
+        os.close(wake)
+        _watched = False
+
+
+def end_now() -> None:
+    """In a block of `ends_in_time`, do the steps of `at_last` and end the process; elsewhere do nothing."""
+    if _watched:
+        _steps()
+        os._exit(EXIT_INTERRUPTED)
+
+
+@contextlib.contextmanager
+def at_last(step: Callable[[], object]) -> Iterator[None]:
+    """Have a step done, in another thread, should the process have to be ended in the block; the newest comes first."""
+    _last.append(step)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(ValueError):  # it was done
+            _last.remove(step)
+
+
+@contextlib.contextmanager
+def deferred() -> Iterator[None]:
+    """Have a signal that comes in the block raise after it; for clean-up that takes a moment."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    came: list[signal.Signals] = []
+    before = {number: handler for number in SIGNALS if callable(handler := signal.getsignal(number))}
+    for number in before:
+        signal.signal(number, lambda number, frame: came.append(signal.Signals(number)))
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if came:
+        before[came[0]](came[0], None)
+
+
 def _interrupt(number: int, frame: FrameType | None) -> None:
-    _asked.set()
-    raise KeyboardInterrupt
+    global _asked_at
+    again, now = _asked.is_set(), time.monotonic()
+    if not again:
+        _asked_at = now
+        _asked.set()
+    if not again or (now - _asked_at > TWICE_S and not _watched):
+        raise KeyboardInterrupt
+
+
+def _watch(wakes: int) -> None:
+    """Read the numbers of signals as they come: the first starts the time to end, a later one is its end."""
+    deadline: float | None = None
+    while deadline is None or time.monotonic() < deadline:
+        left = None if deadline is None else max(0.0, deadline - time.monotonic())
+        if wakes < 0:
+            time.sleep(left or 0.0)
+            continue
+        if not select.select([wakes], [], [], left)[0]:
+            continue
+        numbers, now = os.read(wakes, 64), time.monotonic()
+        if not numbers:  # the block is over
+            os.close(wakes)
+            wakes = -1
+            if deadline is None:
+                return
+        elif any(number in SIGNALS for number in numbers):
+            if deadline is None:
+                deadline = now + GRACE_S
+            elif now > deadline - GRACE_S + TWICE_S:
+                deadline = now
+    _end()
+
+
+def _end() -> None:
+    """End this process, the steps first."""
+    thread = threading.Thread(target=_steps, daemon=True)
+    thread.start()
+    thread.join(LAST_S)
+    os._exit(EXIT_INTERRUPTED)
+
+
+def _steps() -> None:
+    """Do the steps, each once, whichever threads are at it."""
+    with contextlib.suppress(IndexError):
+        while True:
+            step = _last.pop()
+            with contextlib.suppress(Exception):
+                step()

@@ -16,6 +16,7 @@ from ray_probe.checkpoint_files import some
 from ray_probe.config import ProbeConfig, dump_yaml
 from ray_probe.eos import KEY as EOS_KEY
 from ray_probe.errors import ProbeError
+from ray_probe.failpoints import fail_at
 from ray_probe.offline_entropy_probe import OfflineEntropyProbe
 from ray_probe.passes import Pass
 from ray_probe.prepared import Prepared, changed_since, check_same_inputs, manifest
@@ -119,6 +120,7 @@ def _finish(probe: OfflineEntropyProbe, directory: RunDirectory) -> dict[str, An
 
     try:
         result = probe.run()
+        fail_at("plots_before_write")
         write_plots(result, directory.finished_rounds(), directory.path)
         return result
     except (Stopped, ProbeError) as error:

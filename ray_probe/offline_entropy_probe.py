@@ -136,6 +136,7 @@ class OfflineEntropyProbe:
             round_summary(outcome.round, totals, outcome.beta, outcome.records, outcome.by_actor)
             for outcome, totals in zip(outcomes, parts, strict=True)
         ]
+        lines[-1] |= {"gradient_norm_sq": self._backend.gradient_norm_sq, "actors": self._backend.actors}
         self._directory.commit(parts, lines)
         before = [] if self._committed.totals is None else [self._committed.totals]
         # at once, because Ctrl-C can come anywhere

@@ -6,14 +6,16 @@ The same controller that a service has drives the run, so that `status`, `scale`
 import os
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, closing, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from ray_probe.cluster.shadows import refuse_shadows
 from ray_probe.config import ProbeConfig, load_config, to_dict
-from ray_probe.errors import ClusterError, ConfigError, bad_value
-from ray_probe.interrupts import interrupted
+from ray_probe.errors import ClusterError, ConfigError, ProbeError, bad_value
+from ray_probe.interrupts import at_last, end_now, interrupted
+from ray_probe.kept_rounds import write_kept_result
 from ray_probe.loading import check_fits_here
 from ray_probe.measurement import HANDOVER_S, Job, prepared_again
 from ray_probe.prepared import FREE_SECTIONS, Prepared, few_shards
@@ -22,7 +24,12 @@ from ray_probe.run_directory import RunDirectory, default_name
 from ray_probe.service import registry
 from ray_probe.service.board import utc_now
 
-STOP_S = 60.0
+if TYPE_CHECKING:
+    from ray_probe.cluster.head import StartedHead
+
+SUBMIT_S = 60.0
+STOP_S = 2.7
+"""For an interrupted run to stop by itself; what is left of it is ended then."""
 
 
 @dataclass(frozen=True)
@@ -42,10 +49,27 @@ class Request:
 
 @dataclass
 class Run:
-    """A run as far as it got: where its files are once it has a place, and its whole rounds that are committed."""
+    """A run as far as it got.
+
+    Attributes:
+        directory: where its files are, once they are there.
+        finished_rounds: its whole rounds that are committed.
+        path: where its files will be.
+    """
 
     directory: Path | None = None
     finished_rounds: int = 0
+    path: Path | None = None
+
+    def keep(self) -> None:
+        """Take stock at the end of a run, however it ended; result.json is that of its finished rounds then."""
+        self.directory = self.path if self.path is not None and self.path.is_dir() else self.directory
+        if self.directory is None:
+            return
+        with suppress(ProbeError):  # what ended the run is the one thing to say
+            self.finished_rounds = len(RunDirectory(self.directory).finished_rounds())
+            if self.directory == self.path:
+                write_kept_result(self.path)
 
 
 def resolve(request: Request) -> tuple[ProbeConfig, RunDirectory | None]:
@@ -83,23 +107,33 @@ def execute(request: Request, listener: Listener, run: Run) -> dict[str, Any]:
         run: filled in as the run gets on, so that the caller knows what there is when it is interrupted.
     """
     config, directory = resolve(request)
+    refuse_shadows(config.cluster.runtime_env)
     notes = _Notes(listener)
-    prepared = _prepared(config, directory, notes)
-    if (warning := few_shards(config)) is not None:
-        notes.tell(f"warning: {warning}")
-    if directory is not None and (result := _done(directory, prepared)) is not None:
-        run.directory = directory.path
-        notes.tell("every round of this run is finished; nothing is left to do")
-        return result
-    output = prepared.config.output
-    path = Path(output.dir) / str(output.name)
-    run.directory = None if directory is None else path
-    try:
-        return _driven(prepared, directory is not None, path, notes, listener)
-    finally:
-        if path.is_dir():
-            run.directory = path
-            run.finished_rounds = len(RunDirectory(path).finished_rounds())
+    run.directory = None if directory is None else directory.path
+    with at_last(run.keep), ExitStack() as stack:
+        stack.callback(run.keep)
+        head = _started_here(config, stack)
+        prepared = _prepared(config, directory, notes)
+        if (warning := few_shards(config)) is not None:
+            notes.tell(f"warning: {warning}")
+        if directory is not None and (result := _done(directory, prepared)) is not None:
+            notes.tell("every round of this run is finished; nothing is left to do")
+            return result
+        output = prepared.config.output
+        run.path = Path(output.dir) / str(output.name)
+        return _driven(prepared, directory is not None, run.path, head, notes, listener)
+
+
+def _started_here(config: ProbeConfig, stack: ExitStack) -> "StartedHead | None":
+    """Ray on its way on this machine, where the configuration asks for that: it starts while files are checked."""
+    from ray_probe.cluster.connection import start_head
+    from ray_probe.cluster.demand import Demand
+
+    if config.cluster.address is not None:
+        return None
+    head = start_head(Demand.of(config.cluster))
+    stack.enter_context(at_last(head.kill))
+    return stack.enter_context(closing(head))
 
 
 class _Notes:
@@ -116,9 +150,10 @@ class _Notes:
 
 def _prepared(config: ProbeConfig, directory: RunDirectory | None, notes: _Notes) -> Prepared:
     """The run, checked as far as no connection to the cluster is needed."""
-    from ray_probe.cluster.connection import Demand, check_room
+    from ray_probe.cluster.connection import check_room
+    from ray_probe.cluster.demand import Demand
 
-    if directory is None:  # before what takes seconds: the import of transformers, the checkpoint
+    if directory is None and config.cluster.address is not None:  # before what takes seconds: the checkpoint
         check_room(config.cluster.address, Demand.of(config.cluster))
     from ray_probe.preflight import prepare
 
@@ -144,14 +179,17 @@ def _done(directory: RunDirectory, prepared: Prepared) -> dict[str, Any] | None:
     return None
 
 
-def _driven(prepared: Prepared, resume: bool, path: Path, notes: _Notes, listener: Listener) -> dict[str, Any]:
+def _driven(
+    prepared: Prepared, resume: bool, path: Path, own: "StartedHead | None", notes: _Notes, listener: Listener
+) -> dict[str, Any]:
     """Connect, give a controller the work, and follow it to its end."""
-    from ray_probe.cluster.calls import ask
-    from ray_probe.cluster.connection import Demand, connected
+    from ray_probe.cluster.calls import ask, kill
+    from ray_probe.cluster.connection import connected
     from ray_probe.cluster.controller_actor import create, spec_of_run
+    from ray_probe.cluster.demand import Demand
     from ray_probe.cluster.head_watch import LOST_S, OWN_LOST_S, HeadWatch
     from ray_probe.cluster.placement import this_node
-    from ray_probe.service.client import ProbeClient
+    from ray_probe.service.client import CLOSE_S, ProbeClient
 
     config, name = prepared.config, path.name
     cluster = config.cluster
@@ -162,13 +200,15 @@ def _driven(prepared: Prepared, resume: bool, path: Path, notes: _Notes, listene
         info = stack.enter_context(
             connected(
                 cluster.address, cluster.namespace, Demand.of(cluster), runtime_env=dict(cluster.runtime_env),
-                checked=not resume, log=notes.tell,
+                checked=not resume, head=own, log=notes.tell,
             )
         )  # fmt: skip
         notes.tell(prepared.memory.note())
         warn_unless_shared(config, notes.tell)
         controller = create(spec_of_run(name, config, info.owned), this_node())
-        head = HeadWatch(info.address, OWN_LOST_S if info.owned else LOST_S)
+        stack.enter_context(at_last(lambda: kill(controller)))
+        lost_s, is_gone = (LOST_S, lambda: False) if own is None else (OWN_LOST_S, own.is_gone)
+        head = HeadWatch(info.address, lost_s, is_gone=is_gone)
         client = ProbeClient(controller, name, cluster.namespace, ExitStack(), head, "run")
         me = os.getpid()
         entry = registry.Entry(
@@ -176,10 +216,11 @@ def _driven(prepared: Prepared, resume: bool, path: Path, notes: _Notes, listene
             registry.created(me),
         )  # fmt: skip
         stack.enter_context(registry.registered(entry))
-        stack.callback(client.end_quietly)
+        stack.enter_context(at_last(lambda: registry.unregister(name)))
+        stack.callback(lambda: client.end_quietly(0.0 if interrupted() else CLOSE_S))
         job = Job(prepared, resume, tuple(sys.argv), asdict(info), tuple(notes.texts))
-        identity = ask(controller, name, "submit", to_dict(config), job, deadline_s=STOP_S)
-        return _followed(client, identity, path, listener)
+        identity = ask(controller, name, "submit", to_dict(config), job, deadline_s=SUBMIT_S)
+        return _followed(client, identity, path, own, listener)
 
 
 def warn_unless_shared(config: ProbeConfig, tell: Callable[[str], None]) -> None:
@@ -194,7 +235,9 @@ def warn_unless_shared(config: ProbeConfig, tell: Callable[[str], None]) -> None
         tell(f"warning: output.dir {config.output.dir} is not seen on {names}: the run is lost with this node")
 
 
-def _followed(client: Any, identity: str, path: Path, listener: Listener) -> dict[str, Any]:
+def _followed(
+    client: Any, identity: str, path: Path, own: "StartedHead | None", listener: Listener
+) -> dict[str, Any]:
     """The result of the measurement; on Ctrl-C it is stopped with its whole rounds kept, which takes a moment."""
     from ray.exceptions import ActorDiedError, GetTimeoutError
 
@@ -206,6 +249,9 @@ def _followed(client: Any, identity: str, path: Path, listener: Listener) -> dic
     except ClusterError as error:
         if client.head_lost or isinstance(error.__cause__, GetTimeoutError):
             told = str(error)
+            listener(Progress.outside(told))  # at once: leaving a cluster without a head takes Ray 5 s
+            if own is not None:
+                own.kill()
         elif isinstance(error.__cause__, ActorDiedError):
             told = f"controller: it is gone ({autopsy(error.__cause__).cause})"
         else:
@@ -214,9 +260,10 @@ def _followed(client: Any, identity: str, path: Path, listener: Listener) -> dic
         raise ClusterError(f"{told}; {remedy}") from error
     except KeyboardInterrupt:
         listener(Progress.outside("interrupted: keeping the whole rounds; once more to end at once"))
-        with suppress(ClusterError):  # there is nobody to stop
-            client.cancel(identity)
-            client.wait_until_ended(identity, STOP_S)
+        with suppress(ProbeError):  # it has ended, or there is nobody to stop
+            client.stop(identity, STOP_S)
+        if own is not None:
+            end_now()  # its Ray goes with it, so there is nothing to leave in order
         raise
 
 

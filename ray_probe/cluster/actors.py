@@ -169,6 +169,7 @@ class RolloutActor(Ours):
         Raises:
             ProbeError: the checkpoint, the device or this node is refused (see `Loader.load`).
         """
+        fail_at("roll_before_load")
         self._rollout = None  # its gradient sums are memory too
         self._rollout, about = self._loader.load(order, ray.util.get_node_ip_address())
         return about

@@ -5,8 +5,9 @@ import socket
 
 import psutil
 
+from ray_probe.cluster.ray_private import HEAD_RESOURCE
+
 HERE = "this machine"
-HEAD_RESOURCE = "node:__internal_head__"  # Ray marks its head with it
 
 
 def same_place(one: str, other: str) -> bool:

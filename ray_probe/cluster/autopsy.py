@@ -10,11 +10,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import psutil
-import ray
 from ray.exceptions import OutOfMemoryError
 
 from ray_probe.cluster.calls import first_line
 from ray_probe.cluster.crash import crash_dump, telling_line
+from ray_probe.cluster.ray_private import logs_directory
 from ray_probe.cluster.supervision import Died
 from ray_probe.cluster.survey import alive_nodes, ask_nodes
 
@@ -71,10 +71,10 @@ def read_error(error: BaseException) -> Death:
 
 def look_back(pid: int) -> LookBack:
     """On the node of a process that is gone: its last lines, and how much memory is in use."""
-    session = getattr(ray._private.worker, "_global_node", None)
+    logs = logs_directory()
     lines: list[str] = []
-    if session is not None:
-        for path in sorted(glob.glob(os.path.join(session.get_logs_dir_path(), f"worker-*-{pid}.*"))):
+    if logs is not None:
+        for path in sorted(glob.glob(os.path.join(logs, f"worker-*-{pid}.*"))):
             with open(path, encoding="utf-8", errors="replace") as file:
                 lines += [line for line in file.readlines()[-KEPT_LINES:] if line.strip() and not line.startswith(":")]
     return LookBack(last_words(lines), psutil.virtual_memory().percent / 100)

@@ -10,7 +10,7 @@ from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 
 from ray_probe.errors import ClusterError
 
-LOOK_EVERY_S = 1.0
+LOOK_EVERY_S = 0.5
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")  # Ray colours the names in its messages
 
 
@@ -37,7 +37,7 @@ def ask(
         method: name of the method.
         args: its arguments.
         deadline_s: seconds to wait.
-        meanwhile: called once a second while the answer is awaited; what it raises ends that.
+        meanwhile: called twice a second while the answer is awaited; what it raises ends the wait.
 
     Raises:
         ProbeError: what the method raised.

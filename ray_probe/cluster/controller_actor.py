@@ -17,6 +17,7 @@ from ray_probe.cluster.head_watch import LOST_S, OWN_LOST_S, HeadWatch, end_with
 from ray_probe.cluster.ours import Ours, end_children, refuse_taken_name
 from ray_probe.cluster.placement import pinned_to
 from ray_probe.errors import ConfigError, ProbeError
+from ray_probe.failpoints import fail_at
 from ray_probe.service import names
 from ray_probe.service.replies import Beta, Followed, MeasurementInfo, Scaled, Status, Variance
 
@@ -157,6 +158,7 @@ class ControllerActor(Ours):
 
     def close(self, deadline_s: float) -> bool:
         """Stop the work, with whole rounds kept, and end the actors; returns whether that was in time."""
+        fail_at("end_before_close")
         in_time = self._controller.close(deadline_s)
         self._held.close()
         return in_time

@@ -12,9 +12,15 @@ import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 from ray_probe.cluster.leftovers import in_use, remove_leftovers
+from ray_probe.cluster.ray_private import (
+    BREAKPOINT_VARIABLE,
+    LOOPBACK_VARIABLE,
+    UV_HOOK_VARIABLE,
+    loopback_constant,
+    reload_auth,
+)
 from ray_probe.errors import ClusterError, bad_value
 
 PREFIX = "rp-"
@@ -24,7 +30,7 @@ READ_BYTES = 2 * MAX_TOKEN_BYTES
 MAX_TMP_CHARS = 24  # the path of a socket ends at 107 characters, of which Ray and we use up to 83
 
 # One token for every cluster that this process starts: Ray caches it in the process, so a second cluster would
-# refuse us should `_reload_auth` find no way to drop that cache.
+# refuse us should `reload_auth` find no way to drop that cache.
 _TOKEN = secrets.token_hex(32)
 
 
@@ -50,7 +56,7 @@ def private_dir() -> Iterator[str]:
 def env_to_start(temp_dir: str) -> dict[str, str | None]:
     """Variables for a Ray that is started here; what the user has said about tokens stands."""
     changes: dict[str, str | None] = {"RAY_USAGE_STATS_ENABLED": "0"}
-    changes["RAY_ENABLE_UV_RUN_RUNTIME_ENV"] = "0"  # or, under `uv run`, every worker builds the project's environment
+    changes[UV_HOOK_VARIABLE] = "0"
     if os.environ.get("RAY_AUTH_MODE", "token").lower() == "token":
         changes["RAY_AUTH_MODE"] = "token"
         if not (os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH")):
@@ -58,19 +64,26 @@ def env_to_start(temp_dir: str) -> dict[str, str | None]:
     return changes
 
 
-def env_to_join(address: str, token_path: str | None) -> dict[str, str | None]:
-    """Variables for joining. As in Ray, a token lying ready is used for `auto` only, not sent to any named host."""
+def env_to_join(address: str, token_path: str | None, own: bool = False) -> dict[str, str | None]:
+    """Variables for joining; a token lying ready is used for `auto` and our own heads, not sent to any named host.
+
+    Args:
+        address: auto or host:port.
+        token_path: the token of a cluster that ray_probe started, None where it lies elsewhere.
+        own: ray_probe started the cluster.
+    """
+    changes: dict[str, str | None] = {UV_HOOK_VARIABLE: "0"} if own else {}
     if token_path is not None:
-        return {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": token_path, "RAY_AUTH_TOKEN": None}
-    if address == "auto" and "RAY_AUTH_MODE" not in os.environ and token_place():
-        return {"RAY_AUTH_MODE": "token"}
-    return {}
+        return changes | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": token_path, "RAY_AUTH_TOKEN": None}
+    if (own or address == "auto") and "RAY_AUTH_MODE" not in os.environ and token_place():
+        return changes | {"RAY_AUTH_MODE": "token"}
+    return changes
 
 
 @contextlib.contextmanager
 def environment(changes: Mapping[str, str | None]) -> Iterator[None]:
     """Set variables (None: unset) for the block, for Ray in this process too, and put the old ones back."""
-    before = {name: os.environ.get(name) for name in (*changes, "PYTHONBREAKPOINT")}  # ray.init leaves its own there
+    before = {name: os.environ.get(name) for name in (*changes, BREAKPOINT_VARIABLE)}
     try:
         _set(changes)
         yield
@@ -80,21 +93,9 @@ def environment(changes: Mapping[str, str | None]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def on_loopback() -> Iterator[None]:
-    """Have a Ray that is started in the block, all of its processes, listen on 127.0.0.1 alone.
-
-    By itself Ray replaces a loopback address by the machine's own and listens on every interface. The switch is the one
-    with which it stays off other interfaces on Windows and macOS; a Ray that is loaded already has read it.
-    """
-    constants: Any = sys.modules.get("ray._private.ray_constants")
-    before = getattr(constants, "ENABLE_RAY_CLUSTER", None)
-    with environment({"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}):
-        if before is not None:
-            constants.ENABLE_RAY_CLUSTER = False
-        try:
-            yield
-        finally:
-            if before is not None:
-                constants.ENABLE_RAY_CLUSTER = before
+    """Have a Ray that is started in the block, all of its processes, listen on 127.0.0.1 alone; one is joined there."""
+    with environment({LOOPBACK_VARIABLE: "0"}), loopback_constant():
+        yield
 
 
 def token_mode() -> bool:
@@ -176,15 +177,10 @@ def _set(values: Mapping[str, str | None]) -> None:
 
 
 def _reload_auth() -> None:
-    """Have a Ray that is loaded already read RAY_AUTH_* again: it keeps mode and token in the process.
+    """Have a Ray that is loaded already read RAY_AUTH_* again.
 
-    Internals of Ray, used as its own tests do: the mode first, then the token. A thread that is still ending the
-    last session aborts the process when it finds mode "token" and no token, so then the cache is left alone. On a
-    Ray without these internals it always is, which one token for all clusters makes harmless.
+    A thread that is still ending the last session aborts the process when it finds mode "token" and no token, so then
+    Ray keeps what it has.
     """
-    if "ray" not in sys.modules or (token_mode() and token_place() is None):
-        return
-    internals: Any = sys.modules.get("ray._raylet")
-    with contextlib.suppress(AttributeError):
-        internals.Config.initialize("")
-        internals.AuthenticationTokenLoader.instance().reset_cache()
+    if "ray" in sys.modules and not (token_mode() and token_place() is None):
+        reload_auth()

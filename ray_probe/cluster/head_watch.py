@@ -34,6 +34,7 @@ class HeadWatch:
         lost_s: it is lost once nobody has answered there for so long.
         clock: monotonic seconds.
         answers: whether somebody answers there.
+        is_gone: whether the process of a head that this one has started has ended.
     """
 
     def __init__(
@@ -42,11 +43,13 @@ class HeadWatch:
         lost_s: float,
         clock: Callable[[], float] = time.monotonic,
         answers: Callable[[str], bool] = reachable,
+        is_gone: Callable[[], bool] = lambda: False,
     ) -> None:
         self.address = address
         self._lost_s = lost_s
         self._clock = clock
         self._answers = answers
+        self._is_gone = is_gone
         self._looked = clock()
         self._missed_s = 0.0
 
@@ -57,7 +60,7 @@ class HeadWatch:
             pause_s = min(now - self._looked, self._lost_s / 2)
             self._missed_s = 0.0 if self._answers(self.address) else self._missed_s + pause_s
             self._looked = now
-        return self._missed_s >= self._lost_s
+        return self._is_gone() or self._missed_s >= self._lost_s
 
 
 def end_without(watch: HeadWatch, log: Callable[[str], None]) -> None:

@@ -5,7 +5,7 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from ray_probe.cluster.addresses import HEAD_RESOURCE
+from ray_probe.cluster.ray_private import HEAD_RESOURCE
 from ray_probe.errors import ClusterError
 
 

@@ -13,7 +13,6 @@ import pwd
 import re
 import signal
 import subprocess
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -23,13 +22,14 @@ import psutil
 from ray_probe.cluster.addresses import is_loopback
 from ray_probe.cluster.crash import telling_line
 from ray_probe.cluster.environment import token_mode, token_place
+from ray_probe.cluster.package_path import python_command
+from ray_probe.cluster.ray_private import ADDRESS_NOTE, JOB_VARIABLE
 from ray_probe.errors import ClusterError, ConfigError, NoClusterError, bad_value
 
 TCP_S, ANSWER_S, JOIN_S, CHILD_S = 2, 3, 8, 60  # deadlines: TCP connect, first answer, joining, the child in all
 
-# SIGALRM's default action ends the child whatever its threads do. The internals are GcsClient (the one call that
-# tells a refused token from silence, in 10 ms) and the key under which a cluster keeps its versions. On a Ray
-# without them ray.init decides alone, under the same alarm, and only says less precisely why not.
+# SIGALRM's default action ends the child whatever its threads do. On a Ray of which `cluster_versions` can ask nothing
+# ray.init decides alone, under the same alarm, and only says less precisely why not.
 _REHEARSAL = """
 import json, os, signal, socket, sys
 host, port, tcp_s, answer_s, join_s = sys.argv[1], *map(int, sys.argv[2:])
@@ -42,17 +42,16 @@ except OSError as e:
     sys.exit(tell(unreachable=e.strerror or str(e), errno=e.errno))
 signal.alarm(0)
 tell(reached=True)
-os.environ["RAY_gcs_server_request_timeout_seconds"] = str(answer_s)
+from ray_probe.cluster import ray_private
+os.environ[ray_private.REQUEST_TIMEOUT_VARIABLE] = str(answer_s)
 import ray
 signal.alarm(answer_s)
 try:
-    from ray._raylet import GcsClient
-    found = GcsClient(address=f"{host}:{port}").internal_kv_get(b"CLUSTER_METADATA", b"cluster", timeout=answer_s)
-    tell(ray=ray.__version__, versions=json.loads(found) if found else {})
+    versions = ray_private.cluster_versions(f"{host}:{port}", answer_s)
+    if versions is not None:
+        tell(ray=ray.__version__, versions=versions)
 except getattr(ray.exceptions, "AuthenticationError", ()):
     sys.exit(tell(refused=True))
-except (ImportError, AttributeError, TypeError):
-    pass
 except Exception as e:
     sys.exit(tell(failed=str(e)))
 signal.alarm(join_s)
@@ -73,7 +72,7 @@ def find_address(address: str) -> str:
     """
     found = address
     if address == "auto":
-        note = Path(os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp", "ray", "ray_current_cluster")
+        note = Path(os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp", "ray", ADDRESS_NOTE)
         found = os.environ.get("RAY_ADDRESS") or (note.read_text().strip() if note.is_file() else "auto")
         if found == "auto":
             remedy = f"there is neither RAY_ADDRESS nor {note}; give host:port, or null to start Ray here"
@@ -121,9 +120,9 @@ def version_mismatch(theirs: Mapping[str, str], ours: tuple[str, str], level: st
 def _rehearse(address: str) -> dict[str, Any]:
     """Join and leave in a child process: the facts it told, with its return code and last words."""
     host, port = address.rsplit(":", 1)
-    command = [sys.executable, "-P", "-c", _REHEARSAL, host, port, *(str(s) for s in (TCP_S, ANSWER_S, JOIN_S))]
+    command = python_command(_REHEARSAL, host, port, *(str(s) for s in (TCP_S, ANSWER_S, JOIN_S)))
     # A job's own runtime_env belongs to the real join, not to the rehearsal.
-    env = {name: value for name, value in os.environ.items() if name != "RAY_JOB_CONFIG_JSON_ENV_VAR"}
+    env = {name: value for name, value in os.environ.items() if name != JOB_VARIABLE}
     try:
         child = subprocess.run(
             command, env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=CHILD_S

@@ -1,4 +1,4 @@
-"""One ray.init and ray.shutdown, with what Ray does to the process, and what it leaves behind, put right."""
+"""One ray.init and ray.shutdown, with what Ray does to the process put right."""
 
 import contextlib
 import logging
@@ -7,36 +7,39 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-import psutil
-
+from ray_probe.cluster.package_path import package_path
+from ray_probe.cluster.ray_private import job_config
 from ray_probe.errors import ClusterError
+from ray_probe.interrupts import deferred
 
 _given_up: list[threading.Thread] = []
 """A join that nobody waits for any more, while it is at work: Ray's state is this process's, one join's at a time."""
 
 JOIN_S = 10.0  # an idle cluster is joined in 1 s, and a rehearsal was in less than 8 s
-EXIT_S = 5.0  # for processes to follow ray.shutdown (measured: none was left when it returned)
 
 
 @contextlib.contextmanager
-def session(options: Mapping[str, Any], temp_dir: str | None) -> Iterator[None]:
+def session(options: Mapping[str, Any]) -> Iterator[None]:
     """ray.init and ray.shutdown around the block, with what Ray leaves behind put right.
 
+    The workers of this session have this package on their path, and not this process's working directory.
+
     Args:
-        options: of ray.init, with the address: "local" starts Ray here, any other is joined.
-        temp_dir: of a Ray that is started here, or None.
+        options: of ray.init, with the address of the cluster to join.
 
     Raises:
         ClusterError: ray.init failed, or took longer than joining may.
     """
+    import ray
+
     with _signals_as_before() as restore:
         try:
             _init(options)
             restore()
             yield
         finally:
-            with _without_ctrl_c():
-                _leave(temp_dir)
+            with deferred():
+                ray.shutdown()
 
 
 def is_settled() -> bool:
@@ -49,20 +52,15 @@ def is_settled() -> bool:
 
 
 def _init(options: Mapping[str, Any]) -> None:
-    """ray.init, for joining with a deadline: its own waits sit in C++, where nothing interrupts them.
-
-    Starting Ray here is waited for by the main thread itself: Ctrl-C must leave no thread behind that goes on with it.
-    """
+    """ray.init with a deadline: its own waits sit in C++, where nothing interrupts them."""
     import ray
 
     def work() -> None:
-        ray.init(**options, log_to_driver=False, logging_level=logging.ERROR)
+        paths = job_config(package_path())
+        ray.init(**options, job_config=paths, log_to_driver=False, logging_level=logging.ERROR)
 
     try:
-        if options["address"] == "local":
-            work()
-        else:
-            _in_time(work, ray.shutdown, JOIN_S)
+        _in_time(work, ray.shutdown, JOIN_S)
     except Exception as error:
         reason = " ".join(str(error).split())[:300]
         raise ClusterError(f"cluster: ray.init at {options['address']} failed: {reason}") from error
@@ -92,7 +90,7 @@ def _in_time(work: Callable[[], None], undo: Callable[[], None], seconds: float)
     try:
         thread.join(seconds)
     except BaseException:
-        with _without_ctrl_c():
+        with deferred():
             thread.join(seconds)  # what it has begun can be undone only when it is there
         raise
     finally:
@@ -122,35 +120,3 @@ def _signals_as_before() -> Iterator[Callable[[], None]]:
     finally:
         if before is not None and main_thread:
             signal.signal(signal.SIGTERM, before)
-
-
-@contextlib.contextmanager
-def _without_ctrl_c() -> Iterator[None]:
-    """Keep a second Ctrl-C from cutting the clean-up short; it is bounded and takes about 1.5 s."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
-def _leave(temp_dir: str | None) -> None:
-    """Disconnect; end what a start or a shutdown that was cut short has left running."""
-    import ray
-
-    ours = []
-    if temp_dir:
-        for child in psutil.Process().children():
-            with contextlib.suppress(psutil.Error):
-                if any(temp_dir in word for word in child.cmdline()):
-                    ours += [child, *child.children(recursive=True)]
-    started = ray.is_initialized()
-    ray.shutdown()
-    _, left = psutil.wait_procs(ours, timeout=EXIT_S if started else 0)
-    for process in left:
-        with contextlib.suppress(psutil.Error):
-            process.kill()
-    psutil.wait_procs(left, timeout=EXIT_S)

@@ -6,7 +6,7 @@ from typing import Any
 import ray
 
 from ray_probe.cluster.backend import RayBackend
-from ray_probe.cluster.connection import Demand, room
+from ray_probe.cluster.demand import Demand, room
 from ray_probe.cluster.survey import alive_nodes
 from ray_probe.errors import ConfigError
 from ray_probe.prepared import few_shards

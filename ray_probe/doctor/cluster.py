@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ray_probe.checkpoint_files import ADAPTER_FILES, CHECKPOINT_FILES, matching_files
-from ray_probe.cluster.connection import Demand, connected, room, shortfall
+from ray_probe.cluster.connection import connected
+from ray_probe.cluster.demand import Demand, room, shortfall
 from ray_probe.doctor.checks import Case, Finding
 from ray_probe.errors import CheckpointError, ClusterError, ConfigError, OutputError, bad_value
 from ray_probe.memory import size

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import psutil
 
-from ray_probe.cluster.connection import Demand, room
+from ray_probe.cluster.demand import Demand, room
 from ray_probe.doctor.checks import Case, Finding
 from ray_probe.doctor.cluster import ask, nodes_with_room, silent, some
 from ray_probe.errors import ClusterError

@@ -12,7 +12,7 @@ from importlib import metadata
 from pathlib import Path
 
 import ray_probe
-from ray_probe.cluster.connection import MIN_STORE_BYTES
+from ray_probe.cluster.demand import MIN_STORE_BYTES
 from ray_probe.cluster.environment import (
     MAX_TMP_CHARS,
     env_to_join,

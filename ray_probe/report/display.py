@@ -54,11 +54,16 @@ class ProgressDisplay:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._bar is not None:
-            bar, self._bar = self._bar, None
-            with contextlib.suppress(OSError):  # a terminal that is gone needs no restoring
-                bar.stop()
+            self.stop()
         elif self._last is not None and self._last.round > self._ended_round:
             self._report(self._last, " done" if kind is None else " stopped")
+
+    def stop(self) -> None:
+        """Restore the terminal."""
+        bar, self._bar = self._bar, None
+        if bar is not None:
+            with contextlib.suppress(OSError):  # a terminal that is gone needs no restoring
+                bar.stop()
 
     def __call__(self, progress: Progress) -> None:
         """Take in a snapshot; one of no round is a note alone."""

@@ -54,7 +54,9 @@ def write_plots(result: Result, rounds: Rounds, directory: Path) -> list[Path]:
     paths = []
     for name, figure in figures(result, rounds).items():
         paths.append(directory / f"{name}.png")
-        figure.savefig(paths[-1], dpi=DPI, format="png")
+        part = directory / f"{name}.part"  # the process may be killed meanwhile
+        figure.savefig(part, dpi=DPI, format="png")
+        part.replace(paths[-1])
     return paths
 
 

@@ -19,13 +19,14 @@ from ray_probe.errors import (
 )
 from ray_probe.progress import Listener
 from ray_probe.service.finding import find
-from ray_probe.service.following import FOLLOW_EVERY_S, follow
+from ray_probe.service.following import follow
 from ray_probe.service.replies import Beta, MeasurementInfo, Scaled, Status, Variance
 
 if TYPE_CHECKING:
     from ray_probe.cluster.head_watch import HeadWatch
 
 ANSWER_S = 20.0
+STOP_EVERY_S = 0.05
 CLOSE_S = 60.0
 
 
@@ -190,13 +191,14 @@ class ProbeClient:
             raise ConfigError(bad_value("ID", measurement, f"it is {info.state} and has no result yet"))
         return result
 
-    def wait_until_ended(self, measurement: str, seconds: float) -> bool:
-        """Wait for a measurement's end, whatever it is; returns whether it came in time."""
+    def stop(self, measurement: str, seconds: float) -> bool:
+        """Stop a measurement and wait for its end; returns whether it came in time."""
         deadline = time.monotonic() + seconds
-        while time.monotonic() < deadline:
-            if self._ask("follow", measurement, sys.maxsize).info.finished is not None:
+        self._ask("cancel", measurement, deadline_s=seconds)
+        while (left := deadline - time.monotonic()) > 0:
+            if self._ask("follow", measurement, sys.maxsize, deadline_s=left).info.finished is not None:
                 return True
-            time.sleep(FOLLOW_EVERY_S)
+            time.sleep(STOP_EVERY_S)
         return False
 
     def scale(self, actors: int) -> Scaled:
@@ -218,14 +220,18 @@ class ProbeClient:
         error: ProbeError | None = self._ask("start_error")
         return error
 
-    def end(self) -> bool:
-        """Stop the work, whole rounds kept, and end all of its actors; returns whether that was in time."""
+    def end(self, seconds: float = CLOSE_S) -> bool:
+        """Stop the work, whole rounds kept, and end all of its actors; returns whether that was in time.
+
+        Args:
+            seconds: how long it has to stop by itself; 0 ends its actors at once.
+        """
         from ray_probe.cluster.calls import kill
         from ray_probe.cluster.ours import end_children
 
         in_time = False
         try:
-            in_time = not self._silent and self._ask("close", CLOSE_S / 2, deadline_s=CLOSE_S)
+            in_time = seconds > 0 and not self._silent and self._ask("close", seconds / 2, deadline_s=seconds)
         except ClusterError:
             pass  # it does not answer: its actors are ended all the same
         finally:
@@ -234,10 +240,10 @@ class ProbeClient:
                 end_children(self.name, self.namespace)
         return in_time
 
-    def end_quietly(self) -> None:
+    def end_quietly(self, seconds: float = CLOSE_S) -> None:
         """`end`, where it does not matter that the actors have gone already."""
         with contextlib.suppress(ClusterError):
-            self.end()
+            self.end(seconds)
 
     def _refuse_lost_head(self) -> None:
         if self._head is not None and self._head.is_lost():

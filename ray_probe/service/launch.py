@@ -7,16 +7,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ray_probe.cluster.controller_actor import CONTROLLER_LOCK, SERVICE_CONFIG
+from ray_probe.cluster.shadows import refuse_shadows
 from ray_probe.config import ProbeConfig, dump_yaml, load_config
 from ray_probe.errors import ClusterError, ConfigError, NoClusterError, bad_value
 from ray_probe.files import held, write_atomically
+from ray_probe.interrupts import interrupted
 from ray_probe.loading import check_fits_here
 from ray_probe.prepared import Prepared, few_shards
 from ray_probe.run_directory import default_name
 from ray_probe.runner import warn_unless_shared
 from ray_probe.service import registry
 from ray_probe.service.board import STATE_FILE, Board, utc_now
-from ray_probe.service.client import ProbeClient
+from ray_probe.service.client import CLOSE_S, ProbeClient
 from ray_probe.service.ending import forget_lost_head
 
 POLL_S = 0.25
@@ -47,12 +49,14 @@ def up(config_path: Path, overrides: Sequence[str], name: str | None, tell: Tell
         ConfigError: the request is wrong, or a service of that name is up already.
         ClusterError: no cluster, no room, or actors that do not start; with the cause.
     """
-    from ray_probe.cluster.connection import Demand, check_room
+    from ray_probe.cluster.connection import check_room
+    from ray_probe.cluster.demand import Demand
 
     config = load_config(config_path, overrides)
     name = name or config.output.name or default_name(config_path).rsplit("-", 3)[0]
     config = load_config(config_path, [*overrides, f"output.name={name}"])
     _refuse_second(name)
+    refuse_shadows(config.cluster.runtime_env)
     check_room(config.cluster.address, Demand.of(config.cluster))
     from ray_probe.preflight import prepare  # brings transformers along
 
@@ -122,12 +126,13 @@ def _reached(
         address = find_address(cluster.address)
         entry = registry.Entry(name, "service", address, cluster.namespace, None, False, str(directory), utc_now())
         return entry, lambda: None
-    from ray_probe.cluster import head
+    from ray_probe.cluster.connection import start_head
+    from ray_probe.cluster.demand import Demand
 
     tell("starting Ray on this machine")
-    starting = head.start(cluster.slots, cluster.cpus_per_actor, cluster.gpus_per_actor, directory)
-    started = starting.head
-    undo.callback(head.end, started.pid, started.created)
+    starting = start_head(Demand.of(cluster), checked=True, log=directory / "head.log")
+    undo.callback(starting.close)
+    started = starting.ready()
     entry = registry.Entry(
         name, "service", started.address, cluster.namespace, started.token_path, True, str(directory), utc_now(),
         started.pid, started.created,
@@ -140,8 +145,9 @@ def _started(prepared: Prepared, entry: registry.Entry, tell: Tell) -> tuple[reg
 
     Returns the entry with the address that the cluster's nodes know, and how many measurements wait.
     """
-    from ray_probe.cluster.connection import Demand, connected
+    from ray_probe.cluster.connection import connected
     from ray_probe.cluster.controller_actor import Spec, create
+    from ray_probe.cluster.demand import Demand
     from ray_probe.cluster.placement import head_node
 
     cluster, name = prepared.config.cluster, entry.name
@@ -157,7 +163,7 @@ def _started(prepared: Prepared, entry: registry.Entry, tell: Tell) -> tuple[reg
             tell(f"loading {prepared.config.model.path} on {cluster.actors} rollout actors")
             return replace(entry, address=info.address), _ready(client, tell)
         except BaseException:
-            client.end_quietly()
+            client.end_quietly(0.0 if interrupted() else CLOSE_S)
             raise
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from support.checkpoints import raw_config
+from support.checkpoints import raw_config, write_shadows
 
 from ray_probe.assembly import build_rollout
 from ray_probe.config import config_from_dict
@@ -37,7 +37,7 @@ def launched(home: Path, *arguments: object) -> Iterator["subprocess.Popen[str]"
     environment = {name: value for name, value in os.environ.items() if name != "XDG_STATE_HOME"} | {"HOME": str(home)}
     run = subprocess.Popen(
         [sys.executable, str(LAUNCH), "run", *map(str, arguments)],
-        env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        cwd=home, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     try:
         yield run
@@ -108,6 +108,7 @@ def test_ctrl_c_keeps_whole_rounds_and_resume_goes_on_to_the_uninterrupted_answe
     raw = raw_config(tmp_path, batch={"rounds": ROUNDS}, output={"name": "mine", "save_gradient": True})
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(raw))
     run = tmp_path / "runs" / "mine"
+    write_shadows(tmp_path)
 
     with launched(tmp_path, tmp_path / "run.yaml", "--actors", 1) as first:
         while not (run / "rounds.jsonl").exists():

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 from support.answers import Answer
-from support.checkpoints import raw_config
+from support.checkpoints import raw_config, write_shadows
 from support.heads import Head, a_head
 from support.ray_runs import run_here
 
@@ -34,7 +34,7 @@ def launch(home: Path, head: Head, *arguments: object) -> "subprocess.Popen[str]
     own = {"HOME": str(home), "XDG_STATE_HOME": str(home / "state")}
     return subprocess.Popen(
         [sys.executable, str(LAUNCH), "run", *map(str, arguments), "--address", head.address, "--actors", "2"],
-        env=clean | own | head.variables, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        cwd=home, env=clean | own | head.variables, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
 
 
@@ -58,6 +58,7 @@ def test_a_run_that_loses_its_head_says_so_and_goes_on_elsewhere_to_the_same_bit
     raw = raw_config(tmp_path, batch=BATCH, output={"name": "mine"})
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(raw))
     path = tmp_path / "runs" / "mine"
+    write_shadows(tmp_path)
     with a_head(2) as head:
         first = launch(tmp_path, head, tmp_path / "run.yaml")
         until_rounds(first, path, 2)

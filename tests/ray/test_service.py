@@ -14,7 +14,7 @@ import pytest
 import yaml
 from safetensors.numpy import load_file
 from support.adapters import write_adapter
-from support.checkpoints import raw_config, write_checkpoint
+from support.checkpoints import raw_config, write_checkpoint, write_shadows
 from support.shell import Shell
 
 from ray_probe.assembly import build_rollout
@@ -44,6 +44,7 @@ def shell(tmp_path_factory: pytest.TempPathFactory) -> Shell:
 def raw(shell: Shell) -> dict[str, Any]:
     raw = raw_config(shell.home, batch={"rounds": 3}, cluster={"actors": 1, "max_actors": 4})
     (shell.home / "service.yaml").write_text(yaml.safe_dump(raw))
+    write_shadows(shell.home)
     return raw
 
 
@@ -288,7 +289,7 @@ def test_an_actor_that_cannot_start_ends_up_with_its_cause_and_leaves_nothing(sh
     assert "memory: an actor needs" in said and "model.trainable: adapter" in said
     assert "nothing of that name is up" in shell.run("status", "--run", "large", code=2)
     new = [process for process in psutil.process_iter(["cmdline"]) if process.pid not in before]
-    assert not any("ray_probe.cluster.head" in (process.info["cmdline"] or ()) for process in new)
+    assert not any("ray_probe.cluster.head" in word for process in new for word in process.info["cmdline"] or ())
 
 
 def test_a_lost_head_is_followed_by_an_up_that_goes_on_to_the_same_bits(

@@ -24,6 +24,12 @@ def write_prompts(path: Path, count: int = 24) -> Path:
     return path
 
 
+def write_shadows(directory: Path) -> None:
+    """Files with the names of libraries, as may lie in a working directory: who imports one fails."""
+    for name in ("tokenizers", "torch", "numpy"):
+        (directory / f"{name}.py").write_text("raise ImportError('a file of the working directory')")
+
+
 def raw_config(directory: Path, **sections: dict[str, Any]) -> dict[str, Any]:
     """The config of a small run on a checkpoint and prompts under `directory`, made there when missing."""
     if not (directory / "model").exists():

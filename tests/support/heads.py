@@ -17,7 +17,7 @@ import sys
 import psutil
 from ray_probe.cluster.connection import Demand, connected
 with connected(None, "head", Demand(1, 1, 0, {}, int(sys.argv[1])), log=lambda line: None) as info:
-    here = {process.name().split("_")[0]: process.pid for process in psutil.Process().children()}
+    here = {process.name().split("_")[0]: process.pid for process in psutil.Process().children(recursive=True)}
     print(info.address, info.token_path, info.temp_dir, here["gcs"], here["raylet"], flush=True)
     sys.stdin.read()
 """
@@ -62,9 +62,13 @@ class Head:
         except psutil.NoSuchProcess:
             return False
 
+    def family(self) -> list[psutil.Process]:
+        """The processes that its own has started, workers too."""
+        return psutil.Process(self.process.pid).children(recursive=True)
+
     def kill(self) -> None:
         """End all of its processes at once, workers too."""
-        family = psutil.Process(self.process.pid).children(recursive=True)
+        family = self.family()
         for one in (self.process, *family):
             with contextlib.suppress(psutil.NoSuchProcess):
                 one.kill()

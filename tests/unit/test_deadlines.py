@@ -46,7 +46,6 @@ METHODS = ("acquire", "communicate", "get", "join", "wait")
 take a word)."""
 
 ON_PURPOSE = {
-    ("cluster/head.py", "signal.sigwait"): "the head's process lives until it is told to end",
     ("node_cache.py", "fcntl.flock"): "an actor waits for another's copy, which the pool's start deadline ends",
 }
 

@@ -16,7 +16,10 @@ from ray_probe import failpoints
 from ray_probe.failpoints import VARIABLE, fail_at
 
 PACKAGE = Path(ray_probe.__file__).parent
-MAY_FAIL = {"ledger.py", "gradient_store.py", "cluster/delivery.py", "cluster/actors.py", "rollout.py"}
+MAY_FAIL = {
+    "ledger.py", "gradient_store.py", "cluster/delivery.py", "cluster/actors.py", "rollout.py",
+    "cluster/head_process.py", "measurement.py", "cluster/controller_actor.py",
+}  # fmt: skip
 CODE = "import sys; from ray_probe.failpoints import fail_at; fail_at('here', *sys.argv[1:]); print('went on')"
 
 
