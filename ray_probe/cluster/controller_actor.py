@@ -60,6 +60,7 @@ class ControllerActor:
     def __init__(self, spec: Spec) -> None:
         from ray_probe.cluster.workers import RayWorkers
         from ray_probe.config import config_from_dict, load_config
+        from ray_probe.digests import check_recorded
         from ray_probe.files import held
         from ray_probe.measurement import logged_to
         from ray_probe.service.controller import Controller
@@ -77,7 +78,9 @@ class ControllerActor:
             directory = Path(spec.directory)
             self._held.enter_context(held(directory / CONTROLLER_LOCK))
             self._held.enter_context(logged_to(directory / "service.log"))
-            own = config = load_config(directory / SERVICE_CONFIG)
+            path = directory / SERVICE_CONFIG
+            check_recorded(directory, SERVICE_CONFIG, path.read_bytes(), "`down`, then `up CONFIG`, writes it again")
+            own = config = load_config(path)
         self._config = config
         workers = RayWorkers(config, logger.warning, spec.name, detached=directory is not None, state=directory)
         self._controller = Controller(spec.name, spec.kind, directory, workers, _prepare, own)

@@ -226,7 +226,7 @@ class Controller:
         logger.info("%s: %s%s", identity, item.state, f" ({item.cause})" if item.cause else "")
         try:
             self._board.change(identity, summary=summary(self._board.result(item)))
-        except (OSError, ValueError) as error:  # it has ended all the same; the summary is read again when asked for
+        except ProbeError as error:  # it has ended all the same; the summary is read again when asked for
             logger.error("%s: its result cannot be read (%s)", identity, error)
 
 

@@ -43,6 +43,10 @@ class InProcessWorkers:
         return self._at_work.gradient_norm_sq
 
     @property
+    def gradient_sha256(self) -> str | None:
+        return self._at_work.gradient_sha256
+
+    @property
     def _at_work(self) -> InProcess:
         assert self._backend is not None, "a run directory is open"
         return self._backend
