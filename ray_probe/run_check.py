@@ -16,7 +16,7 @@ def check_run(directory: RunDirectory, tell: Callable[[str], None] = lambda text
 
     Args:
         directory: of the run; no process is at work on it.
-        tell: told what takes long.
+        tell: receives a line about what takes long.
 
     Raises:
         ConfigError: a file is missing or damaged; names it.

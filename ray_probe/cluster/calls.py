@@ -37,8 +37,32 @@ def ask(actor: Any, who: str, method: str, *args: Any, deadline_s: float) -> Any
         ProbeError: what the method raised.
         ClusterError: no answer in time, or the actor is gone.
     """
+    return _answer(getattr(actor, method).remote(*args), who, method, deadline_s)
+
+
+def ask_for_long(actor: Any, who: str, method: str, *args: Any, silent_s: float) -> Any:
+    """Call a method that may take long, and wait as long as the actor answers `pid` meanwhile.
+
+    Args:
+        actor: its handle; it answers several calls at once.
+        who: what it is called in messages.
+        method: name of the method.
+        args: its arguments.
+        silent_s: seconds between two questions, and to wait for each answer.
+
+    Raises:
+        ProbeError: what the method raised.
+        ClusterError: the actor does not answer any more.
+    """
+    answer = getattr(actor, method).remote(*args)
+    while not ray.wait([answer], timeout=silent_s)[0]:
+        ask(actor, who, "pid", deadline_s=silent_s)
+    return _answer(answer, who, method, silent_s)
+
+
+def _answer(reference: Any, who: str, method: str, deadline_s: float) -> Any:
     try:
-        return ray.get(getattr(actor, method).remote(*args), timeout=deadline_s)
+        return ray.get(reference, timeout=deadline_s)
     except RayTaskError as error:
         raise task_error(error) from None
     except GetTimeoutError:

@@ -97,17 +97,14 @@ class ControllerActor:
     def probe(self, settings: Mapping[str, Any]) -> str:
         """Queue a measurement of the service's configuration with these settings; returns its id.
 
-        Raises an InputError for what is wrong with checkpoint or settings; nothing is queued then.
+        Raises an InputError for what is wrong with checkpoint or settings, or an OutputError where it cannot be pinned;
+        nothing is queued then.
         """
         if self._kind == "run":
             raise ConfigError("--run: a run measures one checkpoint; start a service for more: up CONFIG")
-        from ray_probe.checkpoints import inspect_checkpoint  # brings transformers along
-        from ray_probe.config import to_dict
         from ray_probe.service.requests import measurement_config
 
-        config = measurement_config(self._config, settings)
-        inspect_checkpoint(config.model, hashed=False)
-        return self._controller.submit(to_dict(config)).id
+        return self._controller.probe(measurement_config(self._config, settings)).id
 
     def cancel(self, identity: str) -> MeasurementInfo:
         """Take a measurement back, or stop it."""

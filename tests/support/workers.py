@@ -53,8 +53,7 @@ class InProcessWorkers:
 
     def load(self, prepared: Prepared, stop: StopCheck) -> None:
         config, directory = prepared.config, prepared.checkpoint.directory
-        adapter = None if config.model.adapter is None else Path(config.model.adapter)
-        self._rollout = self._assembly.load(config, directory, adapter, prepared.policy_id)
+        self._rollout = self._assembly.load(config, directory, prepared.checkpoint.adapter, prepared.policy_id)
         self.ways.append(self._assembly.way)
         self._prepared = prepared
         self.info = {
