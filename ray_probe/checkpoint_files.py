@@ -6,7 +6,7 @@ Neither torch nor transformers is imported here: sizes and fingerprints are aske
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -111,20 +111,12 @@ def file_headers(directory: Path, file: Path, field: str = "model.path") -> dict
 
 def fingerprint(directory: Path, patterns: Iterable[str] = CHECKPOINT_FILES) -> str:
     """Sha256 over names and contents of the files that the patterns match, hexadecimal."""
-    return fingerprint_of({file.name: _sha256(file) for file in matching_files(directory, patterns)})
-
-
-def fingerprint_of(digests: Mapping[str, bytes]) -> str:
-    """Fingerprint of files from the sha256 of each by name, in the order of their names."""
     digest = hashlib.sha256()
-    for name, own in digests.items():
-        digest.update(name.encode() + b"\0" + own)
+    for file in matching_files(directory, patterns):
+        digest.update(file.name.encode() + b"\0")
+        with file.open("rb") as stream:
+            digest.update(hashlib.file_digest(stream, "sha256").digest())
     return digest.hexdigest()
-
-
-def _sha256(file: Path) -> bytes:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").digest()
 
 
 def matching_files(directory: Path, patterns: Iterable[str]) -> list[Path]:

@@ -18,7 +18,7 @@ from ray_probe.cluster.lookout import Done, Lookout
 from ray_probe.cluster.patience import Starts
 from ray_probe.cluster.supervision import WAIT, Fault, Limits, Raised, Situation, decide
 from ray_probe.cluster.worker import Event, Member, Worker, demand_of, member
-from ray_probe.errors import ClusterError
+from ray_probe.errors import CheckpointError, ClusterError
 
 
 class Pool:
@@ -60,6 +60,7 @@ class Pool:
         self._workers: dict[int, Worker] = {}
         self._version = -1
         self._refused = False
+        self._resting = False
         self._next = first
         self._starts = Starts()
         self.last_failure: str | None = None
@@ -105,13 +106,22 @@ class Pool:
         """
         self._arguments = arguments
         self._version += 1
-        self._refused = False
+        self._refused = self._resting = False
         self.info = {}
         self.forgive()
 
     def forgive(self) -> None:
         """Try again to start what failed to: what kept actors from starting may be over."""
         self._starts.forgive()
+
+    def rest(self) -> None:
+        """Look after the actors between two checkpoints, and end those that are too many.
+
+        One that cannot load the checkpoint before, whose files may be gone by now, waits for the next.
+        """
+        self._resting = True
+        self.wait(0.0)
+        self.release(self.leaving)
 
     def start(self, wait_for: int = 1, stop: Callable[[], bool] = lambda: False) -> None:
         """Returns when so many actors have loaded the checkpoint, or `stop` says so.
@@ -205,6 +215,12 @@ class Pool:
             if worker.leaving and worker.loaded < 0:
                 self.release([number])
 
+    def _stop_loading(self, number: int, cause: str) -> None:
+        if not self._refused:
+            self.last_failure = f"actor {number}: {cause}"
+            self._note(f"actor {number} cannot load what was measured last, and waits for the next ({cause})")
+        self._refused = True
+
     def _over(self, number: int, value: Any) -> Event | None:
         """What an actor was given is done."""
         worker = self._workers[number]
@@ -220,6 +236,8 @@ class Pool:
     def _faced(self, number: int, fault: Fault) -> Event | None:
         """Do what is decided about a fault; a task given for a checkpoint of before is nobody's any more."""
         worker, workers = self._workers[number], self._workers.values()
+        if self._resting and isinstance(fault, Raised) and isinstance(fault.error, CheckpointError):
+            self._stop_loading(number, fault.cause)
         situation = Situation(worker.doing, bool(self.info), self._refused, any(other.placed for other in workers))
         decision, current = decide(fault, situation, self._limits), worker.version == self._version
         over = isinstance(fault, Raised)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ray_probe.config import ProbeConfig, config_from_dict, to_dict
-from ray_probe.errors import CheckpointError, ConfigError, ProbeError, bad_value
+from ray_probe.errors import ConfigError, ProbeError, bad_value
 from ray_probe.measurement import Job, Loading, Prepare, Stop, measure, prepared_again
 from ray_probe.offline_entropy_probe import OfflineEntropyProbe
 from ray_probe.run_directory import RunDirectory
@@ -199,8 +199,6 @@ class Controller:
         if not board.problem:
             try:
                 self._workers.tend()
-            except CheckpointError as error:  # of the measurement before, whose files may be gone by now
-                logger.warning("an actor cannot load what was measured last, and waits for the next: %s", error)
             except Exception as error:  # `scale` and the next measurement try again
                 board.problem = str(_told(error))
 

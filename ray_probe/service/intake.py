@@ -97,7 +97,9 @@ class Intake:
 
     def _work(self) -> None:
         while not self._closing.wait(TICK_S):
-            for item in self._board.queue.waiting:
+            with self._board.changed:
+                waiting = self._board.queue.waiting
+            for item in waiting:
                 if any(source.fingerprint is None for source in item.sources) and item.id not in self._changed:
                     self._fingerprint(item)
                     break

@@ -15,14 +15,11 @@ from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from ray_probe.checkpoint_files import fingerprint_of
-from ray_probe.digests import FileDigest
 from ray_probe.errors import CheckpointError, ConfigError, OutputError, bad_value
 from ray_probe.files import sync_directory, write_remedy
 from ray_probe.service.sources import How, Source, stamp_of
 
 PINS = "pins"
-PIECE_BYTES = 2**24
 _KINDS = {"model.path": "model", "model.adapter": "adapter"}
 
 
@@ -84,7 +81,8 @@ def _pinned(own: Path, source: Source, how: How, is_base: bool) -> Source:
     place.mkdir(parents=True)
     files = source.files
     if how == "copy" and not is_base:
-        return replace(_copied(source, files, place), pinned=str(place), how="copy")
+        _copy_all(source, files, place)
+        return replace(source, pinned=str(place), how="copy")
     try:
         _link(source, files, place)
     except ConfigError:
@@ -108,32 +106,24 @@ def _link(source: Source, files: Sequence[Path], place: Path) -> None:
             raise ConfigError(bad_value("model.snapshot", "link", remedy)) from None
 
 
-def _copied(source: Source, files: Sequence[Path], place: Path) -> Source:
-    """The source with the fingerprint of its copy, which is on disk then. Raises OSError when it cannot be written."""
+def _copy_all(source: Source, files: Sequence[Path], place: Path) -> None:
+    """Copy files, which are on disk then. Raises OSError when they cannot be written."""
     try:
         before = stamp_of(files)
-        needed = sum(file.stat().st_size for file in files)
-        _check_room(place, needed)
-        digests = {file.name: _copy(file, place / file.name) for file in files}
+        _check_room(place, sum(file.stat().st_size for file in files))
+        for file in files:
+            _copy(file, place / file.name)
         if stamp_of(source.files) != before:
             raise _moving(source, "changed")
     except FileNotFoundError:
         raise _moving(source, "vanished") from None
     sync_directory(place)
-    return replace(source, fingerprint=fingerprint_of(digests))
 
 
-def _copy(file: Path, target: Path) -> bytes:
-    """Copy a file, which is on disk then; returns its sha256."""
-    digest, offset = FileDigest(), 0
-    with file.open("rb") as source, target.open("xb") as copy:
-        while piece := source.read(PIECE_BYTES):
-            digest.take(offset, piece)
-            copy.write(piece)
-            offset += len(piece)
-        copy.flush()
+def _copy(file: Path, target: Path) -> None:
+    shutil.copyfile(file, target)
+    with target.open("rb") as copy:
         os.fsync(copy.fileno())
-    return bytes.fromhex(digest.finish(target))
 
 
 def _check_room(place: Path, needed: int) -> None:

@@ -27,7 +27,7 @@ from ray_probe.cluster.pool import Pool
 from ray_probe.cluster.supervision import Decision
 from ray_probe.cluster.worker import Event
 from ray_probe.config import config_from_dict
-from ray_probe.errors import ClusterError, LedgerError, NonFiniteError, OutputError, ProbeError
+from ray_probe.errors import CheckpointError, ClusterError, LedgerError, NonFiniteError, OutputError, ProbeError
 
 pytestmark = pytest.mark.cluster
 
@@ -57,6 +57,8 @@ class Fake:
         if behaviour.startswith("count "):
             Path(behaviour.removeprefix("count "), str(os.getpid())).touch()
             os._exit(1)
+        if behaviour.startswith("needs ") and not Path(behaviour.removeprefix("needs ")).exists():
+            raise CheckpointError("model.path: no such directory")
         if behaviour == "crash":
             os._exit(1)
         if behaviour == "raise":
@@ -177,6 +179,25 @@ def test_an_actor_that_always_crashes_is_started_three_times(pools: Callable[...
     with pytest.raises(ClusterError, match="none is left that starts"):
         pools(1, f"count {tmp_path}").start()
     assert len(list(tmp_path.iterdir())) == MAX_FAILED_STARTS
+
+
+def test_an_actor_that_finds_the_checkpoint_gone_between_two_measurements_waits_for_the_next(
+    pools: Callable[..., Pool], tmp_path: Path
+) -> None:
+    checkpoint, notes = tmp_path / "checkpoint", list[str]()
+    checkpoint.touch()
+    pool = started(pools(1, f"needs {checkpoint}", notes))
+    checkpoint.unlink()
+    os.kill(pool.pids[0], signal.SIGKILL)
+    give_up = time.monotonic() + DEADLINE_S
+    while [member.state for member in pool.members] != ["no checkpoint"]:
+        assert time.monotonic() < give_up
+        pool.rest()
+        time.sleep(0.05)
+    assert "waits for the next (CheckpointError: model.path: no such directory)" in notes[-1], notes
+    (before,) = pool.members
+    pool.load("well")
+    assert started(pool).alive == [before.number], "the process that is there loads the next one"
 
 
 def test_an_actor_that_takes_too_long_to_start_is_given_up(pools: Callable[..., Pool]) -> None:

@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from ray_probe.cluster.controller_actor import SERVICE_CONFIG
+from ray_probe.config import config_from_dict
 from ray_probe.digests import (
     SUMS,
     FileDigest,
@@ -22,6 +24,7 @@ from ray_probe.digests import (
     unsealed,
 )
 from ray_probe.errors import ConfigError
+from ray_probe.service.launch import _written
 
 FILES = {"a.json": b'{"a": 1}\n', "b.yaml": b"b: 2\n"}
 
@@ -117,3 +120,14 @@ def test_the_digest_of_a_file_is_the_same_in_whatever_order_its_pieces_came(
     for offset, piece in pieces[:taken]:
         digest.take(offset, memoryview(piece))
     assert digest.finish(path) == sha256_of(path) == hashlib.sha256(data).hexdigest()
+
+
+def test_a_services_configuration_is_on_record_and_written_anew_over_a_damaged_one(tmp_path: Path) -> None:
+    config = config_from_dict({"model": {"path": "m"}, "data": {"prompts": "p.jsonl"}})
+    for _ in range(2):
+        _written(config, tmp_path)
+        data = (tmp_path / SERVICE_CONFIG).read_bytes()
+        check_recorded(tmp_path, SERVICE_CONFIG, data)
+        with pytest.raises(ConfigError, match=r"service\.yaml: is damaged .*; up again"):
+            check_recorded(tmp_path, SERVICE_CONFIG, data.replace(b"top_p: 0.95", b"top_p: 0.85"), "up again")
+        (tmp_path / SUMS).write_bytes(b"damaged")
