@@ -68,6 +68,8 @@ class ModelConfig(_Section):
     """Parameters of the gradient: all, adapter (the adapter's alone), or a regular expression over parameter names."""
     cache_dir: OptionalText = None
     """Directory on each node that a checkpoint is copied to once, before it is loaded; null: loaded where it lies."""
+    snapshot: Literal["link", "copy"] | None = None
+    """How a service pins a queued checkpoint: link (hard links), copy (for trainers that write in place); null: not."""
 
 
 class DataConfig(_Section):

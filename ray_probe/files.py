@@ -1,6 +1,7 @@
 """Files that a crash leaves either as they were or as they should be."""
 
 import contextlib
+import errno
 import fcntl
 import os
 import socket
@@ -20,9 +21,21 @@ def writing(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise OutputError(
-            f"{path}: cannot be written ({error.strerror}); make room, then go on with run --resume"
-        ) from error
+        raise OutputError(unwritable(path, error)) from error
+
+
+def unwritable(path: Path, error: OSError) -> str:
+    """One line that names a file of a run, why it cannot be written, and what to do about that."""
+    return f"{path}: cannot be written ({error.strerror}); {write_remedy(error)}, then go on with run --resume"
+
+
+def write_remedy(error: OSError) -> str:
+    """What makes a file writable again, by the kind of error."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return "make room"
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return "let this user write there"
+    return "see to the disk"
 
 
 def put_in_place(temporary: Path, path: Path) -> None:

@@ -14,8 +14,8 @@ from ray_probe.core.baselines import TARGET, BaselineRule, PublishedFit
 from ray_probe.core.record_checks import check, check_packed
 from ray_probe.core.records import SCHEMA_VERSION, Record, total
 from ray_probe.core.variance import in_sample_mean_squares
-from ray_probe.errors import ConfigError, LedgerError, RecordError, bad_value
-from ray_probe.ledger import Ledger
+from ray_probe.errors import ConfigError, RecordError, bad_value
+from ray_probe.ledger import Ledger, kept_rounds
 from ray_probe.ledger_entries import Accepted, Closed, Different, Entry, digest_of
 from ray_probe.messages import Array, Delivery, Receipt, ShardKey, shard_label
 
@@ -60,13 +60,9 @@ class Fitter:
     """
 
     def __init__(
-        self,
-        rule: BaselineRule,
-        policy_id: str,
-        ledger_path: Path | None = None,
-        finished: Sequence[Sequence[int]] | None = None,
-        run: str = "",
-    ) -> None:
+        self, rule: BaselineRule, policy_id: str, ledger_path: Path | None = None,
+        finished: Sequence[Sequence[int]] | None = None, run: str = "",
+    ) -> None:  # fmt: skip
         self._rule = rule
         self._policy_id = policy_id
         self._previous = self._current = PublishedFit.empty(rule, policy_id)
@@ -289,7 +285,7 @@ class Fitter:
     def _restore(self, ledger: Ledger, finished: Sequence[Sequence[int]] | None, path: Path) -> None:
         """Do again what the ledger says, and start to write to it."""
         contents = ledger.read()
-        closed = contents.closed if finished is None else _kept(contents.closed, finished, path)
+        closed = contents.closed if finished is None else kept_rounds(contents, finished, path)
         for accepted in contents.records.values():
             self._keep(accepted)
         for entry in closed:
@@ -300,15 +296,3 @@ class Fitter:
             cut = f"{ledger.torn_bytes} bytes of an entry that was never finished were cut off"
             self.notes.append(f"{path.name}: {cut}; it had not been acknowledged")
         ledger.begin(len(closed))
-
-
-def _kept(closed: list[Closed], finished: Sequence[Sequence[int]], path: Path) -> list[Closed]:
-    """The closed rounds that a resumed run keeps. Raises LedgerError where the ledger does not bear them out."""
-    for number, shards in enumerate(finished):
-        if number >= len(closed) or closed[number].shards != tuple(sorted(set(shards))):
-            there = f"has it closed with {list(closed[number].shards)}" if number < len(closed) else "has it not closed"
-            raise LedgerError(
-                f"{path}: round {number + 1} was finished with shards {sorted(set(shards))}, and the ledger {there}; "
-                "restore the file or start a new run"
-            )
-    return closed[: len(finished)]

@@ -6,7 +6,6 @@ gets the answer that the first would have given.
 """
 
 import contextlib
-import json
 import secrets
 import threading
 from collections.abc import Iterator, Sequence
@@ -15,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from ray_probe.core.baselines import BaselineRule
-from ray_probe.errors import ProbeError, RecordError
+from ray_probe.digests import sealed, unsealed
+from ray_probe.errors import ConfigError, ProbeError, RecordError
 from ray_probe.files import write_atomically, writing
 from ray_probe.fitter import Fitter
 from ray_probe.group_commit import GroupCommit
@@ -44,7 +44,7 @@ class FitterHost:
         self._alone = threading.RLock()
         self._together = GroupCommit(self._accept_all)
         if state is not None and state.exists():
-            self._go_on(json.loads(state.read_bytes()))
+            self._go_on(state)
 
     def open(
         self, rule: BaselineRule, policy_id: str, ledger: Path, finished: Sequence[Sequence[int]], run: str = ""
@@ -107,8 +107,13 @@ class FitterHost:
                 next(taken) if own else _is_late(delivery) for (_, delivery), own in zip(brought, current, strict=True)
             ]
 
-    def _go_on(self, left: dict[str, Any]) -> None:
+    def _go_on(self, state: Path) -> None:
         """Be what the process before was. What goes wrong is told to whoever asks: Ray would hide it."""
+        try:
+            left = unsealed(state.read_bytes())
+        except (OSError, ValueError) as error:
+            self._problem = ConfigError(f"{state}: cannot be read ({error}); go on with run --resume")
+            return
         if left["owner"] != self._owner:
             return
         rule = BaselineRule(**(left["rule"] | {"features": tuple(left["rule"]["features"])}))
@@ -124,7 +129,7 @@ class FitterHost:
     def _remember(self, about: dict[str, Any], rule: BaselineRule) -> None:
         if self._state is not None:
             state = about | {"owner": self._owner, "rule": asdict(rule)}
-            write_atomically(self._state, json.dumps(state, indent=1).encode(), private=True)
+            write_atomically(self._state, sealed(state), private=True)
 
     def _forget(self) -> None:
         if self._state is not None:

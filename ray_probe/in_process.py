@@ -52,7 +52,7 @@ class InProcess:
         self._rollouts = rollouts
         self._fitter = Fitter(rule, policy_id, directory.ledger, finished)
         self._store = GradientStore(directory.state, self.layout)
-        self._norm_sq = self._store.open(len(finished))
+        self._norm_sq = self._store.open(len(finished), directory.gradient_sha256(len(finished)))
         self._committed = len(finished)
         self._bucket_numbers = bucket_numbers
         self._held_positions = held_positions
@@ -73,6 +73,11 @@ class InProcess:
     def gradient_norm_sq(self) -> float:
         """Squared norm of the gradient summed over all rounds committed so far."""
         return self._norm_sq
+
+    @property
+    def gradient_sha256(self) -> str | None:
+        """Digest of the file that holds that gradient, hexadecimal; None before a commit."""
+        return self._store.sha256
 
     def beta(self) -> dict[str, Any]:
         """The fitter's current global fit."""

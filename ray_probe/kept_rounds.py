@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from ray_probe.config import load_config, to_dict
+from ray_probe.errors import ConfigError
 from ray_probe.estimates import build_result, merged
 from ray_probe.run_directory import RunDirectory
 
@@ -28,11 +29,13 @@ def write_kept_result(path: Path) -> None:
         last, totals = lines[-1], merged(directory.restore(len(lines)))
         config = to_dict(load_config(directory.config))
         result = build_result(config, last["fit"], totals, last["gradient_norm_sq"], last["actors"])
-        directory.write_json("result.json", result)
+        directory.write_result(result)
 
 
 def _has_result(directory: RunDirectory, rounds: int) -> bool:
-    """Whether result.json is of all of these rounds."""
-    if not (directory.path / "result.json").exists():
+    """Whether result.json is of all of these rounds; one that is damaged is written again."""
+    try:
+        result = directory.result()
+    except ConfigError:
         return False
-    return bool(directory.read_json("result.json")["counts"]["rounds"] == rounds)
+    return result is not None and bool(result["counts"]["rounds"] == rounds)

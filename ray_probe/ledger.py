@@ -10,7 +10,8 @@ One JSON object a line, in the order in which things happened; what was written 
 
 **Damage.** Every line ends in a CRC of itself and all lines before it. One that does not fit is refused, with its
 number and the offset of its first byte. Bytes after the last line break are different: a line that was never finished,
-so never acknowledged. They are cut off when the ledger is opened, and counted.
+so never acknowledged. They are cut off when the ledger is opened, and counted. A whole line with another byte in the
+place of its line break is damage.
 
 **Groups.** Rounds that are committed together are closed one by one, so a run that goes on may find rounds closed that
 it has not finished. It reopens them: their `closed` no longer holds, as the plan may give up other shards this time,
@@ -28,15 +29,27 @@ import contextlib
 import fcntl
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from ray_probe.digests import lost_its_end
 from ray_probe.errors import LedgerError, OutputError, bad_value
 from ray_probe.failpoints import fail_at
-from ray_probe.files import locked, sync_directory
-from ray_probe.ledger_entries import Accepted, Contents, Different, Entry, Opened, decode, encode, entry_of, line_of
+from ray_probe.files import locked, sync_directory, unwritable
+from ray_probe.ledger_entries import (
+    Accepted,
+    Closed,
+    Contents,
+    Different,
+    Entry,
+    Opened,
+    decode,
+    encode,
+    entry_of,
+    line_of,
+)
 
 FORMAT = 2
 HEADER_START = b'{"entry":"header","format":'
@@ -183,8 +196,7 @@ class Ledger:
         self._size = self._whole
 
     def _unwritable(self, error: OSError) -> OutputError:
-        remedy = "is the disk full? Make room, then go on with run --resume"
-        return OutputError(f"{self._path}: cannot be written ({error.strerror}); {remedy}")
+        return OutputError(unwritable(self._path, error))
 
 
 def _place_of(entry: Entry) -> tuple[str, str]:
@@ -206,6 +218,41 @@ def read_ledger(path: Path) -> Contents:
         os.close(descriptor)
 
 
+def kept_rounds(contents: Contents, finished: Sequence[Sequence[int]], path: Path) -> list[Closed]:
+    """The closed rounds that a resumed run keeps.
+
+    Args:
+        contents: of the ledger.
+        finished: shards of each finished round, from rounds.jsonl.
+        path: of the ledger.
+
+    Raises:
+        LedgerError: the ledger does not have them as they were finished.
+    """
+    closed = contents.closed
+    for number, shards in enumerate(finished):
+        if number >= len(closed) or closed[number].shards != tuple(sorted(set(shards))):
+            there = f"has it closed with {list(closed[number].shards)}" if number < len(closed) else "has it not closed"
+            raise LedgerError(
+                f"{path}: round {number + 1} was finished with shards {sorted(set(shards))}, and the ledger {there}; "
+                "restore the file or start a new run"
+            )
+    return closed[: len(finished)]
+
+
+def check_ledger(path: Path, finished: Sequence[Sequence[int]]) -> None:
+    """Refuse a ledger that a run with these finished rounds could not continue from; nothing is changed.
+
+    Raises LedgerError for the ledger, or for rounds.jsonl, which lacks rounds that were committed.
+    """
+    contents = read_ledger(path) if path.exists() else Contents()
+    kept_rounds(contents, finished, path)
+    if contents.committed > len(finished):
+        had = f"{path.name} says that {contents.committed} rounds were committed"
+        remedy = "restore the file or start a new run"
+        raise LedgerError(f"{path.with_name('rounds.jsonl')}: holds {len(finished)} rounds, and {had}; {remedy}")
+
+
 def _read(descriptor: int, path: Path, origin: Mapping[str, Any] | None) -> tuple[Contents, int, int]:
     """What holds, the CRC that the next line goes on from, and how many bytes are whole lines."""
     contents, chain, whole = Contents(), 0, 0
@@ -214,7 +261,7 @@ def _read(descriptor: int, path: Path, origin: Mapping[str, Any] | None) -> tupl
         for number, line in enumerate(stream, start=1):
             try:
                 if not line.endswith(b"\n"):
-                    _check_torn(number, line)
+                    _check_torn(number, line, chain)
                     break
                 fields, chain = decode(line, chain)
                 if number == 1:
@@ -229,9 +276,9 @@ def _read(descriptor: int, path: Path, origin: Mapping[str, Any] | None) -> tupl
     return contents, chain, whole
 
 
-def _check_torn(number: int, line: bytes) -> None:
+def _check_torn(number: int, line: bytes, chain: int) -> None:
     """A first line that was never finished is that of a new ledger; a file that begins otherwise is none of ours."""
-    if number == 1 and not line.startswith(HEADER_START[: len(line)]):
+    if (number == 1 and not line.startswith(HEADER_START[: len(line)])) or lost_its_end(line, chain):
         raise ValueError
 
 

@@ -7,7 +7,6 @@ lines': a line that is changed, missing, moved or of another ledger does not fit
 import base64
 import hashlib
 import json
-import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,11 +14,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ray_probe.digests import chained, unchained
 from ray_probe.messages import ShardKey
 
 Array = npt.NDArray[np.float64]
-_TAIL = ',"crc":"%08x"}\n'
-_TAIL_BYTES = len(_TAIL % 0)
 
 
 def digest_of(packed: Array) -> str:
@@ -78,6 +76,7 @@ class Contents:
         different: shards that came again with other bytes, and the sha256 of those.
         torn_bytes: bytes that were cut off.
         openings: how often the ledger was opened, by the one who made it first.
+        committed: rounds that were committed when the last round was closed; those after may be too.
     """
 
     records: dict[ShardKey, Accepted] = field(default_factory=dict)
@@ -85,6 +84,7 @@ class Contents:
     different: set[Different] = field(default_factory=set)
     torn_bytes: int = 0
     openings: int = 0
+    committed: int = 0
 
     def add(self, entry: Entry) -> None:
         """Take in the next entry. Raises ValueError for one that cannot stand here."""
@@ -96,6 +96,7 @@ class Contents:
             _require(entry.round == len(self.closed) and 0 <= entry.since <= entry.round)
             _require(all((entry.round, shard) in self.records for shard in entry.shards))
             self.closed.append(entry)
+            self.committed = max(self.committed, entry.since)
         elif isinstance(entry, Opened):
             _require(0 <= entry.round <= len(self.closed))
             del self.closed[entry.round :]
@@ -108,18 +109,12 @@ class Contents:
 
 def encode(kind: str, fields: Mapping[str, Any], chain: int) -> tuple[bytes, int]:
     """The line of an entry, and the CRC that the next one goes on from."""
-    body = json.dumps({"entry": kind, **fields}, separators=(",", ":"), allow_nan=False).encode()[:-1]
-    crc = zlib.crc32(body, chain)
-    return body + (_TAIL % crc).encode(), crc
+    return chained(json.dumps({"entry": kind, **fields}, separators=(",", ":"), allow_nan=False), chain)
 
 
 def decode(line: bytes, chain: int) -> tuple[dict[str, Any], int]:
     """The fields of a line, and the CRC that the next one goes on from. Raises ValueError when it does not fit."""
-    body = line[:-_TAIL_BYTES]
-    crc = zlib.crc32(body, chain)
-    _require(line[-_TAIL_BYTES:] == (_TAIL % crc).encode())
-    fields: dict[str, Any] = json.loads(body + b"}")
-    return fields, crc
+    return unchained(line, chain)
 
 
 def line_of(entry: Entry, chain: int) -> tuple[bytes, int]:

@@ -101,7 +101,7 @@ def measure(
         raise Stopped("stopped before the first round")
     directory = _directory(job, backend)
     with directory.held(HANDOVER_S), logged_to(directory.path / "log.txt", job.notes):
-        finished = directory.finished_rounds()
+        finished = directory.committed_rounds()
         passes = Pass.from_json(directory.read_json("manifest.json")["pass"])
         _log_start(config, backend, len(finished), passes)
         _log_text(job.prepared)

@@ -20,6 +20,7 @@ from pathlib import Path
 
 from ray_probe.checkpoint_files import ADAPTER_FILES, CHECKPOINT_FILES, fingerprint, matching_files, refuse
 from ray_probe.errors import OutputError, bad_value
+from ray_probe.files import write_remedy
 
 KEPT = 2
 _PART, _OLD, _USE, _MAKE = ".part", ".old", ".use", ".make"
@@ -117,7 +118,8 @@ def _make(cache: Path, entry: Path, files: Sequence[Path]) -> None:
         _evict(cache, entry.name, 0)
     free = shutil.disk_usage(cache).free
     if free < needed:
-        raise OutputError(_no_room(cache, f"{needed / 1e9:.2f} GB are needed and {free / 1e9:.2f} GB are free"))
+        what = f"{needed / 1e9:.2f} GB are needed and {free / 1e9:.2f} GB are free"
+        raise OutputError(_not_copied(cache, what, "make room"))
     for leftover in (part, old):
         shutil.rmtree(leftover, ignore_errors=True)
     part.mkdir(mode=0o700)
@@ -179,11 +181,11 @@ def _disk(cache: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise OutputError(_no_room(cache, error.strerror or str(error))) from error
+        raise OutputError(_not_copied(cache, error.strerror or str(error), write_remedy(error))) from error
 
 
-def _no_room(cache: Path, what: str) -> str:
-    remedy = f"a checkpoint cannot be copied there ({what}); make room, name another directory, or set it to null"
+def _not_copied(cache: Path, what: str, remedy: str) -> str:
+    remedy = f"a checkpoint cannot be copied there ({what}); {remedy}, name another directory, or set it to null"
     return bad_value("model.cache_dir", str(cache), remedy)
 
 

@@ -99,7 +99,7 @@ class OfflineEntropyProbe:
         """Write result.json (and gradient.safetensors when configured) from the rounds that are finished."""
         result, totals = self.result(), self._committed.totals
         assert result is not None and totals is not None, "some round is finished"
-        self._directory.write_json("result.json", result)
+        self._directory.write_result(result)
         if self._config.output.save_gradient:
             self._backend.save_gradient(self._directory.gradient, totals.rounds, totals.sequences)
         return result
@@ -137,7 +137,7 @@ class OfflineEntropyProbe:
             for outcome, totals in zip(outcomes, parts, strict=True)
         ]
         lines[-1] |= {"gradient_norm_sq": self._backend.gradient_norm_sq, "actors": self._backend.actors}
-        self._directory.commit(parts, lines)
+        self._directory.commit(parts, lines, self._backend.gradient_sha256)
         before = [] if self._committed.totals is None else [self._committed.totals]
         # at once, because Ctrl-C can come anywhere
         self._committed = _Committed(merged([*before, *parts]), self._backend.gradient_norm_sq, outcomes[-1].beta)

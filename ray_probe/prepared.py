@@ -122,9 +122,9 @@ def manifest(prepared: Prepared, actor: dict[str, Any], cluster: dict[str, Any])
         "threads_per_actor": actor["threads"],
         "cluster": cluster,
         "checkpoint": {
-            "path": str(checkpoint.directory),
+            "path": config.model.path,
             "fingerprint": checkpoint.fingerprint,
-            "adapter": None if checkpoint.adapter is None else str(checkpoint.adapter),
+            "adapter": config.model.adapter,
             "adapter_fingerprint": checkpoint.adapter_fingerprint,
             "tokenizer_from": checkpoint.tokenizer_from,
             "chat_template_from": checkpoint.template_from,

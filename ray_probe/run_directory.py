@@ -2,9 +2,13 @@
 
 Rounds are finished when their lines stand in rounds.jsonl: their gradient and their sums were written before. Rounds
 that were committed together (`group` in their lines) are finished together.
+
+Nothing is read back unchecked: each line has a checksum and holds the sha256 of its round's files in `state/`, and
+SHA256SUMS lists the files that are written whole (see `ray_probe.digests`).
 """
 
 import contextlib
+import hashlib
 import json
 import os
 import secrets
@@ -14,9 +18,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from ray_probe.digests import RESTORE, SUMS, chained, check_recorded, lost_its_end, record, unchained
 from ray_probe.errors import ConfigError, OutputError, bad_value
 from ray_probe.estimates import Totals
 from ray_probe.files import WAIT, held, write_atomically, writing
+from ray_probe.gradient_store import state_name
+
+RESULT = "result.json"
+STARTS_WITH = ("config.yaml", "manifest.json")
 
 
 def default_name(config_path: Path) -> str:
@@ -41,7 +50,7 @@ class RunDirectory:
     def __init__(self, path: Path, field: str = "--resume") -> None:
         self.path = path
         self._field = field
-        self._ends_whole = False
+        self._chain: int | None = None  # checksum that the next line continues from; None: it is read first
 
     @classmethod
     def create(cls, parent: Path, name: str, files: Mapping[str, str] | None = None) -> "RunDirectory":
@@ -55,8 +64,11 @@ class RunDirectory:
             parent.mkdir(parents=True, exist_ok=True)
             part.mkdir(mode=0o700)
             part.joinpath("state").mkdir()
-            for file, text in (files or {}).items():
-                write_atomically(part / file, text.encode())
+            written = {file: text.encode() for file, text in (files or {}).items()}
+            for file, data in written.items():
+                write_atomically(part / file, data)
+            if written:
+                record(part, written)
             part.rename(path)
             for left in parent.glob(f".{name}.*part"):  # by a crash, or by another driver that is too late now
                 shutil.rmtree(left, ignore_errors=True)
@@ -99,9 +111,13 @@ class RunDirectory:
 
     @classmethod
     def open(cls, path: Path) -> "RunDirectory":
-        """Open the directory of an earlier run. Raises ConfigError when it is none."""
-        if not (path / "manifest.json").is_file() or not (path / "config.yaml").is_file():
-            raise ConfigError(bad_value("--resume", str(path), "need the directory of a run, with config.yaml in it"))
+        """Open the directory of an earlier run. Raises ConfigError when it is none, or lacks a file of its start."""
+        missing = [name for name in STARTS_WITH if not (path / name).is_file()]
+        if missing == list(STARTS_WITH):
+            remedy = f"need the directory of a run, with {' and '.join(STARTS_WITH)} in it"
+            raise ConfigError(bad_value("--resume", str(path), remedy))
+        if missing:
+            raise ConfigError(bad_value("--resume", str(path), f"{missing[0]} is missing, {RESTORE}"))
         return cls(path)
 
     @property
@@ -124,36 +140,72 @@ class RunDirectory:
         """The resolved configuration."""
         return self.path / "config.yaml"
 
-    def write_json(self, name: str, value: Mapping[str, Any]) -> None:
-        """Write one JSON file, atomically; NaN is refused."""
-        write_atomically(self.path / name, as_json(value).encode())
+    def write_json(self, name: str, value: Mapping[str, Any]) -> bytes:
+        """Write one JSON file, atomically; NaN is refused. Returns its bytes."""
+        data = as_json(value).encode()
+        write_atomically(self.path / name, data)
+        return data
 
-    def read_json(self, name: str) -> dict[str, Any]:
+    def read_json(self, name: str, remedy: str = RESTORE) -> dict[str, Any]:
         """Read one JSON file of the run. Raises ConfigError when it is missing or damaged."""
         try:
-            value: dict[str, Any] = json.loads((self.path / name).read_bytes())
+            data = (self.path / name).read_bytes()
+            check_recorded(self.path, name, data, remedy)
+            value: dict[str, Any] = json.loads(data)
         except (OSError, ValueError) as error:
             raise self._unreadable(name, error) from None
         return value
 
-    def commit(self, parts: Sequence[Totals], lines: Sequence[dict[str, Any]]) -> None:
+    def check_start(self) -> None:
+        """Refuse config.yaml or manifest.json where it is not as the run has written it.
+
+        Raises ConfigError naming the file.
+        """
+        if not (self.path / SUMS).is_file():
+            remedy = f"{SUMS} is missing (ray_probe 0.1.1 and before wrote none), {RESTORE}"
+            raise ConfigError(bad_value(self._field, str(self.path), remedy))
+        for name in STARTS_WITH:
+            check_recorded(self.path, name, (self.path / name).read_bytes())
+
+    def write_result(self, result: Mapping[str, Any]) -> None:
+        """Write result.json, and put its digest on record."""
+        record(self.path, {RESULT: self.write_json(RESULT, result)})
+
+    def result(self) -> dict[str, Any] | None:
+        """The object of result.json; None where there is none. Raises ConfigError when it is damaged."""
+        if not (self.path / RESULT).exists():
+            return None
+        return self.read_json(RESULT, "restore it, or write it again with run --resume")
+
+    def commit(
+        self, parts: Sequence[Totals], lines: Sequence[dict[str, Any]], gradient_sha256: str | None = None
+    ) -> None:
         """Make rounds count, all or none: their sums first, then their lines in rounds.jsonl.
 
-        The gradient through the last of them is on disk already.
+        The gradient through the last of them is on disk already; `gradient_sha256` is the digest of its file.
         """
-        group = [lines[0]["round"], lines[-1]["round"]]
+        group, chain, text = [lines[0]["round"], lines[-1]["round"]], self._chain, b""
+        whole = None
+        if chain is None:
+            whole, _, chain = self._whole_lines()
         for line, totals in zip(lines, parts, strict=True):
-            self.write_json(f"state/round-{line['round']:06d}.json", totals.to_json())
-        data = b"".join(json.dumps(line | {"group": group}, allow_nan=False).encode() + b"\n" for line in lines)
+            number = line["round"]
+            name = _totals_name(number)
+            digests = {name: hashlib.sha256(self.write_json(f"state/{name}", totals.to_json())).hexdigest()}
+            if number == group[1] and gradient_sha256 is not None:
+                digests[state_name(number + 1)] = gradient_sha256
+            about = json.dumps(line | {"group": group, "sha256": digests}, allow_nan=False)
+            data, chain = chained(about, chain)
+            text += data
         path = self.path / "rounds.jsonl"
         with writing(path), path.open("ab") as stream:
-            if not self._ends_whole:  # a crash may have left lines that were never finished
-                stream.truncate(len(self._whole_lines()[0]))
-            self._ends_whole = False
-            stream.write(data)
+            if whole is not None:  # a crash may have left lines that were never finished
+                stream.truncate(whole)
+            self._chain = None
+            stream.write(text)
             stream.flush()
             os.fsync(stream.fileno())
-        self._ends_whole = True
+        self._chain = chain
 
     def finished_rounds(self) -> list[dict[str, Any]]:
         """The lines of rounds.jsonl. Torn last lines, or part of a group, are left out: they were never finished.
@@ -176,25 +228,62 @@ class RunDirectory:
         fit: dict[str, Any] = fits[version]
         return fit
 
+    def committed_rounds(self) -> list[dict[str, Any]]:
+        """The lines of the finished rounds that a run continues from: `finished_rounds`, compared with `state/`.
+
+        Raises ConfigError, naming the file, when rounds.jsonl is damaged, or has lost its last lines.
+        """
+        lines = self.finished_rounds()
+        there = sorted(path.name for path in self.state.glob("gradient-*.safetensors"))
+        if lines and there and state_name(len(lines)) < there[0]:
+            lost = f"rounds.jsonl ends with round {len(lines) - 1}, and state/ has the gradient of a later round"
+            raise ConfigError(bad_value(self._field, str(self.path), f"{lost}: {RESTORE}"))
+        return lines
+
+    def gradient_sha256(self, rounds: int) -> str | None:
+        """Digest of the gradient's file after so many finished rounds, as their commit has put it on record."""
+        if rounds == 0:
+            return None
+        digest: str | None = self.finished_rounds()[rounds - 1]["sha256"].get(state_name(rounds))
+        return digest
+
     def restore(self, rounds: int) -> list[Totals]:
         """Totals of each finished round. Raises ConfigError when a file of theirs is missing or damaged."""
-        return [Totals.from_json(self.read_json(f"state/round-{number:06d}.json")) for number in range(rounds)]
+        return [self._totals(line) for line in self.finished_rounds()[:rounds]]
 
-    def _whole_lines(self) -> tuple[bytes, list[dict[str, Any]]]:
-        """What rounds.jsonl holds of finished rounds: the bytes and the objects."""
+    def _totals(self, line: Mapping[str, Any]) -> Totals:
+        name = _totals_name(line["round"])
+        try:
+            data = (self.state / name).read_bytes()
+            if hashlib.sha256(data).hexdigest() != line["sha256"][name]:
+                raise ValueError("its sha256 is not the one in rounds.jsonl")
+            return Totals.from_json(json.loads(data))
+        except (OSError, ValueError) as error:
+            raise self._unreadable(name, error) from None
+
+    def _whole_lines(self) -> tuple[int, list[dict[str, Any]], int]:
+        """What rounds.jsonl holds of finished rounds: bytes, objects, and the checksum that the next line continues.
+
+        Raises ConfigError, naming the line, for damage.
+        """
         path = self.path / "rounds.jsonl"
-        whole, end, _ = path.read_bytes().rpartition(b"\n") if path.exists() else (b"", b"", b"")
-        texts, lines = whole.splitlines(keepends=True), []
+        *texts, tail = path.read_bytes().split(b"\n") if path.exists() else [b""]
+        lines, ends, chains = list[dict[str, Any]](), [0], [0]
         for number, text in enumerate(texts, start=1):
             try:
-                lines.append(json.loads(text))
+                fields, chain = unchained(text + b"\n", chains[-1])
             except ValueError as error:
                 raise self._unreadable(f"{path.name} line {number}", error) from None
+            lines.append(fields)
+            chains.append(chain)
+            ends.append(ends[-1] + len(text) + 1)
+        if lost_its_end(tail, chains[-1]):
+            raise self._unreadable(f"{path.name} line {len(ends)}", ValueError("its line break is damaged"))
         finished = _finished(lines)
-        return (whole + end if finished == len(lines) else b"".join(texts[:finished])), lines[:finished]
+        return ends[finished], lines[:finished], chains[finished]
 
     def _unreadable(self, name: str, error: Exception) -> ConfigError:
-        remedy = f"{name} cannot be read ({error}), restore it or start a new run"
+        remedy = f"{name} cannot be read ({error}), {RESTORE}"
         return ConfigError(bad_value(self._field, str(self.path), remedy))
 
 
@@ -202,5 +291,10 @@ def _finished(lines: Sequence[dict[str, Any]]) -> int:
     """How many of the lines are of groups that are there to the end."""
     if not lines:
         return 0
-    first, last = lines[-1].get("group", [len(lines) - 1] * 2)
+    first, last = lines[-1]["group"]
     return len(lines) if last == len(lines) - 1 else first
+
+
+def _totals_name(number: int) -> str:
+    """Name of the file in `state/` with the sums of a round."""
+    return f"round-{number:06d}.json"

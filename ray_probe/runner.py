@@ -20,6 +20,7 @@ from ray_probe.loading import check_fits_here
 from ray_probe.measurement import HANDOVER_S, Job, prepared_again
 from ray_probe.prepared import FREE_SECTIONS, Prepared, few_shards
 from ray_probe.progress import Listener, Progress
+from ray_probe.run_check import check_run
 from ray_probe.run_directory import RunDirectory, default_name
 from ray_probe.service import registry
 from ray_probe.service.board import utc_now
@@ -93,6 +94,7 @@ def resolve(request: Request) -> tuple[ProbeConfig, RunDirectory | None]:
         if override.split("=", 1)[0] in ("output.dir", "output.name"):
             raise ConfigError(bad_value("--set", override, "a resumed run stays in its directory; leave this out"))
     directory = RunDirectory.open(request.resume.resolve())
+    directory.check_start()
     config = load_config(directory.config, request.overrides)
     here = config.output.model_copy(update={"dir": str(directory.path.parent), "name": directory.path.name})
     return config.model_copy(update={"output": here}), directory
@@ -116,7 +118,7 @@ def execute(request: Request, listener: Listener, run: Run) -> dict[str, Any]:
         prepared = _prepared(config, directory, notes)
         if (warning := few_shards(config)) is not None:
             notes.tell(f"warning: {warning}")
-        if directory is not None and (result := _done(directory, prepared)) is not None:
+        if directory is not None and (result := _done(directory, prepared, notes)) is not None:
             notes.tell("every round of this run is finished; nothing is left to do")
             return result
         output = prepared.config.output
@@ -163,20 +165,24 @@ def _prepared(config: ProbeConfig, directory: RunDirectory | None, notes: _Notes
         registry.refuse_second("output.name", str(config.output.name))
         return prepared
     with directory.held(HANDOVER_S, lambda holder: notes.tell(f"{holder} is driving this run; waiting for its end")):
-        pass  # told before Ray is started; the controller holds it while it works
+        check_run(directory, notes.tell)  # before Ray is started; the controller holds the directory while it works
     prepared, changes = prepared_again(directory, config, prepare)
     for change in changes:
         notes.tell(change)
     return prepared
 
 
-def _done(directory: RunDirectory, prepared: Prepared) -> dict[str, Any] | None:
+def _done(directory: RunDirectory, prepared: Prepared, notes: _Notes) -> dict[str, Any] | None:
     """The result of a run whose rounds are all finished, or None."""
     rounds = len(directory.finished_rounds())
-    if rounds and rounds == prepared.plan.round_count and (directory.path / "result.json").exists():
-        result = directory.read_json("result.json")
-        return result if result["counts"]["rounds"] == rounds else None
-    return None
+    if not rounds or rounds != prepared.plan.round_count:
+        return None
+    try:
+        result = directory.result()
+    except ConfigError as error:
+        notes.tell(f"{error}; the committed rounds give it again")
+        return None
+    return result if result is not None and result["counts"]["rounds"] == rounds else None
 
 
 def _driven(

@@ -114,6 +114,11 @@ class Backend(Protocol):
         """Squared norm of the gradient summed over all rounds committed so far, float64."""
         ...
 
+    @property
+    def gradient_sha256(self) -> str | None:
+        """Digest of the file that holds that gradient, hexadecimal; None before a commit."""
+        ...
+
     def beta(self) -> dict[str, Any]:
         """The fitter's current global fit."""
         ...

@@ -110,18 +110,21 @@ class WriterActor(Ours):
             raise NotOpen("writer: no gradient is open")
         return self._open
 
-    def open(self, state: str, layout: Layout, rounds: int) -> float:
-        """Go on from the gradient summed over so many rounds, and clear up; returns its squared norm."""
+    def open(self, state: str, layout: Layout, rounds: int, sha256: str | None = None) -> float:
+        """Go on from the gradient summed over so many rounds, and clear up; returns its squared norm.
+
+        `sha256` is the digest of its file that is on record (see `GradientStore.open`).
+        """
         self._open = None
         store = GradientStore(Path(state), layout)
-        norm_sq = store.open(rounds)
+        norm_sq = store.open(rounds, sha256)
         self._open = store
         return norm_sq
 
-    def go_on(self, state: str, layout: Layout, rounds: int) -> None:
+    def go_on(self, state: str, layout: Layout, rounds: int, sha256: str | None = None) -> None:
         """Be what the process before was after so many committed rounds; what it was at work on may be done or not."""
         self._open = GradientStore(Path(state), layout)
-        self._open.go_on(rounds)
+        self._open.go_on(rounds, sha256)
 
     def ready(self) -> None:
         """Answers."""
@@ -142,9 +145,12 @@ class WriterActor(Ours):
         """Whether this commit is still being staged."""
         return self._store.holds(staging)
 
-    def commit(self, staging: str, rounds: int) -> float:
-        """Put what is staged in place, once; returns its squared norm. Raises NotStaged when it is gone."""
-        return self._store.commit_once(staging, rounds)
+    def commit(self, staging: str, rounds: int) -> tuple[float, str | None]:
+        """Put what is staged in place, once; returns its squared norm and its file's sha256.
+
+        Raises NotStaged when it is gone.
+        """
+        return self._store.commit_once(staging, rounds), self._store.sha256
 
     def settle(self) -> None:
         """Remove the state before."""

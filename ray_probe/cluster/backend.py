@@ -110,6 +110,11 @@ class RayBackend:
         """Squared norm of the gradient summed over all rounds committed so far."""
         return self._rounds.gradient_norm_sq
 
+    @property
+    def gradient_sha256(self) -> str | None:
+        """Digest of the file that holds that gradient, hexadecimal; None before a commit."""
+        return self._rounds.gradient_sha256
+
     def load(self, prepared: Prepared, stop: StopCheck = lambda: False, wait_for: int = 1) -> None:
         """Have the actors load a checkpoint; returns when so many have, or `stop` says so.
 
@@ -139,7 +144,8 @@ class RayBackend:
         fitter = self._fitter.open_fitter(rule, prepared.policy_id, directory.ledger, finished, prepared.plan_id)
         for note in fitter.new_notes():
             self._log(note)
-        writer = self._writer.open_writer(directory.state, self.layout, len(finished), self._log)
+        recorded = directory.gradient_sha256(len(finished))
+        writer = self._writer.open_writer(directory.state, self.layout, len(finished), self._log, recorded)
         manner = Manner(rule.fit == "lagged", held_positions)
         self._open = RayRounds(self._pool, fitter, writer, self.layout, manner, self._bucket_numbers)
 

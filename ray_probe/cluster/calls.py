@@ -43,24 +43,45 @@ def ask(
         ProbeError: what the method raised.
         ClusterError: no answer in time, or the actor is gone; its cause is Ray's error.
     """
+    return _answer(getattr(actor, method).remote(*args), who, method, deadline_s, meanwhile)
+
+
+def ask_for_long(actor: Any, who: str, method: str, *args: Any, silent_s: float) -> Any:
+    """Call a method that may take long, and wait as long as the actor answers `pid` meanwhile.
+
+    Args:
+        actor: its handle; it answers several calls at once.
+        who: what it is called in messages.
+        method: name of the method.
+        args: its arguments.
+        silent_s: seconds between two questions, and to wait for each answer.
+
+    Raises:
+        ProbeError: what the method raised.
+        ClusterError: the actor does not answer any more.
+    """
+    answer = getattr(actor, method).remote(*args)
+    while not ray.wait([answer], timeout=silent_s)[0]:
+        ask(actor, who, "pid", deadline_s=silent_s)
+    return _answer(answer, who, method, silent_s)
+
+
+def _answer(
+    reference: Any, who: str, method: str, deadline_s: float, meanwhile: Callable[[], None] | None = None
+) -> Any:
+    ends = time.monotonic() + deadline_s
     try:
-        return _answer(getattr(actor, method).remote(*args), deadline_s, meanwhile)
+        while meanwhile is not None and time.monotonic() + LOOK_EVERY_S < ends:
+            if ray.wait([reference], timeout=LOOK_EVERY_S)[0]:
+                break
+            meanwhile()
+        return ray.get(reference, timeout=max(0.0, ends - time.monotonic()))
     except RayTaskError as error:
         raise task_error(error) from None
     except GetTimeoutError as error:
         raise ClusterError(f"{who}: no answer to {method!r} in {deadline_s:g} s") from error
     except RayError as error:
         raise ClusterError(f"{who}: does not answer ({first_line(error)})") from error
-
-
-def _answer(reference: Any, deadline_s: float, meanwhile: Callable[[], None] | None) -> Any:
-    """The value behind a reference. Raises GetTimeoutError after the deadline."""
-    ends = time.monotonic() + deadline_s
-    while meanwhile is not None and time.monotonic() + LOOK_EVERY_S < ends:
-        if ray.wait([reference], timeout=LOOK_EVERY_S)[0]:
-            break
-        meanwhile()
-    return ray.get(reference, timeout=max(0.0, ends - time.monotonic()))
 
 
 def kill(actor: Any) -> None:

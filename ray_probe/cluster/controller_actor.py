@@ -62,6 +62,7 @@ class ControllerActor(Ours):
     def __init__(self, spec: Spec) -> None:
         from ray_probe.cluster.workers import RayWorkers
         from ray_probe.config import config_from_dict, load_config
+        from ray_probe.digests import check_recorded
         from ray_probe.files import held
         from ray_probe.measurement import logged_to
         from ray_probe.service.controller import Controller
@@ -79,7 +80,9 @@ class ControllerActor(Ours):
             directory = Path(spec.directory)
             self._held.enter_context(held(directory / CONTROLLER_LOCK))
             self._held.enter_context(logged_to(directory / "service.log"))
-            own = config = load_config(directory / SERVICE_CONFIG)
+            path = directory / SERVICE_CONFIG
+            check_recorded(directory, SERVICE_CONFIG, path.read_bytes(), "`down`, then `up CONFIG`, writes it again")
+            own = config = load_config(path)
         self._config = config
         workers = RayWorkers(config, logger.warning, spec.name, detached=directory is not None, state=directory)
         self._controller = Controller(spec.name, spec.kind, directory, workers, _prepare, own)
@@ -100,17 +103,14 @@ class ControllerActor(Ours):
     def probe(self, settings: Mapping[str, Any]) -> str:
         """Queue a measurement of the service's configuration with these settings; returns its id.
 
-        Raises an InputError for what is wrong with checkpoint or settings; nothing is queued then.
+        Raises an InputError for what is wrong with checkpoint or settings, or an OutputError where it cannot be pinned;
+        nothing is queued then.
         """
         if self._kind == "run":
             raise ConfigError("--run: a run measures one checkpoint; start a service for more: up CONFIG")
-        from ray_probe.checkpoints import inspect_checkpoint  # brings transformers along
-        from ray_probe.config import to_dict
         from ray_probe.service.requests import measurement_config
 
-        config = measurement_config(self._config, settings)
-        inspect_checkpoint(config.model, hashed=False)
-        return self._controller.submit(to_dict(config)).id
+        return self._controller.probe(measurement_config(self._config, settings)).id
 
     def cancel(self, identity: str) -> MeasurementInfo:
         """Take a measurement back, or stop it."""

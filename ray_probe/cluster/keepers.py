@@ -131,16 +131,26 @@ class OpenWriter(_Lasting):
         layout: names and shapes of the parameters.
         rounds: finished rounds.
         log: told of deaths, a line each.
+        sha256: digest of the gradient's file after those rounds, as it is on record; None: it is taken as it is.
     """
 
-    def __init__(self, handle: Any, state: Path, layout: Layout, rounds: int, log: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        handle: Any,
+        state: Path,
+        layout: Layout,
+        rounds: int,
+        log: Callable[[str], None],
+        sha256: str | None = None,
+    ) -> None:
         super().__init__("writer", handle)
         self._log = log
         self._state = str(state)
         self._layout = layout
         self._deaths = 0
         self.rounds = rounds
-        self.norm_sq: float = super().ask("open", self._state, layout, rounds, deadline_s=FILES_DEADLINE_S)
+        self.sha256 = sha256
+        self.norm_sq: float = super().ask("open", self._state, layout, rounds, sha256, deadline_s=FILES_DEADLINE_S)
 
     def ask(self, method: str, *args: Any, deadline_s: float = FILES_DEADLINE_S) -> Any:
         """Call a method and wait, over a death of the writer too.
@@ -165,7 +175,7 @@ class OpenWriter(_Lasting):
 
     def commit(self, staging: str, rounds: int) -> None:
         """Put what is staged in place, once, as the sum through so many rounds. Raises NotStaged when it is gone."""
-        self.norm_sq = self.ask("commit", staging, rounds)
+        self.norm_sq, self.sha256 = self.ask("commit", staging, rounds)
         self.rounds = rounds
         self._deaths = 0
 
@@ -175,20 +185,25 @@ class OpenWriter(_Lasting):
         if self._deaths > MAX_DEATHS:
             remedy = "look at the memory of its node and at Ray's logs, then go on with run --resume"
             raise ClusterError(f"writer: its process died {self._deaths} times in one commit; {remedy}")
-        super().ask("go_on", self._state, self._layout, self.rounds, deadline_s=ANSWER_DEADLINE_S)
+        super().ask("go_on", self._state, self._layout, self.rounds, self.sha256, deadline_s=ANSWER_DEADLINE_S)
 
 
 class WriterKeeper(_Lasting):
     """The writer."""
 
     def open_writer(
-        self, state: Path, layout: Layout, rounds: int, log: Callable[[str], None] = lambda text: None
+        self,
+        state: Path,
+        layout: Layout,
+        rounds: int,
+        log: Callable[[str], None] = lambda text: None,
+        sha256: str | None = None,
     ) -> OpenWriter:
         """Have it go on from a measurement's gradient. For the arguments see `OpenWriter`.
 
         Raises ConfigError when the gradient cannot be read.
         """
-        return OpenWriter(self.handle, state, layout, rounds, log)
+        return OpenWriter(self.handle, state, layout, rounds, log, sha256)
 
 
 def fitter_actor(options: Mapping[str, Any], state: Path | None = None) -> FitterKeeper:

@@ -18,7 +18,7 @@ from ray_probe.cluster.lookout import Done, Lookout
 from ray_probe.cluster.patience import Starts
 from ray_probe.cluster.supervision import WAIT, Fault, Limits, Raised, Situation, decide, refuses_the_checkpoint
 from ray_probe.cluster.worker import Event, Member, Worker, demand_of, member
-from ray_probe.errors import ClusterError
+from ray_probe.errors import CheckpointError, ClusterError
 from ray_probe.service import names
 
 
@@ -61,6 +61,7 @@ class Pool:
         self._workers: dict[int, Worker] = {}
         self._version = -1
         self._refused = False
+        self._resting = False
         self._next = first
         self._starts = Starts()
         self._reported_waiting = False
@@ -123,7 +124,7 @@ class Pool:
         """
         self._arguments = arguments
         self._version += 1
-        self._refused = False
+        self._refused = self._resting = False
         self.info = {}
         self.try_again()
 
@@ -134,6 +135,15 @@ class Pool:
     def try_again(self) -> None:
         """Try again to start what failed to, whatever it failed of."""
         self._starts.reset()
+
+    def rest(self) -> None:
+        """Look after the actors between two checkpoints, and end those that are too many.
+
+        One that cannot load the checkpoint before, whose files may be gone by now, waits for the next.
+        """
+        self._resting = True
+        self.wait(0.0)
+        self.release(self.leaving)
 
     def start(self, wait_for: int = 1, stop: Callable[[], bool] = lambda: False) -> None:
         """Returns when so many actors have loaded the checkpoint, or `stop` says so.
@@ -237,6 +247,12 @@ class Pool:
             self._note(waiting)
         self._reported_waiting = waiting is not None
 
+    def _stop_loading(self, number: int, cause: str) -> None:
+        if not self._refused:
+            self.last_failure = f"actor {number}: {cause}"
+            self._note(f"actor {number} cannot load what was measured last, and waits for the next ({cause})")
+        self._refused = True
+
     def _over(self, number: int, value: Any) -> Event | None:
         """What an actor was given is done."""
         worker = self._workers[number]
@@ -252,6 +268,8 @@ class Pool:
     def _faced(self, number: int, fault: Fault) -> Event | None:
         """Do what is decided about a fault; a task given for a checkpoint of before is nobody's any more."""
         worker, workers = self._workers[number], self._workers.values()
+        if self._resting and isinstance(fault, Raised) and isinstance(fault.error, CheckpointError):
+            self._stop_loading(number, fault.cause)
         situation = Situation(worker.doing, bool(self.info), self._refused, any(other.placed for other in workers))
         decision, current = decide(fault, situation, self._limits), worker.version == self._version
         over = isinstance(fault, Raised)

@@ -50,6 +50,11 @@ class RayRounds:
         """Squared norm of the gradient summed over all committed rounds."""
         return self._writer.norm_sq
 
+    @property
+    def gradient_sha256(self) -> str | None:
+        """Digest of the file that holds that gradient."""
+        return self._writer.sha256
+
     def beta(self) -> dict[str, Any]:
         """The fitter's current global fit."""
         report: dict[str, Any] = self._fitter.ask("beta")

@@ -29,8 +29,7 @@ class RayWorkers(RayBackend):
 
     def tend(self) -> None:
         """Start actors that are missing and end those too many: between measurements nothing depends on one."""
-        self._pool.wait(0.0)
-        self._pool.release(self._pool.leaving)
+        self._pool.rest()
 
     def scale(self, actors: int) -> Scaled:
         """Ask for so many rollout actors from now on; any thread may.

@@ -33,9 +33,9 @@ def result_of(path: Path) -> dict[str, Any]:
         ConfigError: there is none, or it is damaged; says what to do.
     """
     directory = RunDirectory(path, FIELD)
-    if not (path / RESULT).exists():
+    result = directory.result()
+    if result is None:
         raise ConfigError(bad_value(FIELD, str(path), _why_none(directory)))
-    result = directory.read_json(RESULT)
     if not isinstance(result, dict) or "counts" not in result:
         raise ConfigError(bad_value(FIELD, str(path), f"{RESULT} holds no result; restore it"))
     return result

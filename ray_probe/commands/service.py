@@ -1,7 +1,7 @@
 """A service's life: started, given work, scaled, drained, ended."""
 
 import time
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -76,12 +76,19 @@ def probe(
     set_: Settings = None,
     wait: Annotated[bool, typer.Option("--wait", help="Follow it to its end and print the results.")] = False,
     verbose: Verbose = False,
+    snapshot: Annotated[
+        bool, typer.Option("--snapshot", help="Pin its files until they are measured, by hard links.")
+    ] = False,
+    snapshot_copy: Annotated[
+        bool, typer.Option("--snapshot-copy", help="Pin a copy, for trainers that write into their files.")
+    ] = False,
 ) -> Answer:
-    """Have a service measure a checkpoint."""
+    """Have a service measure a checkpoint as it is now."""
     from ray_probe.yaml_loader import override_of
 
     settings = dict(override_of(setting) for setting in set_ or [])
-    identity = client.probe(checkpoint, adapter, prompts, settings)
+    how: Literal["link", "copy"] | None = "copy" if snapshot_copy else "link" if snapshot else None
+    identity = client.probe(checkpoint, adapter, prompts, settings, how)
     result = _waited(client, identity) if wait else None
     info, _ = client.result(identity)
     if result is not None:

@@ -1,6 +1,5 @@
 """What a controller has published: its queue, kept on disk, and what happens; written by one thread, read by any."""
 
-import json
 import logging
 import threading
 import time
@@ -10,10 +9,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from ray_probe.digests import sealed, unsealed
 from ray_probe.errors import ConfigError, OutputError
 from ray_probe.files import write_atomically
 from ray_probe.offline_entropy_probe import OfflineEntropyProbe
 from ray_probe.progress import Progress
+from ray_probe.run_directory import RunDirectory
 from ray_probe.service.queue import Measurement, Queue
 
 logger = logging.getLogger("ray_probe")
@@ -55,7 +56,7 @@ class Board:
         if self.directory is not None:
             state = {"schema_version": SCHEMA_VERSION, "actors": self.actors} | self.queue.to_json()
             path = self.directory / STATE_FILE
-            write_atomically(path, json.dumps(state, indent=1).encode())
+            write_atomically(path, sealed(state))
             path.chmod(0o600)
 
     def submit(self, item: Measurement) -> None:
@@ -116,23 +117,22 @@ class Board:
         return max((number for number, _ in fresh), default=cursor), tuple(event for _, event in fresh)
 
     def result(self, item: Measurement) -> dict[str, Any] | None:
-        """result.json of a measurement's whole rounds so far; None before the first."""
+        """result.json of a measurement's whole rounds so far; None before the first.
+
+        Raises ConfigError when the file is damaged.
+        """
         with self.changed:  # it may have ended since, and the next one be at work
             item, probe = self.queue.get(item.id), self.probe
         if item.state == "running":
             return None if probe is None else probe.result()
-        path = Path(item.directory) / "result.json"
-        if item.finished is None or not path.exists():
-            return None
-        result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        return result
+        return None if item.finished is None else RunDirectory(Path(item.directory)).result()
 
     def _restored(self) -> Queue:
         path = None if self.directory is None else self.directory / STATE_FILE
         if path is None or not path.exists():
             return Queue()
         try:
-            raw: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            raw = unsealed(path.read_bytes())
             if raw["schema_version"] != SCHEMA_VERSION:
                 raise ValueError(f"schema_version {raw['schema_version']}, need {SCHEMA_VERSION}")
             self.actors = raw.get("actors")

@@ -5,7 +5,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from ray_probe.errors import (
     CancelledError,
@@ -135,22 +135,35 @@ class ProbeClient:
         adapter: str | Path | None = None,
         prompts: str | Path | Sequence[str] | None = None,
         settings: Mapping[str, Any] | None = None,
+        snapshot: Literal["link", "copy"] | None = None,
     ) -> str:
-        """Queue a measurement; returns its id.
+        """Queue a measurement of a checkpoint as it is now; returns its id.
+
+        What changes before it is measured fails it. With a snapshot the files are pinned when this returns, and the
+        directory may be overwritten, rotated away or deleted.
 
         Args:
             checkpoint: directory, or a hub name where the service's config allows that.
             adapter: PEFT adapter directory, or None for none.
             prompts: others than the service's: a file, a data set or a list.
             settings: further settings by dotted key, of model, data, batch, generation and estimator.
+            snapshot: pin it in the service's directory: link (hard links, at once) or copy (for a trainer that writes
+                into the files that are there); None: as the service's configuration says (`model.snapshot`).
 
         Raises:
-            InputError: what is wrong with the checkpoint or the settings; nothing is queued.
+            InputError: what is wrong with the checkpoint or the settings, or it cannot be hard-linked.
+            OutputError: it cannot be copied. Nothing is queued then.
         """
         asked: dict[str, Any] = {"model.path": _place(checkpoint), "model.adapter": adapter and _place(adapter)}
         if prompts is not None:
             asked["data.prompts"] = _place(prompts) if isinstance(prompts, str | Path) else list(prompts)
-        identity: str = self._ask("probe", asked | dict(settings or {}), deadline_s=10 * ANSWER_S)
+        if snapshot is not None:
+            asked["model.snapshot"] = snapshot
+        from ray_probe.cluster.calls import ask_for_long
+
+        identity: str = ask_for_long(
+            self._controller, self.name, "probe", asked | dict(settings or {}), silent_s=ANSWER_S
+        )
         return identity
 
     def wait(

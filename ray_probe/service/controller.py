@@ -17,12 +17,14 @@ from ray_probe.offline_entropy_probe import OfflineEntropyProbe
 from ray_probe.run_directory import RunDirectory
 from ray_probe.service.answers import Answers, Sources
 from ray_probe.service.board import Board, summary, utc_now
+from ray_probe.service.intake import Intake, Taken
 from ray_probe.service.queue import Measurement
 from ray_probe.service.replies import MeasurementInfo, Scaled
 from ray_probe.work import Stopped
 
 logger = logging.getLogger("ray_probe")
 TICK_S = 0.5
+NOTHING_TAKEN = Taken()
 
 
 class Workers(Loading, Sources, Protocol):
@@ -61,6 +63,7 @@ class Controller:
         self._workers = workers
         self._prepare = prepare
         self._board = Board(directory)
+        self._intake = Intake(self._board)
         self.answers = Answers(name, kind, self._board, workers)
         self._jobs: dict[str, Job] = {}
         self.start_error: ProbeError | None = None
@@ -72,9 +75,11 @@ class Controller:
         """Start the working thread."""
         self._thread = threading.Thread(target=self._work, name="controller", daemon=True)
         self._thread.start()
+        self._intake.begin()
 
     def close(self, deadline_s: float) -> bool:
         """Stop what is at work, with its whole rounds kept, and end the actors; returns whether that was in time."""
+        self._intake.close()
         with self._board.changed:
             self._closing = self._board.closing = True
             self._board.changed.notify_all()
@@ -85,12 +90,31 @@ class Controller:
             self._workers.close()  # else the working thread has done so
         return in_time
 
-    def submit(self, config: Mapping[str, Any], job: Job | None = None) -> Measurement:
+    def probe(self, config: ProbeConfig) -> Measurement:
+        """Queue a measurement of a checkpoint as it is now: checked, and pinned where the configuration says so.
+
+        Raises:
+            InputError: what is wrong with the checkpoint, or ConfigError while the service drains.
+            OutputError: it cannot be pinned. Nothing is queued then.
+        """
+        from ray_probe.checkpoints import inspect_checkpoint  # brings transformers along
+
+        self._board.queue.refuse_draining(config.model.path)  # before what may take long
+        checkpoint = inspect_checkpoint(config.model, hashed=False)
+        taken = self._intake.take(config, checkpoint.directory, checkpoint.adapter)
+        try:
+            return self.submit(to_dict(config), taken=taken)
+        except BaseException:
+            self._intake.forget(taken)
+            raise
+
+    def submit(self, config: Mapping[str, Any], job: Job | None = None, taken: Taken = NOTHING_TAKEN) -> Measurement:
         """Queue a measurement.
 
         Args:
             config: its resolved configuration; a service says itself where the run directory is.
             job: what is to be done, where that has been prepared.
+            taken: what is kept of the files that it reads.
 
         Raises ConfigError while the service drains.
         """
@@ -100,7 +124,7 @@ class Controller:
             if board.directory is not None:
                 raw["output"] = dict(raw["output"]) | {"dir": str(board.directory), "name": identity}
             directory = Path(raw["output"]["dir"]) / raw["output"]["name"]
-            item = Measurement(identity, raw, str(directory), utc_now())
+            item = Measurement(identity, raw, str(directory), utc_now(), sources=taken.sources, pin=taken.pin)
             if job is not None:
                 self._jobs[identity] = job
             try:
@@ -119,6 +143,8 @@ class Controller:
             if item.state == "running":
                 self._stopping.add(identity)
             board.save()
+        if item.state == "cancelled":
+            self._intake.forget(item)
         return self.answers.info(item)
 
     def drain(self, on: bool) -> None:
@@ -203,9 +229,10 @@ class Controller:
         """What was queued, or goes on after a loss: with the same inputs then, and with the actors that are there."""
         assert self._config is not None, "a run's job comes with it"
         config = config_from_dict({**item.config, "cluster": to_dict(self._config)["cluster"]})
+        prepare = self._intake.preparing(item, self._prepare)
         if not (Path(item.directory) / "manifest.json").exists():
-            return Job(self._prepare(config, None), resume=False)
-        prepared, notes = prepared_again(RunDirectory.open(Path(item.directory)), config, self._prepare)
+            return Job(prepare(config, None), resume=False)
+        prepared, notes = prepared_again(RunDirectory.open(Path(item.directory)), config, prepare)
         return Job(prepared, resume=True, notes=tuple(notes))
 
     def _stop(self, identity: str) -> Stop:
@@ -223,10 +250,11 @@ class Controller:
         with self._board.changed:
             self._jobs.pop(identity, None)
             item = self._board.leave(identity, finished=utc_now(), **fields)
+        self._intake.forget(item)
         logger.info("%s: %s%s", identity, item.state, f" ({item.cause})" if item.cause else "")
         try:
             self._board.change(identity, summary=summary(self._board.result(item)))
-        except (OSError, ValueError) as error:  # it has ended all the same; the summary is read again when asked for
+        except (OSError, ProbeError) as error:  # it has ended all the same; the summary is read again when asked for
             logger.error("%s: its result cannot be read (%s)", identity, error)
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from ray_probe.cluster.controller_actor import CONTROLLER_LOCK, SERVICE_CONFIG
 from ray_probe.cluster.shadows import refuse_shadows
 from ray_probe.config import ProbeConfig, dump_yaml, load_config
+from ray_probe.digests import SUMS, record
 from ray_probe.errors import ClusterError, ConfigError, NoClusterError, bad_value
 from ray_probe.files import held, write_atomically
 from ray_probe.interrupts import interrupted
@@ -110,8 +111,10 @@ def _directory(parent: Path, name: str) -> Path:
 
 def _written(config: ProbeConfig, directory: Path) -> None:
     """Put the service's configuration where its controller finds it, now and when it is made again."""
-    path = directory / SERVICE_CONFIG
-    write_atomically(path, dump_yaml(config).encode())
+    path, data = directory / SERVICE_CONFIG, dump_yaml(config).encode()
+    write_atomically(path, data)
+    (directory / SUMS).unlink(missing_ok=True)  # it lists nothing else, and may be damaged
+    record(directory, {SERVICE_CONFIG: data})
     path.chmod(0o600)
 
 

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 from ray_probe.errors import ConfigError, bad_value
+from ray_probe.service.sources import Source
 
 State = Literal["queued", "running", "done", "failed", "cancelled"]
 OPEN: tuple[State, ...] = ("queued", "running")
@@ -30,6 +31,8 @@ class Measurement:
         begun: its run directory exists.
         policy_id: names checkpoint and sampling policy; None before it began.
         summary: `rounds`, `sequences`, `entropy`, `gradient` and `beta_version` of its result, once it has ended.
+        sources: the files that it reads, as they were when it was queued.
+        pin: directory of the pinned files, or None.
     """
 
     id: str
@@ -44,6 +47,8 @@ class Measurement:
     begun: bool = False
     policy_id: str | None = None
     summary: Mapping[str, Any] | None = None
+    sources: tuple[Source, ...] = ()
+    pin: str | None = None
 
     @property
     def checkpoint(self) -> str:
@@ -85,10 +90,14 @@ class Queue:
 
     def submit(self, item: Measurement) -> None:
         """Put a measurement at the end. Raises ConfigError while the queue drains."""
-        if self.draining:
-            raise ConfigError(bad_value("CHECKPOINT", item.checkpoint, "the service drains; undo that: drain --undo"))
+        self.refuse_draining(item.checkpoint)
         assert item.id == self.next_id(), "ids count up"
         self._items[item.id] = item
+
+    def refuse_draining(self, checkpoint: str) -> None:
+        """Raise ConfigError while the queue drains."""
+        if self.draining:
+            raise ConfigError(bad_value("CHECKPOINT", checkpoint, "the service drains; undo that: drain --undo"))
 
     def withdraw(self, identity: str) -> None:
         """Take the newest back as if it had never been submitted."""
@@ -135,5 +144,8 @@ class Queue:
     @classmethod
     def from_json(cls, raw: Mapping[str, Any]) -> "Queue":
         """Inverse of `to_json`; what was running waits again, before all others, as it came before them."""
-        items = [Measurement(**item) for item in raw["measurements"]]
+        items = [
+            Measurement(**item | {"sources": tuple(Source(**source) for source in item["sources"])})
+            for item in raw["measurements"]
+        ]
         return cls((replace(i, state="queued") if i.state == "running" else i for i in items), raw["draining"])

@@ -63,6 +63,8 @@ class Fake:
                 Path(behaviour.removeprefix("once ")).touch(exist_ok=False)
                 return {"pid": os.getpid()}
             raise CheckpointError("model.path: it was overwritten")
+        if behaviour.startswith("needs ") and not Path(behaviour.removeprefix("needs ")).exists():
+            raise CheckpointError("model.path: no such directory")
         if behaviour == "crash":
             os._exit(1)
         if behaviour == "raise":
@@ -209,6 +211,25 @@ def test_a_checkpoint_that_was_overwritten_is_tried_three_times_and_not_again_in
     assert pool._next == 2 + MAX_REFUSALS - 1, "the last refusal is followed by no actor"
     pool.try_again()
     wait_for(pool, lambda: pool._next > 2 + MAX_REFUSALS - 1)
+
+
+def test_an_actor_that_finds_the_checkpoint_gone_between_two_measurements_waits_for_the_next(
+    pools: Callable[..., Pool], tmp_path: Path
+) -> None:
+    checkpoint, notes = tmp_path / "checkpoint", list[str]()
+    checkpoint.touch()
+    pool = started(pools(1, f"needs {checkpoint}", notes))
+    checkpoint.unlink()
+    os.kill(pool.pids[0], signal.SIGKILL)
+    give_up = time.monotonic() + DEADLINE_S
+    while [member.state for member in pool.members] != ["no checkpoint"]:
+        assert time.monotonic() < give_up
+        pool.rest()
+        time.sleep(0.05)
+    assert "waits for the next (CheckpointError: model.path: no such directory)" in notes[-1], notes
+    (before,) = pool.members
+    pool.load("well")
+    assert started(pool).alive == [before.number], "the process that is there loads the next one"
 
 
 def test_an_actor_that_takes_too_long_to_start_is_given_up(pools: Callable[..., Pool]) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -19,6 +20,7 @@ from support.shell import Shell
 
 from ray_probe.assembly import build_rollout
 from ray_probe.config import config_from_dict
+from ray_probe.errors import InputError
 from ray_probe.in_process import InProcess
 from ray_probe.ledger import read_ledger
 from ray_probe.offline_entropy_probe import OfflineEntropyProbe
@@ -181,6 +183,36 @@ def test_an_adapter_is_measured_by_its_own_parameters(
     assert result["beta"] == expected["beta"]
     alone = load_file(tmp_path / "reference" / "gradient.safetensors")
     assert all(np.allclose(gradient[name], alone[name], rtol=1e-5, atol=1e-7) for name in alone)
+
+
+def test_a_snapshot_is_measured_when_its_directory_is_gone_and_what_was_overwritten_is_not(
+    client: ProbeClient, shell: Shell, raw: dict[str, Any], tmp_path: Path
+) -> None:
+    running = client.probe(raw["model"]["path"], settings={"batch.rounds": LONG})
+    until(lambda: client.result(running)[0].rounds >= 1)
+    latest = write_checkpoint(shell.home / "latest", seed=30)
+    unpinned = client.probe(latest)
+    linked = shell.ask("probe", latest, "--snapshot")["id"]
+    shutil.rmtree(latest)
+    write_checkpoint(latest, seed=31)
+    copied = shell.ask("probe", latest, "--snapshot-copy")["id"]
+    shutil.rmtree(latest)
+    client.cancel(running)
+    with pytest.raises(InputError, match=r"model\.path: got .*have changed since it was queued at .*--snapshot$"):
+        client.wait(unpinned)
+    for identity, seed in ((linked, 30), (copied, 31)):
+        step = write_checkpoint(tmp_path / f"step-{seed}", seed=seed)
+        (tmp_path / str(seed)).mkdir()
+        assert_same(client.wait(identity), reference(raw, tmp_path / str(seed), model={"path": str(step)}))
+    directory = Path(client.status().directory)
+    until(lambda: not list((directory / "pins").iterdir()))
+
+    (actor,) = client.status().actors
+    assert actor.pid is not None
+    os.kill(actor.pid, signal.SIGKILL)
+    until(lambda: [a.state for a in client.status().actors if a.number != actor.number] == ["no checkpoint"])
+    assert (client.status().state, client.status().problem) == ("idle", None), "what was measured last is gone"
+    assert client.wait(client.probe(raw["model"]["path"]))["counts"]["rounds"] == 3
 
 
 def test_scaling_past_the_means_of_the_cluster_says_what_will_happen(client: ProbeClient) -> None:

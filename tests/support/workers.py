@@ -43,14 +43,17 @@ class InProcessWorkers:
         return self._at_work.gradient_norm_sq
 
     @property
+    def gradient_sha256(self) -> str | None:
+        return self._at_work.gradient_sha256
+
+    @property
     def _at_work(self) -> InProcess:
         assert self._backend is not None, "a run directory is open"
         return self._backend
 
     def load(self, prepared: Prepared, stop: StopCheck) -> None:
         config, directory = prepared.config, prepared.checkpoint.directory
-        adapter = None if config.model.adapter is None else Path(config.model.adapter)
-        self._rollout = self._assembly.load(config, directory, adapter, prepared.policy_id)
+        self._rollout = self._assembly.load(config, directory, prepared.checkpoint.adapter, prepared.policy_id)
         self.ways.append(self._assembly.way)
         self._prepared = prepared
         self.info = {

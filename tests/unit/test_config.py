@@ -201,7 +201,7 @@ def test_the_defaults_are_those_of_the_specification():
     config = config_from_dict(MINIMAL)
     assert to_dict(config) == {
         "model": {"path": "m", "revision": None, "local_files_only": True, "adapter": None, "dtype": "float32",
-                  "trainable": "all", "cache_dir": None},
+                  "trainable": "all", "cache_dir": None, "snapshot": None},
         "data": {"prompts": "p.jsonl", "field": "prompt", "id_field": "id", "chat_template": False,
                  "max_prompt_tokens": None, "context_length": None, "on_long": "error", "repeat": True, "seed": 0},
         "batch": {"prompts_per_round": 32, "responses_per_prompt": 4, "shard_prompts": 4, "rounds": 4,

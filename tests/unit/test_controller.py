@@ -5,22 +5,21 @@ import json
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from support.checkpoints import raw_config, write_checkpoint
-from support.workers import InProcessWorkers
+from support.services import Service, until
 
-from ray_probe.config import ProbeConfig, config_from_dict, to_dict
+from ray_probe.config import ProbeConfig, config_from_dict
 from ray_probe.errors import ConfigError, OutputError
 from ray_probe.estimates import advantage_by_mode, merged
 from ray_probe.preflight import prepare
 from ray_probe.prepared import Prepared
 from ray_probe.report.caveats import caveats
 from ray_probe.run_directory import RunDirectory
-from ray_probe.service.controller import Controller
 from ray_probe.service.requests import measurement_config
 
 ROUNDS = 3
@@ -40,37 +39,6 @@ def config(files: Path) -> ProbeConfig:
 def other(files: Path) -> Path:
     """A second checkpoint of the same architecture."""
     return write_checkpoint(files / "other", seed=7)
-
-
-class Service:
-    """A controller with its parts at hand."""
-
-    def __init__(self, directory: Path, config: ProbeConfig) -> None:
-        directory.mkdir(exist_ok=True)
-        self.config, self.directory = config, directory
-        self.workers = InProcessWorkers()
-        self.controller = Controller("demo", "service", directory, self.workers, prepare, config)
-        self.answers = self.controller.answers
-
-    def begin(self) -> "Service":
-        self.controller.begin()
-        return self
-
-    def probe(self, **settings: Any) -> str:
-        dotted = {key.replace("__", "."): value for key, value in settings.items()}
-        return self.controller.submit(to_dict(measurement_config(self.config, dotted))).id
-
-    def ended(self, identity: str) -> Any:
-        return until(lambda: (info := self.answers.result(identity)[0]).finished and info)
-
-
-def until(found: Callable[[], Any], seconds: float = 60.0) -> Any:
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        if value := found():
-            return value
-        time.sleep(0.01)
-    raise AssertionError("it did not come to that in time")
 
 
 @pytest.fixture

@@ -485,9 +485,9 @@ def test_what_cannot_be_written_is_neither_accepted_nor_published(
 
     with monkeypatch.context() as patch:
         patch.setattr(f"os.{fault}", full)
-        with pytest.raises(OutputError, match=r"ledger.jsonl: cannot be written .*disk full"):
+        with pytest.raises(OutputError, match=r"ledger.jsonl: cannot be written .*make room"):
             fitter.accept(delivery(0, 1))
-        with pytest.raises(OutputError, match=r"ledger.jsonl: cannot be written .*disk full"):
+        with pytest.raises(OutputError, match=r"ledger.jsonl: cannot be written .*make room"):
             fitter.close_round(0, [0])
     assert path.read_bytes() == before and fitter.current.version == 0
     with pytest.raises(RecordError, match="no record"):

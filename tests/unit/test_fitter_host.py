@@ -10,7 +10,7 @@ from support.records import POLICY, bits, delivery, rule, work_rounds
 
 from ray_probe.cluster.actors import FitterActor
 from ray_probe.cluster.delivery import answer_of, delivery_of, message_of, receipt_of
-from ray_probe.errors import LedgerError, OutputError, RecordError
+from ray_probe.errors import ConfigError, LedgerError, OutputError, RecordError
 from ray_probe.fitter import Fitter
 from ray_probe.fitter_host import FitterHost
 from ray_probe.ledger import read_ledger
@@ -90,6 +90,20 @@ def test_why_a_process_cannot_go_on_is_told_to_whoever_asks_until_another_measur
             _ = again.notes
     other = again.open(rule(), POLICY, tmp_path / "other.jsonl", [])
     assert again.accept(other, delivery(0, 0)).status == "accepted"
+
+
+def test_a_state_with_a_flipped_bit_is_told_by_its_name_and_does_not_keep_a_measurement_from_being_opened(
+    state: Path, tmp_path: Path
+):
+    opened(state, tmp_path / "ledger.jsonl")
+    whole = state.read_bytes()
+    for place in range(len(whole)):
+        state.write_bytes(whole[:place] + bytes([whole[place] ^ 8]) + whole[place + 1 :])
+        again = FitterHost(state, OWNER)
+        with pytest.raises(ConfigError, match=r"fitter\.json: cannot be read .*sha256 does not fit.*run --resume"):
+            _ = again.fitter
+    opening = again.open(rule(), POLICY, tmp_path / "ledger.jsonl", [])
+    assert FitterHost(state, OWNER).accept(opening, delivery(0, 0)).status == "accepted"
 
 
 def test_a_state_that_cannot_be_kept_is_told(tmp_path: Path):

@@ -1,5 +1,6 @@
 """The gradient on disk is the sum of what was committed, whole whenever a crash comes; no vector is held for it."""
 
+import hashlib
 import os
 import tracemalloc
 from collections.abc import Callable
@@ -337,6 +338,46 @@ def test_a_damaged_state_is_refused_by_its_name(tmp_path: Path, case: str):
     with pytest.raises(ConfigError, match=rf"^--resume: got '{tmp_path}/run'; {path.name} cannot be read") as refused:
         opened(directory, 2)
     assert refused.match(reason) and "\n" not in str(refused.value)
+
+
+def test_the_digest_of_each_state_is_that_of_its_file_in_whatever_order_buckets_came(tmp_path: Path):
+    store = opened(tmp_path)
+    assert store.sha256 is None
+    for number, buckets in enumerate((BUCKETS, BUCKETS[::-1], (BUCKETS[1], BUCKETS[0], BUCKETS[2]))):
+        stage(store, number, buckets)
+        store.commit(number + 1)
+        path = tmp_path / f"gradient-{number:06d}.safetensors"
+        assert store.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+        assert GradientStore(tmp_path, LAYOUT).open(number + 1, store.sha256) == pytest.approx(
+            square_through(number + 1), rel=1e-14
+        )
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_a_flipped_bit_is_found_by_whoever_reads_the_whole_state(tmp_path: Path, order: int):
+    directory = tmp_path / "run" / "state"
+    directory.mkdir(parents=True)
+    store = with_rounds(directory, 2)
+    recorded, path = store.sha256, directory / "gradient-000001.safetensors"
+    whole = path.read_bytes()
+    refused = rf"^--resume: got '{tmp_path}/run'; {path.name} is damaged: its sha256 is not the one that its commit put"
+    head = len(whole) - 8 * SIZE
+    for place in (head, head + 8 * 9 + 6, len(whole) - 1):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 4]) + whole[place + 1 :])
+        with pytest.raises(ConfigError, match=refused):
+            GradientStore(directory, LAYOUT).open(2, recorded)
+        back = GradientStore(directory, LAYOUT)
+        back.go_on(2, recorded)
+        for user in (store, back):
+            stage(user, 2, BUCKETS[::order])
+            with pytest.raises(ConfigError, match=refused):
+                user.commit(3)
+            with pytest.raises(ConfigError, match=refused):
+                user.save_mean(directory / "mean.safetensors", 2, 4)
+    assert not (directory / "mean.safetensors").exists() and not (directory / "gradient-000002.safetensors").exists()
+    path.write_bytes(whole)
+    stage(store, 2)
+    store.commit(3)
 
 
 @pytest.mark.parametrize("step", ["begin", "add", "commit", "save_mean"])

@@ -1,5 +1,6 @@
 """Whenever a run is cut off, its directory holds the last whole round and nothing half of the next."""
 
+import errno
 import json
 import os
 import re
@@ -134,14 +135,13 @@ def test_of_lines_that_are_torn_anywhere_only_whole_groups_count_and_the_next_st
     assert directory.finished_rounds() == []
 
 
-def test_lines_from_before_groups_were_told_are_each_their_own(directory: RunDirectory):
+def test_lines_without_a_checksum_as_of_another_version_are_refused(directory: RunDirectory):
     commit(directory, 0, 2)
     path = directory.path / "rounds.jsonl"
-    old = [{key: value for key, value in json.loads(line).items() if key != "group"} for line in path.open()]
+    old = [{key: value for key, value in json.loads(line).items() if key != "crc"} for line in path.open()]
     path.write_text("".join(json.dumps(line) + "\n" for line in old))
-    assert holds_exactly(directory, 2)
-    commit(directory, 2)
-    assert holds_exactly(directory, 3)
+    with pytest.raises(ConfigError, match=r"rounds.jsonl line 1 cannot be read \(it has no checksum\), restore it"):
+        directory.finished_rounds()
 
 
 def test_damage_in_a_file_of_the_run_is_refused_by_its_name(directory: RunDirectory):
@@ -152,6 +152,7 @@ def test_damage_in_a_file_of_the_run_is_refused_by_its_name(directory: RunDirect
     rounds.write_bytes(whole.replace(b'{"round": 1', b'{"round": '))
     with pytest.raises(ConfigError, match=r"rounds.jsonl line 2 cannot be read \(.*restore it or start a new run"):
         directory.finished_rounds()
+    rounds.write_bytes(whole)
     path = directory.state / "round-000001.json"
     for content in (b"", b"{" + 20 * b"\xff", None):
         if content is None:
@@ -217,10 +218,71 @@ def test_what_is_no_run_directory_is_refused(directory: RunDirectory, tmp_path: 
         with pytest.raises(ConfigError, match=r"--resume: got .*; need the directory of a run"):
             RunDirectory.open(path)
     (directory.path / "manifest.json").unlink()
-    with pytest.raises(ConfigError, match="--resume"):
+    with pytest.raises(ConfigError, match=r"^--resume: got '.*'; manifest.json is missing, restore it or start a new"):
         RunDirectory.open(directory.path)
     with pytest.raises(ConfigError, match=r"manifest.json.*cannot be read"):
         directory.read_json("manifest.json")
+
+
+def test_a_run_without_digests_as_of_an_earlier_version_is_read_but_not_gone_on_with(directory: RunDirectory):
+    directory.write_json("result.json", {"x": 1})
+    assert directory.result() == {"x": 1}
+    with pytest.raises(ConfigError, match=r"^--resume: got '.*'; SHA256SUMS is missing \(ray_probe 0\.1\.1 and before"):
+        directory.check_start()
+
+
+def test_what_is_written_whole_is_read_back_as_it_was_written_or_refused_by_its_name(tmp_path: Path):
+    files = {"config.yaml": "a: 1\n", "manifest.json": '{"seed": 0}\n'}
+    made = RunDirectory.create(tmp_path, "mine", files)
+    assert made.result() is None
+    made.write_result({"x": 0.1})
+    made.check_start()
+    assert made.result() == {"x": 0.1} and made.read_json("manifest.json") == {"seed": 0}
+    for name, text in files.items():
+        (made.path / name).write_text(text.replace("0", "1").replace("1", "2"))
+        with pytest.raises(ConfigError, match=rf"{name}: is damaged or was edited: it does not match SHA") as bad:
+            made.check_start()
+        assert bad.value.exit_code == 2 and "\n" not in str(bad.value)
+        (made.path / name).write_text(text)
+    (made.path / "result.json").write_text('{"x": 0.2}')
+    with pytest.raises(ConfigError, match=r"result.json: is damaged .*; restore it, or write it again with run --res"):
+        made.result()
+    made.write_result({"x": 0.3})
+    assert made.result() == {"x": 0.3}
+
+
+def test_rounds_that_ended_before_the_gradient_are_blamed_and_not_the_gradient(directory: RunDirectory):
+    for number in range(3):
+        commit(directory, number)
+        (directory.state / f"gradient-{number:06d}.safetensors").touch()
+    assert len(directory.committed_rounds()) == 3, "what a crash leaves before the states are cleared up"
+    for number in range(2):
+        (directory.state / f"gradient-{number:06d}.safetensors").unlink()
+    assert len(directory.committed_rounds()) == 3
+    path = directory.path / "rounds.jsonl"
+    path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:2]))
+    with pytest.raises(ConfigError, match=r"rounds.jsonl ends with round 1, and state/ has the gradient of a later"):
+        directory.committed_rounds()
+
+
+@pytest.mark.parametrize(
+    ("code", "remedy"),
+    [
+        (errno.ENOSPC, "make room"), (errno.EDQUOT, "make room"), (errno.EACCES, "let this user write there"),
+        (errno.EROFS, "let this user write there"), (errno.EIO, "see to the disk"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_written_is_told_with_what_helps(
+    directory: RunDirectory, code: int, remedy: str, monkeypatch: pytest.MonkeyPatch
+):
+    def refuse(*_: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(Path, "open", refuse)
+    with pytest.raises(OutputError) as refused:
+        directory.write_result({"x": 1})
+    said = f"{directory.path}/result.json: cannot be written ({os.strerror(code)}); {remedy}, then go on with run"
+    assert str(refused.value).startswith(said)
 
 
 def test_only_the_owner_may_enter(tmp_path: Path):

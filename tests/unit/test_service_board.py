@@ -9,8 +9,10 @@ import pytest
 from support.replies import a_progress
 from support.results import a_result
 
-from ray_probe.errors import OutputError, ProbeError
+from ray_probe.digests import sealed
+from ray_probe.errors import ConfigError, OutputError, ProbeError
 from ray_probe.progress import Progress
+from ray_probe.run_directory import RunDirectory
 from ray_probe.service.board import EVENTS_KEPT, STATE_FILE, Board, summary, utc_now
 from ray_probe.service.queue import Measurement
 
@@ -90,10 +92,13 @@ def test_without_a_directory_nothing_is_kept(tmp_path: Path, monkeypatch: pytest
 
 DAMAGE = {
     "cut short": '{"schema_version": 1, "draining": fal',
-    "a field missing": '{"schema_version": 1}',
-    "an unknown field": '{"schema_version": 1, "draining": false, "measurements": [{"id": "m0001", "shape": 2}]}',
-    "of another version": '{"schema_version": 2, "draining": false, "measurements": []}',
+    "a field missing": sealed({"schema_version": 1}).decode(),
+    "an unknown field": sealed(
+        {"schema_version": 1, "draining": False, "measurements": [{"id": "m0001", "shape": 2}]}
+    ).decode(),
+    "of another version": sealed({"schema_version": 2, "draining": False, "measurements": []}).decode(),
     "not an object": "[]",
+    "not sealed": '{"schema_version": 1, "draining": false, "measurements": []}',
 }
 
 
@@ -104,6 +109,15 @@ def test_a_state_that_cannot_be_read_is_refused_in_one_line_and_left_as_it_is(tm
         Board(tmp_path)
     assert "\n" not in str(refused.value)
     assert (tmp_path / STATE_FILE).read_text() == DAMAGE[damage]
+
+
+def test_a_flipped_bit_in_the_queue_is_refused_wherever_it_is(tmp_path: Path) -> None:
+    a_board(tmp_path)
+    whole = (tmp_path / STATE_FILE).read_bytes()
+    for place in range(len(whole)):
+        (tmp_path / STATE_FILE).write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+        with pytest.raises(ConfigError, match=r"service\.json: cannot be read .*sha256 does not fit"):
+            Board(tmp_path)
 
 
 def test_a_change_is_on_disk_before_it_is_told(tmp_path: Path) -> None:
@@ -275,7 +289,7 @@ def test_what_is_left_is_no_longer_at_work() -> None:
 
 def result_file(item: Measurement, result: dict[str, Any]) -> None:
     Path(item.directory).mkdir()
-    (Path(item.directory) / "result.json").write_text(json.dumps(result))
+    RunDirectory(Path(item.directory)).write_result(result)
 
 
 def test_a_result_is_that_of_the_measurement_at_work_or_what_lies_on_disk(tmp_path: Path) -> None:
@@ -288,6 +302,10 @@ def test_a_result_is_that_of_the_measurement_at_work_or_what_lies_on_disk(tmp_pa
     assert board.result(ended) is None
     result_file(ended, a_result())
     assert board.result(ended) == a_result()
+    path = Path(ended.directory) / "result.json"
+    path.write_text(path.read_text().replace('"per_sequence": ', '"per_sequence": 1'))
+    with pytest.raises(ConfigError, match=r"m0001/result\.json: is damaged"):
+        board.result(ended)
 
 
 def test_a_measurement_that_has_just_ended_is_not_given_the_result_of_the_next(tmp_path: Path) -> None:

@@ -1,0 +1,24 @@
+"""A controller's workers in this process, without Ray and without a model."""
+
+from ray_probe.layout import Layout
+from ray_probe.prepared import Prepared
+from ray_probe.rules import baseline_rule
+from ray_probe.work import StopCheck
+from support.light_rollout import LAYOUT, LightRollout
+from support.workers import InProcessWorkers
+
+
+class LightWorkers(InProcessWorkers):
+    """One light rollout."""
+
+    @property
+    def layout(self) -> Layout:
+        return LAYOUT
+
+    def load(self, prepared: Prepared, stop: StopCheck) -> None:
+        self._rollout = LightRollout(baseline_rule(prepared.config), prepared.policy_id)  # type: ignore[assignment]
+        self._prepared = prepared
+        self.info = {
+            "layout": LAYOUT, "eos_ids": LightRollout.eos_ids, "device": "cpu", "spare_bytes": 10**9,
+            "why_no_head": "", "takes_padding": True, "threads": 1,
+        }  # fmt: skip
