@@ -1,6 +1,6 @@
 """The command line of a working copy: `python launch.py COMMAND`, the same as `ray-probe COMMAND` once installed."""
 
-from ray_probe.cli import main
+from ray_probe.cli.main import main
 
 if __name__ == "__main__":
     main()

@@ -7,7 +7,7 @@ needs a run a mode; the responses are the same in all of them, because seeds bel
 from typing import Any
 
 from benchmarks.common import run_in_process, save
-from ray_probe.core.baselines import MODES
+from ray_probe.core.estimator.baselines import MODES
 
 ADVANTAGE_ROUNDS = 16
 GRADIENT_ROUNDS = 8

@@ -13,7 +13,7 @@ import torch
 from benchmarks import fused_head, language_model, probe_step
 from benchmarks.measure import interleaved, ratio
 from benchmarks.saving import save_for
-from ray_probe.core import head, policy, scaling
+from ray_probe.core.policy import head_products, logits, sampling
 
 FACTORS = (0.25, 0.5, 1.0, 2.0, 4.0)
 MICRO_BATCHES = (1, 2, 4, 8, 16)
@@ -23,32 +23,32 @@ Case = dict[str, Any]
 
 @contextmanager
 def _block(factor: float, device: str) -> Iterator[None]:
-    before = head.BLOCK_ELEMENTS
-    head.BLOCK_ELEMENTS = int(before * factor)
+    before = head_products.BLOCK_ELEMENTS
+    head_products.BLOCK_ELEMENTS = int(before * factor)
     try:
         yield
     finally:
-        head.BLOCK_ELEMENTS = before
+        head_products.BLOCK_ELEMENTS = before
 
 
 @contextmanager
 def _chunk(factor: float, device: str) -> Iterator[None]:
-    before = policy.CHUNK_ELEMENTS
-    policy.CHUNK_ELEMENTS = int(before * factor)
+    before = sampling.CHUNK_ELEMENTS
+    sampling.CHUNK_ELEMENTS = int(before * factor)
     try:
         yield
     finally:
-        policy.CHUNK_ELEMENTS = before
+        sampling.CHUNK_ELEMENTS = before
 
 
 @contextmanager
 def _tile(factor: float, device: str) -> Iterator[None]:
-    before = dict(scaling._TILE_ELEMENTS)
-    scaling._TILE_ELEMENTS[device] = int(before[device] * factor)
+    before = dict(logits._TILE_ELEMENTS)
+    logits._TILE_ELEMENTS[device] = int(before[device] * factor)
     try:
         yield
     finally:
-        scaling._TILE_ELEMENTS.update(before)
+        logits._TILE_ELEMENTS.update(before)
 
 
 SIZES: dict[str, Callable[[float, str], Any]] = {

@@ -6,15 +6,15 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.saving import ROOT, save
-from ray_probe.assembly import build_rollout
 from ray_probe.config import load_config
-from ray_probe.in_process import InProcess
+from ray_probe.controller.local_backend import InProcess
 from ray_probe.offline_entropy_probe import OfflineEntropyProbe
-from ray_probe.preflight import Prepared, prepare
-from ray_probe.rollout import Rollout
-from ray_probe.rules import baseline_rule
-from ray_probe.run_directory import RunDirectory
-from ray_probe.threads import pin_threads
+from ray_probe.rollout.builder import build_rollout
+from ray_probe.rollout.rollout import Rollout
+from ray_probe.rollout.threads import pin_threads
+from ray_probe.run.directory import RunDirectory
+from ray_probe.run.prepare import Prepared, prepare
+from ray_probe.run.rules import baseline_rule
 
 __all__ = ["DEMO", "ROOT", "build", "prepare_demo", "run_in_process", "save"]
 

@@ -17,12 +17,12 @@ from transformers import StoppingCriteria, StoppingCriteriaList
 from benchmarks import language_model
 from benchmarks.measure import interleaved, ratio, said
 from benchmarks.saving import save_for
-from ray_probe import decoding
-from ray_probe.core.features import DEFAULT_FEATURES
-from ray_probe.core.scaling import SamplingRule
-from ray_probe.core.token_statistics import TokenStatistics, sample_statistics
-from ray_probe.decoding import Decoder, Sampled
-from ray_probe.forward import Forward
+from ray_probe.core.policy.features import DEFAULT_FEATURES
+from ray_probe.core.policy.logits import SamplingRule
+from ray_probe.core.policy.token_statistics import TokenStatistics, sample_statistics
+from ray_probe.model import decoding
+from ray_probe.model.decoding import Decoder, Sampled
+from ray_probe.model.forward import Forward
 
 EOS = 0
 SHORTEST_SHARE = 4  # of the cap: ragged responses have a quarter of it up to all of it

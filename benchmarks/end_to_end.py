@@ -13,8 +13,8 @@ import torch
 from benchmarks import decoding, language_model, probe_step
 from benchmarks.measure import interleaved, ratio, said
 from benchmarks.saving import save_for
+from ray_probe.model.sequences import TokenRow
 from ray_probe.sequence_processor import SequenceProcessor
-from ray_probe.sequences import TokenRow
 
 Case = dict[str, Any]
 

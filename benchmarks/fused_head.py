@@ -15,11 +15,11 @@ from torch import Tensor
 from benchmarks import logit_data, naive
 from benchmarks.measure import MEGABYTE, interleaved, parser, peak_bytes, peak_in_fresh_process, ratio, said
 from benchmarks.saving import save
-from ray_probe.core.features import DEFAULT_FEATURES
-from ray_probe.core.fused_head import fused_token_statistics
-from ray_probe.core.head import Head
-from ray_probe.core.scaling import SamplingRule
-from ray_probe.core.token_statistics import token_statistics
+from ray_probe.core.policy.features import DEFAULT_FEATURES
+from ray_probe.core.policy.fused_head import fused_token_statistics
+from ray_probe.core.policy.head_products import Head
+from ray_probe.core.policy.logits import SamplingRule
+from ray_probe.core.policy.token_statistics import token_statistics
 
 CAP = 64
 NAIVE_PEAK_TOKENS = 256

@@ -23,11 +23,11 @@ import numpy as np
 
 from benchmarks.common import save
 from benchmarks.measure import ratio, said
-from ray_probe.core.baselines import BaselineRule
-from ray_probe.core.records import position_bins, record_of_tokens, with_prompts
-from ray_probe.fitter import Fitter
-from ray_probe.fitter_host import FitterHost
-from ray_probe.messages import Delivery
+from ray_probe.core.estimator.baselines import BaselineRule
+from ray_probe.core.estimator.records import position_bins, record_of_tokens, with_prompts
+from ray_probe.fitter.fitter import Fitter
+from ray_probe.fitter.host import FitterHost
+from ray_probe.run.messages import Delivery
 
 ACKS = 10_000
 SHARDS = 100
@@ -142,7 +142,7 @@ def _lost(path: Path) -> dict[str, int]:
             child.send_signal(signal.SIGKILL)
             told |= {tuple(map(int, line.split())) for line in child.stdout if line.endswith("\n")}  # type: ignore[misc]
         kills += 1
-    from ray_probe.ledger import read_ledger
+    from ray_probe.fitter.ledger import read_ledger
 
     there = read_ledger(path).records
     return {"acknowledged": len(told), "kills": kills, "lost": len(told - set(there))}
@@ -152,8 +152,8 @@ def _recovery(directory: Path) -> dict[str, Any]:
     """Seconds from the SIGKILL of a fitter on Ray, with Ray's defaults, to its next answer."""
     import ray
 
-    from ray_probe.cluster.environment import env_to_start, environment, private_dir
-    from ray_probe.cluster.keepers import fitter_actor
+    from ray_probe.cluster.actors.handle import fitter_actor
+    from ray_probe.cluster.connection.environment import env_to_start, environment, private_dir
 
     with private_dir() as temporary, environment(env_to_start(temporary)):
         ray.init(

@@ -10,8 +10,8 @@ Shape suffixes: T tokens, V vocabulary, D hidden size.
 import torch
 from torch import Tensor
 
-from ray_probe.core.policy import sample_rows
-from ray_probe.core.scaling import SamplingRule
+from ray_probe.core.policy.logits import SamplingRule
+from ray_probe.core.policy.sampling import sample_rows
 
 SEED = 7
 KINDS = ("llm", "mid", "flat")

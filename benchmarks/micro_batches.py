@@ -13,7 +13,7 @@ import numpy as np
 
 from benchmarks.saving import ROOT, save
 from ray_probe.config import ProbeConfig, load_config
-from ray_probe.micro_batches import plan_micro_batches
+from ray_probe.model.micro_batches import plan_micro_batches
 
 SEED = 7
 PRESETS = ("tiny", "gpu_1", "gpu_8", "cluster_1p5b")

@@ -3,9 +3,9 @@
 import contextlib
 from collections.abc import Iterator
 
-from ray_probe.cluster.connection import connected
-from ray_probe.cluster.demand import Demand
-from ray_probe.threads import pin_threads
+from ray_probe.cluster.connection.connect import connected
+from ray_probe.cluster.connection.demand import Demand
+from ray_probe.rollout.threads import pin_threads
 
 
 @contextlib.contextmanager

@@ -19,16 +19,16 @@ from transformers import LlamaForCausalLM
 from benchmarks import language_model, naive
 from benchmarks.measure import MEGABYTE, interleaved, peak_bytes, peak_in_fresh_process, ratio, said
 from benchmarks.saving import save_for
-from ray_probe.core.baselines import BaselineRule
-from ray_probe.core.features import DEFAULT_FEATURES
-from ray_probe.core.ridge import solve
-from ray_probe.fitter import Fitter
-from ray_probe.gradients import GradientSum
-from ray_probe.plan import Plan, Shard
+from ray_probe.core.estimator.baselines import BaselineRule
+from ray_probe.core.estimator.ridge import solve
+from ray_probe.core.policy.features import DEFAULT_FEATURES
+from ray_probe.fitter.fitter import Fitter
+from ray_probe.gradient.shard_sum import GradientSum
+from ray_probe.model.sequences import BatchedSequences, TokenRow
 from ray_probe.probe_components import ProbeComponents
-from ray_probe.rollout import Rollout
+from ray_probe.rollout.rollout import Rollout
+from ray_probe.run.plan import Plan, Shard
 from ray_probe.sequence_processor import Seed, SequenceProcessor
-from ray_probe.sequences import BatchedSequences, TokenRow
 
 SHARD = 8  # sequences of a shard
 RIDGE = 1e-3

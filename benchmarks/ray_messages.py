@@ -18,10 +18,10 @@ from benchmarks.ledger import RULE, delivery_of
 from benchmarks.measure import ratio, said
 from benchmarks.private_ray import private_ray
 from benchmarks.saving import save
-from ray_probe.cluster.delivery import deliver
-from ray_probe.cluster.keepers import OpenFitter, fitter_actor
-from ray_probe.core.baselines import PublishedFit
-from ray_probe.messages import Opening
+from ray_probe.cluster.actors.delivery import deliver
+from ray_probe.cluster.actors.handle import OpenFitter, fitter_actor
+from ray_probe.core.estimator.baselines import PublishedFit
+from ray_probe.run.messages import Opening
 
 ROUNDS = 5
 PRODUCERS = (1, 2, 4, 16)

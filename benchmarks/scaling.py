@@ -18,12 +18,12 @@ from benchmarks.measure import ratio, said
 from benchmarks.private_ray import private_ray
 from benchmarks.saving import save
 from ray_probe.cluster.backend import RayBackend
-from ray_probe.in_process import InProcess
+from ray_probe.controller.local_backend import InProcess
 from ray_probe.offline_entropy_probe import OfflineEntropyProbe
-from ray_probe.preflight import Prepared
-from ray_probe.rules import baseline_rule
-from ray_probe.run_directory import RunDirectory
-from ray_probe.work import Backend
+from ray_probe.run.backend import Backend
+from ray_probe.run.directory import RunDirectory
+from ray_probe.run.prepare import Prepared
+from ray_probe.run.rules import baseline_rule
 
 ROUNDS = 5
 MEASUREMENT = ("batch.rounds=2", "batch.prompts_per_round=32", "estimator.pass=one")

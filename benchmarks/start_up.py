@@ -14,7 +14,7 @@ from typing import Any
 from benchmarks.saving import ROOT, save
 
 ROUNDS = 5
-IMPORTS = ("ray_probe.cli", "ray_probe.fitter", "ray", "torch", "transformers", "ray_probe.assembly")
+IMPORTS = ("ray_probe.cli.main", "ray_probe.fitter.fitter", "ray", "torch", "transformers", "ray_probe.rollout.builder")
 TARGET_S = 10.0
 
 
@@ -39,7 +39,7 @@ def _child() -> dict[str, float]:
         with private_ray(slots=2):
             seconds["ray.init"] = time.perf_counter() - started
             from ray_probe.cluster.backend import RayBackend
-            from ray_probe.run_directory import RunDirectory
+            from ray_probe.run.directory import RunDirectory
 
             backend = RayBackend(prepared.config)
             timed("first rollout actor has the model", lambda: backend.load(prepared))

@@ -14,10 +14,10 @@ from torch import Tensor
 from benchmarks import logit_data, naive
 from benchmarks.measure import MEGABYTE, interleaved, parser, peak_bytes, peak_in_fresh_process, ratio, said
 from benchmarks.saving import save
-from ray_probe.core import policy
-from ray_probe.core.features import DEFAULT_FEATURES
-from ray_probe.core.scaling import SamplingRule
-from ray_probe.core.token_statistics import token_statistics
+from ray_probe.core.policy import sampling
+from ray_probe.core.policy.features import DEFAULT_FEATURES
+from ray_probe.core.policy.logits import SamplingRule
+from ray_probe.core.policy.token_statistics import token_statistics
 
 CAP = 64
 NAIVE_PEAK_TOKENS = 256
@@ -74,19 +74,19 @@ def timed(kind: str, vocabulary: int, top_p: float, options: Any) -> Case:
 
 def chunk_sizes(options: Any) -> list[Case]:
     """Time of the forward pass by the size of a chunk of rows, over that with the default."""
-    found, default = [], policy.CHUNK_ELEMENTS
+    found, default = [], sampling.CHUNK_ELEMENTS
     sizes = [1 << bits for bits in CHUNKS]
     for kind, vocabulary in (("llm", 32_000), ("llm", 151_936), ("flat", 151_936)):
         logits_TV = logit_data.logits(kind, 64, vocabulary).to(options.device)
         tokens_T = logit_data.sampled(logits_TV, 0.95)
 
         def run(size: int, logits_TV: Tensor = logits_TV, tokens_T: Tensor = tokens_T) -> object:
-            policy.CHUNK_ELEMENTS = size
+            sampling.CHUNK_ELEMENTS = size
             return ours(logits_TV, tokens_T, 0.95, False)
 
         variants = {str(size): lambda size=size, run=run: run(size) for size in sizes}
         seconds = interleaved(variants, options.rounds, options.device)
-        policy.CHUNK_ELEMENTS = default
+        sampling.CHUNK_ELEMENTS = default
         over = {size: ratio(values, seconds[str(default)]) for size, values in seconds.items()}
         line = "  ".join(f"2^{int(size).bit_length() - 1}: {value['median']:.2f}" for size, value in over.items())
         print(f"  {kind:5s} V={vocabulary:<7d} time over the default's by numbers in a chunk   {line}")

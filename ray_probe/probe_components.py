@@ -10,16 +10,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ray_probe.core.baselines import MODES, Mode, PublishedFit, ShardBaseline, mu_hat_by_mode
-from ray_probe.core.loss import Estimator, advantages, baseline_target, response_loss
-from ray_probe.core.records import PROMPT_COLUMNS, bin_of, position_bins
-from ray_probe.core.scoring import ScoredTokens
+from ray_probe.checkpoints.trainable import accumulate_wide
+from ray_probe.core.estimator.baselines import MODES, Mode, PublishedFit, ShardBaseline, mu_hat_by_mode
+from ray_probe.core.estimator.loss import Estimator, advantages, baseline_target, response_loss
+from ray_probe.core.estimator.records import PROMPT_COLUMNS, bin_of, position_bins
+from ray_probe.core.policy.token_scores import ScoredTokens
 from ray_probe.errors import ConfigError
-from ray_probe.messages import SumsX
-from ray_probe.scored_parts import ScoredPart, results_of, to_float64
+from ray_probe.model.scored_parts import ScoredPart, results_of, to_float64
+from ray_probe.model.sequences import Array, BatchedSequences, LogprobResults
+from ray_probe.run.messages import SumsX
 from ray_probe.sequence_processor import SequenceProcessor
-from ray_probe.sequences import Array, BatchedSequences, LogprobResults
-from ray_probe.trainable import accumulate_wide
 
 Baseline = PublishedFit | ShardBaseline | None
 

@@ -13,23 +13,23 @@ from typing import Any
 import numpy as np
 import torch
 
-from ray_probe.chat import appended_eos, begins_with_two_bos, encode_prompts
+from ray_probe.checkpoints.eos import resolve_eos, token_text
+from ray_probe.checkpoints.eos_sources import sources_of_model
 from ray_probe.config import GenerationSettings
-from ray_probe.context import limit_of, rope_switch
-from ray_probe.core.features import DEFAULT_FEATURES
-from ray_probe.core.fused_head import fused_token_statistics, score_and_keep
-from ray_probe.core.scaling import SamplingRule
-from ray_probe.core.scoring import ScoredTokens
-from ray_probe.core.token_statistics import TokenStatistics, token_statistics
-from ray_probe.decoding import Decoder
-from ray_probe.eos import resolve_eos, token_text
-from ray_probe.eos_sources import sources_of_model
+from ray_probe.core.policy.features import DEFAULT_FEATURES
+from ray_probe.core.policy.fused_head import fused_token_statistics, score_and_keep
+from ray_probe.core.policy.logits import SamplingRule
+from ray_probe.core.policy.token_scores import ScoredTokens
+from ray_probe.core.policy.token_statistics import TokenStatistics, token_statistics
+from ray_probe.data.chat_template import appended_eos, begins_with_two_bos, encode_prompts
 from ray_probe.errors import ConfigError, PromptsError, bad_value
-from ray_probe.forward import Forward, refuse_non_finite
-from ray_probe.micro_batches import plan_micro_batches
-from ray_probe.scored_parts import ScoredPart, grouped, results_of
-from ray_probe.sequences import Array, BatchedSequences, LogprobResults, TokenRow, pack_sequences
-from ray_probe.trials import check_cache_gap
+from ray_probe.model.context_length import limit_of, rope_switch
+from ray_probe.model.decoding import Decoder
+from ray_probe.model.forward import Forward, refuse_non_finite
+from ray_probe.model.micro_batches import plan_micro_batches
+from ray_probe.model.scored_parts import ScoredPart, grouped, results_of
+from ray_probe.model.sequences import Array, BatchedSequences, LogprobResults, TokenRow, pack_sequences
+from ray_probe.model.trials import check_cache_gap
 
 Seed = int | Sequence[int]
 
@@ -57,7 +57,7 @@ class SequenceProcessor:
     Raises:
         ConfigError: `generation.eos_token_ids` has an id that the model does not have, or the model no such context.
         CheckpointError: model and tokenizer name no id that ends a response, or one that the model does not have, or
-            the model cannot be measured (see `ray_probe.trials`).
+            the model cannot be measured (see `ray_probe.model.trials`).
         ParityError: the model's cache alone would fail the parity gate.
     """
 

@@ -1,1 +1,1 @@
-"""Everything that imports ray: reaching a cluster, actors and their pool, decisions on failure."""
+"""Everything that imports Ray."""

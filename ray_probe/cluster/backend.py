@@ -5,20 +5,20 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ray_probe.cluster.keepers import FitterKeeper, Keeper, WriterKeeper, fitter_actor, writer_actor
-from ray_probe.cluster.pool import Pool
-from ray_probe.cluster.round_work import Manner
-from ray_probe.cluster.rounds import RayRounds
+from ray_probe.cluster import actor_names
+from ray_probe.cluster.actors.handle import FitterKeeper, Keeper, WriterKeeper, fitter_actor, writer_actor
+from ray_probe.cluster.pool.pool import Pool
+from ray_probe.cluster.rounds.commit_group import Manner
+from ray_probe.cluster.rounds.open_measurement import RayRounds
 from ray_probe.config import ProbeConfig
-from ray_probe.layout import BUCKET_NUMBERS, Layout
-from ray_probe.loading import Order
-from ray_probe.plan import Shard
-from ray_probe.prepared import Prepared
-from ray_probe.rules import baseline_rule
-from ray_probe.run_directory import RunDirectory
-from ray_probe.service import names
-from ray_probe.tracker import Tracker
-from ray_probe.work import RoundOutcome, StopCheck
+from ray_probe.gradient.layout import BUCKET_NUMBERS, Layout
+from ray_probe.rollout.loader import Order
+from ray_probe.run.backend import RoundOutcome, StopCheck
+from ray_probe.run.directory import RunDirectory
+from ray_probe.run.plan import Shard
+from ray_probe.run.prepared import Prepared
+from ray_probe.run.progress_tracker import Tracker
+from ray_probe.run.rules import baseline_rule
 
 NAME_S = 20.0
 FITTER_STATE = "fitter.json"
@@ -77,8 +77,8 @@ class RayBackend:
         lasting: dict[str, Any] = {"lifetime": "detached"} if detached else {}
         options = actor_options(config) | lasting
         self._pool = Pool(config.cluster.actors, options, log, prefix=name, **pool_options)
-        self._fitter_options = lasting | ({} if name is None else {"name": names.fitter(name)})
-        self._writer_options = lasting | ({} if name is None else {"name": names.writer(name)})
+        self._fitter_options = lasting | ({} if name is None else {"name": actor_names.fitter(name)})
+        self._writer_options = lasting | ({} if name is None else {"name": actor_names.writer(name)})
         self._fitter: FitterKeeper | None = None
         self._writer: WriterKeeper | None = None
         self._prepared: Prepared | None = None

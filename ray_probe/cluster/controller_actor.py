@@ -13,20 +13,20 @@ from typing import TYPE_CHECKING, Any
 
 import ray
 
-from ray_probe.cluster.head_watch import LOST_S, OWN_LOST_S, HeadWatch, end_without
-from ray_probe.cluster.ours import Ours, end_children, refuse_taken_name
-from ray_probe.cluster.placement import pinned_to
+from ray_probe.cluster import actor_names
+from ray_probe.cluster.connection.placement import pinned_to
+from ray_probe.cluster.head.head_monitor import LOST_S, OWN_LOST_S, HeadWatch, end_without
+from ray_probe.cluster.own_actors import Ours, end_children, refuse_taken_name
+from ray_probe.controller.replies import Beta, Followed, MeasurementInfo, Scaled, Status, Variance
 from ray_probe.errors import ConfigError, ProbeError
-from ray_probe.failpoints import fail_at
-from ray_probe.service import names
-from ray_probe.service.replies import Beta, Followed, MeasurementInfo, Scaled, Status, Variance
+from ray_probe.system.failpoints import fail_at
 
 if TYPE_CHECKING:
     from datetime import datetime
 
     from ray_probe.config import ProbeConfig
-    from ray_probe.measurement import Job
-    from ray_probe.prepared import Prepared
+    from ray_probe.controller.measurement import Job
+    from ray_probe.run.prepared import Prepared
 
 logger = logging.getLogger("ray_probe")
 SERVICE_CONFIG = "service.yaml"
@@ -60,12 +60,12 @@ class ControllerActor(Ours):
     """Runs a `Controller`; every method but `close` answers at once."""
 
     def __init__(self, spec: Spec) -> None:
-        from ray_probe.cluster.workers import RayWorkers
-        from ray_probe.config import config_from_dict, load_config
-        from ray_probe.digests import check_recorded
-        from ray_probe.files import held
-        from ray_probe.measurement import logged_to
-        from ray_probe.service.controller import Controller
+        from ray_probe.cluster.controller_backend import RayWorkers
+        from ray_probe.config.schema import config_from_dict, load_config
+        from ray_probe.controller.controller import Controller
+        from ray_probe.controller.measurement import logged_to
+        from ray_probe.system.digests import check_recorded
+        from ray_probe.system.files import held
 
         lost_s = OWN_LOST_S if spec.own_head else LOST_S
         end_without(HeadWatch(ray.get_runtime_context().gcs_address, lost_s), logger.error)
@@ -108,7 +108,7 @@ class ControllerActor(Ours):
         """
         if self._kind == "run":
             raise ConfigError("--run: a run measures one checkpoint; start a service for more: up CONFIG")
-        from ray_probe.service.requests import measurement_config
+        from ray_probe.controller.measurement_config import measurement_config
 
         return self._controller.probe(measurement_config(self._config, settings)).id
 
@@ -173,7 +173,7 @@ def create(spec: Spec, node_id: str) -> Any:
     refuse_taken_name(field, spec.name, ray.get_runtime_context().namespace)
     lasting: dict[str, Any] = {"lifetime": "detached", "max_restarts": -1} if spec.kind == "service" else {}
     options = ray.remote(ControllerActor).options(
-        name=names.controller(spec.name), num_cpus=0, max_concurrency=ASKED_AT_ONCE,
+        name=actor_names.controller(spec.name), num_cpus=0, max_concurrency=ASKED_AT_ONCE,
         scheduling_strategy=pinned_to(node_id),
         runtime_env={"env_vars": {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}}, **lasting,
     )  # fmt: skip
@@ -182,12 +182,12 @@ def create(spec: Spec, node_id: str) -> Any:
 
 def spec_of_run(name: str, config: "ProbeConfig", own_head: bool) -> Spec:
     """The controller of one run."""
-    from ray_probe.config import to_dict
+    from ray_probe.config.schema import to_dict
 
     return Spec(name, to_dict(config), None, own_head)
 
 
 def _prepare(config: "ProbeConfig", created: "datetime | None") -> "Prepared":
-    from ray_probe.preflight import prepare  # brings transformers along; only what a service is given needs it here
+    from ray_probe.run.prepare import prepare  # brings transformers along; only what a service is given needs it here
 
     return prepare(config, created)

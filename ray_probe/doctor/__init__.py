@@ -3,7 +3,7 @@
 from collections.abc import Generator
 from contextlib import ExitStack
 
-from ray_probe.config import ClusterConfig, ProbeConfig
+from ray_probe.config.schema import ClusterConfig, ProbeConfig
 from ray_probe.doctor import cluster, devices, files, machine, model
 from ray_probe.doctor.checks import Case, Check, Step, examine, exit_code, to_json
 

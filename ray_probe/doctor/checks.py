@@ -6,13 +6,13 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from ray_probe.config import ClusterConfig, ProbeConfig
+from ray_probe.config.schema import ClusterConfig, ProbeConfig
 from ray_probe.errors import InputError, ProbeError
 
 if TYPE_CHECKING:
-    from ray_probe.checkpoints import Checkpoint
-    from ray_probe.cluster.survey import Node
-    from ray_probe.prepared import Prepared
+    from ray_probe.checkpoints.load import Checkpoint
+    from ray_probe.cluster.connection.nodes import Node
+    from ray_probe.run.prepared import Prepared
 
 Status = Literal["ok", "warning", "failed", "skipped", "omitted"]
 

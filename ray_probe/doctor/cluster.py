@@ -6,17 +6,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ray_probe.checkpoint_files import ADAPTER_FILES, CHECKPOINT_FILES, matching_files
-from ray_probe.cluster.connection import connected
-from ray_probe.cluster.demand import Demand, room, shortfall
+from ray_probe.checkpoints.files import ADAPTER_FILES, CHECKPOINT_FILES, matching_files
+from ray_probe.checkpoints.memory_forecast import size
+from ray_probe.cluster.connection.connect import connected
+from ray_probe.cluster.connection.demand import Demand, room, shortfall
+from ray_probe.cluster.connection.shared_directory import check_shared
 from ray_probe.doctor.checks import Case, Finding
 from ray_probe.errors import CheckpointError, ClusterError, ConfigError, OutputError, bad_value
-from ray_probe.memory import size
-from ray_probe.shared_storage import check_shared
-from ray_probe.versions import package_versions
+from ray_probe.system.versions import package_versions
 
 if TYPE_CHECKING:
-    from ray_probe.cluster.survey import Answer, Node
+    from ray_probe.cluster.connection.nodes import Answer, Node
 
 ANSWER_S = 60.0
 LISTED = 3
@@ -24,7 +24,7 @@ LISTED = 3
 
 def ray_starts(case: Case) -> Finding:
     """A private Ray comes up on this machine, runs a task, and is gone again."""
-    from ray_probe.cluster.survey import alive_nodes, ask_nodes
+    from ray_probe.cluster.connection.nodes import alive_nodes, ask_nodes
 
     with connected(None, "ray_probe", Demand(0, 1, 0, {}, 1), log=_nobody) as info:
         (answer,) = ask_nodes(alive_nodes(), package_versions, seconds=ANSWER_S)
@@ -35,7 +35,7 @@ def ray_starts(case: Case) -> Finding:
 
 def joined(case: Case) -> Finding:
     """The cluster can be joined, or started here; the connection stays for the steps that follow."""
-    from ray_probe.cluster.survey import alive_nodes
+    from ray_probe.cluster.connection.nodes import alive_nodes
 
     cluster = case.cluster
     nothing = Demand(0, cluster.cpus_per_actor, cluster.gpus_per_actor, cluster.resources, cluster.slots)
@@ -169,7 +169,7 @@ def _difference(here: dict[str, int] | None, there: dict[str, int] | None) -> st
 
 def ask(nodes: Sequence["Node"], function: Any, *args: Any, **resources: float) -> list["Answer"]:
     """Ask nodes by a task that occupies these resources (`ray.remote` options), or nothing."""
-    from ray_probe.cluster.survey import ask_nodes
+    from ray_probe.cluster.connection.nodes import ask_nodes
 
     return ask_nodes(nodes, function, *args, seconds=ANSWER_S, resources=resources)
 

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import psutil
 
-from ray_probe.cluster.demand import Demand, room
+from ray_probe.checkpoints.memory_forecast import check_fits, estimate, size
+from ray_probe.cluster.connection.demand import Demand, room
 from ray_probe.doctor.checks import Case, Finding
 from ray_probe.doctor.cluster import ask, nodes_with_room, silent, some
 from ray_probe.errors import ClusterError
-from ray_probe.memory import check_fits, estimate, size
 
 LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")  # of a container
 

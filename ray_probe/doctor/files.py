@@ -3,13 +3,13 @@
 import shutil
 from pathlib import Path
 
-from ray_probe.checkpoint_files import weight_headers
+from ray_probe.checkpoints.eos import KEY as EOS_KEY
+from ray_probe.checkpoints.files import weight_headers
+from ray_probe.checkpoints.memory_forecast import BUFFERS, WIDTH, estimate, size
+from ray_probe.data.prompts import Prompt, load_prompts
 from ray_probe.doctor.checks import Case, Finding
-from ray_probe.eos import KEY as EOS_KEY
 from ray_probe.errors import InputError, OutputError
-from ray_probe.memory import BUFFERS, WIDTH, estimate, size
-from ray_probe.prompts import Prompt, load_prompts
-from ray_probe.run_directory import RunDirectory
+from ray_probe.run.directory import RunDirectory
 
 GRADIENT_BYTES = 16  # float64, the committed one and the one that takes its place
 SAVED_BYTES = 8  # gradient.safetensors
@@ -18,8 +18,8 @@ OTHER_BYTES = 64 * 2**20  # records, rounds, plots, log
 
 def checkpoint(case: Case) -> Finding:
     """The checkpoint, and the adapter, can be read and are whole and finite; their weights are not loaded."""
-    from ray_probe.checkpoints import inspect_checkpoint
-    from ray_probe.preflight import prepare
+    from ray_probe.checkpoints.load import inspect_checkpoint
+    from ray_probe.run.prepare import prepare
 
     found = inspect_checkpoint(case.run.model)
     found.eos(case.run.generation.eos_token_ids)
@@ -64,8 +64,8 @@ def prompts(case: Case) -> Finding:
 
 def _longest(case: Case) -> int:
     """Tokens of the longest prompt that is used."""
-    from ray_probe.chat import encode_prompts
-    from ray_probe.preflight import TOKENIZE_BATCH
+    from ray_probe.data.chat_template import encode_prompts
+    from ray_probe.run.prepare import TOKENIZE_BATCH
 
     assert case.prepared is not None
     plan, tokenizer = case.prepared.plan, case.checkpoint.tokenizer

@@ -12,8 +12,9 @@ from importlib import metadata
 from pathlib import Path
 
 import ray_probe
-from ray_probe.cluster.demand import MIN_STORE_BYTES
-from ray_probe.cluster.environment import (
+from ray_probe.checkpoints.memory_forecast import size
+from ray_probe.cluster.connection.demand import MIN_STORE_BYTES
+from ray_probe.cluster.connection.environment import (
     MAX_TMP_CHARS,
     env_to_join,
     environment,
@@ -23,7 +24,6 @@ from ray_probe.cluster.environment import (
 )
 from ray_probe.doctor.checks import Case, Finding
 from ray_probe.errors import ClusterError, ProbeError, bad_value
-from ray_probe.memory import size
 
 SHOWN = ("torch", "transformers", "ray", "numpy")
 SPILL_BYTES = 2**30
@@ -167,7 +167,7 @@ def room_for_ray(case: Case) -> Finding:
 
 def self_tested(case: Case) -> Finding:
     """The estimator against exact enumeration, as it is installed here."""
-    from ray_probe.self_test import self_test
+    from ray_probe.doctor.self_test import self_test
 
     result = self_test(case.self_test_s)
     errors = ", ".join(f"{name} {error:.1e}" for name, error in result.errors.items())

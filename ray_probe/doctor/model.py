@@ -3,14 +3,14 @@
 import time
 from dataclasses import replace
 
+from ray_probe.checkpoints.memory_forecast import size
 from ray_probe.config import ProbeConfig
-from ray_probe.core.parity import violation
+from ray_probe.core.estimator.parity import violation
 from ray_probe.doctor.checks import Case, Finding
 from ray_probe.doctor.devices import free_device
 from ray_probe.errors import ParityError
-from ray_probe.fitter import Fitter
-from ray_probe.memory import size
-from ray_probe.rules import baseline_rule
+from ray_probe.fitter.fitter import Fitter
+from ray_probe.run.rules import baseline_rule
 
 TRIAL_PROMPTS, TRIAL_RESPONSES, TRIAL_TOKENS = 2, 2, 16
 LEFT_OUT = "whether the loaded model can be sampled, scored and differentiated"
@@ -51,7 +51,7 @@ def _tried(case: Case, config: ProbeConfig, device: str) -> str:
         NonFiniteError: logits, entropies or the gradient hold NaN or infinity.
         ParityError: the scored policy is not the policy that sampled.
     """
-    from ray_probe.assembly import Assembly
+    from ray_probe.rollout.builder import Assembly
 
     assert case.prepared is not None
     found, rule = case.prepared.checkpoint, baseline_rule(config)

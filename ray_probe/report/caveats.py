@@ -4,9 +4,9 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from ray_probe.eos import KEY as EOS_KEY
-from ray_probe.eos import shown_ids, shown_others
-from ray_probe.report.numbers import number, percent, with_error
+from ray_probe.checkpoints.eos import KEY as EOS_KEY
+from ray_probe.checkpoints.eos import shown_ids, shown_others
+from ray_probe.report.number_format import number, percent, with_error
 
 CONDITION_LIMIT = 1e12
 TRUNCATED_LIMIT = 0.05

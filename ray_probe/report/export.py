@@ -6,9 +6,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from ray_probe.report.caveats import Result, caveats
-from ray_probe.report.numbers import number, with_error
-from ray_probe.report.parts import MODES, norm_debiased
-from ray_probe.report.table import heading_lines
+from ray_probe.report.number_format import number, with_error
+from ray_probe.report.result_table import heading_lines
+from ray_probe.report.table_parts import MODES, norm_debiased
 from ray_probe.report.verdict import verdict
 
 NATS, SQUARE = "nats", "nats^2 a token"

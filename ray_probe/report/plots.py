@@ -6,7 +6,9 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from ray_probe.report.canvas import (
+from ray_probe.report.caveats import Result, baseline_of
+from ray_probe.report.number_format import number, with_error
+from ray_probe.report.plot_style import (
     BLUE,
     CHECKPOINT_CHARS,
     INK,
@@ -30,8 +32,6 @@ from ray_probe.report.canvas import (
     symlog,
     whole_rounds,
 )
-from ray_probe.report.caveats import Result, baseline_of
-from ray_probe.report.numbers import number, with_error
 
 Rounds = list[dict[str, Any]]
 

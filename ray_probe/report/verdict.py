@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from ray_probe.report.caveats import Result, ended_early, has_few_shards
-from ray_probe.report.numbers import about, is_missing, number
-from ray_probe.report.parts import SNR_RESOLVED, duration, norm_debiased
+from ray_probe.report.number_format import about, is_missing, number
+from ray_probe.report.table_parts import SNR_RESOLVED, duration, norm_debiased
 
 SNR_LOST = 0.05
 """Below this no number of responses is given: the error of the squared norm is sqrt(2 / r) of the noise, where r

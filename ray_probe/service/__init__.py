@@ -1,1 +1,1 @@
-"""The service: its queue, what it answers, where it is found, and the client that asks."""
+"""The user's side: start and stop a service, talk to it, run once."""

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from ray_probe.controller.replies import Beta, MeasurementInfo, Scaled, Status, Variance
 from ray_probe.errors import (
     CancelledError,
     ClusterError,
@@ -17,13 +18,12 @@ from ray_probe.errors import (
     ProbeError,
     bad_value,
 )
-from ray_probe.progress import Listener
-from ray_probe.service.finding import find
+from ray_probe.run.progress import Listener
+from ray_probe.service.discovery import find
 from ray_probe.service.following import follow
-from ray_probe.service.replies import Beta, MeasurementInfo, Scaled, Status, Variance
 
 if TYPE_CHECKING:
-    from ray_probe.cluster.head_watch import HeadWatch
+    from ray_probe.cluster.head.head_monitor import HeadWatch
 
 ANSWER_S = 20.0
 STOP_EVERY_S = 0.05
@@ -159,7 +159,7 @@ class ProbeClient:
             asked["data.prompts"] = _place(prompts) if isinstance(prompts, str | Path) else list(prompts)
         if snapshot is not None:
             asked["model.snapshot"] = snapshot
-        from ray_probe.cluster.calls import ask_for_long
+        from ray_probe.cluster.actors.calls import ask_for_long
 
         identity: str = ask_for_long(
             self._controller, self.name, "probe", asked | dict(settings or {}), silent_s=ANSWER_S
@@ -239,8 +239,8 @@ class ProbeClient:
         Args:
             seconds: how long it has to stop by itself; 0 ends its actors at once.
         """
-        from ray_probe.cluster.calls import kill
-        from ray_probe.cluster.ours import end_children
+        from ray_probe.cluster.actors.calls import kill
+        from ray_probe.cluster.own_actors import end_children
 
         in_time = False
         try:
@@ -265,7 +265,7 @@ class ProbeClient:
     def _ask(
         self, method: str, *args: Any, deadline_s: float = ANSWER_S, meanwhile: Callable[[], None] = lambda: None
     ) -> Any:
-        from ray_probe.cluster.calls import ask
+        from ray_probe.cluster.actors.calls import ask
 
         def look() -> None:
             self._refuse_lost_head()

@@ -6,12 +6,12 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
-from ray_probe.cluster.environment import PREFIX
+from ray_probe.cluster.connection.environment import PREFIX
+from ray_probe.controller.state import utc_now
 from ray_probe.errors import ClusterError, ConfigError, NoClusterError, bad_value
 from ray_probe.service import registry
-from ray_probe.service.board import utc_now
 from ray_probe.service.client import ProbeClient
-from ray_probe.service.finding import entry_at
+from ray_probe.service.discovery import entry_at
 
 Tell = Callable[[str], None]
 
@@ -43,9 +43,9 @@ def down(name: str | None, tell: Tell, address: str | None = None, namespace: st
                 raise _not_ended(entry, error) from None
             tell(f"the service does not answer ({error}); its head is ended")
     if entry.pid is not None:
-        from ray_probe.cluster import head
+        from ray_probe.cluster.head import local_head
 
-        head.end(entry.pid, entry.pid_created)
+        local_head.end(entry.pid, entry.pid_created)
     forget_lost_head(entry.name)
     registry.forget(entry)
     return entry.name
@@ -87,8 +87,8 @@ def _ended(entry: registry.Entry, tell: Tell) -> None:
 
     Raises ConfigError when the controller is a run's, or when nothing of that name is there and nobody said it was.
     """
-    from ray_probe.cluster.connection import connected
-    from ray_probe.cluster.ours import controllers, end_children, kind_of
+    from ray_probe.cluster.connection.connect import connected
+    from ray_probe.cluster.own_actors import controllers, end_children, kind_of
 
     with connected(
         entry.address, entry.namespace, None, token_path=entry.token_path, loopback=entry.loopback, log=lambda _: None

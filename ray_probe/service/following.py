@@ -4,9 +4,9 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from ray_probe.controller.replies import Followed
 from ray_probe.errors import ClusterError, NoClusterError
-from ray_probe.progress import Listener
-from ray_probe.service.replies import Followed
+from ray_probe.run.progress import Listener
 
 FOLLOW_EVERY_S = 0.25
 SILENT_S = 45.0  # a head is given up sooner; Ray ends a process whose cluster has been silent for 60 s

@@ -16,13 +16,13 @@ from support.failpoints import arm, fired
 from support.light import BUCKET, LightActor, light_config, light_prepared
 from support.ray_runs import noted, own, run_on
 
-from ray_probe.cluster import round_work
 from ray_probe.cluster.backend import RayBackend
-from ray_probe.cluster.fitter_watch import FitterWatch
-from ray_probe.cluster.supervision import LESS_MEMORY
+from ray_probe.cluster.pool.failure_policy import LESS_MEMORY
+from ray_probe.cluster.rounds import commit_group
+from ray_probe.cluster.rounds.fitter_monitor import FitterWatch
 from ray_probe.errors import NonFiniteError, OutputError
-from ray_probe.prepared import Prepared
-from ray_probe.progress import Listener, Progress
+from ray_probe.run.prepared import Prepared
+from ray_probe.run.progress import Listener, Progress
 
 pytestmark = pytest.mark.cluster
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import a test module
@@ -110,7 +110,7 @@ def test_a_shard_that_ends_its_actors_without_a_word_says_what_to_lower(
 def test_a_fitter_that_stands_still_is_made_again_from_its_ledger_and_the_run_goes_on(
     backend: RayBackend, files: Path, reference: Answer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(round_work, "FitterWatch", partial(FitterWatch, silent_s=2.0))
+    monkeypatch.setattr(commit_group, "FitterWatch", partial(FitterWatch, silent_s=2.0))
     frozen: list[psutil.Process] = []
     notes: list[str] = []
 

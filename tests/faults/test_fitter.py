@@ -20,15 +20,15 @@ from ray import cloudpickle
 from support.failpoints import arm, fired
 from support.records import POLICY, bits, delivery, other_bytes, rule
 
-from ray_probe.cluster.actors import FitterActor
-from ray_probe.cluster.calls import kill
-from ray_probe.cluster.delivery import deliver, delivery_of
-from ray_probe.cluster.keepers import FITTER_THREADS, FitterKeeper, OpenFitter, fitter_actor
+from ray_probe.cluster.actors.calls import kill
+from ray_probe.cluster.actors.delivery import deliver, delivery_of
+from ray_probe.cluster.actors.handle import FITTER_THREADS, FitterKeeper, OpenFitter, fitter_actor
+from ray_probe.cluster.actors.rollout import FitterActor
 from ray_probe.errors import ClusterError, LedgerError, OutputError, RecordError
-from ray_probe.failpoints import fail_at
-from ray_probe.fitter import Counts, Fitter
-from ray_probe.ledger import read_ledger
-from ray_probe.messages import Opening
+from ray_probe.fitter.fitter import Counts, Fitter
+from ray_probe.fitter.ledger import read_ledger
+from ray_probe.run.messages import Opening
+from ray_probe.system.failpoints import fail_at
 
 pytestmark = pytest.mark.cluster
 

@@ -10,10 +10,10 @@ from support.ray_runs import run_here, run_on
 from ray_probe.cluster.backend import RayBackend
 from ray_probe.errors import OutputError
 from ray_probe.offline_entropy_probe import OfflineEntropyProbe
-from ray_probe.progress import Listener, Progress
-from ray_probe.rules import baseline_rule
-from ray_probe.run_directory import RunDirectory
-from ray_probe.work import Stopped
+from ray_probe.run.backend import Stopped
+from ray_probe.run.directory import RunDirectory
+from ray_probe.run.progress import Listener, Progress
+from ray_probe.run.rules import baseline_rule
 
 pytestmark = pytest.mark.cluster
 

@@ -11,13 +11,13 @@ from support.light import POLICY, light_run
 from support.light_rollout import LightRollout
 from support.ray_runs import noted, run_on
 
+from ray_probe.cluster.actors.delivery import deliver
 from ray_probe.cluster.backend import RayBackend
-from ray_probe.cluster.delivery import deliver
 from ray_probe.errors import ClusterError, RecordError
-from ray_probe.messages import Delivery
-from ray_probe.prepared import Prepared
-from ray_probe.progress import Listener, Progress
-from ray_probe.rules import baseline_rule
+from ray_probe.run.messages import Delivery
+from ray_probe.run.prepared import Prepared
+from ray_probe.run.progress import Listener, Progress
+from ray_probe.run.rules import baseline_rule
 
 pytestmark = pytest.mark.cluster
 

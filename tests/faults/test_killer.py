@@ -19,8 +19,8 @@ from support.light import here, light_prepared
 from support.processes import actors_of
 from support.ray_runs import run_here
 
-from ray_probe.rules import baseline_rule
-from ray_probe.run_directory import RunDirectory
+from ray_probe.run.directory import RunDirectory
+from ray_probe.run.rules import baseline_rule
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(450)]
 

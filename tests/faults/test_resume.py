@@ -11,17 +11,17 @@ from support.answers import Answer
 from support.light import here, light_run
 from support.ray_runs import run_here
 
-from ray_probe.cluster import round_work
 from ray_probe.cluster.backend import RayBackend
-from ray_probe.core.baselines import PublishedFit
-from ray_probe.ledger import read_ledger
-from ray_probe.messages import ShardSums
+from ray_probe.cluster.rounds import commit_group
+from ray_probe.core.estimator.baselines import PublishedFit
+from ray_probe.fitter.ledger import read_ledger
 from ray_probe.offline_entropy_probe import OfflineEntropyProbe
-from ray_probe.prepared import Prepared
-from ray_probe.progress import Progress
-from ray_probe.rules import baseline_rule
-from ray_probe.run_directory import RunDirectory
-from ray_probe.work import Stopped, check_baseline
+from ray_probe.run.backend import Stopped, check_baseline
+from ray_probe.run.directory import RunDirectory
+from ray_probe.run.messages import ShardSums
+from ray_probe.run.prepared import Prepared
+from ray_probe.run.progress import Progress
+from ray_probe.run.rules import baseline_rule
 
 pytestmark = pytest.mark.cluster
 
@@ -39,7 +39,7 @@ def checked(monkeypatch: pytest.MonkeyPatch) -> list[ShardSums]:
         check_baseline(report, fit)
         seen.append(report)
 
-    monkeypatch.setattr(round_work, "check_baseline", check)
+    monkeypatch.setattr(commit_group, "check_baseline", check)
     return seen
 
 

@@ -16,11 +16,11 @@ from support.light_rollout import LightRollout
 from support.ray_runs import noted, run_here, run_on
 
 from ray_probe.cluster.backend import RayBackend
-from ray_probe.fitter import Fitter
-from ray_probe.messages import ShardKey
-from ray_probe.prepared import Prepared
-from ray_probe.progress import Listener, Progress
-from ray_probe.rules import baseline_rule
+from ray_probe.fitter.fitter import Fitter
+from ray_probe.run.messages import ShardKey
+from ray_probe.run.prepared import Prepared
+from ray_probe.run.progress import Listener, Progress
+from ray_probe.run.rules import baseline_rule
 
 pytestmark = pytest.mark.cluster
 

@@ -9,14 +9,14 @@ import pytest
 from ray.exceptions import ActorUnavailableError
 from support.light import BUCKET, light_config, light_prepared
 
-from ray_probe.cluster.reduction import Reduction
-from ray_probe.cluster.round_work import GroupWork, Manner
-from ray_probe.cluster.worker import Event
+from ray_probe.cluster.pool.worker import Event
+from ray_probe.cluster.rounds.commit_group import GroupWork, Manner
+from ray_probe.cluster.rounds.gradient_reduction import Reduction
 from ray_probe.errors import ClusterError, ShardError
-from ray_probe.fitter import Counts
-from ray_probe.plan import Shard
-from ray_probe.tracker import Tracker
-from ray_probe.work import Stopped
+from ray_probe.fitter.fitter import Counts
+from ray_probe.run.backend import Stopped
+from ray_probe.run.plan import Shard
+from ray_probe.run.progress_tracker import Tracker
 
 pytestmark = pytest.mark.cluster
 

@@ -14,16 +14,16 @@ import pytest
 import yaml
 from support.checkpoints import raw_config, write_shadows
 
-from ray_probe.assembly import build_rollout
-from ray_probe.config import config_from_dict
-from ray_probe.in_process import InProcess
+from ray_probe.config.schema import config_from_dict
+from ray_probe.controller.local_backend import InProcess
+from ray_probe.controller.replies import Beta
 from ray_probe.offline_entropy_probe import OfflineEntropyProbe
-from ray_probe.preflight import prepare
-from ray_probe.rules import baseline_rule
-from ray_probe.run_directory import RunDirectory
+from ray_probe.rollout.builder import build_rollout
+from ray_probe.run.directory import RunDirectory
+from ray_probe.run.prepare import prepare
+from ray_probe.run.rules import baseline_rule
 from ray_probe.service import registry
 from ray_probe.service.client import ProbeClient
-from ray_probe.service.replies import Beta
 
 pytestmark = [pytest.mark.cluster, pytest.mark.own_cluster, pytest.mark.timeout(400)]
 
@@ -70,7 +70,7 @@ def asked_and_scaled_while_it_works(run: "subprocess.Popen[str]") -> list[Beta]:
 HANGS = """
 from ray_probe.service import following
 following.SILENT_S = 5.0
-from ray_probe.cli import main
+from ray_probe.cli.main import main
 main()
 """
 

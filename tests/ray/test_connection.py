@@ -18,9 +18,9 @@ import pytest
 import ray
 from support.heads import Head, a_head
 
-from ray_probe.cluster.connection import Demand, check_room, connected, shortfall, slots_warning
-from ray_probe.cluster.environment import env_to_join, env_to_start, require_token
-from ray_probe.cluster.reach import check_joinable, find_address, version_mismatch
+from ray_probe.cluster.connection.connect import Demand, check_room, connected, shortfall, slots_warning
+from ray_probe.cluster.connection.environment import env_to_join, env_to_start, require_token
+from ray_probe.cluster.connection.join_check import check_joinable, find_address, version_mismatch
 from ray_probe.errors import ClusterError, ConfigError
 
 TOKEN = "0123456789abcdef" * 4
@@ -210,7 +210,7 @@ def test_what_this_machine_can_never_hold_is_refused_before_ray_is_started(asked
 
 COMMAND_LINE = """
 import sys
-from ray_probe.cli import _main
+from ray_probe.cli.main import _main
 code = _main()
 print("loaded:", *sorted({"torch", "transformers", "matplotlib"} & set(sys.modules)))
 sys.exit(code)
@@ -246,7 +246,7 @@ def test_every_command_tells_an_unreachable_cluster_before_it_loads_what_takes_s
 
 COMMON = """
 import json, os, signal, sys, time
-from ray_probe.cluster.connection import Demand, check_room, connected
+from ray_probe.cluster.connection.connect import Demand, check_room, connected
 from ray_probe.errors import ClusterError
 class Answer:
     def pid(self):
@@ -311,10 +311,11 @@ print(json.dumps({**facts, "logged": logged}))
 """
 
 FAILS_WHILE_JOINED = """
-from ray_probe.cluster import connection, session
+from ray_probe.cluster.connection import connect
+from ray_probe.cluster.connection import session
 address, token_path, *pids = sys.argv[1:]
 session.JOIN_S = 3.0
-rehearsed = connection.check_joinable
+rehearsed = connect.check_joinable
 def then(number):
     def rehearse(address):
         nodes = rehearsed(address)
@@ -328,11 +329,11 @@ way = dict(token_path=token_path, loopback=True)
 FREEZES = (
     FAILS_WHILE_JOINED
     + """
-connection.check_joinable = then(signal.SIGSTOP)
+connect.check_joinable = then(signal.SIGSTOP)
 facts["frozen"] = refused(address, "test", None, **way)
 for pid in pids:
     os.kill(int(pid), signal.SIGCONT)
-connection.check_joinable = rehearsed
+connect.check_joinable = rehearsed
 deadline = time.monotonic() + 80
 while "joined" not in facts:
     try:
@@ -349,7 +350,7 @@ os._exit(0)
 DIES = (
     FAILS_WHILE_JOINED
     + """
-connection.check_joinable = then(signal.SIGKILL)
+connect.check_joinable = then(signal.SIGKILL)
 facts["killed"] = refused(address, "test", None, **way)
 print(json.dumps(facts), flush=True)
 os._exit(0)

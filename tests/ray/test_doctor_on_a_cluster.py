@@ -16,10 +16,10 @@ import pytest
 import yaml
 from support.checkpoints import raw_config
 
-from ray_probe.cluster.connection import ClusterInfo, Demand, connected
-from ray_probe.cluster.survey import Node, alive_nodes, ask_nodes
-from ray_probe.shared_storage import can_read, check_shared
-from ray_probe.versions import package_versions
+from ray_probe.cluster.connection.connect import ClusterInfo, Demand, connected
+from ray_probe.cluster.connection.nodes import Node, alive_nodes, ask_nodes
+from ray_probe.cluster.connection.shared_directory import can_read, check_shared
+from ray_probe.system.versions import package_versions
 
 pytestmark = [pytest.mark.cluster, pytest.mark.own_cluster]
 

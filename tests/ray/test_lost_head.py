@@ -15,11 +15,11 @@ from support.checkpoints import raw_config, write_shadows
 from support.heads import Head, a_head
 from support.ray_runs import run_here
 
-from ray_probe.assembly import build_rollout
-from ray_probe.config import config_from_dict
-from ray_probe.ledger import read_ledger
-from ray_probe.preflight import prepare
-from ray_probe.run_directory import RunDirectory
+from ray_probe.config.schema import config_from_dict
+from ray_probe.fitter.ledger import read_ledger
+from ray_probe.rollout.builder import build_rollout
+from ray_probe.run.directory import RunDirectory
+from ray_probe.run.prepare import prepare
 
 pytestmark = [pytest.mark.cluster, pytest.mark.own_cluster, pytest.mark.slow, pytest.mark.timeout(400)]
 

@@ -27,16 +27,16 @@ from support.answers import Answer
 from support.light import BUCKET, LightActor, here, light_config, light_prepared
 from support.ray_runs import run_here
 
-from ray_probe.cluster.environment import env_to_start, environment, on_loopback, private_dir
-from ray_probe.cluster.workers import RayWorkers
+from ray_probe.cli.service_tables import status_table
+from ray_probe.cluster.connection.environment import env_to_start, environment, on_loopback, private_dir
+from ray_probe.cluster.controller_backend import RayWorkers
+from ray_probe.controller.replies import Status
+from ray_probe.controller.state import utc_now
 from ray_probe.offline_entropy_probe import OfflineEntropyProbe
-from ray_probe.prepared import Prepared
-from ray_probe.progress import Progress
-from ray_probe.report.service_tables import status_table
-from ray_probe.rules import baseline_rule
-from ray_probe.run_directory import RunDirectory
-from ray_probe.service.board import utc_now
-from ray_probe.service.replies import Status
+from ray_probe.run.directory import RunDirectory
+from ray_probe.run.prepared import Prepared
+from ray_probe.run.progress import Progress
+from ray_probe.run.rules import baseline_rule
 
 pytestmark = [pytest.mark.cluster, pytest.mark.own_cluster]
 

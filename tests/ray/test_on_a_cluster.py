@@ -18,14 +18,14 @@ from support.answers import Answer
 from support.checkpoints import raw_config, write_checkpoint
 from support.ray_runs import quiet, run_here, run_on
 
-from ray_probe.assembly import build_rollout
 from ray_probe.cluster.backend import RayBackend
-from ray_probe.cluster.environment import env_to_start, environment, private_dir
-from ray_probe.config import ProbeConfig, config_from_dict
+from ray_probe.cluster.connection.environment import env_to_start, environment, private_dir
+from ray_probe.config.schema import ProbeConfig, config_from_dict
 from ray_probe.errors import CheckpointError, ClusterError
-from ray_probe.preflight import prepare
-from ray_probe.prepared import Prepared
-from ray_probe.progress import Listener, Progress
+from ray_probe.rollout.builder import build_rollout
+from ray_probe.run.prepare import prepare
+from ray_probe.run.prepared import Prepared
+from ray_probe.run.progress import Listener, Progress
 
 pytestmark = pytest.mark.cluster
 

@@ -18,16 +18,16 @@ from ray.exceptions import ActorUnavailableError
 from support.checkpoints import raw_config
 from support.records import POLICY, rule
 
-from ray_probe.cluster import lookout
+from ray_probe.cluster.actors.handle import fitter_actor
 from ray_probe.cluster.backend import actor_options
-from ray_probe.cluster.environment import env_to_start, environment, private_dir
-from ray_probe.cluster.fitter_watch import FitterWatch
-from ray_probe.cluster.keepers import fitter_actor
-from ray_probe.cluster.patience import MAX_FAILED_STARTS, MAX_REFUSALS
-from ray_probe.cluster.pool import Pool
-from ray_probe.cluster.supervision import Decision
-from ray_probe.cluster.worker import Event
-from ray_probe.config import config_from_dict
+from ray_probe.cluster.connection.environment import env_to_start, environment, private_dir
+from ray_probe.cluster.pool import observe
+from ray_probe.cluster.pool.clock import MAX_FAILED_STARTS, MAX_REFUSALS
+from ray_probe.cluster.pool.failure_policy import Decision
+from ray_probe.cluster.pool.pool import Pool
+from ray_probe.cluster.pool.worker import Event
+from ray_probe.cluster.rounds.fitter_monitor import FitterWatch
+from ray_probe.config.schema import config_from_dict
 from ray_probe.errors import CheckpointError, ClusterError, LedgerError, NonFiniteError, OutputError, ProbeError
 
 pytestmark = pytest.mark.cluster
@@ -350,7 +350,7 @@ class Hiccups:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, times: int) -> None:
         self.left = times
         monkeypatch.setattr(
-            lookout, "ray",
+            observe, "ray",
             SimpleNamespace(get=self.get, wait=ray.wait, available_resources=ray.available_resources),
         )  # fmt: skip
 

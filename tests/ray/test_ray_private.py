@@ -16,7 +16,7 @@ import pytest
 from support.heads import Head, a_head
 
 from ray_probe.cluster import ray_private
-from ray_probe.cluster.package_path import package_path
+from ray_probe.cluster.head.package_path import package_path
 
 pytestmark = [pytest.mark.cluster, pytest.mark.own_cluster]
 
@@ -24,8 +24,8 @@ SEEN = """
 import json, os, sys
 from pathlib import Path
 from ray_probe.cluster import ray_private
-from ray_probe.cluster.connection import connected
-from ray_probe.cluster.environment import environment, on_loopback
+from ray_probe.cluster.connection.connect import connected
+from ray_probe.cluster.connection.environment import environment, on_loopback
 address, token_path, temp_dir = sys.argv[1:]
 wrong = Path(os.environ["HOME"], "wrong")
 wrong.write_text("f" * 64)

@@ -18,15 +18,15 @@ from support.adapters import write_adapter
 from support.checkpoints import raw_config, write_checkpoint, write_shadows
 from support.shell import Shell
 
-from ray_probe.assembly import build_rollout
-from ray_probe.config import config_from_dict
+from ray_probe.config.schema import config_from_dict
+from ray_probe.controller.local_backend import InProcess
 from ray_probe.errors import InputError
-from ray_probe.in_process import InProcess
-from ray_probe.ledger import read_ledger
+from ray_probe.fitter.ledger import read_ledger
 from ray_probe.offline_entropy_probe import OfflineEntropyProbe
-from ray_probe.preflight import prepare
-from ray_probe.rules import baseline_rule
-from ray_probe.run_directory import RunDirectory
+from ray_probe.rollout.builder import build_rollout
+from ray_probe.run.directory import RunDirectory
+from ray_probe.run.prepare import prepare
+from ray_probe.run.rules import baseline_rule
 from ray_probe.service import registry
 from ray_probe.service.client import ProbeClient
 
@@ -321,7 +321,8 @@ def test_an_actor_that_cannot_start_ends_up_with_its_cause_and_leaves_nothing(sh
     assert "memory: an actor needs" in said and "model.trainable: adapter" in said
     assert "nothing of that name is up" in shell.run("status", "--run", "large", code=2)
     new = [process for process in psutil.process_iter(["cmdline"]) if process.pid not in before]
-    assert not any("ray_probe.cluster.head" in word for process in new for word in process.info["cmdline"] or ())
+    commands = [word for process in new for word in process.info["cmdline"] or ()]
+    assert not any("ray_probe.cluster.head" in word for word in commands)
 
 
 def test_a_lost_head_is_followed_by_an_up_that_goes_on_to_the_same_bits(

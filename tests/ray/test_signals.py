@@ -23,8 +23,8 @@ import yaml
 from support.checkpoints import raw_config
 from support.failpoints import arm, fired
 
-from ray_probe.failpoints import VARIABLE
-from ray_probe.run_directory import RunDirectory
+from ray_probe.run.directory import RunDirectory
+from ray_probe.system.failpoints import VARIABLE
 
 pytestmark = [pytest.mark.cluster, pytest.mark.own_cluster, pytest.mark.timeout(240)]
 

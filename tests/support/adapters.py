@@ -8,7 +8,7 @@ from typing import Any
 import peft
 import torch
 
-from ray_probe.checkpoints import load_model
+from ray_probe.checkpoints.load import load_model
 
 MOVED = r"lora_B|embedding|modules_to_save|tokens_delta|bias$"
 

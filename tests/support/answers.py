@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import load_file
 
-from ray_probe.ledger import read_ledger
-from ray_probe.run_directory import RunDirectory
+from ray_probe.fitter.ledger import read_ledger
+from ray_probe.run.directory import RunDirectory
 
 
 class Answer:

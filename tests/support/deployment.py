@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import typer
 import yaml
 
-from ray_probe.cli import app
+from ray_probe.cli.main import app
 
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"

@@ -11,7 +11,7 @@ import ray
 from ray_probe.cluster.backend import RayBackend
 from ray_probe.config import ProbeConfig
 from ray_probe.offline_entropy_probe import OfflineEntropyProbe
-from ray_probe.run_directory import RunDirectory
+from ray_probe.run.directory import RunDirectory
 from support.light import BUCKET, light_config, light_prepared, slow
 
 SHARDS = 10

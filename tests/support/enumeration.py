@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ray_probe.enumeration import Enumerated, enumerate_policy, oracle_policy
+from ray_probe.doctor.enumeration import Enumerated, enumerate_policy, oracle_policy
 
 __all__ = ["Enumerated", "enumerate_policy", "flat_gradient", "oracle_policy"]
 

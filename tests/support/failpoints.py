@@ -5,8 +5,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from ray_probe.cluster.environment import environment
-from ray_probe.failpoints import VARIABLE
+from ray_probe.cluster.connection.environment import environment
+from ray_probe.system.failpoints import VARIABLE
 
 
 def arm(

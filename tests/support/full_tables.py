@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ray_probe.core.policy import inverse_cdf
-from ray_probe.core.scaling import LEAST, SamplingRule, exponentials, scaled, widened
-from ray_probe.core.summarize import summarize
+from ray_probe.core.policy.logits import LEAST, SamplingRule, exponentials, scaled, widened
+from ray_probe.core.policy.sampling import inverse_cdf
+from ray_probe.core.policy.summarize import summarize
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ END_S = 20.0
 HEAD = """
 import sys
 import psutil
-from ray_probe.cluster.connection import Demand, connected
+from ray_probe.cluster.connection.connect import Demand, connected
 with connected(None, "head", Demand(1, 1, 0, {}, int(sys.argv[1])), log=lambda line: None) as info:
     here = {process.name().split("_")[0]: process.pid for process in psutil.Process().children(recursive=True)}
     print(info.address, info.token_path, info.temp_dir, here["gcs"], here["raylet"], flush=True)
@@ -24,7 +24,7 @@ with connected(None, "head", Demand(1, 1, 0, {}, int(sys.argv[1])), log=lambda l
 OPEN_HEAD = """
 import os, sys
 import psutil, ray
-from ray_probe.cluster.environment import env_to_start, environment, private_dir
+from ray_probe.cluster.connection.environment import env_to_start, environment, private_dir
 with private_dir() as directory, environment(env_to_start(directory)):
     ray.init(
         address="local", num_cpus=int(sys.argv[1]), include_dashboard=False, log_to_driver=False,

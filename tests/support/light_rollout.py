@@ -1,4 +1,4 @@
-"""What a rollout does, without a model: numpy only. It obeys the rules of `ray_probe.rollout.Rollout`.
+"""What a rollout does, without a model: numpy only. It obeys the rules of `ray_probe.rollout.rollout.Rollout`.
 
 What a response is follows from its seed alone. The gradient of a shard depends on the shard and on the baseline that it
 was given, so that another baseline, a lost shard or a doubled one shows in the sum.
@@ -14,14 +14,14 @@ from functools import lru_cache
 import numpy as np
 import numpy.typing as npt
 
-from ray_probe.core.baselines import MODES, BaselineRule, PublishedFit, ShardBaseline, mu_hat_by_mode
-from ray_probe.core.parity import ParityStats
-from ray_probe.core.records import Record, bin_of, position_bins, record_of_tokens, with_prompts
+from ray_probe.core.estimator.baselines import MODES, BaselineRule, PublishedFit, ShardBaseline, mu_hat_by_mode
+from ray_probe.core.estimator.parity import ParityStats
+from ray_probe.core.estimator.records import Record, bin_of, position_bins, record_of_tokens, with_prompts
 from ray_probe.errors import ShardError
-from ray_probe.layout import Layout
-from ray_probe.messages import Collected, Delivery, GradientReport, Receipt, ShardKey, ShardSums, SumsX
-from ray_probe.plan import Shard
-from ray_probe.versions import made_on
+from ray_probe.gradient.layout import Layout
+from ray_probe.run.messages import Collected, Delivery, GradientReport, Receipt, ShardKey, ShardSums, SumsX
+from ray_probe.run.plan import Shard
+from ray_probe.system.versions import made_on
 
 DIRECTIONS = 6
 LAYOUT = Layout(("embed", "layer.weight", "layer.bias", "head"), ((40, 50), (30, 60), (60,), (50, 24)))
@@ -68,7 +68,7 @@ class _Held:
 
 
 class LightRollout:
-    """What `ray_probe.rollout.Rollout` is, without a model.
+    """What `ray_probe.rollout.rollout.Rollout` is, without a model.
 
     Args:
         rule: how the baseline is formed.

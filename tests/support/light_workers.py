@@ -1,9 +1,9 @@
 """A controller's workers in this process, without Ray and without a model."""
 
-from ray_probe.layout import Layout
-from ray_probe.prepared import Prepared
-from ray_probe.rules import baseline_rule
-from ray_probe.work import StopCheck
+from ray_probe.gradient.layout import Layout
+from ray_probe.run.backend import StopCheck
+from ray_probe.run.prepared import Prepared
+from ray_probe.run.rules import baseline_rule
 from support.light_rollout import LAYOUT, LightRollout
 from support.workers import InProcessWorkers
 

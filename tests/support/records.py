@@ -4,10 +4,10 @@ from dataclasses import replace
 
 import numpy as np
 
-from ray_probe.core.baselines import BaselineRule, Fit
-from ray_probe.core.records import Record, record_of_tokens, with_prompts
-from ray_probe.fitter import Fitter
-from ray_probe.messages import Delivery
+from ray_probe.core.estimator.baselines import BaselineRule, Fit
+from ray_probe.core.estimator.records import Record, record_of_tokens, with_prompts
+from ray_probe.fitter.fitter import Fitter
+from ray_probe.run.messages import Delivery
 
 CAP = 8
 FEATURES = ("H", "top1", "pos_frac")

@@ -1,7 +1,7 @@
 """Replies as a service at work would give them, to be varied by tests with `dataclasses.replace`."""
 
-from ray_probe.progress import Progress
-from ray_probe.service.replies import Actor, Beta, MeasurementInfo, Status, Variance
+from ray_probe.controller.replies import Actor, Beta, MeasurementInfo, Status, Variance
+from ray_probe.run.progress import Progress
 from support.results import a_result
 
 

@@ -9,23 +9,23 @@ from typing import Any
 
 import numpy as np
 
-from ray_probe.assembly import build_rollout
-from ray_probe.checkpoint_tokenizer import load_tokenizer
-from ray_probe.checkpoints import load_model
+from ray_probe.checkpoints.load import load_model
+from ray_probe.checkpoints.tokenizer import load_tokenizer
 from ray_probe.config import ProbeConfig
-from ray_probe.core.baselines import PublishedFit
-from ray_probe.core.scaling import SamplingRule
-from ray_probe.fitter import Fitter
-from ray_probe.gradients import GradientSum
-from ray_probe.in_process import InProcess
-from ray_probe.layout import Layout
+from ray_probe.controller.local_backend import InProcess
+from ray_probe.core.estimator.baselines import PublishedFit
+from ray_probe.core.policy.logits import SamplingRule
+from ray_probe.fitter.fitter import Fitter
+from ray_probe.gradient.layout import Layout
+from ray_probe.gradient.shard_sum import GradientSum
 from ray_probe.offline_entropy_probe import OfflineEntropyProbe
-from ray_probe.plan import Plan, Shard
 from ray_probe.probe_components import ProbeComponents
-from ray_probe.progress import Progress
-from ray_probe.rollout import Rollout
-from ray_probe.rules import baseline_rule
-from ray_probe.run_directory import RunDirectory
+from ray_probe.rollout.builder import build_rollout
+from ray_probe.rollout.rollout import Rollout
+from ray_probe.run.directory import RunDirectory
+from ray_probe.run.plan import Plan, Shard
+from ray_probe.run.progress import Progress
+from ray_probe.run.rules import baseline_rule
 from ray_probe.sequence_processor import SequenceProcessor
 from support.models import probe_config, save_checkpoint, tiny_llama
 

@@ -5,10 +5,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ray_probe.config import ProbeConfig, to_dict
-from ray_probe.preflight import prepare
-from ray_probe.service.controller import Controller
-from ray_probe.service.requests import measurement_config
+from ray_probe.config.schema import ProbeConfig, to_dict
+from ray_probe.controller.controller import Controller
+from ray_probe.controller.measurement_config import measurement_config
+from ray_probe.run.prepare import prepare
 from support.workers import InProcessWorkers
 
 

@@ -5,16 +5,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ray_probe.assembly import Assembly
-from ray_probe.in_process import InProcess
-from ray_probe.layout import Layout
-from ray_probe.plan import Shard
-from ray_probe.prepared import Prepared
-from ray_probe.rules import baseline_rule
-from ray_probe.run_directory import RunDirectory
-from ray_probe.service.replies import Scaled
-from ray_probe.tracker import Tracker
-from ray_probe.work import RoundOutcome, StopCheck
+from ray_probe.controller.local_backend import InProcess
+from ray_probe.controller.replies import Scaled
+from ray_probe.gradient.layout import Layout
+from ray_probe.rollout.builder import Assembly
+from ray_probe.run.backend import RoundOutcome, StopCheck
+from ray_probe.run.directory import RunDirectory
+from ray_probe.run.plan import Shard
+from ray_probe.run.prepared import Prepared
+from ray_probe.run.progress_tracker import Tracker
+from ray_probe.run.rules import baseline_rule
 
 
 class InProcessWorkers:

@@ -11,15 +11,15 @@ from support.adapters import write_adapter
 from support.jobs import job_on, write_jsonl
 from support.models import character_tokenizer, save_checkpoint, tiny_llama
 
-from ray_probe.adapters import adapter_fingerprint
-from ray_probe.assembly import Assembly, build_rollout
-from ray_probe.checkpoints import check_fingerprint, inspect_checkpoint
-from ray_probe.config import ModelConfig, ProbeConfig
+from ray_probe.checkpoints.adapter import adapter_fingerprint
+from ray_probe.checkpoints.load import check_fingerprint, inspect_checkpoint
+from ray_probe.checkpoints.node_cache import node_copy
+from ray_probe.config.schema import ModelConfig, ProbeConfig
+from ray_probe.controller.measurement import _log_text, logged_to
 from ray_probe.errors import CheckpointError, ConfigError
-from ray_probe.measurement import _log_text, logged_to
-from ray_probe.node_cache import node_copy
-from ray_probe.preflight import prepare
-from ray_probe.prepared import check_same_inputs, manifest
+from ray_probe.rollout.builder import Assembly, build_rollout
+from ray_probe.run.prepare import prepare
+from ray_probe.run.prepared import check_same_inputs, manifest
 
 CHARACTERS = "abcdefghijklmnopqrstuvwxyz"
 ROWS = len(CHARACTERS) + 2

@@ -9,11 +9,11 @@ from support.architectures import CONTEXT, ROWS, text_architectures, tiny
 from support.models import character_tokenizer, save_checkpoint
 from support.reference import Gaps, worst_gaps
 
-from ray_probe.config import GenerationSettings, config_from_dict
-from ray_probe.context import context_length, limit_of
+from ray_probe.checkpoints.memory_forecast import estimate
+from ray_probe.checkpoints.model_kinds import check_kind
+from ray_probe.config.schema import GenerationSettings, config_from_dict
 from ray_probe.errors import CheckpointError, ConfigError, ParityError
-from ray_probe.kinds import check_kind
-from ray_probe.memory import estimate
+from ray_probe.model.context_length import context_length, limit_of
 from ray_probe.sequence_processor import SequenceProcessor
 
 CHARACTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789"

@@ -3,9 +3,9 @@
 import pytest
 from ray.exceptions import OutOfMemoryError
 
-from ray_probe.cluster import autopsy as module
-from ray_probe.cluster.autopsy import autopsy, by_memory, read_error
-from ray_probe.cluster.supervision import Died
+from ray_probe.cluster.pool import death_report as module
+from ray_probe.cluster.pool.death_report import autopsy, by_memory, read_error
+from ray_probe.cluster.pool.failure_policy import Died
 
 KILLED = """The actor died unexpectedly before finishing this task.
 \tclass_name: A

@@ -8,8 +8,16 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
-from ray_probe.core.baselines import MODES, BaselineRule, Fit, Mode, PublishedFit, ShardBaseline, mu_hat_by_mode
-from ray_probe.core.records import Record, record_of_tokens, total, with_prompts
+from ray_probe.core.estimator.baselines import (
+    MODES,
+    BaselineRule,
+    Fit,
+    Mode,
+    PublishedFit,
+    ShardBaseline,
+    mu_hat_by_mode,
+)
+from ray_probe.core.estimator.records import Record, record_of_tokens, total, with_prompts
 from ray_probe.errors import ConfigError
 
 CAP = 6

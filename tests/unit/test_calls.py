@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import ray
 
-from ray_probe.cluster.calls import ask
+from ray_probe.cluster.actors.calls import ask
 from ray_probe.errors import ClusterError
 
 

@@ -11,13 +11,13 @@ from support.models import tiny_gpt2
 from tokenizers.processors import TemplateProcessing
 
 from ray_probe import sequence_processor
-from ray_probe.assembly import build_rollout
-from ray_probe.chat import ChatTemplate, begins_with_two_bos, encode_prompts
 from ray_probe.config import GenerationSettings
+from ray_probe.data.chat_template import ChatTemplate, begins_with_two_bos, encode_prompts
+from ray_probe.data.prompts import load_prompts
 from ray_probe.errors import ConfigError, InputError, PromptsError
-from ray_probe.preflight import prepare
-from ray_probe.prepared import Prepared
-from ray_probe.prompts import load_prompts
+from ray_probe.rollout.builder import build_rollout
+from ray_probe.run.prepare import prepare
+from ray_probe.run.prepared import Prepared
 from ray_probe.sequence_processor import SequenceProcessor
 
 SECRET = "attack at dawn"

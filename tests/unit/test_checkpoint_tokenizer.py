@@ -9,12 +9,12 @@ import transformers
 from support.models import character_tokenizer, probe_config, save_checkpoint, tiny_model
 from tokenizers import Tokenizer
 
-from ray_probe.assembly import build_rollout
-from ray_probe.checkpoint_tokenizer import load_tokenizer
-from ray_probe.checkpoints import inspect_checkpoint
-from ray_probe.config import ModelConfig
+from ray_probe.checkpoints.load import inspect_checkpoint
+from ray_probe.checkpoints.tokenizer import load_tokenizer
+from ray_probe.config.schema import ModelConfig
 from ray_probe.errors import CheckpointError
-from ray_probe.preflight import prepare
+from ray_probe.rollout.builder import build_rollout
+from ray_probe.run.prepare import prepare
 
 CHARACTERS = "abcdefghijklmnopqrstuvwxyz"
 ROWS = len(CHARACTERS) + 2

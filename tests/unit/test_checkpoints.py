@@ -15,9 +15,9 @@ import torch
 import transformers
 from support.models import character_tokenizer, save_checkpoint, tiny_gpt2, tiny_llama, tiny_model
 
-from ray_probe.checkpoint_tokenizer import check_token_ids, load_tokenizer, open_tokenizer
-from ray_probe.checkpoints import inspect_checkpoint, load_model
-from ray_probe.config import ModelConfig
+from ray_probe.checkpoints.load import inspect_checkpoint, load_model
+from ray_probe.checkpoints.tokenizer import check_token_ids, load_tokenizer, open_tokenizer
+from ray_probe.config.schema import ModelConfig
 from ray_probe.errors import CheckpointError, ClusterError
 
 CHARACTERS = "abcdef"

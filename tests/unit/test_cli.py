@@ -13,11 +13,11 @@ import yaml
 from support.checkpoints import raw_config
 from support.replies import a_status
 
-from ray_probe import cli
-from ray_probe.commands import service
-from ray_probe.commands.output import exit_code
-from ray_probe.run_directory import RunDirectory
-from ray_probe.service.replies import Scaled, Status
+from ray_probe.cli import main as cli
+from ray_probe.cli import service
+from ray_probe.cli.output import exit_code
+from ray_probe.controller.replies import Scaled, Status
+from ray_probe.run.directory import RunDirectory
 
 
 @pytest.fixture(scope="module")
@@ -119,7 +119,7 @@ def test_exit_codes_of_a_finished_run(conflicts: list[str], partial: object, cod
     assert exit_code({"conflicts": conflicts, "partial": partial}) == code
 
 
-@pytest.mark.parametrize("module", ["ray_probe", "ray_probe.cli"])
+@pytest.mark.parametrize("module", ["ray_probe", "ray_probe.cli.main"])
 def test_as_a_module_it_is_the_same_command_line(module: str) -> None:
     done = subprocess.run([sys.executable, "-m", module, "run"], capture_output=True, text=True, timeout=60)
     assert done.returncode == 2

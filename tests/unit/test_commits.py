@@ -16,14 +16,14 @@ from support.runs import Job, a_checkpoint, by_name, collected, misscoring_rollo
 
 from ray_probe.config import ProbeConfig
 from ray_probe.errors import GradientError, ParityError, ProbeError, ShardError
-from ray_probe.gradient_store import GradientStore
-from ray_probe.gradients import GradientSum
-from ray_probe.layout import Layout
-from ray_probe.messages import GradientReport
+from ray_probe.gradient.layout import Layout
+from ray_probe.gradient.shard_sum import GradientSum
+from ray_probe.gradient.store import GradientStore
 from ray_probe.probe_components import ProbeComponents
-from ray_probe.progress import Progress
-from ray_probe.run_directory import RunDirectory
-from ray_probe.work import Stopped, check_baseline, check_reached
+from ray_probe.run.backend import Stopped, check_baseline, check_reached
+from ray_probe.run.directory import RunDirectory
+from ray_probe.run.messages import GradientReport
+from ray_probe.run.progress import Progress
 
 
 @pytest.fixture(scope="module")

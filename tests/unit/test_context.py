@@ -10,11 +10,11 @@ from support.models import character_tokenizer, probe_config, save_checkpoint
 from support.reference import worst_gaps
 
 from ray_probe.config import GenerationSettings
-from ray_probe.context import context_length, limit_of, rope_switch
 from ray_probe.errors import ConfigError, PromptsError
-from ray_probe.preflight import prepare
+from ray_probe.model.context_length import context_length, limit_of, rope_switch
+from ray_probe.model.sequences import pack_sequences
+from ray_probe.run.prepare import prepare
 from ray_probe.sequence_processor import SequenceProcessor
-from ray_probe.sequences import pack_sequences
 
 CHARACTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789"
 SHORT, LONG = ["ab", "cdefgh"], ["abcdefghijklmnopqrstuvwx", "ABCDEFGHIJKLMNOPQRSTUVWXYZ"]

@@ -13,14 +13,14 @@ import pytest
 from support.checkpoints import raw_config, write_checkpoint
 from support.services import Service, until
 
-from ray_probe.config import ProbeConfig, config_from_dict
+from ray_probe.config.schema import ProbeConfig, config_from_dict
+from ray_probe.controller.measurement_config import measurement_config
 from ray_probe.errors import ConfigError, OutputError
-from ray_probe.estimates import advantage_by_mode, merged
-from ray_probe.preflight import prepare
-from ray_probe.prepared import Prepared
 from ray_probe.report.caveats import caveats
-from ray_probe.run_directory import RunDirectory
-from ray_probe.service.requests import measurement_config
+from ray_probe.run.directory import RunDirectory
+from ray_probe.run.prepare import prepare
+from ray_probe.run.prepared import Prepared
+from ray_probe.run.totals import advantage_by_mode, merged
 
 ROUNDS = 3
 
@@ -208,10 +208,10 @@ def test_a_lost_service_goes_on_with_queue_counters_and_versions(tmp_path: Path,
 
 
 def test_a_service_in_the_place_of_a_run_gives_the_same_bits(service: Service, config: ProbeConfig) -> None:
-    from ray_probe.assembly import build_rollout
-    from ray_probe.in_process import InProcess
+    from ray_probe.controller.local_backend import InProcess
     from ray_probe.offline_entropy_probe import OfflineEntropyProbe
-    from ray_probe.rules import baseline_rule
+    from ray_probe.rollout.builder import build_rollout
+    from ray_probe.run.rules import baseline_rule
 
     service.begin()
     identity = service.probe()

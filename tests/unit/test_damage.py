@@ -12,15 +12,16 @@ from support.light import light_config, light_prepared
 from support.light_workers import LightWorkers
 from support.runs import untimed
 
-from ray_probe import preflight, runner
 from ray_probe.config import ProbeConfig
-from ray_probe.digests import SUMS
+from ray_probe.controller.measurement import Job, measure
 from ray_probe.errors import InputError
-from ray_probe.measurement import Job, measure
-from ray_probe.prepared import Prepared
-from ray_probe.progress import Progress
 from ray_probe.report import plots
-from ray_probe.work import Stopped
+from ray_probe.run import prepare
+from ray_probe.run.backend import Stopped
+from ray_probe.run.prepared import Prepared
+from ray_probe.run.progress import Progress
+from ray_probe.service import run_once
+from ray_probe.system.digests import SUMS
 
 ROUNDS, GROUP = 5, 2
 ENDED = ("finished", "stopped")
@@ -31,23 +32,23 @@ UNREAD = ("log.txt", "lock", "result.json", SUMS)
 Spoil = Callable[[bytes], bytes | None]
 
 
-def prepare(config: ProbeConfig, created: datetime | None = None) -> Prepared:
+def prepared_of(config: ProbeConfig, created: datetime | None = None) -> Prepared:
     return light_prepared(config)
 
 
 @pytest.fixture(autouse=True)
 def light(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(preflight, "prepare", prepare)
+    monkeypatch.setattr(prepare, "prepare", prepared_of)
     monkeypatch.setattr(plots, "write_plots", lambda *_: None)
 
 
 def resumed(path: Path) -> dict[str, Any]:
     """What `run --resume` does, but for Ray: everything that it refuses here it refuses before Ray is started."""
-    notes = runner._Notes(lambda progress: None)
-    config, directory = runner.resolve(runner.Request(None, path, ()))
+    notes = run_once._Notes(lambda progress: None)
+    config, directory = run_once.resolve(run_once.Request(None, path, ()))
     assert directory is not None
-    prepared = runner._prepared(config, directory, notes)
-    if (result := runner._done(directory, prepared, notes)) is not None:
+    prepared = run_once._prepared(config, directory, notes)
+    if (result := run_once._done(directory, prepared, notes)) is not None:
         return result
     return measure(Job(prepared, resume=True), LightWorkers(), lambda progress: None, lambda: False)
 
@@ -72,7 +73,7 @@ class Ended:
 
     def _start(self, config: ProbeConfig, until: Callable[[Progress], bool]) -> None:
         seen: list[Progress] = []
-        measure(Job(prepare(config), False), LightWorkers(), seen.append, lambda: bool(seen) and until(seen[-1]))
+        measure(Job(prepared_of(config), False), LightWorkers(), seen.append, lambda: bool(seen) and until(seen[-1]))
 
     def state(self) -> bytes:
         return (self.path / "state" / f"gradient-{ROUNDS - 1:06d}.safetensors").read_bytes()
@@ -175,4 +176,4 @@ def test_a_damaged_result_of_a_finished_run_is_written_again(homes: Path) -> Non
         made.with_file("result.json", spoilt)
         assert not made.check("result.json", "another norm")
         again = (made.path / "result.json").read_bytes()
-        assert untimed(runner.RunDirectory(made.path).result() or {}) == made.result and again != spoilt
+        assert untimed(run_once.RunDirectory(made.path).result() or {}) == made.result and again != spoilt

@@ -9,12 +9,12 @@ from support.models import EOS, tiny_model
 from torch import Tensor
 from transformers import cache_utils
 
-from ray_probe import decoding
-from ray_probe.core.features import DEFAULT_FEATURES
-from ray_probe.core.scaling import Buffer, SamplingRule
-from ray_probe.decoding import Decoder, Sampled
-from ray_probe.forward import Forward
-from ray_probe.trials import can_select
+from ray_probe.core.policy.features import DEFAULT_FEATURES
+from ray_probe.core.policy.logits import Buffer, SamplingRule
+from ray_probe.model import decoding
+from ray_probe.model.decoding import Decoder, Sampled
+from ray_probe.model.forward import Forward
+from ray_probe.model.trials import can_select
 
 VOCABULARY, CAP, ROWS = 24, 20, 8
 PROMPTS = [[3 + row] * (1 + row % 3) for row in range(ROWS)]

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from ray_probe.cluster import demand as demands
-from ray_probe.cluster.demand import Demand, check_machine, crowding, few_open_files, over_cap
-from ray_probe.config import config_from_dict
+from ray_probe.cluster.connection import demand as demands
+from ray_probe.cluster.connection.demand import Demand, check_machine, crowding, few_open_files, over_cap
+from ray_probe.config.schema import config_from_dict
 from ray_probe.errors import ClusterError, ConfigError
 
 MINIMAL = {"model": {"path": "m"}, "data": {"prompts": "p.jsonl"}}
@@ -72,7 +72,7 @@ def test_the_command_line_refuses_a_thousand_actors_in_one_line_and_starts_nothi
     raw = {"model": {"path": str(tmp_path)}, "data": {"prompts": ["a"]}, "output": {"dir": str(tmp_path / "runs")}}
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(raw))
     done = subprocess.run(
-        [sys.executable, "-c", "from ray_probe.cli import main; main()", command, "run.yaml", "--actors", "1000"],
+        [sys.executable, "-c", "from ray_probe.cli.main import main; main()", command, "run.yaml", "--actors", "1000"],
         env=os.environ | {"XDG_STATE_HOME": str(tmp_path)}, cwd=tmp_path, capture_output=True, text=True, timeout=60,
     )  # fmt: skip
     assert done.returncode == 2 and done.stdout == ""

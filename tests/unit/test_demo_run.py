@@ -5,13 +5,13 @@ from typing import Any
 
 import pytest
 
-from ray_probe.assembly import build_rollout
 from ray_probe.config import load_config
-from ray_probe.in_process import InProcess
+from ray_probe.controller.local_backend import InProcess
 from ray_probe.offline_entropy_probe import OfflineEntropyProbe
-from ray_probe.preflight import prepare
-from ray_probe.rules import baseline_rule
-from ray_probe.run_directory import RunDirectory
+from ray_probe.rollout.builder import build_rollout
+from ray_probe.run.directory import RunDirectory
+from ray_probe.run.prepare import prepare
+from ray_probe.run.rules import baseline_rule
 
 ROOT = Path(__file__).parents[2]
 

@@ -9,7 +9,7 @@ import pytest
 from support import deployment
 from support.deployment import DEPLOY, DOCKERFILE, LAUNCHER, ROOT, pinned
 
-from ray_probe.cluster.connection import Demand, shortfall
+from ray_probe.cluster.connection.connect import Demand, shortfall
 
 TOOLS = Path(sys.executable).parent
 TEXTS = deployment.texts()

@@ -37,7 +37,7 @@ def test_a_working_copy_travels_without_weights_runs_and_hidden_files(tmp_path: 
         (copy / name).parent.mkdir(parents=True, exist_ok=True)
         (copy / name).write_bytes(b"0" * MB)
     names = sent(copy, tmp_path / "sent.zip")
-    assert {"launch.py", "ray_probe/cli.py", "configs/cluster_1p5b.yaml", "configs/prompts/tiny.jsonl"} <= names
+    assert {"launch.py", "ray_probe/cli/main.py", "configs/cluster_1p5b.yaml", "configs/prompts/tiny.jsonl"} <= names
     assert names.isdisjoint(LEFT_BEHIND)
     assert [name for name in names if name.endswith(".safetensors") or name.startswith((".", "tests/"))] == []
     assert (tmp_path / "sent.zip").stat().st_size < 2 * MB, "Ray packs without compressing: the code alone takes 1 MB"

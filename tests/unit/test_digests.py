@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 
 from ray_probe.cluster.controller_actor import SERVICE_CONFIG
-from ray_probe.config import config_from_dict
-from ray_probe.digests import (
+from ray_probe.config.schema import config_from_dict
+from ray_probe.errors import ConfigError
+from ray_probe.service.lifecycle import _written
+from ray_probe.system.digests import (
     SUMS,
     FileDigest,
     chained,
@@ -23,8 +25,6 @@ from ray_probe.digests import (
     unchained,
     unsealed,
 )
-from ray_probe.errors import ConfigError
-from ray_probe.service.launch import _written
 
 FILES = {"a.json": b'{"a": 1}\n', "b.yaml": b"b: 2\n"}
 

@@ -21,16 +21,16 @@ import torch
 from support.adapters import write_adapter
 from support.checkpoints import raw_config
 
-from ray_probe import self_test as self_test_module
-from ray_probe.checkpoint_files import weight_headers
-from ray_probe.config import ClusterConfig, ProbeConfig, config_from_dict
+from ray_probe.checkpoints.files import weight_headers
+from ray_probe.checkpoints.memory_forecast import size
+from ray_probe.cli.doctor_table import shown
+from ray_probe.config.schema import ClusterConfig, ProbeConfig, config_from_dict
 from ray_probe.doctor import Check, diagnose, exit_code, machine, to_json
 from ray_probe.doctor import files as doctor_files
+from ray_probe.doctor import self_test as self_test_module
 from ray_probe.doctor.checks import Case, Finding, Step, examine
+from ray_probe.doctor.self_test import SelfTestResult
 from ray_probe.errors import ConfigError
-from ray_probe.memory import size
-from ray_probe.report.doctor_table import shown
-from ray_probe.self_test import SelfTestResult
 
 TOKEN = "0123456789abcdef" * 4
 PASSED = SelfTestResult({"rb_residual": 2e-16}, (), 0.1)
@@ -453,6 +453,7 @@ def _refuse(case: Case) -> Finding:
 
 
 def test_a_diagnosis_loads_nothing_heavy_before_it_is_asked_for():
-    code = "import sys, ray_probe.doctor, ray_probe.report.doctor_table, ray_probe.shared_storage; print(*sys.modules)"
+    modules = "ray_probe.doctor, ray_probe.cli.doctor_table, ray_probe.cluster.connection.shared_directory"
+    code = f"import sys, {modules}; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert not {"torch", "ray", "transformers"} & set(done.stdout.split())

@@ -9,14 +9,13 @@ import psutil
 import pytest
 from support.checkpoints import raw_config
 
-from ray_probe.checkpoints import Checkpoint, inspect_checkpoint
-from ray_probe.cluster import survey
-from ray_probe.cluster.survey import Answer, Node
-from ray_probe.config import ProbeConfig, config_from_dict
+from ray_probe.checkpoints.load import Checkpoint, inspect_checkpoint
+from ray_probe.cluster.connection.nodes import Answer, Node
+from ray_probe.config.schema import ProbeConfig, config_from_dict
 from ray_probe.doctor import Check, cluster, devices
 from ray_probe.doctor.checks import Case, Finding, Step, examine
 from ray_probe.errors import ClusterError
-from ray_probe.versions import package_versions
+from ray_probe.system.versions import package_versions
 
 NODES = [Node("aa", "first (10.0.0.1)", {"CPU": 2.0}), Node("bb", "second (10.0.0.2)", {"CPU": 2.0})]
 WITH_GPUS = [Node(node.id, node.name, {"CPU": 2.0, "GPU": 1.0}) for node in NODES]
@@ -49,7 +48,7 @@ def on_nodes(
         ]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(survey, "ask_nodes", ask)
+        patch.setattr(nodes, "ask_nodes", ask)
         check = examine(Step("it", step), case, set())
     assert len(asked) == 1
     return check

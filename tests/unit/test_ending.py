@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
-from ray_probe.cluster import connection, head, reach
+from ray_probe.cluster.connection import connect, join_check
+from ray_probe.cluster.head import local_head
 from ray_probe.errors import ClusterError, ConfigError, NoClusterError
-from ray_probe.service import ending, launch, registry
+from ray_probe.service import ending, lifecycle, registry
 from ray_probe.service.client import ProbeClient
 from ray_probe.service.registry import Entry
 
@@ -48,7 +49,7 @@ def joining(monkeypatch: pytest.MonkeyPatch) -> Callable[[Exception], None]:
             raise error
             yield
 
-        monkeypatch.setattr(connection, "connected", refuse)
+        monkeypatch.setattr(connect, "connected", refuse)
 
     return fails
 
@@ -58,7 +59,7 @@ def ended(monkeypatch: pytest.MonkeyPatch) -> list[Entry]:
     """The services whose actors were ended; that works."""
     found: list[Entry] = []
     monkeypatch.setattr(ending, "_ended", lambda entry, tell: found.append(entry))
-    monkeypatch.setattr(head, "end", lambda pid, created: True)
+    monkeypatch.setattr(local_head, "end", lambda pid, created: True)
     return found
 
 
@@ -142,19 +143,19 @@ def test_a_name_is_free_again_only_where_its_service_is_known_to_be_gone(
 
     monkeypatch.setattr(ProbeClient, "connect", connect)
     if free:
-        launch._refuse_second("demo")
+        lifecycle._refuse_second("demo")
         return
     with pytest.raises(ClusterError, match=r"listed as up on 10\.0\.0\.1:6379, and cannot be asked; choose another"):
-        launch._refuse_second("demo")
+        lifecycle._refuse_second("demo")
 
 
 def test_a_run_and_a_head_that_answer_to_a_spelling_of_their_address_are_found_by_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from ray_probe.service.finding import entry_at
+    from ray_probe.service.discovery import entry_at
 
     own, run = its_own_head(), an_entry("mine", kind="run", address="127.0.0.1:7000")
     assert entry_at("localhost:7000", "demo") == own and entry_at("127.0.0.1:7000", "mine") == run
     assert entry_at("127.0.0.1:7001", "demo") is None
-    monkeypatch.setattr(reach, "find_address", lambda address: "127.0.0.1:7000")
+    monkeypatch.setattr(join_check, "find_address", lambda address: "127.0.0.1:7000")
     assert entry_at("auto", "mine") == run

@@ -10,14 +10,14 @@ import transformers
 from support.jobs import job_on, write_jsonl
 from support.models import EOS, character_tokenizer, save_checkpoint, tiny_gpt2, tiny_llama
 
-from ray_probe.assembly import build_rollout
-from ray_probe.checkpoint_tokenizer import load_tokenizer
-from ray_probe.checkpoints import inspect_checkpoint
-from ray_probe.config import GenerationSettings, ModelConfig, ProbeConfig
-from ray_probe.eos import KEY, EosIds, EosSource, resolve_eos
-from ray_probe.eos_sources import written_sources
+from ray_probe.checkpoints.eos import KEY, EosIds, EosSource, resolve_eos
+from ray_probe.checkpoints.eos_sources import written_sources
+from ray_probe.checkpoints.load import inspect_checkpoint
+from ray_probe.checkpoints.tokenizer import load_tokenizer
+from ray_probe.config.schema import GenerationSettings, ModelConfig, ProbeConfig
 from ray_probe.errors import CheckpointError, ConfigError
-from ray_probe.preflight import prepare
+from ray_probe.rollout.builder import build_rollout
+from ray_probe.run.prepare import prepare
 from ray_probe.sequence_processor import SequenceProcessor
 
 CHARACTERS = "abcdefghijklmnopqrstuv"

@@ -7,10 +7,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ray_probe.core.baselines import MODES, BaselineRule
-from ray_probe.core.parity import ParityStats
-from ray_probe.core.variance import clustered_ratio
-from ray_probe.estimates import (
+from ray_probe.core.estimator.baselines import MODES, BaselineRule
+from ray_probe.core.estimator.parity import ParityStats
+from ray_probe.core.estimator.variance import clustered_ratio
+from ray_probe.fitter.fitter import Fitter
+from ray_probe.run.messages import Collected, Delivery, ShardSums, SumsX
+from ray_probe.run.totals import (
     PAIRS,
     Totals,
     advantage_by_mode,
@@ -20,8 +22,6 @@ from ray_probe.estimates import (
     round_summary,
     summed,
 )
-from ray_probe.fitter import Fitter
-from ray_probe.messages import Collected, Delivery, ShardSums, SumsX
 
 CAP = 4
 BETA = Fitter(BaselineRule("regression", "leave_one_out", 1e-3, 0.9, ("H",), CAP), "policy").beta()

@@ -12,15 +12,15 @@ import pytest
 from support.failpoints import arm, disarm, failpoints_in, fired
 
 import ray_probe
-from ray_probe import failpoints
-from ray_probe.failpoints import VARIABLE, fail_at
+from ray_probe.system import failpoints
+from ray_probe.system.failpoints import VARIABLE, fail_at
 
 PACKAGE = Path(ray_probe.__file__).parent
 MAY_FAIL = {
-    "ledger.py", "gradient_store.py", "cluster/delivery.py", "cluster/actors.py", "rollout.py",
-    "cluster/head_process.py", "measurement.py", "cluster/controller_actor.py",
+    "fitter/ledger.py", "gradient/store.py", "cluster/actors/delivery.py", "cluster/actors/rollout.py",
+    "rollout/rollout.py", "cluster/head/head_process.py", "controller/measurement.py", "cluster/controller_actor.py",
 }  # fmt: skip
-CODE = "import sys; from ray_probe.failpoints import fail_at; fail_at('here', *sys.argv[1:]); print('went on')"
+CODE = "import sys; from ray_probe.system.failpoints import fail_at; fail_at('here', *sys.argv[1:]); print('went on')"
 
 
 @pytest.fixture
@@ -114,8 +114,9 @@ def names_of(path: Path) -> set[str]:
 
 def test_no_setting_no_argument_and_no_message_reaches_them():
     sources = {str(path.relative_to(PACKAGE)): names_of(path) for path in PACKAGE.rglob("*.py")}
-    assert {"config.py", "cli.py", "commands/service.py", "runner.py", "service/controller.py"} <= set(sources)
-    assert {name for name, names in sources.items() if "ray_probe.failpoints" in names} <= MAY_FAIL
+    outside = {"config/schema.py", "cli/main.py", "cli/service.py", "service/run_once.py", "controller/controller.py"}
+    assert outside <= set(sources)
+    assert {name for name, names in sources.items() if "ray_probe.system.failpoints" in names} <= MAY_FAIL
     mention = {name for name, names in sources.items() if any(VARIABLE in text for text in names)}
-    assert mention == {"failpoints.py"}, "nobody else reads or sets the variable"
-    assert not any("failpoint" in text.lower() for name in ("config.py", "cli.py") for text in sources[name])
+    assert mention == {"system/failpoints.py"}, "nobody else reads or sets the variable"
+    assert not any("failpoint" in text.lower() for name in ("config/schema.py", "cli/main.py") for text in sources[name])

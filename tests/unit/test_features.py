@@ -7,10 +7,10 @@ import pytest
 import torch
 from support.full_tables import entropy, sampling_policy
 
-from ray_probe.config import FEATURE_NAMES
-from ray_probe.core.features import DEFAULT_FEATURES, REGISTRY, PrefixView, compute_features
-from ray_probe.core.scaling import SamplingRule
-from ray_probe.core.token_statistics import token_statistics
+from ray_probe.config.schema import FEATURE_NAMES
+from ray_probe.core.policy.features import DEFAULT_FEATURES, REGISTRY, PrefixView, compute_features
+from ray_probe.core.policy.logits import SamplingRule
+from ray_probe.core.policy.token_statistics import token_statistics
 from ray_probe.errors import ConfigError
 
 CAP = 64

@@ -11,9 +11,9 @@ import pytest
 from support.replies import an_info
 from support.results import a_result, set_in
 
-from ray_probe import cli
+from ray_probe.cli import main as cli
 from ray_probe.report.export import figures_of, listing_csv, listing_markdown, result_csv, result_markdown
-from ray_probe.run_directory import as_json
+from ray_probe.run.directory import as_json
 
 RESULT = a_result() | {"schema_version": 1}
 

@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 from support.records import CAP, FEATURES, POLICY, bits, delivery, other_bytes, rule, some_record, work_rounds
 
-from ray_probe.core.baselines import BaselineRule, Fit
-from ray_probe.core.records import Record, Shape
-from ray_probe.core.ridge import solve
-from ray_probe.core.variance import in_sample_mean_squares
+from ray_probe.core.estimator.baselines import BaselineRule, Fit
+from ray_probe.core.estimator.records import Record, Shape
+from ray_probe.core.estimator.ridge import solve
+from ray_probe.core.estimator.variance import in_sample_mean_squares
 from ray_probe.errors import ConfigError, LedgerError, OutputError, RecordError
-from ray_probe.fitter import Counts, Fitter
-from ray_probe.ledger import read_ledger
-from ray_probe.messages import Delivery
+from ray_probe.fitter.fitter import Counts, Fitter
+from ray_probe.fitter.ledger import read_ledger
+from ray_probe.run.messages import Delivery
 
 FITS: tuple[Fit, ...] = ("leave_one_out", "in_sample", "lagged")
 

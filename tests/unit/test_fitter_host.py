@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 from support.records import POLICY, bits, delivery, rule, work_rounds
 
-from ray_probe.cluster.actors import FitterActor
-from ray_probe.cluster.delivery import answer_of, delivery_of, message_of, receipt_of
+from ray_probe.cluster.actors.delivery import answer_of, delivery_of, message_of, receipt_of
+from ray_probe.cluster.actors.rollout import FitterActor
 from ray_probe.errors import ConfigError, LedgerError, OutputError, RecordError
-from ray_probe.fitter import Fitter
-from ray_probe.fitter_host import FitterHost
-from ray_probe.ledger import read_ledger
-from ray_probe.messages import Opening, Receipt
+from ray_probe.fitter.fitter import Fitter
+from ray_probe.fitter.host import FitterHost
+from ray_probe.fitter.ledger import read_ledger
+from ray_probe.run.messages import Opening, Receipt
 
 OWNER = "an actor"
 

@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 from ray.exceptions import ActorDiedError, ActorUnavailableError, GetTimeoutError
 
+from ray_probe.controller.replies import Followed
 from ray_probe.errors import ClusterError, NoClusterError
 from ray_probe.service import following
 from ray_probe.service.following import SILENT_S, follow
-from ray_probe.service.replies import Followed
 
 
 class Time:

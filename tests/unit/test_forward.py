@@ -8,10 +8,10 @@ import torch
 from support.models import ARCHITECTURES, tiny_model
 from transformers import AutoModelForCausalLM, BartConfig, RobertaConfig
 
-from ray_probe.core.scaling import SamplingRule
-from ray_probe.decoding import Decoder, Sampled, in_batches
+from ray_probe.core.policy.logits import SamplingRule
 from ray_probe.errors import CheckpointError
-from ray_probe.forward import Forward
+from ray_probe.model.decoding import Decoder, Sampled, in_batches
+from ray_probe.model.forward import Forward
 
 VOCABULARY, CAP = 24, 6
 PROMPTS = [[3 + row] * (1 + row % 3) for row in range(6)]

@@ -8,14 +8,14 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ray_probe.core import head as head_module
-from ray_probe.core import policy as policy_module
-from ray_probe.core import scaling, scoring
-from ray_probe.core.features import DEFAULT_FEATURES
-from ray_probe.core.fused_head import fused_token_statistics, score_and_keep
-from ray_probe.core.head import Adapter, Head
-from ray_probe.core.scaling import SamplingRule
-from ray_probe.core.token_statistics import TokenStatistics, token_statistics
+from ray_probe.core.policy import head_products as head_module
+from ray_probe.core.policy import logits, token_scores
+from ray_probe.core.policy import sampling as policy_module
+from ray_probe.core.policy.features import DEFAULT_FEATURES
+from ray_probe.core.policy.fused_head import fused_token_statistics, score_and_keep
+from ray_probe.core.policy.head_products import Adapter, Head
+from ray_probe.core.policy.logits import SamplingRule
+from ray_probe.core.policy.token_statistics import TokenStatistics, token_statistics
 
 CAP = 64
 KINDS: dict[str, dict[str, Any]] = {
@@ -94,9 +94,9 @@ def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every loop over blocks, tiles and pieces goes round more than once."""
     monkeypatch.setattr(head_module, "BLOCK_ELEMENTS", 8 * 1000)
     monkeypatch.setitem(head_module._MOST_ROWS, "cpu", 10)
-    monkeypatch.setattr(scoring, "PIECE", 100)
+    monkeypatch.setattr(token_scores, "PIECE", 100)
     monkeypatch.setitem(head_module._PIECE, "cpu", 64)
-    monkeypatch.setitem(scaling._TILE_ELEMENTS, "cpu", 2560)
+    monkeypatch.setitem(logits._TILE_ELEMENTS, "cpu", 2560)
     monkeypatch.setattr(policy_module, "CHUNK_ELEMENTS", 3000)
 
 
@@ -125,7 +125,7 @@ def test_what_was_found_without_a_graph_serves_for_one_to_the_bit(
     statistics, cached = score_and_keep(*arguments)
     tensors = (*cached.outputs, *cached.for_backward)
     assert not statistics.log_q_T.requires_grad and cached.bytes == sum(t.numel() * t.element_size() for t in tensors)
-    monkeypatch.setattr(scoring, "search", None)  # nothing is searched for again
+    monkeypatch.setattr(token_scores, "search", None)  # nothing is searched for again
     for _ in range(2):
         again = fused_token_statistics(*arguments, cached)
         for name, value in vars(statistics).items():

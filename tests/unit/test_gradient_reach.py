@@ -13,16 +13,16 @@ from support.adapters import write_adapter
 from support.models import probe_config, save_checkpoint, tiny_experts, tiny_llama, tiny_model, tiny_vision
 from support.workers import InProcessWorkers
 
-from ray_probe.assembly import Assembly
-from ray_probe.checkpoints import load_model
+from ray_probe.checkpoints.gradient_reach import refuse_unreached
+from ray_probe.checkpoints.load import load_model
+from ray_probe.checkpoints.trainable import mark_adapter, mark_frozen, select_trainable
 from ray_probe.config import ProbeConfig
+from ray_probe.controller.measurement import Job, measure
 from ray_probe.errors import ConfigError
-from ray_probe.gradient_reach import refuse_unreached
-from ray_probe.measurement import Job, measure
-from ray_probe.preflight import prepare
-from ray_probe.rollout import Rollout
-from ray_probe.trainable import mark_adapter, mark_frozen, select_trainable
-from ray_probe.work import check_reached
+from ray_probe.rollout.builder import Assembly
+from ray_probe.rollout.rollout import Rollout
+from ray_probe.run.backend import check_reached
+from ray_probe.run.prepare import prepare
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated")  # peft asks transformers
 CHARACTERS = "abcdef"

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from ray_probe import gradient_store
 from ray_probe.errors import ConfigError, GradientError, NonFiniteError, OutputError
-from ray_probe.gradient_store import GradientStore, NotStaged
-from ray_probe.layout import Layout
+from ray_probe.gradient import store as store_module
+from ray_probe.gradient.layout import Layout
+from ray_probe.gradient.store import GradientStore, NotStaged
 
 LAYOUT = Layout(("a.weight", "a.bias", "b"), ((3, 4), (), (10,)))
 SIZE = 23
@@ -23,7 +23,7 @@ BUCKETS = ((0, 9), (9, 18), (18, 23))
 
 @pytest.fixture(autouse=True)
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gradient_store, "CHUNK", 4)
+    monkeypatch.setattr(store_module, "CHUNK", 4)
 
 
 def part_of(number: int) -> np.ndarray:
@@ -280,8 +280,8 @@ def test_the_norm_has_the_same_bits_whether_it_is_taken_bucket_by_bucket_or_from
     store = opened(tmp_path)
     for order in (1, -1):
         staging = store.begin()
-        for start in range(0, SIZE, gradient_store.CHUNK)[::order]:
-            stop = min(start + gradient_store.CHUNK, SIZE)
+        for start in range(0, SIZE, store.CHUNK)[::order]:
+            stop = min(start + store.CHUNK, SIZE)
             store.add(staging, start, stop, part_of(0)[start:stop])
         norm_sq = store.commit(1)
         assert opened(tmp_path, 1).read(0, SIZE) @ sum_through(1) == pytest.approx(norm_sq, rel=1e-14)
@@ -408,7 +408,7 @@ def test_a_full_disk_is_one_line_that_names_the_file(tmp_path: Path, step: str, 
 
 
 def test_memory_is_that_of_a_chunk_however_large_the_gradient(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(gradient_store, "CHUNK", 10_000)
+    monkeypatch.setattr(store_module, "CHUNK", 10_000)
     size, bucket = 2_000_000, np.ones(200_000, np.float32)
     store = GradientStore(tmp_path, Layout(("w",), ((size,),)))
     tracemalloc.start()

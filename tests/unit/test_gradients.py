@@ -6,8 +6,8 @@ import torch
 from support.models import tiny_gpt2, tiny_llama
 
 from ray_probe.errors import NonFiniteError
-from ray_probe.gradients import GradientSum
-from ray_probe.layout import Layout
+from ray_probe.gradient.layout import Layout
+from ray_probe.gradient.shard_sum import GradientSum
 
 
 def fill(model: torch.nn.Module, seed: int) -> None:

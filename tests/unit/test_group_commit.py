@@ -15,11 +15,11 @@ from support.failpoints import arm, failpoints_in
 from support.records import POLICY, bits, delivery, rule, work_rounds
 
 from ray_probe.errors import OutputError, RecordError
-from ray_probe.fitter import Fitter
-from ray_probe.fitter_host import FitterHost
-from ray_probe.group_commit import GroupCommit
-from ray_probe.ledger import read_ledger
-from ray_probe.messages import Receipt
+from ray_probe.fitter.fitter import Fitter
+from ray_probe.fitter.group_commit import GroupCommit
+from ray_probe.fitter.host import FitterHost
+from ray_probe.fitter.ledger import read_ledger
+from ray_probe.run.messages import Receipt
 
 CALLERS = 8
 WAIT_S = 30.0
@@ -167,7 +167,7 @@ def test_deliveries_share_writes_where_the_disk_is_slow_and_the_next_process_say
     sync_s: float, together: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     now = iter(range(1_000_000))
-    monkeypatch.setattr("ray_probe.ledger.time.monotonic", lambda: sync_s * next(now))
+    monkeypatch.setattr("ray_probe.fitter.ledger.time.monotonic", lambda: sync_s * next(now))
     state = tmp_path / "fitter.json"
     opening = FitterHost(state, "an actor").open(rule(), POLICY, tmp_path / "ledger.jsonl", [])
     assert opening.together is together

@@ -9,9 +9,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from ray_probe.cluster import head as heads
-from ray_probe.cluster.head import Head, StartedHead, end, start
-from ray_probe.cluster.process_session import members
+from ray_probe.cluster.head import local_head as heads
+from ray_probe.cluster.head.local_head import Head, StartedHead, end, start
+from ray_probe.cluster.head.process_session import members
 from ray_probe.errors import ClusterError
 from ray_probe.service import registry
 

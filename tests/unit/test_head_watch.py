@@ -4,7 +4,7 @@ import socket
 
 import pytest
 
-from ray_probe.cluster.head_watch import HeadWatch, reachable
+from ray_probe.cluster.head.head_monitor import HeadWatch, reachable
 
 
 class Scene:

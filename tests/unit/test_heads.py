@@ -7,9 +7,9 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
-from ray_probe.core.head import Head, Products
-from ray_probe.core.scaling import Buffer
-from ray_probe.heads import find_head
+from ray_probe.core.policy.head_products import Head, Products
+from ray_probe.core.policy.logits import Buffer
+from ray_probe.model.head import find_head
 
 SIZES = {
     "vocab_size": 97, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -45,7 +45,7 @@ def test_few_hidden_states_meet_the_weight_a_strip_at_a_time(monkeypatch: pytest
     hidden = torch.randn(2, 5, 16, generator=own)
     exact = (hidden.double() @ weight.double().T + bias).float()
     for few in (64, 0):
-        monkeypatch.setattr("ray_probe.core.head._FEW_ROWS", few)
+        monkeypatch.setattr("ray_probe.core.policy.head_products._FEW_ROWS", few)
         torch.testing.assert_close(logits_of(Head(weight, bias), hidden), exact)
 
 
@@ -70,8 +70,8 @@ def test_what_is_done_to_logits_and_not_known_is_noticed(
     name: str, field: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = a_model(name)
-    monkeypatch.setattr("ray_probe.heads.SOFT_CAPS", ())
-    monkeypatch.setattr("ray_probe.heads.SCALES", {})
+    monkeypatch.setattr("ray_probe.model.head.SOFT_CAPS", ())
+    monkeypatch.setattr("ray_probe.model.head.SCALES", {})
     head, reason = find_head(model)
     assert head is None
     assert "does more to its logits than a linear head" in reason and "\n" not in reason
@@ -81,7 +81,7 @@ def test_a_cap_that_only_large_logits_reach_is_noticed(monkeypatch: pytest.Monke
     model = a_model("gemma2")
     for parameter in model.parameters():
         parameter.data *= 0.03
-    monkeypatch.setattr("ray_probe.heads.SOFT_CAPS", ())
+    monkeypatch.setattr("ray_probe.model.head.SOFT_CAPS", ())
     assert find_head(model)[0] is None
 
 

@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 
-from ray_probe import interrupts
-from ray_probe.interrupts import deferred, interrupted, signals_interrupt
 from ray_probe.service.client import ProbeClient
+from ray_probe.system import signals
+from ray_probe.system.signals import deferred, interrupted, signals_interrupt
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -51,7 +51,7 @@ def test_a_second_signal_raises_again_unless_it_comes_at_once(monkeypatch: pytes
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGTERM)
         os.kill(os.getpid(), signal.SIGTERM)  # `timeout` signals its child, and the child's group after that
-        monkeypatch.setattr(interrupts, "TWICE_S", 0.0)
+        monkeypatch.setattr(signals, "TWICE_S", 0.0)
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGTERM)
 
@@ -78,7 +78,7 @@ def test_a_signal_during_clean_up_raises_after_it() -> None:
 
 STUCK = """
 import ctypes, sys, threading, time
-from ray_probe.interrupts import at_last, ends_in_time
+from ray_probe.system.signals import at_last, ends_in_time
 mutex, libc = ctypes.create_string_buffer(64), ctypes.CDLL(None)
 libc.pthread_mutex_lock(mutex)
 with ends_in_time(), at_last(lambda: print("oldest", flush=True)), at_last(lambda: time.sleep(float(sys.argv[1]))):
@@ -101,24 +101,24 @@ def test_a_process_that_waits_in_c_ends_in_time_with_its_last_steps(step_s: floa
         start = time.monotonic()
         process.send_signal(signal.SIGTERM)
         out, _ = process.communicate(timeout=30)
-        assert process.returncode == interrupts.EXIT_INTERRUPTED and out == said
+        assert process.returncode == signals.EXIT_INTERRUPTED and out == said
         assert time.monotonic() - start < 5.0
 
 
 def test_a_second_signal_ends_it_at_once() -> None:
     with stuck(0.0) as process:
         process.send_signal(signal.SIGTERM)
-        time.sleep(interrupts.TWICE_S + 0.2)
+        time.sleep(signals.TWICE_S + 0.2)
         start = time.monotonic()
         process.send_signal(signal.SIGTERM)
         process.communicate(timeout=30)
-        assert process.returncode == interrupts.EXIT_INTERRUPTED
-        assert time.monotonic() - start < interrupts.GRACE_S - interrupts.TWICE_S
+        assert process.returncode == signals.EXIT_INTERRUPTED
+        assert time.monotonic() - start < signals.GRACE_S - signals.TWICE_S
 
 
 ENDS = """
 import time
-from ray_probe.interrupts import ends_in_time
+from ray_probe.system.signals import ends_in_time
 try:
     with ends_in_time():
         print("waits", flush=True)
@@ -134,9 +134,9 @@ def test_the_time_goes_on_after_the_block_and_does_not_begin_without_a_signal() 
         assert process.stdout is not None and process.stdout.readline() == "waits\n"
         process.send_signal(signal.SIGINT)
         out, _ = process.communicate(timeout=30)
-        assert (process.returncode, out) == (interrupts.EXIT_INTERRUPTED, "interrupted\n")
+        assert (process.returncode, out) == (signals.EXIT_INTERRUPTED, "interrupted\n")
     before = threading.active_count()
-    with interrupts.ends_in_time():
+    with signals.ends_in_time():
         assert threading.active_count() == before + 1
     deadline = time.monotonic() + 10
     while threading.active_count() > before and time.monotonic() < deadline:
@@ -145,7 +145,7 @@ def test_the_time_goes_on_after_the_block_and_does_not_begin_without_a_signal() 
 
 
 NOW = """
-from ray_probe.interrupts import at_last, end_now, ends_in_time
+from ray_probe.system.signals import at_last, end_now, ends_in_time
 with at_last(lambda: print("not in a block", flush=True)):
     end_now()
 with ends_in_time(), at_last(lambda: print("step", flush=True)):
@@ -156,4 +156,4 @@ print("never")
 
 def test_a_block_can_be_ended_now_with_its_last_steps_and_other_code_cannot() -> None:
     done = subprocess.run([sys.executable, "-c", NOW], capture_output=True, text=True, timeout=30)
-    assert (done.returncode, done.stdout) == (interrupts.EXIT_INTERRUPTED, "step\n"), done.stderr
+    assert (done.returncode, done.stdout) == (signals.EXIT_INTERRUPTED, "step\n"), done.stderr

@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 from support.runs import Job, a_checkpoint, settings
 
-from ray_probe.config import dump_yaml
+from ray_probe.config.schema import dump_yaml
 from ray_probe.errors import ConfigError
-from ray_probe.kept_rounds import write_kept_result
-from ray_probe.progress import Progress
-from ray_probe.run_directory import RunDirectory
+from ray_probe.run.directory import RunDirectory
+from ray_probe.run.kept_rounds import write_kept_result
+from ray_probe.run.progress import Progress
 
 
 @pytest.fixture

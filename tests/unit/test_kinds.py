@@ -8,10 +8,10 @@ import transformers
 from support.architectures import ROWS, SIZES, tiny, tiny_config
 from support.models import character_tokenizer, tiny_llama
 
-from ray_probe.checkpoints import Checkpoint, inspect_checkpoint
-from ray_probe.config import ModelConfig
+from ray_probe.checkpoints.load import Checkpoint, inspect_checkpoint
+from ray_probe.checkpoints.model_kinds import check_kind
+from ray_probe.config.schema import ModelConfig
 from ray_probe.errors import CheckpointError
-from ray_probe.kinds import check_kind
 
 CHARACTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789"
 TEXT = {name: SIZES[name] for name in ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers",

@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 from support.replies import a_status
 
+from ray_probe.controller.replies import Status
 from ray_probe.errors import ClusterError, ProbeError
-from ray_probe.service import launch
-from ray_probe.service.replies import Status
+from ray_probe.service import lifecycle
 
 WAITING = "actors: 2 of 2 wait for room: each asks for 1 CPU, free are 0 CPU; they start when other work leaves it"
 
@@ -32,9 +32,9 @@ def a_start(alive: int = 0, *warnings: str) -> Status:
 
 
 def waited_for(monkeypatch: pytest.MonkeyPatch, client: Any) -> tuple[int, list[str]]:
-    monkeypatch.setattr(launch, "POLL_S", 0.0)
+    monkeypatch.setattr(lifecycle, "POLL_S", 0.0)
     said: list[str] = []
-    return launch._ready(client, said.append), said
+    return lifecycle._ready(client, said.append), said
 
 
 def test_up_reports_once_that_actors_wait_for_room(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,8 +16,8 @@ import pytest
 from support.failpoints import arm, failpoints_in
 
 from ray_probe.errors import LedgerError, OutputError
-from ray_probe.ledger import HEADER_START, Ledger, read_ledger
-from ray_probe.ledger_entries import Accepted, Closed, Contents, Different, Entry, Opened, digest_of, encode
+from ray_probe.fitter.ledger import HEADER_START, Ledger, read_ledger
+from ray_probe.fitter.ledger_format import Accepted, Closed, Contents, Different, Entry, Opened, digest_of, encode
 
 MADE_ON = "cpu of a kind"
 ORIGIN = {"run": "a run", "policy_id": "a policy", "ridge_lambda": 1e-3, "features": ["H", "top1"]}
@@ -379,7 +379,7 @@ def test_of_two_that_open_at_once_one_begins(path: Path):
 
 
 def test_a_ledger_that_is_held_elsewhere_for_long_is_told(path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("ray_probe.ledger.LOCK_WAIT_S", 0.0)
+    monkeypatch.setattr("ray_probe.fitter.ledger.LOCK_WAIT_S", 0.0)
     first, second = begun(path), begun(path)
     with second._alone(), pytest.raises(OutputError, match="another process has held it for 0 s"):
         first.append(accepted(0, 0))

@@ -14,14 +14,14 @@ from support.architectures import tiny
 from support.models import probe_config, save_checkpoint, tiny_experts, tiny_llama, tiny_model
 from torch.profiler import ProfilerActivity, profile
 
-from ray_probe.assembly import build_rollout
-from ray_probe.checkpoints import inspect_checkpoint
+from ray_probe.checkpoints.load import inspect_checkpoint
+from ray_probe.checkpoints.memory_forecast import CHUNK_BYTES, MemoryDemand, check_fits, estimate, size
+from ray_probe.checkpoints.memory_forecast import CHUNK_ELEMENTS as ASSUMED_CHUNK
 from ray_probe.config import ProbeConfig
-from ray_probe.core.policy import CHUNK_ELEMENTS
+from ray_probe.core.policy.sampling import CHUNK_ELEMENTS
 from ray_probe.errors import ClusterError
-from ray_probe.memory import CHUNK_BYTES, MemoryDemand, check_fits, estimate, size
-from ray_probe.memory import CHUNK_ELEMENTS as ASSUMED_CHUNK
-from ray_probe.sequences import pack_sequences
+from ray_probe.model.sequences import pack_sequences
+from ray_probe.rollout.builder import build_rollout
 
 DEMO = Path(__file__).parents[2] / "configs" / "models" / "tiny"
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated")  # peft asks transformers
@@ -233,7 +233,8 @@ def test_what_does_not_fit_ends_with_exit_4_and_names_need_device_and_remedy():
 
 
 def test_forecast_and_node_cache_need_no_torch():
-    code = "import sys, ray_probe.memory, ray_probe.node_cache; print({'torch', 'transformers'} & set(sys.modules))"
+    modules = "ray_probe.checkpoints.memory_forecast, ray_probe.checkpoints.node_cache"
+    code = f"import sys, {modules}; print({{'torch', 'transformers'}} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
     assert ASSUMED_CHUNK == CHUNK_ELEMENTS

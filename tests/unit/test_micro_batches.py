@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from ray_probe.micro_batches import MOST_PADDING, plan_micro_batches
+from ray_probe.model.micro_batches import MOST_PADDING, plan_micro_batches
 
 
 @pytest.mark.parametrize("seed", range(200))

@@ -13,12 +13,12 @@ import pytest
 from support.adapters import write_adapter
 from support.models import save_checkpoint, tiny_llama
 
-from ray_probe import node_cache
-from ray_probe.adapters import adapter_fingerprint
-from ray_probe.checkpoint_files import ADAPTER_FILES, CHECKPOINT_FILES, fingerprint
-from ray_probe.checkpoints import load_model
+from ray_probe.checkpoints import node_cache
+from ray_probe.checkpoints.adapter import adapter_fingerprint
+from ray_probe.checkpoints.files import ADAPTER_FILES, CHECKPOINT_FILES, fingerprint
+from ray_probe.checkpoints.load import load_model
+from ray_probe.checkpoints.node_cache import node_copy
 from ray_probe.errors import CheckpointError, OutputError
-from ray_probe.node_cache import node_copy
 
 
 class Source(NamedTuple):
@@ -84,7 +84,7 @@ def test_a_copy_is_made_once(sources: list[Source], cache: Path, monkeypatch: py
 
 PROCESS = """
 import json, pathlib, sys, time
-from ray_probe import node_cache
+from ray_probe.checkpoints import node_cache
 made, make = [], node_cache._make
 def counted(*arguments):
     made.append(1)

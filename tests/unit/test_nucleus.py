@@ -8,15 +8,15 @@ from hypothesis import strategies as st
 from support.full_tables import sampling_policy
 from support.oracle import nucleus, row_gradient, row_statistics, scaled_row
 
-from ray_probe.core import nucleus as nucleus_module
-from ray_probe.core import policy as policy_module
-from ray_probe.core import scaling
-from ray_probe.core.features import DEFAULT_FEATURES
-from ray_probe.core.policy import sample_rows
-from ray_probe.core.row_summary import RowSummary
-from ray_probe.core.scaling import SamplingRule, quick_exponentials
-from ray_probe.core.summarize import SummaryScratch, fill, summarize
-from ray_probe.core.token_statistics import TokenStatistics, token_statistics
+from ray_probe.core.policy import logits
+from ray_probe.core.policy import nucleus as nucleus_module
+from ray_probe.core.policy import sampling as policy_module
+from ray_probe.core.policy.features import DEFAULT_FEATURES
+from ray_probe.core.policy.logits import SamplingRule, quick_exponentials
+from ray_probe.core.policy.row_summary import RowSummary
+from ray_probe.core.policy.sampling import sample_rows
+from ray_probe.core.policy.summarize import SummaryScratch, fill, summarize
+from ray_probe.core.policy.token_statistics import TokenStatistics, token_statistics
 
 CAP = 64
 NAMES = ("H", "top1", "margin", "head_mass", "two_point_entropy", "logit_var")
@@ -218,7 +218,7 @@ def test_sizes_of_chunks_and_tiles_change_no_result_beyond_1e_6(
 
     before = everything()
     monkeypatch.setattr(policy_module, "CHUNK_ELEMENTS", chunk)
-    monkeypatch.setitem(scaling._TILE_ELEMENTS, "cpu", tile)
+    monkeypatch.setitem(logits._TILE_ELEMENTS, "cpu", tile)
     for one, other in zip(before, everything(), strict=True):
         torch.testing.assert_close(other, one, atol=1e-6, rtol=1e-6)
 

@@ -4,7 +4,14 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from ray_probe.core.parity import OUTSIDE_SHARE, SIGNIFICANCE, TOLERANCE_NATS, ParityStats, binomial_tail, violation
+from ray_probe.core.estimator.parity import (
+    OUTSIDE_SHARE,
+    SIGNIFICANCE,
+    TOLERANCE_NATS,
+    ParityStats,
+    binomial_tail,
+    violation,
+)
 
 BIN_RATIO = 10 ** (1 / 20)
 
@@ -98,7 +105,7 @@ def test_the_binomial_tail_of_the_extremes_is_certain_or_impossible():
 
 
 def test_a_hopeless_tail_is_answered_without_walking_through_every_token(monkeypatch: pytest.MonkeyPatch):
-    from ray_probe.core import parity
+    from ray_probe.core.estimator import parity
 
     asked = []
     exact = parity._binomial_term

@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
-from ray_probe.config import ProbeConfig, config_from_dict
-from ray_probe.memory import MemoryDemand
-from ray_probe.passes import Pass, choose_pass
+from ray_probe.checkpoints.memory_forecast import MemoryDemand
+from ray_probe.config.schema import ProbeConfig, config_from_dict
+from ray_probe.run.forward_passes import Pass, choose_pass
 
 GB = 10**9
 MEMORY = MemoryDemand(weights=1 * GB, gradients=2 * GB, activations=1 * GB, logits=0, cache=0, held_a_position=100_000)

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from scipy import stats
 from support.full_tables import Policy, entropy, sample, sampling_policy
 
-from ray_probe.core import policy as policy_module
-from ray_probe.core.policy import sample_rows
-from ray_probe.core.scaling import SamplingRule
+from ray_probe.core.policy import sampling as policy_module
+from ray_probe.core.policy.logits import SamplingRule
+from ray_probe.core.policy.sampling import sample_rows
 
 LAST_UNIFORM = 1.0 - 2.0**-53
 

@@ -14,11 +14,12 @@ import pytest
 from support.adapters import write_adapter
 from support.jobs import change_weights, chat_checkpoint, chat_tokenizer, job_on, plain_job, write_jsonl
 
-from ray_probe import __version__, versions
-from ray_probe.config import ProbeConfig, config_from_dict
+from ray_probe import __version__
+from ray_probe.config.schema import ProbeConfig, config_from_dict
 from ray_probe.errors import ConfigError
-from ray_probe.preflight import prepare
-from ray_probe.prepared import Prepared, changed_settings, check_same_inputs, few_shards, manifest
+from ray_probe.run.prepare import prepare
+from ray_probe.run.prepared import Prepared, changed_settings, check_same_inputs, few_shards, manifest
+from ray_probe.system import versions
 
 PROMPTS = ["abc", "f", "a" * 20, "dd"]
 ACTOR = {"device": "cpu", "spare_bytes": 10**9, "threads": 1, "eos_ids": (0,), "frozen": ("gate.bias",)}
@@ -45,7 +46,7 @@ def test_a_prepared_run_travels_to_a_process_that_has_neither_torch_nor_transfor
     program = f"""
 import pickle, sys
 from pathlib import Path
-from ray_probe.prepared import few_shards, manifest
+from ray_probe.run.prepared import few_shards, manifest
 prepared = pickle.loads(Path({str(tmp_path / "prepared.pickle")!r}).read_bytes())
 found = manifest(prepared, {ACTOR!r}, {{}})
 few_shards(prepared.config)

@@ -10,9 +10,9 @@ import torch
 from support.deployment import ROOT
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
+from ray_probe.checkpoints.memory_forecast import estimate
 from ray_probe.config import ProbeConfig, load_config
-from ray_probe.memory import estimate
-from ray_probe.prompts import load_prompts
+from ray_probe.data.prompts import load_prompts
 
 LONGEST_PROMPT = 100  # tokens; the demo's sums in a chat template have fewer
 NAMES = ["gpu_1", "gpu_8", "cluster_1p5b"]

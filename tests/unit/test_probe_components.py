@@ -9,16 +9,16 @@ import torch
 from support.enumeration import flat_gradient
 from support.models import EOS, probe_config, processor, save_checkpoint, tiny_gpt2, tiny_llama
 
-from ray_probe.assembly import build_rollout
-from ray_probe.core.baselines import MODES, BaselineRule, Mode, PublishedFit, ShardBaseline
-from ray_probe.core.features import DEFAULT_FEATURES
-from ray_probe.core.records import position_bins
+from ray_probe.core.estimator.baselines import MODES, BaselineRule, Mode, PublishedFit, ShardBaseline
+from ray_probe.core.estimator.records import position_bins
+from ray_probe.core.policy.features import DEFAULT_FEATURES
 from ray_probe.errors import ConfigError
-from ray_probe.fitter import Fitter
-from ray_probe.plan import Plan
+from ray_probe.fitter.fitter import Fitter
+from ray_probe.model.sequences import BatchedSequences, LogprobResults, pack_sequences
 from ray_probe.probe_components import ProbeComponents
-from ray_probe.rollout import record_of_results
-from ray_probe.sequences import BatchedSequences, LogprobResults, pack_sequences
+from ray_probe.rollout.builder import build_rollout
+from ray_probe.rollout.rollout import record_of_results
+from ray_probe.run.plan import Plan
 
 CAP = 5
 CHARACTERS = "abcdef"

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import psutil
 import pytest
 
-from ray_probe.cluster.process_session import END_S, end_session, is_over, members, wait_for
+from ray_probe.cluster.head.process_session import END_S, end_session, is_over, members, wait_for
 
 LEADER = """
 import os, subprocess, sys, time

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 from support.jobs import write_jsonl
 
-from ray_probe import prompts
+from ray_probe.data import prompts
+from ray_probe.data.prompts import PromptSet, absolute_source, load_prompts
+from ray_probe.data.rows import rows_of_jsonl
 from ray_probe.errors import ConfigError, InputError, PromptsError
-from ray_probe.prompt_rows import rows_of_jsonl
-from ray_probe.prompts import PromptSet, absolute_source, load_prompts
 
 datasets = pytest.importorskip("datasets")
 pa = pytest.importorskip("pyarrow")

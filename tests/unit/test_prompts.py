@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from ray_probe import prompts
+from ray_probe.data import prompts
+from ray_probe.data.prompts import PromptSet, load_prompts
+from ray_probe.data.rows import MAX_LINE_BYTES
 from ray_probe.errors import PromptsError
-from ray_probe.prompt_rows import MAX_LINE_BYTES
-from ray_probe.prompts import PromptSet, load_prompts
 
 SECRET = "attack at dawn"
 

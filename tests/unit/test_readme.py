@@ -8,7 +8,7 @@ import pytest
 import typer
 from pydantic import BaseModel
 
-from ray_probe.cli import app
+from ray_probe.cli.main import app
 from ray_probe.config import ProbeConfig
 from ray_probe.service.client import ProbeClient
 

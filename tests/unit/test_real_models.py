@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 from support.adapters import write_adapter
 
-from ray_probe.assembly import build_rollout
 from ray_probe.config import load_config
-from ray_probe.core.parity import TOLERANCE_NATS
-from ray_probe.in_process import InProcess
+from ray_probe.controller.local_backend import InProcess
+from ray_probe.core.estimator.parity import TOLERANCE_NATS
 from ray_probe.offline_entropy_probe import OfflineEntropyProbe
-from ray_probe.preflight import prepare
-from ray_probe.rules import baseline_rule
-from ray_probe.run_directory import RunDirectory
+from ray_probe.rollout.builder import build_rollout
+from ray_probe.run.directory import RunDirectory
+from ray_probe.run.prepare import prepare
+from ray_probe.run.rules import baseline_rule
 
 ROOT = Path(__file__).parents[2]
 SMALL = ["batch.rounds=2", "batch.prompts_per_round=4", "batch.shard_prompts=2", "generation.max_new_tokens=32"]

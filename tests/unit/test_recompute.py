@@ -5,7 +5,7 @@ import torch
 from support.models import ARCHITECTURES, tiny_model
 
 from ray_probe.errors import ConfigError
-from ray_probe.recompute import set_recompute
+from ray_probe.model.activation_checkpointing import set_recompute
 
 IDS = torch.arange(3, 15).reshape(2, 6)
 

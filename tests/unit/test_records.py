@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from ray_probe.core.record_checks import MOST_SHARD_PROMPTS, check, check_packed
-from ray_probe.core.records import (
+from ray_probe.core.estimator.record_checks import MOST_SHARD_PROMPTS, check, check_packed
+from ray_probe.core.estimator.records import (
     Record,
     Shape,
     bin_of,

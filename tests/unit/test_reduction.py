@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 from ray.exceptions import ActorDiedError, ActorUnavailableError, GetTimeoutError, RayError
 
-from ray_probe.cluster import reduction as module
-from ray_probe.cluster.reduction import IN_FLIGHT, Lost, Reduction, children
+from ray_probe.cluster.rounds import gradient_reduction as module
+from ray_probe.cluster.rounds.gradient_reduction import IN_FLIGHT, Lost, Reduction, children
 from ray_probe.errors import GradientError, OutputError
-from ray_probe.gradient_store import NotStaged
-from ray_probe.layout import Layout
-from ray_probe.messages import GradientReport
-from ray_probe.work import Stopped
+from ray_probe.gradient.layout import Layout
+from ray_probe.gradient.store import NotStaged
+from ray_probe.run.backend import Stopped
+from ray_probe.run.messages import GradientReport
 
 LAYOUT = Layout(("a", "b"), ((30,), (7,)))
 BUCKET = 5

@@ -7,8 +7,8 @@ from rich.console import Console
 from support.results import a_result, set_in
 
 from ray_probe.report.caveats import caveats, worse_baseline
-from ray_probe.report.numbers import about, number, percent, with_error
-from ray_probe.report.table import result_table
+from ray_probe.report.number_format import about, number, percent, with_error
+from ray_probe.report.result_table import result_table
 
 
 def shown(result: dict[str, Any], width: int = 100, verbose: bool = True) -> str:

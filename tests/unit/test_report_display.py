@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from ray_probe.progress import Progress
-from ray_probe.report.display import PLAIN_EVERY_S, ProgressDisplay
+from ray_probe.report.progress_display import PLAIN_EVERY_S, ProgressDisplay
+from ray_probe.run.progress import Progress
 
 
 def a_snapshot(**changes: Any) -> Progress:

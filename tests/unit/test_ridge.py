@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from sklearn.linear_model import Ridge
 
-from ray_probe.core.records import Record, Shape, position_bins, record_of_tokens, total
-from ray_probe.core.ridge import ILL_CONDITIONED, fit, residual_sum_squares, solve
+from ray_probe.core.estimator.records import Record, Shape, position_bins, record_of_tokens, total
+from ray_probe.core.estimator.ridge import ILL_CONDITIONED, fit, residual_sum_squares, solve
 from ray_probe.report.caveats import CONDITION_LIMIT
 
 CAP = 40

@@ -27,20 +27,20 @@ from support.runs import (
     untimed,
 )
 
-from ray_probe import rollout as rollout_module
-from ray_probe.cluster.actors import RolloutActor
-from ray_probe.core import scoring
-from ray_probe.core.baselines import MODES, PublishedFit
-from ray_probe.core.records import Record
+from ray_probe.cluster.actors.rollout import RolloutActor
+from ray_probe.core.estimator.baselines import MODES, PublishedFit
+from ray_probe.core.estimator.records import Record
+from ray_probe.core.policy import token_scores
 from ray_probe.errors import NonFiniteError, ParityError, ShardError
-from ray_probe.fitter import Fitter
-from ray_probe.messages import GradientReport
-from ray_probe.plan import Shard
-from ray_probe.progress import Progress
-from ray_probe.rollout import Rollout
-from ray_probe.rules import baseline_rule
+from ray_probe.fitter.fitter import Fitter
+from ray_probe.model.sequences import pack_sequences
+from ray_probe.rollout import rollout as rollout_module
+from ray_probe.rollout.rollout import Rollout
+from ray_probe.run.messages import GradientReport
+from ray_probe.run.plan import Shard
+from ray_probe.run.progress import Progress
+from ray_probe.run.rules import baseline_rule
 from ray_probe.sequence_processor import SequenceProcessor
-from ray_probe.sequences import pack_sequences
 
 
 @pytest.fixture(scope="module")
@@ -423,8 +423,8 @@ def test_nuclei_that_there_is_room_for_are_looked_for_once_and_the_others_again(
         0.0: sum(missing.values()) == parts,
     }[share]
     searches: list[int] = []
-    search = scoring.search
-    monkeypatch.setattr(scoring, "search", lambda *rest: searches.append(1) or search(*rest))
+    search = token_scores.search
+    monkeypatch.setattr(token_scores, "search", lambda *rest: searches.append(1) or search(*rest))
     for shard in shards:
         searches.clear()
         sums = rollout.accumulate(shard, fit).sums

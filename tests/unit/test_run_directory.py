@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 
 from ray_probe.errors import ConfigError, OutputError
-from ray_probe.estimates import Totals
-from ray_probe.files import write_atomically
-from ray_probe.run_directory import RunDirectory, default_name
+from ray_probe.run.directory import RunDirectory, default_name
+from ray_probe.run.totals import Totals
+from ray_probe.system.files import write_atomically
 
 HOLDER = (
     r"^--resume: got '.*'; process \d+ on .* since [-0-9]+ [:0-9]+ UTC is driving this run; wait for it or stop it$"
@@ -335,7 +335,7 @@ def test_a_holder_that_was_killed_leaves_no_lock_and_one_that_is_about_to_end_is
     directory: RunDirectory,
 ) -> None:
     hold = (
-        f"import sys, time, pathlib; from ray_probe.run_directory import RunDirectory as R\n"
+        f"import sys, time, pathlib; from ray_probe.run.directory import RunDirectory as R\n"
         f"with R(pathlib.Path({str(directory.path)!r})).held(): print('held', flush=True); time.sleep(60)"
     )
     told: list[str] = []

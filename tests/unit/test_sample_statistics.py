@@ -6,10 +6,10 @@ import torch
 from scipy import stats
 from support.full_tables import sampling_policy
 
-from ray_probe.core.features import DEFAULT_FEATURES
-from ray_probe.core.policy import sample_rows
-from ray_probe.core.scaling import SamplingRule
-from ray_probe.core.token_statistics import sample_statistics, token_statistics
+from ray_probe.core.policy.features import DEFAULT_FEATURES
+from ray_probe.core.policy.logits import SamplingRule
+from ray_probe.core.policy.sampling import sample_rows
+from ray_probe.core.policy.token_statistics import sample_statistics, token_statistics
 
 CAP = 64
 

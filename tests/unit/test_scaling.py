@@ -6,11 +6,11 @@ from typing import Any
 import pytest
 import torch
 
-from ray_probe.core.full_vocabulary import MomentScratch
-from ray_probe.core.nucleus import NucleusScratch
-from ray_probe.core.scaling import Buffer
-from ray_probe.core.slopes import TileScratch
-from ray_probe.core.summarize import SummaryScratch
+from ray_probe.core.policy.full_vocabulary import MomentScratch
+from ray_probe.core.policy.logit_gradient import TileScratch
+from ray_probe.core.policy.logits import Buffer
+from ray_probe.core.policy.nucleus import NucleusScratch
+from ray_probe.core.policy.summarize import SummaryScratch
 
 CPU = torch.device("cpu")
 

@@ -9,11 +9,12 @@ from typing import Any
 import pytest
 import torch
 
-from ray_probe import decoding, probe_components
-from ray_probe.core.baselines import PublishedFit, ShardBaseline
-from ray_probe.core.features import REGISTRY, PrefixView
-from ray_probe.core.records import Record
-from ray_probe.self_test import CHECKS, TOLERANCE, SelfTestResult, self_test
+from ray_probe import probe_components
+from ray_probe.core.estimator.baselines import PublishedFit, ShardBaseline
+from ray_probe.core.estimator.records import Record
+from ray_probe.core.policy.features import REGISTRY, PrefixView
+from ray_probe.doctor.self_test import CHECKS, TOLERANCE, SelfTestResult, self_test
+from ray_probe.model import decoding
 
 
 def test_what_is_installed_here_is_unbiased_to_1e_9_within_10_s():
@@ -25,9 +26,10 @@ def test_what_is_installed_here_is_unbiased_to_1e_9_within_10_s():
 
 
 def test_the_judge_shares_no_code_with_what_it_judges():
-    code = "import sys, ray_probe.enumeration; print(' '.join(m for m in sys.modules if m.startswith('ray_probe')))"
+    names = "' '.join(m for m in sys.modules if m.startswith('ray_probe'))"
+    code = f"import sys, ray_probe.doctor.enumeration; print({names})"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["ray_probe", "ray_probe.enumeration"]
+    assert done.stdout.split() == ["ray_probe", "ray_probe.doctor.enumeration"]
 
 
 def test_a_loss_of_the_wrong_sign_is_found(monkeypatch: pytest.MonkeyPatch):

@@ -13,14 +13,14 @@ from scipy.stats import chisquare
 from support.enumeration import oracle_policy
 from support.models import ARCHITECTURES, EOS, character_tokenizer, processor, save_checkpoint, tiny_gpt2, tiny_model
 
-from ray_probe.checkpoint_tokenizer import load_tokenizer
-from ray_probe.checkpoints import load_model
+from ray_probe.checkpoints.load import load_model
+from ray_probe.checkpoints.tokenizer import load_tokenizer
 from ray_probe.config import GenerationSettings
-from ray_probe.context import context_length
-from ray_probe.core.features import DEFAULT_FEATURES
+from ray_probe.core.policy.features import DEFAULT_FEATURES
 from ray_probe.errors import CheckpointError, ConfigError, NonFiniteError, PromptsError
+from ray_probe.model.context_length import context_length
+from ray_probe.model.sequences import BatchedSequences, LogprobResults, pack_sequences
 from ray_probe.sequence_processor import SequenceProcessor
-from ray_probe.sequences import BatchedSequences, LogprobResults, pack_sequences
 
 CHARACTERS = "abcdefghijklmnopqrstuv"
 VOCABULARY = len(CHARACTERS) + 2  # EOS and padding

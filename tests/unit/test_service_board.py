@@ -9,12 +9,12 @@ import pytest
 from support.replies import a_progress
 from support.results import a_result
 
-from ray_probe.digests import sealed
+from ray_probe.controller.queue import Measurement
+from ray_probe.controller.state import EVENTS_KEPT, STATE_FILE, Board, summary, utc_now
 from ray_probe.errors import ConfigError, OutputError, ProbeError
-from ray_probe.progress import Progress
-from ray_probe.run_directory import RunDirectory
-from ray_probe.service.board import EVENTS_KEPT, STATE_FILE, Board, summary, utc_now
-from ray_probe.service.queue import Measurement
+from ray_probe.run.directory import RunDirectory
+from ray_probe.run.progress import Progress
+from ray_probe.system.digests import sealed
 
 
 class FakeProbe:

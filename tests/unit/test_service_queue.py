@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ray_probe.controller.queue import Measurement, Queue
 from ray_probe.errors import ConfigError
-from ray_probe.service.queue import Measurement, Queue
 
 NOW = "2026-05-01T12:00:00+00:00"
 STATES = ("queued", "running", "done", "failed", "cancelled")

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from ray_probe.cluster.connection.shadows import refuse_shadows, shadows
 from ray_probe.cluster.ray_private import JOB_VARIABLE
-from ray_probe.cluster.shadows import refuse_shadows, shadows
 from ray_probe.errors import ConfigError
 
 
@@ -86,7 +86,8 @@ def test_a_run_with_an_empty_entry_in_pythonpath_is_refused_in_one_line(tmp_path
     (tmp_path / "run.yaml").write_text("model: {path: nowhere}\ndata: {prompts: [a]}\n")
     root = str(Path(__file__).parents[2])
     done = subprocess.run(
-        [sys.executable, "-c", "from ray_probe.cli import main; main()", "run", "run.yaml"], cwd=tmp_path, timeout=60,
+        [sys.executable, "-c", "from ray_probe.cli.main import main; main()", "run", "run.yaml"],
+        cwd=tmp_path, timeout=60,
         env=os.environ | {"PYTHONPATH": f"{root}:"}, capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 2, done.stderr

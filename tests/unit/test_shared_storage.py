@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 
-from ray_probe.cluster import survey
-from ray_probe.cluster.survey import Answer, Node
+from ray_probe.cluster.connection import nodes
+from ray_probe.cluster.connection.nodes import Answer, Node
+from ray_probe.cluster.connection.shared_directory import can_read, check_shared
 from ray_probe.errors import OutputError
-from ray_probe.shared_storage import can_read, check_shared
 
 NODES = [Node("aa", "first (10.0.0.1)", {"CPU": 2.0}), Node("bb", "second (10.0.0.2)", {"CPU": 2.0})]
 
@@ -20,7 +20,7 @@ def answered(monkeypatch: pytest.MonkeyPatch, *values: Any) -> None:
         assert can_read(path, text, 0.0) and not can_read(path, "another", 0.0)
         return [Answer(node, value) for node, value in zip(nodes, values, strict=True)]
 
-    monkeypatch.setattr(survey, "ask_nodes", ask)
+    monkeypatch.setattr(nodes, "ask_nodes", ask)
 
 
 def test_the_nodes_that_cannot_read_the_directory_are_returned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

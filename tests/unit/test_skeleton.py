@@ -13,12 +13,12 @@ import transformers
 from support.adapters import write_adapter
 from support.models import probe_config, save_checkpoint, tiny_llama, tiny_model, tiny_vision
 
-import ray_probe.checkpoints
-from ray_probe.checkpoints import inspect_checkpoint
+import ray_probe.checkpoints.load
+from ray_probe.checkpoints.load import inspect_checkpoint
 from ray_probe.config import ProbeConfig
 from ray_probe.errors import CheckpointError, ClusterError, ConfigError, ProbeError
-from ray_probe.loading import check_fits_here
-from ray_probe.preflight import prepare
+from ray_probe.rollout.loader import check_fits_here
+from ray_probe.run.prepare import prepare
 
 CHARACTERS = "abcdef"
 WEIGHTS, ADAPTER_WEIGHTS = "model.safetensors", "adapter_model.safetensors"
@@ -38,7 +38,7 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Pro
     def build(**sections: Any) -> ProbeConfig:
         return config_of(checkpoint, **sections)
 
-    monkeypatch.setattr(ray_probe.checkpoints, "load_model", None)
+    monkeypatch.setattr(ray_probe.checkpoints.load, "load_model", None)
     return build
 
 

@@ -15,12 +15,12 @@ from support.checkpoints import raw_config, write_checkpoint
 from support.runs import untimed
 from support.services import Service, until
 
-from ray_probe.checkpoint_files import fingerprint
-from ray_probe.config import ProbeConfig, config_from_dict
+from ray_probe.checkpoints.files import fingerprint
+from ray_probe.config.schema import ProbeConfig, config_from_dict
+from ray_probe.controller import pins
+from ray_probe.controller.queue import Measurement
 from ray_probe.errors import CheckpointError, ConfigError, OutputError
 from ray_probe.report import plots
-from ray_probe.service import pins
-from ray_probe.service.queue import Measurement
 
 TIMES = r"queued at \d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00.*: at \d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00"
 

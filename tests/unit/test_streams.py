@@ -13,13 +13,13 @@ import pytest
 from support.replies import a_beta, a_status, a_variance, an_info
 from support.results import a_result
 
-from ray_probe import cli
-from ray_probe.commands import streams
+from ray_probe.cli import main as cli
+from ray_probe.cli import streams
+from ray_probe.controller.replies import Scaled
 from ray_probe.doctor import Check
 from ray_probe.errors import OutputError
 from ray_probe.report.signs import ENCODING_ERRORS, spelled
 from ray_probe.service.client import ProbeClient
-from ray_probe.service.replies import Scaled
 
 LAUNCH = Path(__file__).parents[2] / "launch.py"
 RESULT = a_result() | {"schema_version": 1}
@@ -95,10 +95,10 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     def diagnose(*asked: Any, **named: Any) -> Iterator[Check]:
         yield from (Check("versions", "ok", "torch ± 1"), Check("disk", "failed", "full", "make room", 1))
 
-    monkeypatch.setattr("ray_probe.runner.execute", execute)
+    monkeypatch.setattr("ray_probe.service.run_once.execute", execute)
     monkeypatch.setattr("ray_probe.doctor.diagnose", diagnose)
     monkeypatch.setattr(ProbeClient, "connect", classmethod(lambda cls, *where: Client()))
-    monkeypatch.setattr("ray_probe.commands.service.SCALE_S", 0.0)
+    monkeypatch.setattr("ray_probe.cli.service.SCALE_S", 0.0)
     return tmp_path
 
 

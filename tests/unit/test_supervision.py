@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from ray_probe.cluster.patience import (
+from ray_probe.cluster.pool.clock import (
     FITTER_SILENT_S,
     LEAP_S,
     MAX_FAILED_STARTS,
@@ -14,7 +14,7 @@ from ray_probe.cluster.patience import (
     Watch,
     fitter_stands_still,
 )
-from ray_probe.cluster.supervision import (
+from ray_probe.cluster.pool.failure_policy import (
     MAX_SPARED,
     WAIT,
     AnswersAgain,
@@ -32,7 +32,7 @@ from ray_probe.cluster.supervision import (
     is_charged,
     refuses_the_checkpoint,
 )
-from ray_probe.cluster.worker import Worker
+from ray_probe.cluster.pool.worker import Worker
 from ray_probe.errors import (
     CheckpointError,
     ClusterError,

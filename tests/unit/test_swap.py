@@ -14,12 +14,12 @@ import torch
 from support.adapters import write_adapter
 from support.models import probe_config, save_checkpoint, tiny_gpt2, tiny_llama, tiny_model
 
-from ray_probe.assembly import Assembly
-from ray_probe.checkpoint_files import weight_headers
+from ray_probe.checkpoints.files import weight_headers
+from ray_probe.checkpoints.swap import Architecture, Policy, can_swap, load_policy, release, swap_weights
 from ray_probe.config import ProbeConfig
 from ray_probe.errors import CheckpointError
-from ray_probe.rollout import Rollout
-from ray_probe.swap import Architecture, Policy, can_swap, load_policy, release, swap_weights
+from ray_probe.rollout.builder import Assembly
+from ray_probe.rollout.rollout import Rollout
 
 CHARACTERS = "abcdef"
 WEIGHTS = "model.safetensors"
@@ -266,7 +266,7 @@ def test_the_old_model_is_gone_before_the_new_one_is_loaded(
         seen.append(sum(tensor.numel() for tensor in (*model.parameters(), *model.buffers())))
         return load_policy(*arguments)
 
-    monkeypatch.setattr("ray_probe.assembly.load_policy", load)
+    monkeypatch.setattr("ray_probe.rollout.builder.load_policy", load)
     brought_in(live, second)
     assert seen == [0]
 

@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ray_probe.core import policy as module
-from ray_probe.core.features import DEFAULT_FEATURES
-from ray_probe.core.scaling import SamplingRule
-from ray_probe.core.token_statistics import TokenStatistics, token_statistics
+from ray_probe.core.policy import sampling as module
+from ray_probe.core.policy.features import DEFAULT_FEATURES
+from ray_probe.core.policy.logits import SamplingRule
+from ray_probe.core.policy.token_statistics import TokenStatistics, token_statistics
 
 CAP = 64
 RULES = [(1.0, 1.0), (0.7, 0.8), (1.3, 0.8), (0.7, 1e-6), (3.0, 0.95)]

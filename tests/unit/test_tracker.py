@@ -1,7 +1,7 @@
 """What a run tells of its actors."""
 
-from ray_probe.progress import Progress
-from ray_probe.tracker import Tracker
+from ray_probe.run.progress import Progress
+from ray_probe.run.progress_tracker import Tracker
 
 
 def test_every_change_in_the_number_of_actors_is_told_once_with_what_was_asked_and_what_is_there() -> None:

@@ -12,15 +12,15 @@ from support.reference import Gaps, worst_gaps
 from support.workers import InProcessWorkers
 from transformers import BertConfig, DynamicCache, cache_utils
 
-from ray_probe import trials
-from ray_probe.assembly import build_rollout
-from ray_probe.checkpoints import load_model
+from ray_probe.checkpoints.load import load_model
 from ray_probe.config import GenerationSettings
-from ray_probe.core.parity import TOLERANCE_NATS
+from ray_probe.controller.measurement import Job, measure
+from ray_probe.core.estimator.parity import TOLERANCE_NATS
 from ray_probe.errors import CheckpointError, ParityError
-from ray_probe.forward import Forward
-from ray_probe.measurement import Job, measure
-from ray_probe.preflight import prepare
+from ray_probe.model import trials
+from ray_probe.model.forward import Forward
+from ray_probe.rollout.builder import build_rollout
+from ray_probe.run.prepare import prepare
 from ray_probe.sequence_processor import SequenceProcessor
 
 CHARACTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789"
@@ -209,7 +209,7 @@ def test_outputs_that_a_config_turns_on_are_turned_off_in_every_call(
     model.set_attn_implementation("eager")
     setattr(model.config, output, True)
     if not plain_head:
-        monkeypatch.setattr("ray_probe.forward.find_head", lambda model: (None, "not taken apart"))
+        monkeypatch.setattr("ray_probe.model.forward.find_head", lambda model: (None, "not taken apart"))
     processor, seen = policy(model), []
     model.model.register_forward_hook(lambda module, inputs, result: seen.append(result))
     sequences = processor.generate(PROMPTS, 1, [[0], [1], [2], [3]])

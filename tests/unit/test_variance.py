@@ -7,10 +7,10 @@ length. So what the errors describe can be sampled by the ten thousand, and the 
 import numpy as np
 import pytest
 
-from ray_probe.core.records import Record, Shape, record_of_tokens, with_prompts
-from ray_probe.core.ridge import fit
-from ray_probe.core.variance import clustered_ratio, gradient_noise, in_sample_mean_squares
-from ray_probe.estimates import Totals, entropy_estimate, merged
+from ray_probe.core.estimator.records import Record, Shape, record_of_tokens, with_prompts
+from ray_probe.core.estimator.ridge import fit
+from ray_probe.core.estimator.variance import clustered_ratio, gradient_noise, in_sample_mean_squares
+from ray_probe.run.totals import Totals, entropy_estimate, merged
 
 # probability, total entropy (nats), length (tokens) of each response
 POLICY = np.array([

@@ -8,8 +8,8 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ray_probe.config.strict_yaml import MAX_BYTES, MAX_DEPTH, apply_override, dump_yaml_text, load_yaml, parse_scalar
 from ray_probe.errors import ConfigError
-from ray_probe.yaml_loader import MAX_BYTES, MAX_DEPTH, apply_override, dump_yaml_text, load_yaml, parse_scalar
 
 
 def written(tmp_path: Path, content: str | bytes) -> Path:

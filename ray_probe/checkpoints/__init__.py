@@ -1,0 +1,1 @@
+"""Reads checkpoints: files, weights, adapters, tokenizers, and how much memory they take."""

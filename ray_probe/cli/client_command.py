@@ -1,0 +1,58 @@
+"""Commands that ask a service or a run in progress: all are told in the same way which one, and how to answer."""
+
+import contextlib
+import inspect
+from collections.abc import Callable, Iterator
+from functools import partial, wraps
+from typing import TYPE_CHECKING, Any
+
+from ray_probe.cli.options import Address, AsJson, Name, Namespace
+from ray_probe.cli.output import Answer, answered, stdout_for_results
+
+if TYPE_CHECKING:
+    from ray_probe.service.client import ProbeClient
+
+_KEYWORD = inspect.Parameter.KEYWORD_ONLY
+_WHICH = (
+    inspect.Parameter("name", _KEYWORD, default=None, annotation=Name),
+    inspect.Parameter("address", _KEYWORD, default=None, annotation=Address),
+    inspect.Parameter("namespace", _KEYWORD, default=None, annotation=Namespace),
+    inspect.Parameter("as_json", _KEYWORD, default=False, annotation=AsJson),
+)
+
+
+def asks(ask: Callable[..., Answer], kind: str | None = None) -> Callable[..., int]:
+    """Make a command of a function: (client, its own arguments) -> its answer.
+
+    The command has the function's own arguments, and `--run`, `--address`, `--namespace` and `--json`. Without
+    `--run` it asks the only thing of a kind, service or run, that is up; None: the only one of either.
+    """
+
+    @wraps(ask)
+    def command(
+        *, name: str | None = None, address: str | None = None, namespace: str | None = None, as_json: bool = False,
+        **own: Any,
+    ) -> int:  # fmt: skip
+        with connected(name, address, namespace, kind) as client:
+            answer = ask(client, **own)
+        return answered(answer, as_json)
+
+    _, *own = inspect.signature(ask).parameters.values()
+    parameters = [*(parameter.replace(kind=_KEYWORD) for parameter in own), *_WHICH]
+    vars(command)["__signature__"] = inspect.Signature(parameters, return_annotation=int)
+    command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters} | {"return": int}
+    return command
+
+
+asks_service = partial(asks, kind="service")
+
+
+@contextlib.contextmanager
+def connected(
+    name: str | None, address: str | None, namespace: str | None, kind: str | None
+) -> "Iterator[ProbeClient]":
+    """A client of the service or run that is meant."""
+    from ray_probe.service.client import ProbeClient
+
+    with stdout_for_results(), ProbeClient.connect(address, namespace, name, kind) as client:
+        yield client

@@ -1,0 +1,53 @@
+"""A finished run, read again from its directory."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+from ray_probe.errors import ConfigError, bad_value
+from ray_probe.run.directory import RunDirectory
+
+FIELD = "RUN_DIR"
+RESULT = "result.json"
+MOST_NAMED = 8
+
+
+def run_directory(text: str) -> Path | None:
+    """The directory that a text means; None where it can only be the id of a measurement.
+
+    Raises:
+        ConfigError: it is a path, and no directory is there.
+    """
+    path = Path(text)
+    if path.is_dir():
+        return path
+    if path.exists() or os.sep in text:
+        raise ConfigError(bad_value(FIELD, text, "there is no such directory; give that of a run"))
+    return None
+
+
+def result_of(path: Path) -> dict[str, Any]:
+    """The object of result.json in a run directory.
+
+    Raises:
+        ConfigError: there is none, or it is damaged; says what to do.
+    """
+    directory = RunDirectory(path, FIELD)
+    result = directory.result()
+    if result is None:
+        raise ConfigError(bad_value(FIELD, str(path), _why_none(directory)))
+    if not isinstance(result, dict) or "counts" not in result:
+        raise ConfigError(bad_value(FIELD, str(path), f"{RESULT} holds no result; restore it"))
+    return result
+
+
+def _why_none(directory: RunDirectory) -> str:
+    path = directory.path
+    if directory.config.exists():
+        rounds = len(directory.finished_rounds())
+        return f"it has no {RESULT} yet, and {rounds} finished rounds; run --resume {path} goes on with it"
+    inside = sorted(found.parent.name for found in path.glob(f"*/{RESULT}"))
+    if inside:
+        more = ", ..." if len(inside) > MOST_NAMED else ""
+        return f"no run, but it holds some; give one: {', '.join(inside[:MOST_NAMED])}{more}"
+    return f"need the directory of a run, with {RESULT} in it"

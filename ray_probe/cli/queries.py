@@ -1,0 +1,114 @@
+"""How a service or a run in progress is doing, and what it has found so far."""
+
+from dataclasses import replace
+from enum import StrEnum
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ray_probe.cli.client_command import asks, connected
+from ray_probe.cli.options import Address, AsJson, Identity, Name, Namespace, Verbose
+from ray_probe.cli.output import Answer, answered, of_result
+from ray_probe.errors import ConfigError, bad_value
+
+if TYPE_CHECKING:
+    from ray_probe.service.client import ProbeClient
+
+
+@asks
+def status(client: "ProbeClient") -> Answer:
+    """How a service or a run in progress is doing: actors, progress, queue."""
+    found = client.status()
+    return Answer(found.to_json(), lambda: _tables().status_table(found))
+
+
+@asks
+def beta(
+    client: "ProbeClient",
+    version: Annotated[int | None, typer.Option(metavar="V", help="An earlier one.", show_default=False)] = None,
+    identity: Identity = None,
+) -> Answer:
+    """The fitted baseline: coefficients by feature, version, tokens behind it."""
+    found = client.beta(version, identity)
+    return Answer(found.to_json(), lambda: _tables().beta_table(found))
+
+
+@asks
+def variance(client: "ProbeClient", identity: Identity = None) -> Answer:
+    """Advantage statistics by baseline mode, and the gradient's variance, of the whole rounds so far."""
+    found = client.variance(identity)
+    return Answer(found.to_json(), lambda: _tables().variance_table(found))
+
+
+class Format(StrEnum):
+    """How results are written."""
+
+    TABLE = "table"
+    JSON = "json"
+    CSV = "csv"
+    MD = "md"
+
+
+def results(
+    identity: Annotated[
+        str | None, typer.Argument(metavar="ID|RUN_DIR", help="m0001, or the directory of a run.", show_default=False)
+    ] = None,
+    form: Annotated[Format, typer.Option("--format", help="How they are written.")] = Format.TABLE,
+    verbose: Verbose = False,
+    name: Name = None,
+    address: Address = None,
+    namespace: Namespace = None,
+    as_json: AsJson = False,
+) -> int:
+    """All measurements of a service, or one, or a finished run by its directory, with all of its figures."""
+    from ray_probe.cli.finished import result_of, run_directory
+
+    if as_json and form not in (Format.TABLE, Format.JSON):
+        raise ConfigError(bad_value("--format", form.value, "--json is another format; leave one of the two out"))
+    form = Format.JSON if as_json else form
+    of_a_service = (name, address, namespace) != (None, None, None)
+    directory = None if identity is None or of_a_service else run_directory(identity)
+    if directory is not None:
+        return answered(_formatted(of_result(result_of(directory), directory, verbose), form), form == Format.JSON)
+    with connected(name, address, namespace, kind="service") as client:
+        if identity is None:
+            items = client.results()
+            answer = Answer([item.to_json() for item in items], lambda: _tables().results_table(items))
+        else:
+            info, result = client.result(identity)
+            answer = Answer(info.to_json(), lambda: _tables().results_table((info,)))
+            if result is not None:
+                answer = of_result(result, info.directory, verbose)
+    return answered(_formatted(answer, form), form == Format.JSON)
+
+
+def _formatted(answer: Answer, form: Format) -> Answer:
+    """The answer with its text in this format; a list of measurements, or one result."""
+    from ray_probe.report import export
+
+    if form in (Format.TABLE, Format.JSON):
+        return answer
+    value = answer.value
+    if isinstance(value, dict) and "schema_version" in value:
+        text = export.result_csv(value) if form == Format.CSV else export.result_markdown(value)
+    else:
+        items = value if isinstance(value, list) else [value]
+        text = export.listing_csv(items) if form == Format.CSV else export.listing_markdown(items)
+    return replace(answer, text=lambda: text.removesuffix("\n"), last_lines=())
+
+
+@asks
+def logs(
+    client: "ProbeClient",
+    identity: Identity = None,
+    lines: Annotated[int, typer.Option("-n", "--lines", min=1, help="How many of the last.")] = 100,
+) -> Answer:
+    """The last lines of a measurement's log, or of the service's own."""
+    found = client.logs(identity, lines)
+    return Answer(list(found), lambda: "\n".join(found))
+
+
+def _tables() -> Any:
+    from ray_probe.cli import service_tables
+
+    return service_tables

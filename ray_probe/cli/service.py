@@ -1,0 +1,166 @@
+"""A service's life: started, given work, scaled, drained, ended."""
+
+import time
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from ray_probe.cli.client_command import asks, asks_service
+from ray_probe.cli.options import (
+    Actors,
+    Address,
+    AsJson,
+    ConfigAddress,
+    ConfigFile,
+    Name,
+    Namespace,
+    OneIdentity,
+    Out,
+    Settings,
+    Verbose,
+)
+from ray_probe.cli.output import EXIT_INTERRUPTED, Answer, answered, of_result, stdout_for_results
+from ray_probe.cli.streams import tell
+from ray_probe.errors import ClusterError
+from ray_probe.system.signals import interrupted, signals_interrupt
+
+if TYPE_CHECKING:
+    from ray_probe.controller.replies import Scaled, Status
+    from ray_probe.service.client import ProbeClient
+
+SCALE_S = 30.0
+
+
+def up(
+    config: ConfigFile,
+    name: Annotated[str | None, typer.Option(help="What it is called.", show_default=False)] = None,
+    set_: Settings = None,
+    actors: Actors = None,
+    address: ConfigAddress = None,
+    out: Out = None,
+    as_json: AsJson = False,
+) -> int:
+    """Start a service: it stays, measures the checkpoints that it is given, and answers."""
+    from ray_probe.service import lifecycle
+    from ray_probe.service.run_once import overrides
+
+    try:
+        with signals_interrupt(), stdout_for_results():
+            found = lifecycle.up(config, overrides(set_ or [], actors, address, out), name, tell)
+    except KeyboardInterrupt:
+        tell("interrupted; what was started has been ended")
+        return EXIT_INTERRUPTED
+    entry = found.entry
+    value = {"name": entry.name, "address": entry.address, "namespace": entry.namespace,
+             "directory": entry.directory, "going_on": found.queued}  # fmt: skip
+    kept = f"service {entry.name!r} is up all the same"
+    return answered(Answer(value, lambda: "\n".join(lifecycle.lines(found)), kept=kept), as_json)
+
+
+def down(name: Name = None, address: Address = None, namespace: Namespace = None) -> int:
+    """End a service and all that it started."""
+    from ray_probe.service import ending
+
+    with signals_interrupt(), stdout_for_results():
+        ended = ending.down(name, tell, address, namespace)
+    said = f"service {ended!r} is down; its files stay, and `up` goes on with what was queued"
+    return answered(Answer({"ended": ended}, lambda: said), as_json=False)
+
+
+@asks_service
+def probe(
+    client: "ProbeClient",
+    checkpoint: Annotated[str, typer.Argument(help="Directory of the checkpoint.", show_default=False)],
+    adapter: Annotated[str | None, typer.Option(help="PEFT adapter directory.", show_default=False)] = None,
+    prompts: Annotated[str | None, typer.Option(help="Other prompts (data.prompts).", show_default=False)] = None,
+    set_: Settings = None,
+    wait: Annotated[bool, typer.Option("--wait", help="Follow it to its end and print the results.")] = False,
+    verbose: Verbose = False,
+    snapshot: Annotated[
+        bool, typer.Option("--snapshot", help="Pin its files until they are measured, by hard links.")
+    ] = False,
+    snapshot_copy: Annotated[
+        bool, typer.Option("--snapshot-copy", help="Pin a copy, for trainers that write into their files.")
+    ] = False,
+) -> Answer:
+    """Have a service measure a checkpoint as it is now."""
+    from ray_probe.config.strict_yaml import override_of
+
+    settings = dict(override_of(setting) for setting in set_ or [])
+    how: Literal["link", "copy"] | None = "copy" if snapshot_copy else "link" if snapshot else None
+    identity = client.probe(checkpoint, adapter, prompts, settings, how)
+    result = _waited(client, identity) if wait else None
+    info, _ = client.result(identity)
+    if result is not None:
+        return of_result(result, info.directory, verbose)
+    said = f"{identity} is {info.state}; see it with `results {identity}`"
+    return Answer(info.to_json(), lambda: said, EXIT_INTERRUPTED if wait else 0)
+
+
+@asks_service
+def cancel(client: "ProbeClient", identity: OneIdentity) -> Answer:
+    """Take back a measurement that waits, or stop the one at work; its whole rounds are kept."""
+    info = client.cancel(identity)
+    said = "stops after what its actors do at the moment" if info.state == "running" else f"is {info.state}"
+    return Answer(info.to_json(), lambda: f"{identity} {said}")
+
+
+@asks_service
+def drain(
+    client: "ProbeClient", undo: Annotated[bool, typer.Option("--undo", help="Take on again.")] = False
+) -> Answer:
+    """Have a service take nothing new and work off what waits."""
+    client.drain(not undo)
+    waiting = len(client.status().queued)
+    said = "takes on again" if undo else f"takes nothing new; {waiting} measurements wait"
+    return Answer({"draining": not undo, "waiting": waiting}, lambda: f"{client.name} {said}")
+
+
+@asks
+def scale(
+    client: "ProbeClient",
+    number: Annotated[int, typer.Argument(metavar="N", help="Rollout actors from now on.", show_default=False)],
+) -> Answer:
+    """Change the number of rollout actors while they work; waits up to 30 s for them."""
+    scaled = client.scale(number)
+    for message in scaled.messages:
+        tell(message)
+    found = _until_there(client, number)
+    code = 0 if found.actors_alive >= number else ClusterError.exit_code
+    return Answer(scaled.to_json() | {"alive": found.actors_alive}, lambda: _scaled(scaled, found), code)
+
+
+def _until_there(client: "ProbeClient", number: int) -> "Status":
+    deadline = time.monotonic() + SCALE_S
+    while time.monotonic() < deadline:
+        found = client.status()
+        if found.actors_leaving and found.measurement is not None:
+            break  # those too many leave when their work is committed, however long that takes
+        if found.actors_alive == number and not found.actors_leaving:
+            break
+        time.sleep(0.25)
+    return found
+
+
+def _scaled(scaled: "Scaled", found: "Status") -> str:
+    if found.actors_leaving:
+        said = f"asked {scaled.asked}, have {len(found.actors)}"
+        return f"{said}: {found.actors_leaving} leave once what they have done is committed"
+    said = f"asked {scaled.asked}, have {found.actors_alive}"
+    said += f", {found.actors_starting} loading" if found.actors_starting else ""
+    if found.actors_alive + found.actors_starting < scaled.asked:
+        said += ": the request stands, and is met when there is room"
+        said += f"; last failure: {found.last_failure}" if found.last_failure else ""
+    return said
+
+
+def _waited(client: "ProbeClient", identity: str) -> dict[str, Any] | None:
+    """Follow a measurement; on Ctrl-C it goes on without us."""
+    from ray_probe.report.progress_display import ProgressDisplay
+
+    try:
+        with signals_interrupt(), ProgressDisplay() as display:
+            return client.wait(identity, display, interrupted)
+    except KeyboardInterrupt:
+        tell(f"{identity} goes on; stop it with `cancel {identity}`")
+        return None

@@ -1,0 +1,1 @@
+"""The actors of a run, each with its handle, and the calls to them."""

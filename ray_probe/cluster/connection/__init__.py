@@ -1,0 +1,1 @@
+"""Connecting to a Ray cluster, and what must hold on its nodes."""

@@ -1,0 +1,1 @@
+"""The Ray head that this package starts, in a process of its own."""

@@ -1,0 +1,1 @@
+"""The pool of rollout actors: tasks, timeouts, restarts."""

@@ -1,0 +1,118 @@
+"""Why an actor died, in one line for people: what Ray knows, the process's last words, and its node's memory.
+
+Ray's own message says that the actor died unexpectedly; what happened stands in the log of its process, on its node.
+"""
+
+import glob
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import psutil
+from ray.exceptions import OutOfMemoryError
+
+from ray_probe.cluster.actors.calls import first_line
+from ray_probe.cluster.connection.nodes import alive_nodes, ask_nodes
+from ray_probe.cluster.head.crash import crash_dump, telling_line
+from ray_probe.cluster.pool.failure_policy import Died
+from ray_probe.cluster.ray_private import logs_directory
+
+LOOK_BACK_S = 5.0
+LAST_LINES = 3
+KEPT_LINES = 200  # a crash dump of Ray has about 100, and its reason is the first
+MAX_WORDS = 240
+NODE_GONE = "its node is gone"
+_COLOURS = re.compile(r"\x1b\[[0-9;]*m")
+_PID, _IP = re.compile(r"\bpid[:=] ?(\d+)"), re.compile(r"\bip[:=] ?([0-9a-fA-F.:]+[0-9a-fA-F])")
+_NO_WORD = "End of file"  # so Ray words a process that SIGKILL ended, which the kernel sends when memory runs out
+_OTHER_CAUSE = re.compile(r"SIG[A-Z]+|Fatal|Traceback|Error\b|Segmentation|Aborted")
+_DETAIL = re.compile(r"Worker exit detail: (.+?)(?:\. Some common causes|\.? *$)", re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class Death:
+    """What Ray's error says of a death.
+
+    Attributes:
+        reason: one line.
+        pid: of the process, or None.
+        address: of its node, or None.
+    """
+
+    reason: str
+    pid: int | None
+    address: str | None
+
+
+@dataclass(frozen=True)
+class LookBack:
+    """What a node says of a process that is gone: its last lines, and the node's memory in use, share."""
+
+    words: str
+    memory_used: float
+
+
+def read_error(error: BaseException) -> Death:
+    """What Ray's error says: the exception of a constructor, how the process ended, or that its node is gone."""
+    text = _COLOURS.sub("", str(error))
+    pid, address = _PID.search(text), _IP.search(text)
+    lines = [line.strip() for line in text.strip().splitlines() if line.strip(" ^~")]
+    if "creation task" in text and len(lines) > 1:
+        reason = f"its constructor raised {lines[-1]}"
+    elif "node has died" in text or "node was dead" in text.lower():
+        reason = NODE_GONE
+    elif detail := _DETAIL.search(text):
+        reason = f"its process ended ({detail[1]})"
+    else:
+        reason = first_line(error)
+    return Death(reason[:300], int(pid[1]) if pid else None, address[1] if address else None)
+
+
+def look_back(pid: int) -> LookBack:
+    """On the node of a process that is gone: its last lines, and how much memory is in use."""
+    logs = logs_directory()
+    lines: list[str] = []
+    if logs is not None:
+        for path in sorted(glob.glob(os.path.join(logs, f"worker-*-{pid}.*"))):
+            with open(path, encoding="utf-8", errors="replace") as file:
+                lines += [line for line in file.readlines()[-KEPT_LINES:] if line.strip() and not line.startswith(":")]
+    return LookBack(last_words(lines), psutil.virtual_memory().percent / 100)
+
+
+def last_words(lines: Sequence[str]) -> str:
+    """What a process said at its end: its last lines, or of a crash dump the line that says why."""
+    why = telling_line("".join(lines)) if crash_dump(lines) else None
+    if why is not None:
+        return why[:MAX_WORDS]
+    return "; ".join(line.strip() for line in lines[-LAST_LINES:])[-MAX_WORDS:]
+
+
+def autopsy(error: BaseException) -> Died:
+    """Why an actor died: one line, within seconds; whether memory ran out, or its node is gone."""
+    death = read_error(error)
+    node_lost = death.reason == NODE_GONE
+    if death.pid is None or death.address is None:
+        return Died(death.reason, by_memory(error, death.reason, ""), node_lost)
+    nodes = [node for node in alive_nodes() if f"({death.address})" in node.name]
+    answers = ask_nodes(nodes[:1], look_back, death.pid, seconds=LOOK_BACK_S) if nodes else []
+    told, words = f"{death.reason}, process {death.pid} on node {death.address}", ""
+    for answer in answers:
+        if isinstance(answer.value, LookBack):
+            words = answer.value.words
+            told += f", memory {answer.value.memory_used:.0%} in use"
+            told += f", last words: {words}" if words else ", no last words"
+    return Died(told, by_memory(error, death.reason, words), node_lost)
+
+
+def by_memory(error: BaseException, reason: str, words: str) -> bool:
+    """Whether it seems that memory ran out: Ray says so, or the process ended and told of nothing.
+
+    Args:
+        error: of Ray.
+        reason: how the process ended.
+        words: its last lines.
+    """
+    if isinstance(error, OutOfMemoryError) or "low on memory" in reason:
+        return True
+    return _NO_WORD in reason and _OTHER_CAUSE.search(words) is None

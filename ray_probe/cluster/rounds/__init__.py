@@ -1,0 +1,1 @@
+"""Rounds on a cluster: schedule, commits, the reduction of gradients."""

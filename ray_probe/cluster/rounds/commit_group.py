@@ -1,0 +1,246 @@
+"""The rounds up to a commit at work: the schedule's decisions, carried out by pool, fitter and object store."""
+
+import time
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from ray_probe.cluster.actors.handle import ANSWER_DEADLINE_S, OpenFitter
+from ray_probe.cluster.pool.failure_policy import MAX_ATTEMPTS
+from ray_probe.cluster.pool.pool import Pool
+from ray_probe.cluster.pool.worker import Event
+from ray_probe.cluster.rounds.fitter_monitor import FitterWatch
+from ray_probe.cluster.rounds.gradient_reduction import Lost, Reduction
+from ray_probe.cluster.rounds.schedule import Schedule, Task
+from ray_probe.core.estimator.baselines import PublishedFit
+from ray_probe.errors import ClusterError
+from ray_probe.fitter.fitter import Counts
+from ray_probe.run.backend import (
+    RoundOutcome,
+    StopCheck,
+    check_baseline,
+    ids_of,
+    new_group,
+    refuse_if_stopped,
+    refuse_without_sums,
+    told_with,
+)
+from ray_probe.run.messages import Collected, ShardKey, ShardSums
+from ray_probe.run.plan import Shard
+from ray_probe.run.progress_tracker import Tracker
+
+POLL_S = 0.5
+
+
+@dataclass
+class _Round:
+    """What is known of one of the rounds; a shard that is done again replaces what it said before.
+
+    Attributes:
+        fit: the fit that its gradients use, once it is there.
+        closed: the fitter has folded its records.
+    """
+
+    fit: PublishedFit | None = None
+    closed: bool = False
+    fit_s: float = 0.0
+    beta: dict[str, Any] = field(default_factory=dict)
+    collected: dict[int, Collected] = field(default_factory=dict)
+    sums: dict[int, ShardSums] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Manner:
+    """How a shard is done.
+
+    Attributes:
+        lagged: gradients use the fit of the rounds before, and wait for nothing.
+        held_positions: whose graphs an actor may hold until the fit is there; 0: everything is scored twice.
+    """
+
+    lagged: bool = False
+    held_positions: int = 0
+
+
+class GroupWork:
+    """Works off the rounds up to a commit, whoever dies on the way.
+
+    Args:
+        pool: the rollout actors.
+        fitter: which rollout actors deliver to.
+        tracker: told of progress.
+        stop: asked between events.
+        manner: how a shard is done.
+        told: shards of earlier rounds that came again with other bytes, as the outcomes of those rounds say.
+    """
+
+    def __init__(
+        self,
+        pool: Pool,
+        fitter: OpenFitter,
+        tracker: Tracker,
+        stop: StopCheck,
+        manner: Manner,
+        told: Collection[ShardKey] = (),
+    ) -> None:
+        self._group = new_group()
+        self._schedule = Schedule()
+        self._rounds: dict[int, _Round] = {}
+        self._pool = pool
+        self._fitter = fitter
+        self._fitter_watch = FitterWatch(fitter.handle, tracker.note)
+        self._tracker = tracker
+        self.stop = stop
+        self._manner = manner
+        self.told: frozenset[ShardKey] = frozenset(told)
+
+    def run_round(self, shards: Sequence[Shard]) -> RoundOutcome:
+        """Returns when every shard that was not given up is in an actor's sum, exactly once."""
+        number = shards[0].round
+        self._pool.forgive()
+        self._schedule.open_round(shards)
+        self._rounds[number] = _Round()
+        if self._manner.lagged:
+            self._use(number, self._fitter.ask("current"))
+        self._work_off(number)
+        self._rounds[number].beta = self._fitter.ask("beta")
+        for note in self._fitter.new_notes():
+            self._tracker.note(note)
+        return self._outcome(number, self._fitter.ask("counts"))
+
+    def commit(self, reduction: Reduction, first: bool) -> list[RoundOutcome]:
+        """Have the sums of all rounds staged; what is lost meanwhile is done again.
+
+        Args:
+            reduction: brings the sums together.
+            first: nothing is committed yet.
+
+        Raises:
+            ClusterError: it failed `MAX_ATTEMPTS` times.
+            ShardError: no shard of a round is left.
+        """
+        newest, causes = max(self._rounds), list[str]()
+        while len(causes) < MAX_ATTEMPTS:
+            self._work_off(newest)
+            counts = self._fitter.ask("counts")
+            outcomes = [self._outcome(number, counts) for number in self._rounds]
+            for outcome in outcomes:
+                refuse_without_sums(outcome)
+            lost = reduction.attempt(self._group, self._schedule.accumulated_by(), first)
+            if lost is None:
+                self.told = frozenset((*counts.conflicts, *counts.regenerated))
+                return outcomes
+            self._lost_before_commit(lost)
+            causes.append(lost.cause)
+        raise ClusterError(
+            f"round {newest + 1}: its gradient could not be fetched {MAX_ATTEMPTS} times, last: {causes[-1]}; "
+            "give actors more memory or fewer parameters (model.trainable), then go on with run --resume"
+        )
+
+    def _work_off(self, newest: int) -> None:
+        while not self._schedule.complete:
+            refuse_if_stopped(self.stop)
+            self._deal()
+            for event in self._pool.wait(POLL_S):
+                self._take(event)
+            self._tracker.staff(self._pool.asked, len(self._pool.alive))
+            self._close_records(newest)
+            self._fitter_watch.look()
+        self._close_records(newest)
+
+    def _deal(self) -> None:
+        """A task for every idle actor; one that is too many goes once nothing is lost with it."""
+        leaving = self._pool.leaving
+        staying = [actor for actor in self._pool.alive if actor not in leaving]
+        for actor in self._pool.idle:
+            task = self._schedule.next_task(actor, staying, actor in leaving)
+            if task is not None:
+                self._submit(actor, task)
+            elif actor in leaving and not self._schedule.depends_on(actor):
+                self._pool.release([actor])
+
+    def _submit(self, actor: int, task: Task) -> None:
+        shard = task.shard
+        if task.kind == "collect":
+            fitter, room = self._fitter, self._manner.held_positions
+            self._pool.submit(
+                actor, task, "collect", shard, self._group, fitter.handle, fitter.opening, ANSWER_DEADLINE_S, room
+            )
+        else:
+            fit = self._rounds[shard.round].fit
+            assert fit is not None, "gradients wait for their fit"
+            self._pool.submit(actor, task, "accumulate", shard, fit)
+
+    def _take(self, event: Event) -> None:
+        task: Task | None = event.task
+        decision = event.decision
+        if decision is None:
+            assert task is not None, "what has no task is a fault"
+            done = self._collected if task.kind == "collect" else self._accumulated
+            done(task.shard, event.value)
+            return
+        if task is not None:
+            assert decision.shard is not None, "a shard in hand is charged or spared"
+            self._tracker.note(self._schedule.failed(task.shard, decision.cause, decision.shard, decision.by_memory))
+        if decision.replace:
+            self._lost(event.actor)
+
+    def _collected(self, shard: Shard, report: Collected) -> None:
+        self._rounds[shard.round].collected[shard.index] = report
+        self._tracker.collected(report.tokens, again=self._schedule.collected(shard))
+
+    def _accumulated(self, shard: Shard, report: ShardSums) -> None:
+        part = self._rounds[shard.round]
+        assert part.fit is not None, "gradients wait for their fit"
+        check_baseline(report, part.fit)
+        self._schedule.accumulated(shard)
+        part.sums[shard.index] = report
+        if shard.round == max(self._rounds):
+            self._tracker.accumulated(report)
+
+    def _lost(self, actor: int) -> None:
+        lost = self._schedule.actor_lost(actor)
+        if lost[max(self._rounds)]:
+            self._tracker.redone(lost[max(self._rounds)])
+
+    def _lost_before_commit(self, lost: Lost) -> None:
+        who = f"actors {', '.join(map(str, lost.actors))} were lost" if lost.actors else "the gradient was not fetched"
+        self._tracker.note(f"{who} before the commit ({lost.cause}); what is missing is done again")
+        for actor in lost.actors:
+            self._lost(actor)
+
+    def _close_records(self, number: int) -> None:
+        """Once every record of the newest round is in: fit, and let its gradients begin."""
+        part, records = self._rounds[number], self._schedule.records(number)
+        if part.closed or not self._schedule.records_complete(number) or not records:
+            return
+        started = time.monotonic()
+        fit = self._fitter.ask("close_round", number, records, min(self._rounds))
+        part.fit_s = time.monotonic() - started
+        part.closed = True
+        if not self._manner.lagged:
+            self._use(number, fit)
+
+    def _use(self, number: int, fit: PublishedFit) -> None:
+        self._rounds[number].fit = fit
+        self._schedule.fit_ready(number)
+        self._tracker.fitted(fit.version)
+
+    def _outcome(self, number: int, counts: Counts) -> RoundOutcome:
+        part, summed_by = self._rounds[number], self._schedule.accumulated_by()
+        by_actor = {actor: tuple(i for n, i in keys if n == number) for actor, keys in summed_by.items()}
+        counted = [index for shards in by_actor.values() for index in shards]
+        first = min(self._rounds)
+        return RoundOutcome(
+            round=number,
+            collected=[part.collected[index] for index in counted],
+            sums=[part.sums[index] for index in counted],
+            records=self._schedule.records(number),
+            beta=part.beta,
+            given_up=list(self._schedule.given_up(number)),
+            conflicts=ids_of(told_with(number, first, counts.conflicts, self.told)),
+            regenerated=len(told_with(number, first, counts.regenerated, self.told)),
+            retried=self._schedule.retried[number],
+            by_actor={actor: shards for actor, shards in by_actor.items() if shards},
+            fit_s=part.fit_s,
+        )

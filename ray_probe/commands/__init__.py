@@ -1,1 +1,0 @@
-"""The commands beside `run`: each imports what it needs when it is called."""

@@ -1,0 +1,323 @@
+"""The configuration of a run: YAML into frozen, strictly checked models (spec section 6).
+
+Every refusal is a `ConfigError` of one line that names the dotted field, the value and the remedy.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import pydantic_core
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from ray_probe.config.field_types import (
+    FEATURE_NAMES,
+    Address,
+    Count,
+    Decay,
+    FeatureList,
+    NotNegative,
+    OptionalCount,
+    OptionalPositive,
+    OptionalText,
+    Positive,
+    Prompts,
+    Resources,
+    RunName,
+    RuntimeEnv,
+    Seed,
+    Text,
+    TokenIds,
+    TopP,
+    check_features,
+    check_resources,
+    check_runtime_env,
+    check_trainable,
+    closest,
+    refusal,
+)
+from ray_probe.config.strict_yaml import apply_override, dump_yaml_text, load_yaml
+from ray_probe.errors import MAX_VALUE_CHARS, ConfigError, bad_value
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        strict=True,
+        allow_inf_nan=False,
+        validate_default=True,
+        use_attribute_docstrings=True,
+    )
+
+
+class ModelConfig(_Section):
+    """The checkpoint, and which of its parameters the gradient is taken for."""
+
+    path: Text
+    """Checkpoint directory, or a hub name when `local_files_only` is false."""
+    revision: OptionalText = None
+    """Branch, tag or commit of a hub model; null: its default branch."""
+    local_files_only: bool = True
+    """Never go to the network for a checkpoint."""
+    adapter: OptionalText = None
+    """PEFT adapter directory; null: none."""
+    dtype: Literal["float32", "bfloat16", "float64"] = "float32"
+    """Precision of the weights; gradients accumulate in float32 or wider."""
+    trainable: Annotated[Text, AfterValidator(check_trainable)] = "all"
+    """Parameters of the gradient: all, adapter (the adapter's alone), or a regular expression over parameter names."""
+    cache_dir: OptionalText = None
+    """Directory on each node that a checkpoint is copied to once, before it is loaded; null: loaded where it lies."""
+    snapshot: Literal["link", "copy"] | None = None
+    """How a service pins a queued checkpoint: link (hard links), copy (for trainers that write in place); null: not."""
+
+
+class DataConfig(_Section):
+    """The prompts."""
+
+    prompts: Prompts
+    """Path of a JSONL or parquet file, a data set (`datasets:NAME:SPLIT`, NAME also a directory), or a list."""
+    field: Text = "prompt"
+    """Name of the field that holds the prompt."""
+    id_field: OptionalText = "id"
+    """Name of the field that holds a prompt's id (`id` may be missing); null: ids are line numbers."""
+    chat_template: bool = False
+    """Put prompts (strings or lists of messages) through the tokenizer's chat template; false: strings as they are."""
+    max_prompt_tokens: OptionalCount = None
+    """Longest prompt, in tokens; null: no limit but the model's context."""
+    context_length: OptionalCount = None
+    """Tokens of a prompt with its response, at most; null: the model's context, rotary scaling counted."""
+    on_long: Literal["error", "skip"] = "error"
+    """What a longer prompt does: it ends the run, or is skipped and counted."""
+    repeat: bool = True
+    """Go round again, reshuffled, when the prompts are used up; false: too few prompts is an error."""
+    seed: Seed = 0
+    """Seed of the run, from which each response's own follows."""
+
+
+class BatchConfig(_Section):
+    """How many responses, and how they are cut into shards."""
+
+    prompts_per_round: Count = 32
+    """Prompts in a round, drawn without replacement within a pass over the prompts."""
+    responses_per_prompt: Count = 4
+    """Responses sampled for each prompt."""
+    shard_prompts: Count = 4
+    """Prompts in a shard: the unit of work, retry and determinism."""
+    rounds: OptionalCount = 4
+    """Rounds in the run; null: as many whole rounds as `max_sequences` or `max_seconds` allow."""
+    max_sequences: OptionalCount = None
+    """No round starts that would bring the run past so many responses; null: no limit."""
+    max_seconds: OptionalPositive = None
+    """No round starts once the rounds before took so many seconds; null: no limit."""
+
+    @model_validator(mode="after")
+    def _has_an_end(self) -> "BatchConfig":
+        if self.rounds is None and self.max_sequences is None and self.max_seconds is None:
+            remedy = "need a number of rounds, batch.max_sequences or batch.max_seconds: without one the run has no end"
+            raise refusal(remedy, field="rounds", value=None)
+        needed = self.prompts_per_round * self.responses_per_prompt
+        if self.max_sequences is not None and self.max_sequences < needed:
+            remedy = f"need at least {needed}, one round of prompts_per_round x responses_per_prompt"
+            raise refusal(remedy, field="max_sequences", value=self.max_sequences)
+        return self
+
+
+class GenerationSettings(_Section):
+    """The sampling policy and its batch sizes."""
+
+    temperature: Positive = 1.0
+    """Divides the logits; no unit."""
+    top_p: TopP = 0.95
+    """Probability mass of the nucleus; 1 keeps the whole vocabulary."""
+    max_new_tokens: Count = 64
+    """Cap on a response, in tokens."""
+    eos_token_ids: TokenIds = None
+    """Token ids that end a response; null: the checkpoint's; an empty list: only the cap does."""
+    gen_batch_size: Count = 32
+    """Sequences generated at once, at most; a batch never crosses shards."""
+    tf_batch_size: Count = 8
+    """Sequences in one teacher-forced forward pass, at most."""
+    tf_batch_tokens: Count = 16384
+    """Positions in one teacher-forced forward pass, prompts and padding included, at most; one sequence always goes."""
+    rb_requires_grad: bool = True
+    """Keep the pathwise term; false only to look at the score term alone."""
+    parity_tolerance: OptionalPositive = None
+    """Largest mean gap of log q between sampling and scoring, in nats; null: by dtype."""
+
+
+class BaselineConfig(_Section):
+    """The baseline `mu_hat` of the score term (spec section 5)."""
+
+    mode: Literal["none", "constant", "residual_mu", "regression"] = "regression"
+    """What `mu_hat` is: none, constant, residual_mu or regression."""
+    fit: Literal["leave_one_out", "in_sample", "lagged"] = "leave_one_out"
+    """Which records the fit used for a shard comes from; in_sample is biased."""
+    ridge_lambda: Positive = 1e-3
+    """Added to the diagonal of Phi^T Phi, which is a sum over tokens and not a mean."""
+    features: Annotated[FeatureList, AfterValidator(check_features)] = FEATURE_NAMES
+    """Features of the regression, in this order."""
+    ema_decay: Decay = 0.9
+    """Share of the old value in the moving average of `residual_mu`."""
+
+
+class EstimatorConfig(_Section):
+    """The gradient estimator."""
+
+    x_estimator_mode: Literal["rb_residual", "naive"] = "rb_residual"
+    """rb_residual: the exact entropy of each step; naive: surprisals of the sampled tokens, noisier."""
+    pass_: Annotated[Literal["auto", "one", "two"], Field(alias="pass")] = "auto"
+    """Forward passes a response: one (graphs are held until the fit is there), two (bounded memory), or by memory."""
+    memory_budget_gb: OptionalPositive = None
+    """Memory of an actor for held graphs, GB; null: what is free on its device."""
+    activation_checkpointing: bool = False
+    """Compute each layer again in the backward pass: less memory, a third more time."""
+    baseline: BaselineConfig = BaselineConfig()
+    """The baseline."""
+
+
+class ClusterConfig(_Section):
+    """Where Ray is, and what each rollout actor gets."""
+
+    address: Address = None
+    """null: start Ray here; auto: the cluster that is running; or host:port of its head."""
+    namespace: Text = "ray_probe"
+    """Ray namespace of the named actors."""
+    actors: Count = 2
+    """Rollout actors asked for at the start."""
+    max_actors: Count = 4
+    """Cap on the actors of a Ray started here, and the slots that it declares: how far `scale` can go there."""
+    gpus_per_actor: NotNegative = 0.0
+    """GPUs of each actor; 0 runs on the CPU."""
+    cpus_per_actor: Count = 1
+    """CPU cores, and torch threads, of each actor."""
+    resources: Annotated[Resources, AfterValidator(check_resources)] = {}
+    """Custom Ray resources of each actor, name to amount."""
+    runtime_env: Annotated[RuntimeEnv, AfterValidator(check_runtime_env)] = {}
+    """Ray runtime environment of the actors, handed on as it is."""
+
+    @property
+    def slots(self) -> int:
+        """Actor slots of a Ray started here: never fewer than `actors`."""
+        return max(self.actors, self.max_actors)
+
+
+class OutputConfig(_Section):
+    """What a run leaves, and where."""
+
+    dir: Text = "runs"
+    """Directory that holds the run directories."""
+    name: RunName = None
+    """Name of the run directory; null: CONFIG-UTCTIME-4HEX."""
+    save_gradient: bool = False
+    """Write the mean gradient to gradient.safetensors, 8 bytes a parameter."""
+    commit_rounds: Count = 1
+    """Rounds between two commits of the gradient; what an actor had not committed is done again when it dies."""
+
+
+class ProbeConfig(_Section):
+    """A whole run."""
+
+    model: ModelConfig
+    """The checkpoint."""
+    data: DataConfig
+    """The prompts."""
+    batch: BatchConfig = BatchConfig()
+    """Rounds, responses and shards."""
+    generation: GenerationSettings = GenerationSettings()
+    """The sampling policy."""
+    estimator: EstimatorConfig = EstimatorConfig()
+    """The gradient estimator and its baseline."""
+    cluster: ClusterConfig = ClusterConfig()
+    """Ray."""
+    output: OutputConfig = OutputConfig()
+    """The run directory."""
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> ProbeConfig:
+    """Read a YAML file, apply `dotted.key=value` overrides in order, and validate.
+
+    Raises:
+        ConfigError: one line about the first thing that is wrong.
+    """
+    raw = load_yaml(path)
+    for override in overrides:
+        apply_override(raw, override)
+    return config_from_dict(raw)
+
+
+def config_from_dict(raw: Mapping[str, Any], source: str = "config") -> ProbeConfig:
+    """Validate a plain mapping; `source` is what an unknown key is said to be in.
+
+    Raises:
+        ConfigError: one line about the first thing that is wrong.
+    """
+    if not isinstance(raw, Mapping):
+        raise ConfigError(bad_value(source, raw, f"need a mapping with keys from {_names(ProbeConfig)}"))
+    try:
+        # The two sections with required fields, so that what is missing is named in full.
+        return ProbeConfig.model_validate({"model": {}, "data": {}, **raw})
+    except ValidationError as error:
+        found = error.errors(include_url=False)
+    found.sort(key=lambda item: item["type"] not in _UNKNOWN_KEY)  # a typo explains the errors that follow from it
+    more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
+    raise ConfigError(_one_line(found[0], source) + more)
+
+
+def to_dict(config: ProbeConfig) -> dict[str, Any]:
+    """The config in plain JSON types."""
+    return config.model_dump(mode="json", by_alias=True)
+
+
+def dump_yaml(config: ProbeConfig) -> str:
+    """The config as YAML that `load_config` reads back as an equal config."""
+    return dump_yaml_text(to_dict(config))
+
+
+_UNKNOWN_KEY = ("extra_forbidden", "invalid_key")
+
+
+def _names(section: type[BaseModel]) -> str:
+    return ", ".join(_keys(section))
+
+
+def _keys(section: type[BaseModel]) -> list[str]:
+    """Names of a section's keys, as they are written."""
+    return [field.alias or name for name, field in section.model_fields.items()]
+
+
+def _section_at(path: Iterable[object]) -> Any:
+    section: Any = ProbeConfig
+    for part in path:
+        section = section.model_fields[part].annotation
+    return section
+
+
+def _one_line(error: pydantic_core.ErrorDetails, source: str) -> str:
+    kind, location = error["type"], error["loc"]
+    dotted = ".".join(map(str, location))
+    if kind in _UNKNOWN_KEY:
+        return _unknown_key([str(part) for part in location], source)
+    if kind == "missing":
+        what = _section_at(location[:-1]).model_fields[location[-1]].description.rstrip(".")
+        return f"{dotted}: missing; need {what[0].lower()}{what[1:]}"
+    if "field" in error.get("ctx", {}):
+        about = error["ctx"]
+        return bad_value(f"{dotted}.{about['field']}", about["value"], about["remedy"])
+    if kind == "model_type":
+        remedy = f"need a mapping with keys from {_names(_section_at(location))}"
+    elif kind == "literal_error":
+        remedy = f"need {error['ctx']['expected']}"
+    else:
+        remedy = "need true or false" if kind == "bool_type" else error["msg"]
+    return bad_value(dotted, error["input"], remedy)
+
+
+def _unknown_key(location: list[str], source: str) -> str:
+    *path, key = location
+    section = _section_at(path)
+    close = closest(key, _keys(section))
+    hint = f"did you mean {'.'.join([*path, close])!r}?" if close else f"known keys: {_names(section)}"
+    dotted = ".".join(location)
+    shown = dotted if len(dotted) <= MAX_VALUE_CHARS else dotted[: MAX_VALUE_CHARS - 3] + "..."
+    return f"{source}: unknown key {shown!r}; {hint}"

@@ -1,0 +1,1 @@
+"""The controller of a service and the measurement of one checkpoint, without Ray."""

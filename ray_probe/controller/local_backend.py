@@ -1,0 +1,140 @@
+"""The probe's work in this process, without Ray: shards dealt in turn to the rollouts."""
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ray_probe.core.estimator.baselines import BaselineRule
+from ray_probe.fitter.fitter import Fitter
+from ray_probe.gradient.layout import BUCKET_NUMBERS, Layout
+from ray_probe.gradient.store import GradientStore
+from ray_probe.run.backend import (
+    RoundOutcome,
+    StopCheck,
+    check_baseline,
+    check_reached,
+    ids_of,
+    new_group,
+    refuse_if_stopped,
+    told_with,
+)
+from ray_probe.run.directory import RunDirectory
+from ray_probe.run.plan import Shard
+from ray_probe.run.progress_tracker import Tracker
+
+if TYPE_CHECKING:
+    from ray_probe.rollout.rollout import Rollout
+
+
+class InProcess:
+    """A backend of rollouts in this process, which goes on from what a run directory holds.
+
+    Args:
+        rollouts: what shards are dealt to.
+        rule: how the baseline is formed.
+        policy_id: what records are marked with.
+        directory: of the run; holds the ledger and the committed gradient.
+        bucket_numbers: numbers that are summed at once.
+        held_positions: whose graphs a rollout may hold until the fit is there; 0: everything is scored twice.
+    """
+
+    def __init__(
+        self,
+        rollouts: "Sequence[Rollout]",
+        rule: BaselineRule,
+        policy_id: str,
+        directory: RunDirectory,
+        bucket_numbers: int = BUCKET_NUMBERS,
+        held_positions: int = 0,
+    ) -> None:
+        finished = [line["records"] for line in directory.finished_rounds()]
+        self._rollouts = rollouts
+        self._fitter = Fitter(rule, policy_id, directory.ledger, finished)
+        self._store = GradientStore(directory.state, self.layout)
+        self._norm_sq = self._store.open(len(finished), directory.gradient_sha256(len(finished)))
+        self._committed = len(finished)
+        self._bucket_numbers = bucket_numbers
+        self._held_positions = held_positions
+        self._open: list[RoundOutcome] = []
+        self._group = new_group()
+
+    @property
+    def actors(self) -> int:
+        """Number of rollouts."""
+        return len(self._rollouts)
+
+    @property
+    def layout(self) -> Layout:
+        """Names and shapes of the trainable parameters."""
+        return self._rollouts[0].layout
+
+    @property
+    def gradient_norm_sq(self) -> float:
+        """Squared norm of the gradient summed over all rounds committed so far."""
+        return self._norm_sq
+
+    @property
+    def gradient_sha256(self) -> str | None:
+        """Digest of the file that holds that gradient, hexadecimal; None before a commit."""
+        return self._store.sha256
+
+    def beta(self) -> dict[str, Any]:
+        """The fitter's current global fit."""
+        return self._fitter.beta()
+
+    def run_round(self, shards: Sequence[Shard], tracker: Tracker, stop: StopCheck) -> RoundOutcome:
+        """Work one round off, shard after shard."""
+        outcome = RoundOutcome(shards[0].round)
+        dealt = [(shard, self._rollouts[shard.index % self.actors]) for shard in shards]
+        for rollout in self._rollouts:
+            rollout.begin(self._group)
+        for shard, rollout in dealt:
+            refuse_if_stopped(stop)
+            report = rollout.collect(shard, self._held_positions)
+            rollout.acknowledge(shard, self._fitter.accept(report.delivery))
+            outcome.collected.append(report)
+            tracker.collected(report.tokens)
+        started = time.monotonic()
+        outcome.records = [shard.index for shard in shards]
+        fit = self._fitter.close_round(outcome.round, outcome.records, since=self._committed).for_broadcast()
+        outcome.fit_s = time.monotonic() - started
+        tracker.fitted(fit.version)
+        for shard, rollout in dealt:
+            refuse_if_stopped(stop)
+            sums = rollout.accumulate(shard, fit)
+            check_baseline(sums, fit)
+            outcome.sums.append(sums)
+            tracker.accumulated(sums)
+        outcome.beta = self._fitter.beta()
+        counts, number = self._fitter.counts, outcome.round
+        outcome.conflicts = ids_of(told_with(number, number, counts.conflicts, counts.conflicts))
+        outcome.regenerated = len(told_with(number, number, counts.regenerated, counts.regenerated))
+        outcome.by_actor = {
+            number: tuple(shard.index for shard, rollout in dealt if rollout is self._rollouts[number])
+            for number in range(self.actors)
+        }
+        self._open.append(outcome)
+        return outcome
+
+    def commit(self) -> list[RoundOutcome]:
+        """Sum the gradients of the open rounds, bucket by bucket, and put them on disk."""
+        if self._committed == 0:  # what one commit has reached, no later one can have left out altogether
+            check_reached(self.layout, [rollout.gradient_report(self._group) for rollout in self._rollouts])
+        staging = self._store.begin()
+        for start, stop in self.layout.buckets(self._bucket_numbers):
+            first, *others = self._rollouts
+            total = first.bucket(start, stop, *(rollout.bucket(start, stop) for rollout in others))
+            self._store.add(staging, start, stop, total)
+        outcomes, self._open, self._group = self._open, [], new_group()
+        self._committed += len(outcomes)
+        self._norm_sq = self._store.commit(self._committed)
+        return outcomes
+
+    def settle(self) -> None:
+        """The committed rounds count now: the state before them can go."""
+        self._store.settle()
+
+    def save_gradient(self, path: Path, rounds: int, sequences: int) -> None:
+        """Write the gradient summed over so many rounds, divided by the responses, by parameter name."""
+        self._store.save_mean(path, rounds, sequences)

@@ -1,0 +1,31 @@
+"""From what a user asks of a service to the configuration of a measurement."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from ray_probe.config.schema import ProbeConfig, config_from_dict, to_dict
+from ray_probe.errors import ConfigError, bad_value
+
+FIXED_SECTIONS = ("cluster",)
+FIXED_KEYS = ("output.dir", "output.name")
+
+
+def measurement_config(base: ProbeConfig, settings: Mapping[str, Any]) -> ProbeConfig:
+    """The service's configuration with these settings, by dotted key, put in.
+
+    Raises:
+        ConfigError: a setting that is the service's own, or what the configuration refuses.
+    """
+    raw = to_dict(base)
+    for key, value in settings.items():
+        if key in FIXED_KEYS or key.partition(".")[0] in FIXED_SECTIONS:
+            remedy = "it belongs to the service and stays as `up` was given it"
+            raise ConfigError(bad_value("--set", key, remedy))
+        *path, name = key.split(".")
+        place = raw
+        for part in path:
+            place = place.setdefault(part, {})
+            if not isinstance(place, dict):
+                raise ConfigError(bad_value("--set", key, f"{part} is no section; see the keys of a config"))
+        place[name] = value
+    return config_from_dict(raw)

@@ -1,0 +1,138 @@
+"""Pins: what a queued checkpoint is measured from, whatever its trainer does to the directory meanwhile. No torch.
+
+    DIRECTORY/pins/TOKEN/model/NAME/      files of the checkpoint, hard links or copies
+    DIRECTORY/pins/TOKEN/adapter/NAME/    files of the adapter on it
+
+A pin belongs to the measurement in the queue that names it. What no open measurement names, such as a copy that a crash
+cut off, is removed when the service starts again.
+"""
+
+import errno
+import os
+import secrets
+import shutil
+from collections.abc import Collection, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from ray_probe.controller.sources import How, Source, stamp_of
+from ray_probe.errors import CheckpointError, ConfigError, OutputError, bad_value
+from ray_probe.system.files import sync_directory, write_remedy
+
+PINS = "pins"
+_KINDS = {"model.path": "model", "model.adapter": "adapter"}
+
+
+def pin(directory: Path, sources: Sequence[Source], how: How) -> tuple[Path, list[Source]]:
+    """Pin checkpoint and adapter; returns the pin's directory and the sources as they are read from now on.
+
+    The base of an adapter, which no trainer writes to, is hard-linked in either case, and stays where it is when that
+    cannot be done. Prompts are not pinned.
+
+    Args:
+        directory: of the service.
+        sources: not stamped yet.
+        how: by hard links, which cost nothing, or as copies, for trainers that write into their files.
+
+    Raises:
+        ConfigError: there can be no hard link to a file.
+        CheckpointError: files changed or vanished meanwhile.
+        OutputError: a copy cannot be written.
+    """
+    own = directory / PINS / secrets.token_hex(8)
+    has_adapter = any(source.field == "model.adapter" for source in sources)
+    pinned = []
+    try:
+        own.mkdir(mode=0o700, parents=True)
+        for source in sources:
+            is_base = has_adapter and source.field == "model.path"
+            pinned.append(source if source.field not in _KINDS else _pinned(own, source, how, is_base))
+        sync_directory(own.parent)
+    except OSError as error:
+        remove(own)
+        remedy = f"a checkpoint cannot be pinned there ({error.strerror}); {write_remedy(error)}"
+        raise OutputError(bad_value("output.dir", str(directory.parent), remedy)) from error
+    except BaseException:
+        remove(own)
+        raise
+    return own, pinned
+
+
+def remove(own: Path | str) -> None:
+    """Remove a pin; what it was made from stays."""
+    shutil.rmtree(own, ignore_errors=True)
+
+
+def sweep(directory: Path, kept: Collection[str]) -> list[str]:
+    """Remove the pins that no open measurement names; returns them.
+
+    Args:
+        directory: of the service.
+        kept: the pins that measurements in the queue name.
+    """
+    left = [str(path) for path in sorted((directory / PINS).glob("*")) if str(path) not in kept]
+    for path in left:
+        remove(path)
+    return left
+
+
+def _pinned(own: Path, source: Source, how: How, is_base: bool) -> Source:
+    place = own / _KINDS[source.field] / (Path(source.place).name or "root")
+    place.mkdir(parents=True)
+    files = source.files
+    if how == "copy" and not is_base:
+        _copy_all(source, files, place)
+        return replace(source, pinned=str(place), how="copy")
+    try:
+        _link(source, files, place)
+    except ConfigError:
+        if not is_base:
+            raise
+        shutil.rmtree(place)
+        return source
+    return replace(source, pinned=str(place), how="link")
+
+
+def _link(source: Source, files: Sequence[Path], place: Path) -> None:
+    for file in files:
+        try:
+            os.link(os.path.realpath(file), place / file.name)
+        except FileNotFoundError:
+            raise _moving(source, "vanished") from None
+        except OSError as error:
+            why = "it lies on another file system" if error.errno == errno.EXDEV else f"{error.strerror}: {file.name}"
+            remedy = f"{source.place} cannot be hard-linked into the service's directory ({why})"
+            remedy += "; use probe --snapshot-copy (model.snapshot: copy), or move output.dir beside it"
+            raise ConfigError(bad_value("model.snapshot", "link", remedy)) from None
+
+
+def _copy_all(source: Source, files: Sequence[Path], place: Path) -> None:
+    """Copy files, which are on disk then. Raises OSError when they cannot be written."""
+    try:
+        before = stamp_of(files)
+        _check_room(place, sum(file.stat().st_size for file in files))
+        for file in files:
+            _copy(file, place / file.name)
+        if stamp_of(source.files) != before:
+            raise _moving(source, "changed")
+    except FileNotFoundError:
+        raise _moving(source, "vanished") from None
+    sync_directory(place)
+
+
+def _copy(file: Path, target: Path) -> None:
+    shutil.copyfile(file, target)
+    with target.open("rb") as copy:
+        os.fsync(copy.fileno())
+
+
+def _check_room(place: Path, needed: int) -> None:
+    free = shutil.disk_usage(place).free
+    if free < needed:
+        what = f"{needed / 1e9:.2f} GB are needed and {free / 1e9:.2f} GB are free"
+        raise OutputError(bad_value("model.snapshot", "copy", f"{what} in {place.parents[3]}; make room, or use link"))
+
+
+def _moving(source: Source, how: str) -> CheckpointError:
+    remedy = f"its files {how} while they were pinned; probe it again once it is written"
+    return CheckpointError(bad_value(source.field, source.place, remedy))

@@ -1,0 +1,151 @@
+"""The queue of a service's measurements: pure state, kept on disk by who owns it; no Ray, no clock.
+
+A measurement that was running when the service was lost is the first to go on: its whole rounds are on disk.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
+
+from ray_probe.controller.sources import Source
+from ray_probe.errors import ConfigError, bad_value
+
+State = Literal["queued", "running", "done", "failed", "cancelled"]
+OPEN: tuple[State, ...] = ("queued", "running")
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One checkpoint to measure.
+
+    Attributes:
+        id: what people call it, `m0001`.
+        config: the resolved configuration, plain JSON types.
+        directory: the run directory.
+        state: where it is.
+        submitted: UTC time, ISO 8601.
+        started: UTC time, or None before.
+        finished: UTC time, or None before.
+        cause: why it failed or was cancelled, one line; None otherwise.
+        exit_code: what a `run` of it would have ended with; None while it is open.
+        begun: its run directory exists.
+        policy_id: names checkpoint and sampling policy; None before it began.
+        summary: `rounds`, `sequences`, `entropy`, `gradient` and `beta_version` of its result, once it has ended.
+        sources: the files that it reads, as they were when it was queued.
+        pin: directory of the pinned files, or None.
+    """
+
+    id: str
+    config: Mapping[str, Any]
+    directory: str
+    submitted: str
+    state: State = "queued"
+    started: str | None = None
+    finished: str | None = None
+    cause: str | None = None
+    exit_code: int | None = None
+    begun: bool = False
+    policy_id: str | None = None
+    summary: Mapping[str, Any] | None = None
+    sources: tuple[Source, ...] = ()
+    pin: str | None = None
+
+    @property
+    def checkpoint(self) -> str:
+        """Directory or name of what is measured."""
+        return str(self.config["model"]["path"])
+
+    @property
+    def adapter(self) -> str | None:
+        """Directory of the adapter, if any."""
+        adapter: str | None = self.config["model"]["adapter"]
+        return adapter
+
+
+class Queue:
+    """Measurements in the order in which they came."""
+
+    def __init__(self, items: Iterable[Measurement] = (), draining: bool = False) -> None:
+        self._items = {item.id: item for item in items}
+        self.draining = draining
+
+    @property
+    def items(self) -> tuple[Measurement, ...]:
+        """All of them, oldest first."""
+        return tuple(self._items.values())
+
+    @property
+    def waiting(self) -> tuple[Measurement, ...]:
+        """Those that have not been started, next first."""
+        return tuple(item for item in self._items.values() if item.state == "queued")
+
+    @property
+    def running(self) -> Measurement | None:
+        """The one at work."""
+        return next((item for item in self._items.values() if item.state == "running"), None)
+
+    def next_id(self) -> str:
+        """The id of the next measurement to be submitted."""
+        return f"m{len(self._items) + 1:04d}"
+
+    def submit(self, item: Measurement) -> None:
+        """Put a measurement at the end. Raises ConfigError while the queue drains."""
+        self.refuse_draining(item.checkpoint)
+        assert item.id == self.next_id(), "ids count up"
+        self._items[item.id] = item
+
+    def refuse_draining(self, checkpoint: str) -> None:
+        """Raise ConfigError while the queue drains."""
+        if self.draining:
+            raise ConfigError(bad_value("CHECKPOINT", checkpoint, "the service drains; undo that: drain --undo"))
+
+    def withdraw(self, identity: str) -> None:
+        """Take the newest back as if it had never been submitted."""
+        assert identity == list(self._items)[-1], "the newest"
+        del self._items[identity]
+
+    def get(self, identity: str | None) -> Measurement:
+        """The measurement of that id; None: the one at work, else the newest that was started.
+
+        Raises ConfigError naming what there is.
+        """
+        if identity is None:
+            begun = [item for item in self._items.values() if item.started is not None]
+            found = self.running or (begun[-1] if begun else None)
+            if found is None:
+                raise ConfigError("ID: no measurement has been started yet; queue one: probe CHECKPOINT")
+            return found
+        if identity not in self._items:
+            there = ", ".join(list(self._items)[-10:]) or "none yet"
+            raise ConfigError(bad_value("ID", identity, f"no such measurement; there are {there}"))
+        return self._items[identity]
+
+    def change(self, identity: str, **fields: Any) -> Measurement:
+        """Replace fields of a measurement; returns it as it is now."""
+        self._items[identity] = changed = replace(self._items[identity], **fields)
+        return changed
+
+    def cancel(self, identity: str, now: str) -> Measurement:
+        """Take back one that waits; one at work is for its owner to stop. Raises ConfigError when it has ended."""
+        item = self.get(identity)
+        if item.state not in OPEN:
+            raise ConfigError(
+                bad_value("ID", identity, f"it is {item.state}; only what waits or runs can be cancelled")
+            )
+        if item.state == "queued":
+            cause = "cancelled; its whole rounds are kept" if item.begun else "cancelled before it began"
+            item = self.change(identity, state="cancelled", finished=now, cause=cause, exit_code=130)
+        return item
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON types; `from_json` gives an equal queue back."""
+        return {"draining": self.draining, "measurements": [asdict(item) for item in self._items.values()]}
+
+    @classmethod
+    def from_json(cls, raw: Mapping[str, Any]) -> "Queue":
+        """Inverse of `to_json`; what was running waits again, before all others, as it came before them."""
+        items = [
+            Measurement(**item | {"sources": tuple(Source(**source) for source in item["sources"])})
+            for item in raw["measurements"]
+        ]
+        return cls((replace(i, state="queued") if i.state == "running" else i for i in items), raw["draining"])

@@ -1,0 +1,138 @@
+"""What a queued measurement is about, as it was when it was queued: files, their times, their fingerprints. No torch.
+
+A stamp (names, sizes and times of the files) is taken at once; the fingerprint, for which every byte is read, follows.
+Until it is there, unchanged stamps say that the bytes are those of the queueing.
+"""
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+from ray_probe.checkpoints.files import ADAPTER_FILES, CHECKPOINT_FILES, fingerprint, matching_files
+from ray_probe.config import ProbeConfig
+from ray_probe.errors import CheckpointError, InputError, PromptsError, bad_value
+from ray_probe.run.prepared import Prepared
+from ray_probe.system.digests import sha256_of
+
+Field = Literal["model.path", "model.adapter", "data.prompts"]
+How = Literal["link", "copy"]
+_PATTERNS: dict[Field, Sequence[str]] = {"model.path": CHECKPOINT_FILES, "model.adapter": ADAPTER_FILES}
+
+
+@dataclass(frozen=True)
+class Source:
+    """Files that a measurement reads.
+
+    Attributes:
+        field: of the configuration.
+        place: the directory that holds them; for prompts, the file.
+        stamp: sha256 over names, sizes and times of change, hexadecimal; what `place`, or the pin, had when queued.
+        fingerprint: sha256 over names and contents, hexadecimal; None while it is not taken yet.
+        pinned: directory that holds the pinned files, or None.
+        how: they are pinned by hard links or as copies; None: not at all.
+    """
+
+    field: Field
+    place: str
+    stamp: str = ""
+    fingerprint: str | None = None
+    pinned: str | None = None
+    how: How | None = None
+
+    @property
+    def files(self) -> list[Path]:
+        """The files, by name; those of the pin where there is one. Empty where they are gone."""
+        place = Path(self.pinned or self.place)
+        if self.field == "data.prompts":
+            return [place] if place.is_file() else []
+        return matching_files(place, _PATTERNS[self.field])
+
+    def stamped(self) -> "Source":
+        """The same with the stamp that its files have now. Raises OSError when one is gone."""
+        return replace(self, stamp=stamp_of(self.files))
+
+    def fingerprinted(self) -> "Source":
+        """The same with the fingerprint that its files have now, which reads every byte. Raises OSError."""
+        place = Path(self.pinned or self.place)
+        if self.field == "data.prompts":
+            return replace(self, fingerprint=sha256_of(place))
+        return replace(self, fingerprint=fingerprint(place, _PATTERNS[self.field]))
+
+
+def stamp_of(files: Iterable[Path]) -> str:
+    """Sha256 over names, sizes and times of change, hexadecimal. Raises OSError when a file is gone."""
+    seen = [(file.name, (status := file.stat()).st_size, status.st_mtime_ns) for file in files]
+    return hashlib.sha256(repr(seen).encode()).hexdigest()
+
+
+def sources_of(config: ProbeConfig, directory: Path, adapter: Path | None) -> list[Source]:
+    """What a measurement reads, not stamped yet.
+
+    Args:
+        config: its configuration.
+        directory: where its checkpoint lies.
+        adapter: where the adapter on it lies, or None.
+    """
+    found = [Source("model.path", str(directory))]
+    if adapter is not None:
+        found.append(Source("model.adapter", str(adapter)))
+    prompts = config.data.prompts
+    if isinstance(prompts, str) and Path(prompts).is_file():
+        found.append(Source("data.prompts", str(Path(prompts).resolve())))
+    return found
+
+
+def check_unchanged(sources: Iterable[Source], queued: str, now: str) -> None:
+    """Refuse files that are not as they were when the measurement was queued.
+
+    A file with another time and the same bytes is no change, where the fingerprint is known.
+
+    Args:
+        sources: as they were when it was queued.
+        queued: when that was, UTC.
+        now: UTC.
+
+    Raises:
+        InputError: one line with both times.
+    """
+    for source in sources:
+        try:
+            if source.stamped().stamp == source.stamp:
+                continue
+            found = source.fingerprinted().fingerprint if source.files else None
+        except OSError:
+            found = None
+        if found is None or found != source.fingerprint:
+            raise _changed(source, found, queued, now)
+
+
+def check_measured(sources: Iterable[Source], prepared: Prepared, queued: str, now: str) -> None:
+    """Refuse a prepared measurement whose fingerprints are not those of the queueing. Raises InputError."""
+    checkpoint = prepared.checkpoint
+    measured = {"model.path": checkpoint.fingerprint, "model.adapter": checkpoint.adapter_fingerprint}
+    for source in sources:
+        found = measured.get(source.field)
+        if None not in (found, source.fingerprint) and found != source.fingerprint:
+            raise _changed(source, found, queued, now)
+    check_unchanged((source for source in sources if source.fingerprint is None), queued, now)
+
+
+def _changed(source: Source, found: str | None, queued: str, now: str) -> InputError:
+    kind = PromptsError if source.field == "data.prompts" else CheckpointError
+    before = "" if source.fingerprint is None else f" with fingerprint {source.fingerprint[:12]}"
+    after = "their bytes are gone" if found is None else f"their fingerprint is {found[:12]}"
+    what = "the pinned files" if source.pinned else "its files"
+    said = f"{what} have changed since it was queued at {queued}{before}: at {now} {after}"
+    return kind(bad_value(source.field, source.place, f"{said}; {_remedy(source)}"))
+
+
+def _remedy(source: Source) -> str:
+    if source.field == "data.prompts":
+        return "queue it again, and leave the file as it is until it is measured"
+    if source.how == "link":
+        return "they are written in place, so queue it again with probe --snapshot-copy"
+    if source.how == "copy":
+        return "nothing but the service may write there; queue it again"
+    return "queue it again, and leave it as it is until it is measured, or pin it with probe --snapshot"

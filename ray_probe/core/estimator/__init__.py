@@ -1,0 +1,1 @@
+"""Records, ridge regression, baselines and variances of one round, in float64."""

@@ -1,0 +1,186 @@
+"""The four baselines and what a published fit holds (spec section 5). numpy only.
+
+A published fit describes everything through its round. `for_shard` turns it into the `mu_hat` of one shard, with the
+shard's own record left out where the configured fit says so: whatever is estimated from data, for that shard, comes
+from records without it.
+
+Shape suffixes: T tokens, D features, B position bins, K targets.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from ray_probe.core.estimator.records import Record, Shape, bin_of, position_bins
+from ray_probe.core.estimator.ridge import RidgeFit, fit, solve
+from ray_probe.errors import ConfigError
+
+Mode = Literal["none", "constant", "residual_mu", "regression"]
+Fit = Literal["leave_one_out", "in_sample", "lagged"]
+MODES: tuple[Mode, ...] = ("none", "constant", "residual_mu", "regression")
+TARGET = 0
+
+Array = npt.NDArray[np.float64]
+IntArray = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class BaselineRule:
+    """How the baseline is formed: mode, which data, and the constants of spec section 6."""
+
+    mode: Mode
+    fit: Fit
+    ridge_lambda: float
+    ema_decay: float
+    features: tuple[str, ...]
+    cap: int
+
+    @property
+    def shape(self) -> Shape:
+        """Sizes of this run's records."""
+        return Shape(len(self.features), 1, position_bins(self.cap))
+
+
+@dataclass(frozen=True, eq=False)
+class PositionAverage:
+    """Exponential average over rounds of the mean target by position bin: values [B] (nats) and bins seen [B]."""
+
+    mean_B: Array
+    seen_B: npt.NDArray[np.bool_]
+
+    @classmethod
+    def empty(cls, bins: int) -> "PositionAverage":
+        """The average of nothing: 0 everywhere, no bin seen."""
+        return cls(np.zeros(bins), np.zeros(bins, bool))
+
+    def __reduce__(self) -> tuple[Callable[..., "PositionAverage"], tuple[bytes, bytes]]:
+        """Travels as plain bytes: Ray hands an array over beside its message, which takes longer than to copy it."""
+        return _average_of, (self.mean_B.tobytes(), self.seen_B.tobytes())
+
+    def updated(self, sum_B: Array, weight_B: Array, decay: float) -> "PositionAverage":
+        """One round further; `decay` is the share of the old value, the first seen mean is a bin's start."""
+        present_B = weight_B > 0
+        round_B = np.divide(sum_B, weight_B, out=np.zeros_like(sum_B), where=present_B)
+        blended_B = np.where(self.seen_B, decay * self.mean_B + (1.0 - decay) * round_B, round_B)
+        return PositionAverage(np.where(present_B, blended_B, self.mean_B), self.seen_B | present_B)
+
+
+def _average_of(mean_B: bytes, seen_B: bytes) -> PositionAverage:
+    return PositionAverage(np.frombuffer(mean_B, np.float64), np.frombuffer(seen_B, np.bool_))
+
+
+@dataclass(frozen=True, eq=False)
+class ShardBaseline:
+    """`mu_hat` of every mode for one shard, detached numbers only.
+
+    Attributes:
+        mode: the configured mode.
+        constant: mean target, nats.
+        position_mean_B: mean target by position bin, nats.
+        beta_D: ridge coefficients, or None where beta could not be fitted: `regression` is then `residual_mu`.
+        cap: max_new_tokens.
+        fitted: some record was left to fit on.
+    """
+
+    mode: Mode
+    constant: float
+    position_mean_B: Array
+    beta_D: Array | None
+    cap: int
+    fitted: bool
+
+    def mu_hat(self, mode: Mode, position_T: IntArray, phi_TD: Array | None) -> Array:
+        """`mu_hat_j` of one mode [T], nats. Raises ConfigError for regression without features."""
+        if mode == "none":
+            return np.zeros(len(position_T))
+        if mode == "constant":
+            return np.full(len(position_T), self.constant)
+        if mode == "residual_mu" or self.beta_D is None:
+            return self.position_mean_B[bin_of(position_T, self.cap)]
+        if phi_TD is None:
+            raise ConfigError(
+                "estimator.baseline.mode: got 'regression' for results without features; "
+                "teacher-force with return_baseline_features=True"
+            )
+        product_T: Array = phi_TD @ self.beta_D
+        return product_T
+
+
+@dataclass(frozen=True, eq=False)
+class PublishedFit:
+    """A numbered fit with what an actor needs to leave its own shard out. Never changes once made.
+
+    Attributes:
+        rule: how the baseline is formed.
+        policy_id: the policy (checkpoint and sampling rule) whose responses these are.
+        version: 0 before any record, then one more a round.
+        round: the last round inside, or -1.
+        total: every record through `round`.
+        latest: the records of `round` alone.
+        before: the position average through the round before.
+        ridge: the global fit on `total`, or None.
+    """
+
+    rule: BaselineRule
+    policy_id: str
+    version: int
+    round: int
+    total: Record
+    latest: Record
+    before: PositionAverage
+    ridge: RidgeFit | None
+
+    @classmethod
+    def empty(cls, rule: BaselineRule, policy_id: str) -> "PublishedFit":
+        """The fit before any record."""
+        zero = Record.zero(rule.shape)
+        return cls(rule, policy_id, 0, -1, zero, zero, PositionAverage.empty(rule.shape.bins), None)
+
+    def after_round(self, latest: Record) -> "PublishedFit":
+        """The next fit: one more round's summed record."""
+        everything = self.total + latest
+        return PublishedFit(
+            self.rule, self.policy_id, self.version + 1, self.round + 1, everything, latest, self.position_average(),
+            fit(everything, self.rule.ridge_lambda),
+        )  # fmt: skip
+
+    def for_broadcast(self) -> "PublishedFit":
+        """The fit as actors need it: no baseline reads the table of prompts, which grows with the prompts used."""
+        return replace(self, total=self.total.without_prompts(), latest=self.latest.without_prompts())
+
+    def position_average(self, own: Record | None = None) -> PositionAverage:
+        """The position average through this round, without the shard `own` of this round."""
+        latest = self.latest if own is None else self.latest - own
+        return self.before.updated(latest.bin_sum_BK[:, TARGET], latest.bin_weight_B, self.rule.ema_decay)
+
+    def for_shard(self, own: Record | None) -> ShardBaseline:
+        """The baseline of one shard.
+
+        Args:
+            own: the shard's record exactly as it was sent, when it is inside this fit; it is left out with
+                `leave_one_out`. None with `lagged`, whose fit ends before the shard's round.
+        """
+        if self.rule.fit != "leave_one_out":
+            own = None
+        rest = self.total if own is None else self.total - own
+        beta_D = self._beta(rest, own)
+        constant = float(rest.target_sum_K[TARGET] / rest.weight) if rest.tokens else 0.0
+        average = self.position_average(own)
+        return ShardBaseline(self.rule.mode, constant, average.mean_B, beta_D, self.rule.cap, rest.tokens > 0)
+
+    def _beta(self, rest: Record, own: Record | None) -> Array | None:
+        if own is None:
+            return None if self.ridge is None else self.ridge.beta_DK[:, TARGET]
+        if rest.tokens == 0:
+            return None
+        beta_DK = solve(rest.gram_DD, rest.cross_DK, self.rule.ridge_lambda)
+        return None if beta_DK is None else beta_DK[:, TARGET]
+
+
+def mu_hat_by_mode(baseline: ShardBaseline, position_T: IntArray, phi_TD: Array | None) -> Mapping[Mode, Array]:
+    """`mu_hat` of every mode that can be formed: all four, or all but regression when there are no features."""
+    possible = MODES if phi_TD is not None or baseline.beta_D is None else MODES[:-1]
+    return {mode: baseline.mu_hat(mode, position_T, phi_TD) for mode in possible}

@@ -1,0 +1,108 @@
+"""Standard errors clustered by prompt, advantage statistics, and the gradient's own noise. numpy only.
+
+Shape suffixes: C clusters (prompts or shards); a leading `...` stands for independent replicates.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from ray_probe.core.estimator.baselines import MODES, TARGET, Mode
+from ray_probe.core.estimator.records import Record
+from ray_probe.core.estimator.ridge import residual_sum_squares
+
+Array = npt.NDArray[np.float64]
+
+
+def clustered_ratio(numerator_C: Array, denominator_C: Array) -> tuple[Array, Array]:
+    """Ratio of sums and its standard error with clusters as the independent units (delta method).
+
+    With `denominator` the responses of each prompt this is a mean over responses, with their lengths it is a mean
+    over tokens. The error carries the usual C / (C - 1) and is NaN for fewer than two clusters.
+
+    Args:
+        numerator_C: total of each cluster [..., C].
+        denominator_C: size of each cluster [..., C].
+
+    Returns:
+        ratio [...] and standard error [...], in the numerator's unit over the denominator's.
+    """
+    clusters = numerator_C.shape[-1]
+    size = denominator_C.sum(axis=-1)
+    ratio = numerator_C.sum(axis=-1) / size
+    residual_C = numerator_C - ratio[..., None] * denominator_C
+    if clusters < 2:
+        return ratio, np.full_like(ratio, np.nan)
+    spread = (residual_C**2).sum(axis=-1) * clusters / (clusters - 1)
+    return ratio, np.sqrt(spread) / size
+
+
+@dataclass(frozen=True)
+class GradientNoise:
+    """The gradient of the mean over responses and its noise; None where fewer than two shards leave it open.
+
+    Attributes:
+        norm_raw: Euclidean norm of the mean gradient: too large by its own noise.
+        norm_debiased: root of `norm_sq_debiased`; None also where that is not above 0.
+        norm_sq_debiased: estimate of the squared norm of the expected gradient, unbiased for independent shards (see
+            `gradient_noise`); may be negative.
+        trace_cov: N times the trace of the covariance of the mean, shards as clusters.
+        snr: `norm_sq_debiased / (trace_cov / N)`; None also when trace_cov is not positive.
+    """
+
+    norm_raw: float
+    norm_debiased: float | None
+    norm_sq_debiased: float | None
+    trace_cov: float | None
+    snr: float | None
+
+
+def gradient_noise(sum_norm_sq: float, shard_norm_sq_C: Array, shard_sequences_C: Array) -> GradientNoise:
+    """Noise of the reduced gradient from the shards' own norms (spec section 9).
+
+    For independent shards with `E g_s = n_s mu`, the cross products `|sum g|^2 - sum |g_s|^2` have the expectation
+    `(N^2 - sum n_s^2) |mu|^2`, whatever the sizes. So both figures are unbiased for a fixed baseline. With
+    `leave_one_out` shards depend on each other through their baselines, which biases the norm upward and the trace
+    downward, at an order of 1 / S^2 in the shards S of a round: large for 2 to 4 shards, a per cent or so at 32. Shards
+    that share a prompt are not independent at all.
+
+    Args:
+        sum_norm_sq: squared norm of the gradient summed over all responses.
+        shard_norm_sq_C: squared norm of each shard's own sum.
+        shard_sequences_C: responses in each shard.
+    """
+    sequences = float(shard_sequences_C.sum())
+    mean_sq = sum_norm_sq / sequences**2
+    pairs = sequences**2 - float((shard_sequences_C**2).sum())
+    if len(shard_norm_sq_C) < 2:
+        return GradientNoise(float(np.sqrt(mean_sq)), None, None, None, None)
+    debiased = (sum_norm_sq - float(shard_norm_sq_C.sum())) / pairs
+    variance = mean_sq - debiased
+    snr = debiased / variance if variance > 0 else None
+    norm_debiased = float(np.sqrt(debiased)) if debiased > 0 else None
+    return GradientNoise(float(np.sqrt(mean_sq)), norm_debiased, debiased, sequences * variance, snr)
+
+
+def in_sample_mean_squares(record: Record, position_mean_B: Array, beta_DK: Array | None) -> dict[Mode, float | None]:
+    """Mean squared residual of the target by mode, on the record's own rows, nats^2 per token; None without tokens.
+
+    The closed form answers at any moment without a row, but it is flattered by its own fit: label it `in_sample`.
+
+    Args:
+        record: everything that the fit is made of.
+        position_mean_B: the fit of `residual_mu`, nats.
+        beta_DK: the fit of `regression`, or None where `residual_mu` stands in for it.
+    """
+    if record.tokens == 0:
+        return dict.fromkeys(MODES)
+    square = float(record.target_gram_KK[TARGET, TARGET])
+    sums_B, weight_B = record.bin_sum_BK[:, TARGET], record.bin_weight_B
+    by_position = square - 2.0 * float(position_mean_B @ sums_B) + float(weight_B @ position_mean_B**2)
+    totals: dict[Mode, float] = {
+        "none": square,
+        "constant": square - float(record.target_sum_K[TARGET]) ** 2 / record.weight,
+        "residual_mu": by_position,
+        "regression": by_position if beta_DK is None else float(residual_sum_squares(record, beta_DK)[TARGET]),
+    }
+    return {mode: max(value, 0.0) / record.weight for mode, value in totals.items()}

@@ -1,0 +1,1 @@
+"""Prompts: files, tables, chat templates, tokenization."""

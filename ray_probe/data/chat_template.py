@@ -1,0 +1,134 @@
+"""From messages to token ids: the tokenizer's chat template, and which special tokens are added.
+
+A chat template writes the special tokens itself, so its text is tokenised without adding any. Other prompts get those
+that the tokenizer adds. Neither way does a prompt begin with two BOS tokens.
+"""
+
+import re
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
+
+from ray_probe.data.rows import cut, kind
+from ray_probe.errors import ConfigError, PromptsError, bad_value
+
+Message = dict[str, str]
+_TODAY = re.compile(r"strftime_now\(\s*(['\"])([^'\"\\]*)\1\s*\)")
+
+
+def checked_messages(value: list[Any], where: str) -> list[Message]:
+    """Messages as a chat template takes them, or a PromptsError that names place and message.
+
+    Keys that are null are left out: a parquet column has every key in every row.
+    """
+    messages = [_message(item, f"{where}: message {number}") for number, item in enumerate(value)]
+    if not any(message["content"].strip() for message in messages):
+        raise PromptsError(f"{where}: the prompt is blank; write a prompt or remove it")
+    if messages[-1]["role"] == "assistant":
+        remedy = "the template would begin another turn of it; end with the turn that is to be answered"
+        raise PromptsError(f"{where}: the last message is the assistant's; {remedy}")
+    return messages
+
+
+def _message(item: object, where: str) -> Message:
+    if not isinstance(item, dict):
+        raise PromptsError(f"{where}: {kind(item)}; need an object with role and content")
+    for key in ("role", "content"):
+        if not isinstance(item.get(key), str):
+            raise PromptsError(f"{where}: {key} is {kind(item.get(key))}; need a string")
+    others = [str(key) for key, value in item.items() if key not in ("role", "content") and value is not None]
+    if others:
+        raise PromptsError(f"{where}: {cut(', '.join(map(repr, others)))}; need role and content and nothing else")
+    return {"role": item["role"], "content": item["content"]}
+
+
+class ChatTemplate:
+    """The chat template of a tokenizer, with the generation prompt added.
+
+    Args:
+        tokenizer: of the checkpoint.
+        created: when the run was created. A template that writes today's date writes this one, so that a run which
+            goes on another day keeps its prompts.
+
+    Raises:
+        ConfigError: the tokenizer has no chat template, or none that is the default.
+    """
+
+    def __init__(self, tokenizer: Any, created: datetime) -> None:
+        self._tokenizer = tokenizer
+        try:
+            template = tokenizer.get_chat_template()
+        except ValueError:
+            remedy = "the tokenizer has no default chat template; put chat_template.jinja beside it, or set this to"
+            raise ConfigError(bad_value("data.chat_template", True, f"{remedy} false")) from None
+        self._template = _TODAY.sub(lambda call: repr(created.strftime(call[2])), template)
+
+    def __call__(self, prompt: str | list[Message], where: str) -> str:
+        """What the template makes of a prompt (a string is one user turn). Raises an InputError of one line."""
+        messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+        bos = self._tokenizer.bos_token
+        if bos and any(message["content"].startswith(bos) for message in messages):
+            remedy = "set data.chat_template to false if it went through a template already, else take the token out"
+            raise PromptsError(f"{where}: a message begins with the BOS token; {remedy}")
+        try:
+            text = self._tokenizer.apply_chat_template(
+                messages, chat_template=self._template, tokenize=False, add_generation_prompt=True
+            )
+        except Exception as error:  # templates raise whatever their expressions raise
+            raise self._refused(error, messages, where) from None
+        if not text.strip():
+            raise PromptsError(f"{where}: the chat template makes nothing of it; check the template")
+        return str(text)
+
+    def _refused(self, error: Exception, messages: list[Message], where: str) -> ConfigError | PromptsError:
+        if type(error).__name__ == "TemplateSyntaxError":
+            reason = f"the chat template does not compile ({' '.join(str(error).split())[:200]})"
+            return ConfigError(bad_value("data.chat_template", True, f"{reason}; repair it, or set this to false"))
+        written = str(error) and str(error) in self._template  # text of its own, which cannot quote a prompt
+        reason = " ".join(str(error).split())[:200] if written else type(error).__name__
+        roles = cut(", ".join(message["role"] for message in messages))
+        return PromptsError(f"{where}: the chat template refuses it ({reason}); its roles are {roles!r}")
+
+
+def encode_prompts(tokenizer: Any, texts: Sequence[str], chat: bool) -> list[list[int]]:
+    """Token ids of prompts: what is measured before a run, and what is sampled from.
+
+    Args:
+        tokenizer: of the checkpoint.
+        texts: at least one prompt.
+        chat: the texts come from a chat template, and hold their special tokens.
+    """
+    encoded = [list(ids) for ids in tokenizer(list(texts), add_special_tokens=not chat, verbose=False)["input_ids"]]
+    bos = tokenizer.bos_token_id
+    if chat or bos is None or tokenizer("", verbose=False)["input_ids"][:1] != [bos]:
+        return encoded
+    return [ids[1:] if begins_with_two_bos(tokenizer, ids) else ids for ids in encoded]
+
+
+def begins_with_two_bos(tokenizer: Any, ids: Sequence[int]) -> bool:
+    """Whether a prompt has the BOS token twice: its own text holds it once too often."""
+    bos = tokenizer.bos_token_id
+    return bos is not None and list(ids[:2]) == [bos, bos]
+
+
+def appended_eos(tokenizer: Any, text: str, ids: Sequence[int], eos_ids: Sequence[int], chat: bool) -> str | None:
+    """Say that the tokenizer appended an EOS token to a prompt, and how to prevent it; None where it did not.
+
+    A response to such a prompt begins after the end of the text, which no training has seen. An EOS token that the
+    prompt's own text or the chat template writes is left alone.
+
+    Args:
+        tokenizer: of the policy.
+        text: the prompt.
+        ids: what `encode_prompts` makes of it.
+        eos_ids: ids that end a response.
+        chat: the text comes from a chat template, so nothing was added to it.
+    """
+    if chat or ids[-1] not in eos_ids:
+        return None
+    plain = list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+    if list(ids[len(ids) - len(plain) :]) == plain:
+        return None
+    token = tokenizer.convert_ids_to_tokens(ids[-1])
+    remedy = "take it out of post_processor in tokenizer.json (without that file: set add_eos_token to false)"
+    return f"the tokenizer ends the prompt with the EOS token {token!r} (id {ids[-1]}); {remedy}"

@@ -1,0 +1,189 @@
+"""Prompts from tables: a parquet file, or a data set that the `datasets` package reads.
+
+Both packages are an extra and imported only when asked for. Rows are numbered from 1 and read a batch at a time.
+Errors of readers are told by their type where their text could quote a row.
+"""
+
+import contextlib
+import importlib
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ray_probe.data.rows import Row, check_id_field, check_regular_file, cut, id_of, no_field, place, unreadable
+from ray_probe.errors import ConfigError, PromptsError, bad_value
+from ray_probe.system.versions import how_to_install
+
+DATASETS_PREFIX = "datasets:"
+ROWS_AT_ONCE = 1000
+_NEED = "datasets:OWNER/NAME:SPLIT, datasets:OWNER/NAME:CONFIG:SPLIT or datasets:DIRECTORY:SPLIT"
+
+
+class DatasetRef(NamedTuple):
+    """What `data.prompts: datasets:...` names.
+
+    Attributes:
+        name: a directory, or `owner/name` on the hub.
+        config: its configuration (subset), or None.
+        split: its split, or None where it has but one.
+    """
+
+    name: str
+    config: str | None
+    split: str | None
+
+    @classmethod
+    def parse(cls, prompts: str) -> "DatasetRef":
+        """Read `datasets:NAME[:[CONFIG:]SPLIT]`. Raises ConfigError."""
+        name, *parts = prompts.removeprefix(DATASETS_PREFIX).split(":")
+        if not name.strip() or len(parts) > 2 or not all(parts):
+            raise ConfigError(bad_value("data.prompts", prompts, f"need {_NEED}"))
+        return cls(name, parts[0] if len(parts) == 2 else None, parts[-1] if parts else None)
+
+    def absolute(self) -> str:
+        """The reference again, a directory with its absolute path."""
+        name = str(Path(self.name).resolve()) if os.path.isdir(self.name) else self.name
+        return DATASETS_PREFIX + ":".join(part for part in (name, self.config, self.split) if part)
+
+
+def rows_of_parquet(path: Path, source: str, field: str, id_field: str | None) -> Iterator[Row]:
+    """Rows of a parquet file: the columns `field` and, where there is one, `id_field`."""
+    parquet = _extra("pyarrow.parquet", str(path))
+    check_regular_file(path, "a parquet file")
+    try:
+        file = parquet.ParquetFile(path)
+        columns = list(file.schema_arrow.names)
+        if columns.count(field) != 1:
+            twice = f"several columns are called {field!r}; rename all but one"
+            raise PromptsError(f"{source}: {twice if field in columns else no_field(field, columns)}")
+        check_id_field(id_field, columns, source)
+        wanted = [field] if id_field is None or id_field not in columns else [field, id_field]
+        line = 0
+        for batch in file.iter_batches(ROWS_AT_ONCE, columns=wanted, use_threads=False):
+            for index in range(batch.num_rows):
+                line += 1
+                where = place(source, line)
+                item = {name: _plain(batch.column(name)[index], where) for name in wanted}
+                yield Row(line, id_of(item, line, where, id_field), item[field])
+    except (OSError, _arrow_errors()) as error:
+        raise unreadable(str(path), error, "a parquet file") from None
+
+
+def rows_of_dataset(
+    ref: DatasetRef, source: str, field: str, id_field: str | None, local_files_only: bool
+) -> Iterator[Row]:
+    """Rows of one split of a data set; no network with `local_files_only`, and never code that comes with the data."""
+    datasets = _extra("datasets", source)
+    split = _split(_opened(datasets, ref, source, local_files_only), ref, source)
+    columns = split.column_names  # None where only reading tells
+    if columns is not None and field in columns:
+        check_id_field(id_field, columns, source)
+        split = split.select_columns([name for name in (field, id_field) if name in columns])
+    line = 0
+    for batch in _batches(datasets, split, source):
+        if field not in batch:
+            raise PromptsError(f"{source}: {no_field(field, columns or list(batch))}")
+        check_id_field(id_field, columns or list(batch), source)
+        for index in range(len(batch[field])):
+            line += 1
+            item = {str(name): batch[name][index] for name in (field, id_field) if name in batch}
+            yield Row(line, id_of(item, line, place(source, line), id_field), item[field])
+
+
+def _extra(module: str, prompts: str) -> Any:
+    try:
+        return importlib.import_module(module)
+    except ImportError:
+        package = module.split(".", 1)[0]
+        remedy = f"reading it needs the package {package}; {how_to_install('datasets')}"
+        raise ConfigError(bad_value("data.prompts", prompts, remedy)) from None
+
+
+def _arrow_errors() -> type[Exception]:
+    error: type[Exception] = importlib.import_module("pyarrow").ArrowException
+    return error
+
+
+def _plain(value: Any, where: str) -> Any:
+    try:
+        return value.as_py()
+    except UnicodeDecodeError:
+        raise PromptsError(f"{where}: a text is not UTF-8; write the file again from valid Unicode") from None
+
+
+@contextlib.contextmanager
+def _quiet(datasets: Any) -> Iterator[None]:
+    """No progress bars, and no log lines that could quote a row: what matters is raised."""
+    bars, level = not datasets.are_progress_bars_disabled(), datasets.logging.get_verbosity()
+    datasets.disable_progress_bars()
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)
+    try:
+        yield
+    finally:
+        datasets.logging.set_verbosity(level)
+        if bars:
+            datasets.enable_progress_bars()
+
+
+@contextlib.contextmanager
+def _network(datasets: Any, allowed: bool) -> Iterator[None]:
+    before = datasets.config.HF_HUB_OFFLINE
+    datasets.config.HF_HUB_OFFLINE = before or not allowed
+    try:
+        yield
+    finally:
+        datasets.config.HF_HUB_OFFLINE = before
+
+
+def _opened(datasets: Any, ref: DatasetRef, source: str, local_files_only: bool) -> Any:
+    """The data set with all its splits, or the one data set that `save_to_disk` wrote without a split."""
+    local = os.path.isdir(ref.name)
+    if not local and (ref.name.count("/") != 1 or ref.name.startswith(("/", "."))):
+        remedy = f"no such directory, and not the OWNER/NAME of a data set; need {_NEED}"
+        raise PromptsError(bad_value("data.prompts", source, remedy))
+    saved = any(Path(ref.name, name).is_file() for name in ("dataset_dict.json", "state.json"))
+    try:
+        with _quiet(datasets), _network(datasets, allowed=not local_files_only):
+            if local and saved:
+                return datasets.load_from_disk(ref.name)
+            if not local:
+                return datasets.load_dataset(ref.name, ref.config)
+            with tempfile.TemporaryDirectory() as locks:  # local files are read where they lie
+                return datasets.load_dataset(ref.name, ref.config, streaming=True, cache_dir=locks)
+    except Exception as error:  # its readers raise whatever their parsers raise
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        remedy = "check its name, configuration and files"
+        if not local and local_files_only:
+            remedy = "download it first, or set model.local_files_only to false"
+        raise PromptsError(bad_value("data.prompts", source, f"it cannot be loaded ({reason}); {remedy}")) from None
+
+
+def _split(loaded: Any, ref: DatasetRef, source: str) -> Any:
+    if not isinstance(loaded, dict):  # saved without its siblings: a name for the split is all it can have
+        only = None if loaded.split is None else str(loaded.split)
+        if ref.split in (None, only):
+            return loaded
+        there = "it has no splits" if only is None else f"it has only the split {only!r}"
+        raise PromptsError(bad_value("data.prompts", source, f"{there}; leave {':' + str(ref.split)!r} out"))
+    if ref.split is None and len(loaded) == 1:
+        return next(iter(loaded.values()))
+    if ref.split not in loaded:
+        wrong = "name one of its splits" if ref.split is None else f"no split {ref.split!r}; name one of those there"
+        raise PromptsError(bad_value("data.prompts", source, f"{wrong}: {cut(', '.join(loaded))}"))
+    return loaded[ref.split]
+
+
+def _batches(datasets: Any, split: Any, source: str) -> Iterator[dict[str, list[Any]]]:
+    batches = split.iter(ROWS_AT_ONCE)
+    while True:
+        try:
+            with _quiet(datasets):
+                batch = next(batches, None)
+        except Exception as error:
+            remedy = f"cannot be read to its end ({type(error).__name__}); check that its files have one schema"
+            raise PromptsError(bad_value("data.prompts", source, remedy)) from None
+        if batch is None:
+            return
+        yield batch

@@ -1,0 +1,141 @@
+"""The measurement that a fitter's process is open on, found again by the process that takes its place. numpy only.
+
+The ledger holds everything that the fitter knows; a small state file says which ledger, and the token by which
+deliveries name the measurement. So whoever delivers, closes or asks may do so again once another process is there, and
+gets the answer that the first would have given.
+"""
+
+import contextlib
+import secrets
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from ray_probe.core.estimator.baselines import BaselineRule
+from ray_probe.errors import ConfigError, ProbeError, RecordError
+from ray_probe.fitter.fitter import Fitter
+from ray_probe.fitter.group_commit import GroupCommit
+from ray_probe.run.messages import Delivery, Opening, Receipt, shard_label
+from ray_probe.system.digests import sealed, unsealed
+from ray_probe.system.files import write_atomically, writing
+
+SLOW_SYNC_S = 2e-3
+"""From here on, as on a shared file system, records that come together share a write. Ray's threads, which that takes,
+cost a fifth of the records a second where the disk is fast."""
+
+
+class FitterHost:
+    """Owns the fitter of one measurement after the other. Many threads may deliver to it.
+
+    Args:
+        state: file in which the open measurement is kept; None: it is lost with the process.
+        owner: names the actor that this process is one life of; what another has left in the file is not its.
+    """
+
+    def __init__(self, state: Path | None = None, owner: str = "") -> None:
+        self._state = state
+        self._owner = owner
+        self._opening: Opening | None = None
+        self._fitter: Fitter | None = None
+        self._problem: ProbeError | None = None
+        self._died: tuple[str, ...] = ()
+        self._alone = threading.RLock()
+        self._together = GroupCommit(self._accept_all)
+        if state is not None and state.exists():
+            self._go_on(state)
+
+    def open(
+        self, rule: BaselineRule, policy_id: str, ledger: Path, finished: Sequence[Sequence[int]], run: str = ""
+    ) -> Opening:
+        """Go on from a ledger, with the rounds of a resumed run that are kept; returns what deliveries need.
+
+        Raises:
+            ProbeError: the ledger or the state file cannot be used; nothing is open then.
+        """
+        with self._alone:
+            self._opening, self._problem, self._died = None, None, ()
+            if self._fitter is not None:
+                self._fitter.close()
+            self._forget()
+            self._fitter = Fitter(rule, policy_id, ledger, finished, run)
+            opening = Opening(secrets.token_hex(8), self._fitter.sync_s >= SLOW_SYNC_S)
+            about = {"opening": asdict(opening), "policy_id": policy_id, "ledger": str(ledger), "run": run}
+            self._remember(about, rule)
+            self._opening = opening
+            return opening
+
+    @property
+    def fitter(self) -> Fitter:
+        """The fitter at work. Raises RecordError when none is, or ProbeError: why there is none any more."""
+        if self._problem is not None:
+            raise self._problem
+        if self._fitter is None:
+            raise RecordError("fitter: no measurement is open")
+        return self._fitter
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the run's log should say of the open measurement."""
+        return (*self._died, *self.fitter.notes)
+
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[Fitter]:
+        """The fitter at work, while no record comes in. Raises as `fitter`."""
+        with self._alone:
+            yield self.fitter
+
+    def accept(self, opening: Opening, delivery: Delivery) -> Receipt:
+        """Take in a shard's record. Raises RecordError for one of a measurement that is over; see `Fitter.accept`."""
+        (answer,) = self._accept_all([(opening, delivery)])
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    def accept_together(self, opening: Opening, delivery: Delivery) -> Receipt:
+        """As `accept`, for many threads: what others bring while the ledger is being written shares the next write."""
+        return self._together((opening, delivery))
+
+    def _accept_all(self, brought: Sequence[tuple[Opening, Delivery]]) -> list[Receipt | Exception]:
+        with self.alone() as fitter:
+            current = [self._opening is not None and opening.id == self._opening.id for opening, _ in brought]
+            taken = iter(
+                fitter.accept_all([delivery for (_, delivery), own in zip(brought, current, strict=True) if own])
+            )
+            return [
+                next(taken) if own else _is_late(delivery) for (_, delivery), own in zip(brought, current, strict=True)
+            ]
+
+    def _go_on(self, state: Path) -> None:
+        """Be what the process before was. What goes wrong is told to whoever asks: Ray would hide it."""
+        try:
+            left = unsealed(state.read_bytes())
+        except (OSError, ValueError) as error:
+            self._problem = ConfigError(f"{state}: cannot be read ({error}); go on with run --resume")
+            return
+        if left["owner"] != self._owner:
+            return
+        rule = BaselineRule(**(left["rule"] | {"features": tuple(left["rule"]["features"])}))
+        try:
+            self._fitter = Fitter(rule, left["policy_id"], Path(left["ledger"]), None, left["run"])
+        except ProbeError as error:
+            self._problem = error
+            return
+        self._opening = Opening(**left["opening"])
+        version, openings = self._fitter.current.version, self._fitter.counts.openings
+        self._died = (f"fitter: made again from its ledger, at version {version} (opening {openings})",)
+
+    def _remember(self, about: dict[str, Any], rule: BaselineRule) -> None:
+        if self._state is not None:
+            state = about | {"owner": self._owner, "rule": asdict(rule)}
+            write_atomically(self._state, sealed(state), private=True)
+
+    def _forget(self) -> None:
+        if self._state is not None:
+            with writing(self._state):
+                self._state.unlink(missing_ok=True)
+
+
+def _is_late(delivery: Delivery) -> RecordError:
+    return RecordError(f"record: that of {shard_label(delivery.round, delivery.shard)} is of a measurement before")

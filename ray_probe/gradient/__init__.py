@@ -1,0 +1,1 @@
+"""The summed gradient: layout, sum of a shard, state on disk."""

@@ -1,0 +1,1 @@
+"""A transformers model as this package calls it: forward pass, decoding, micro-batches."""

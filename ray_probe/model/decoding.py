@@ -1,0 +1,168 @@
+"""Sampling responses from a model under the policy: a loop of our own on its key-value cache.
+
+`generate` of transformers would merge the checkpoint's generation_config (top_k, penalties, forced tokens, a length)
+into the policy. Rows that have ended are taken out of the cache, so that the rest does not wait for them.
+
+A token is scored as it is sampled, by the search for the nucleus that it was drawn from, so that its features cost no
+second look at the logits.
+
+Shape suffixes: N rows (responses) of a batch, P prompt width, T cap or tokens of a response, V vocabulary, D features.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+from ray_probe.core.policy.logits import Buffer, SamplingRule
+from ray_probe.core.policy.summarize import SummaryScratch
+from ray_probe.core.policy.token_statistics import TokenStatistics, sample_statistics
+from ray_probe.model.forward import Forward
+from ray_probe.model.sequences import Array
+
+COMPACT_BELOW = 0.75
+"""Rows are taken out once so small a share is left: copying the cache costs less than what it saves."""
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """A response.
+
+    Attributes:
+        tokens: its ids.
+        log_q: log q of each when it was sampled, float64 [T], nats.
+        features_TD: features of its prefixes, float32 or wider [T, D].
+    """
+
+    tokens: list[int]
+    log_q: Array
+    features_TD: Tensor
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """Samples responses.
+
+    Attributes:
+        forward: the model.
+        rule: temperature and top_p.
+        cap: max_new_tokens.
+        eos_ids: ids that end a response.
+        pad_id: any id that has an embedding: the mask says what is padding.
+        on_progress: told of tokens done.
+        features: names of those that each step makes.
+    """
+
+    forward: Forward
+    rule: SamplingRule
+    cap: int
+    eos_ids: tuple[int, ...]
+    pad_id: int
+    on_progress: Callable[[int], None]
+    features: tuple[str, ...] = ()
+
+    def sample(self, prompts: Sequence[Sequence[int]], uniforms_NT: Array, batch_size: int) -> list[Sampled]:
+        """One response a prompt, in batches of prompts of like length.
+
+        Args:
+            prompts: token ids.
+            uniforms_NT: float64 [N, cap] in [0, 1): they belong to the response, so its tokens do not depend on the
+                batch that it is in.
+            batch_size: responses sampled at once, at most.
+        """
+        sampled: dict[int, Sampled] = {}
+        for places in in_batches([len(prompt) for prompt in prompts], batch_size, self.forward.takes_padding):
+            batch = self._batch([prompts[place] for place in places], torch.from_numpy(uniforms_NT[places]))
+            sampled |= zip(places, batch, strict=True)
+        return [sampled[place] for place in range(len(prompts))]
+
+    @torch.no_grad()
+    def _batch(self, prompts: list[Sequence[int]], uniforms_NT: Tensor) -> list[Sampled]:
+        device = self.forward.device
+        ids_NP, mask_NP = (table.to(device) for table in left_padded(prompts, self.pad_id))
+        uniforms_NT = uniforms_NT.to(device)
+        eos = torch.tensor(self.eos_ids, dtype=torch.int64, device=device)
+        steps = _Steps.empty(len(prompts), self.cap, device)
+        rows = torch.arange(len(prompts), device=device)  # whose they are, of the rows that are in the cache
+        alive = torch.ones_like(rows, dtype=torch.bool)
+        cache: Any = None
+        logits_buffer, scratch = Buffer(), SummaryScratch()
+        for step in range(self.cap):
+            logits_NV, cache = self.forward.next_logits(ids_NP, mask_NP, cache, logits_buffer)
+            token_N, scored = sample_statistics(
+                logits_NV, uniforms_NT[rows, step], torch.full_like(rows, step), self.rule, self.cap, self.features,
+                scratch,
+            )  # fmt: skip
+            steps.put(step, rows, alive, token_N, scored)
+            self.on_progress(int(alive.sum()))
+            alive &= ~torch.isin(token_N, eos)
+            left = int(alive.sum())
+            if left == 0 or step + 1 == self.cap:
+                break
+            if left <= COMPACT_BELOW * len(rows) and self.forward.drops_rows:
+                kept = alive.nonzero().squeeze(-1)
+                cache.batch_select_indices(kept)
+                rows, token_N, mask_NP, alive = rows[kept], token_N[kept], mask_NP[kept], alive[kept]
+            ids_NP, mask_NP = token_N.unsqueeze(-1), torch.cat([mask_NP, torch.ones_like(mask_NP[:, :1])], dim=-1)
+        return steps.responses()
+
+
+@dataclass(frozen=True)
+class _Steps:
+    """What the steps of a batch have given so far; -1 where there is no token."""
+
+    tokens_NT: Tensor
+    log_q_NT: Tensor
+    features: list[Tensor]
+
+    @classmethod
+    def empty(cls, rows: int, cap: int, device: torch.device) -> Self:
+        tokens_NT = torch.full((rows, cap), -1, dtype=torch.int64, device=device)
+        return cls(tokens_NT, torch.zeros((rows, cap), dtype=torch.float64, device=device), [])
+
+    def put(self, step: int, rows: Tensor, alive: Tensor, token_N: Tensor, scored: TokenStatistics) -> None:
+        """Take in a step: tokens of these rows, and which of the rows had not ended before."""
+        self.tokens_NT[rows[alive], step] = token_N[alive]
+        self.log_q_NT[rows[alive], step] = scored.log_q_T[alive].double()
+        if scored.features_TD is not None:
+            table_ND = scored.features_TD.new_zeros((len(self.tokens_NT), scored.features_TD.shape[-1]))
+            table_ND[rows] = scored.features_TD
+            self.features.append(table_ND)
+
+    def responses(self) -> list[Sampled]:
+        """Row by row, without what comes after its end."""
+        lengths = (self.tokens_NT >= 0).sum(dim=-1).tolist()
+        tokens, log_q_NT = self.tokens_NT.tolist(), self.log_q_NT.cpu().numpy()
+        features_NTD = torch.stack(self.features, dim=1).cpu() if self.features else torch.zeros((len(tokens), 0, 0))
+        return [
+            Sampled(row[:n], log_q_T[:n].copy(), features_TD[:n].clone())
+            for row, log_q_T, features_TD, n in zip(tokens, log_q_NT, features_NTD, lengths, strict=True)
+        ]
+
+
+def in_batches(lengths: Sequence[int], size: int, mixed: bool) -> Iterator[list[int]]:
+    """Places of prompts that are sampled together, shortest first.
+
+    Args:
+        lengths: of the prompts, tokens.
+        size: prompts in a batch, at most.
+        mixed: prompts of a batch may differ in length.
+    """
+    order = sorted(range(len(lengths)), key=lambda place: lengths[place])
+    groups = [order] if mixed else [list(group) for _, group in groupby(order, key=lambda place: lengths[place])]
+    for group in groups:
+        yield from (group[start : start + size] for start in range(0, len(group), size))
+
+
+def left_padded(prompts: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, Tensor]:
+    """Token ids [N, P] and their mask: a prompt ends where its response begins."""
+    width = max(len(prompt) for prompt in prompts)
+    ids_NP = torch.full((len(prompts), width), pad_id, dtype=torch.int64)
+    mask_NP = torch.zeros_like(ids_NP)
+    for row, prompt in enumerate(prompts):
+        ids_NP[row, width - len(prompt) :] = torch.tensor(prompt, dtype=torch.int64)
+        mask_NP[row, width - len(prompt) :] = 1
+    return ids_NP, mask_NP

@@ -1,0 +1,132 @@
+"""A transformers causal language model as a map from tokens to logits, or to hidden states and a head.
+
+Shape suffixes: N rows, P width of what is new, L width of whole sequences, T scored tokens, D hidden, V vocabulary.
+"""
+
+import inspect
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ray_probe.checkpoints.model_kinds import CACHE
+from ray_probe.core.policy.logits import Buffer
+from ray_probe.errors import CheckpointError, NonFiniteError, bad_value
+from ray_probe.model.head import ModelHead, find_head
+from ray_probe.model.model_call import call_model
+from ray_probe.model.sequences import TokenRow
+from ray_probe.model.trials import try_model
+
+
+class Forward:
+    """Runs a model; puts it in eval mode.
+
+    Args:
+        model: a transformers causal language model.
+
+    Attributes:
+        takes_padding: prompts of different length can be in one batch, padded on the left.
+        drops_rows: rows that have ended can be taken out of its cache.
+        cache_gap: mean gap of log p between its cached steps and one pass, nats; 0.0 where it is rounding.
+
+    Raises:
+        CheckpointError: it has no key-value cache, or a trial refuses it (see `ray_probe.model.trials`).
+    """
+
+    def __init__(self, model: Any) -> None:
+        self.model = model.eval()
+        refuse_without_cache(model)
+        accepted = inspect.signature(model.forward).parameters
+        self._takes_positions = "position_ids" in accepted
+        self._keeps_logits = "logits_to_keep" in accepted
+        self.head: ModelHead | None
+        self.head, self.why_no_head = find_head(model)
+        traits = try_model(self)
+        self.takes_padding = traits.takes_padding
+        self.drops_rows = traits.drops_rows
+        self.cache_gap = traits.cache_gap
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model's weights are."""
+        device: torch.device = next(self.model.parameters()).device
+        return device
+
+    def next_logits(self, ids_NP: Tensor, mask_NL: Tensor, cache: Any, buffer: Buffer) -> tuple[Tensor, Any]:
+        """Logits of the token after each row [N, V], and the cache to go on with.
+
+        Args:
+            ids_NP: what is new: the prompts, padded on the left, then one token a row.
+            mask_NL: 1 at real tokens, of everything so far.
+            cache: what the call before returned; None: there was none.
+            buffer: memory for the logits, which are valid until its next use.
+        """
+        logits_NV, cache = self.step(ids_NP, mask_NL, cache, buffer)
+        refuse_non_finite(logits_NV.amax(dim=-1))
+        return logits_NV, cache
+
+    def step(self, ids_NP: Tensor, mask_NL: Tensor, cache: Any, buffer: Buffer) -> tuple[Tensor, Any]:
+        """As `next_logits`, whatever the logits hold."""
+        inputs: dict[str, Any] = {
+            "input_ids": ids_NP, "attention_mask": mask_NL, "past_key_values": cache, "use_cache": True,
+        }  # fmt: skip
+        if self._takes_positions:
+            positions_NL = (mask_NL.cumsum(dim=-1) - 1).clamp(min=0)
+            inputs["position_ids"] = positions_NL[:, -ids_NP.shape[1] :]
+        if self.head is not None:
+            hidden_NPD, cache = self.head.hidden(**inputs)
+            logits_NV = self.head.logits(hidden_NPD[:, -1], buffer)
+        else:
+            output = call_model(self.model, **inputs, **({"logits_to_keep": 1} if self._keeps_logits else {}))
+            logits_NV, cache = output.logits[:, -1], getattr(output, "past_key_values", None)
+        if cache is None:
+            raise _no_cache(self.model)
+        return logits_NV, cache
+
+    def hidden(self, rows: Sequence[TokenRow], pad_id: int) -> Tensor:
+        """Hidden states that predict the tokens of the responses, one response after the other [T, D], with graph."""
+        assert self.head is not None, "ask `logits` where there is no head"
+        hidden_NLD, _ = self.head.hidden(**self._whole(rows, pad_id))
+        return hidden_NLD.flatten(0, 1).index_select(0, self._predicting(rows, hidden_NLD.shape[1]))
+
+    def logits(self, rows: Sequence[TokenRow], pad_id: int) -> Tensor:
+        """Logits that predict the tokens of the responses, one response after the other [T, V], with graph."""
+        logits_NLV: Tensor = call_model(self.model, **self._whole(rows, pad_id)).logits
+        return logits_NLV.flatten(0, 1).index_select(0, self._predicting(rows, logits_NLV.shape[1]))
+
+    def _whole(self, rows: Sequence[TokenRow], pad_id: int) -> dict[str, Any]:
+        """A model's inputs for whole sequences, without what the last token predicts.
+
+        Padding stands right of them, where no real token sees it: they need no mask, and positions count from 0.
+        """
+        sequences = [torch.cat(row)[:-1] for row in rows]
+        ids_NL = torch.nn.utils.rnn.pad_sequence(sequences, batch_first=True, padding_value=pad_id).to(self.device)
+        inputs: dict[str, Any] = {"input_ids": ids_NL, "use_cache": False}
+        if self._takes_positions:
+            inputs["position_ids"] = torch.arange(ids_NL.shape[1], device=self.device).expand_as(ids_NL)
+        return inputs
+
+    def _predicting(self, rows: Sequence[TokenRow], width: int) -> Tensor:
+        """Places, in the flattened batch, that predict the tokens of the responses [T]."""
+        places = [
+            torch.arange(len(response)) + row * width + len(prompt) - 1 for row, (prompt, response) in enumerate(rows)
+        ]
+        return torch.cat(places).to(self.device)
+
+
+
+def refuse_without_cache(model: Any) -> None:
+    """Refuse a model whose forward pass takes no key-value cache. Raises CheckpointError."""
+    if "past_key_values" not in inspect.signature(model.forward).parameters:
+        raise _no_cache(model)
+
+
+def _no_cache(model: Any) -> CheckpointError:
+    return CheckpointError(bad_value("model.path", type(model).__name__, CACHE))
+
+
+def refuse_non_finite(numbers: Tensor) -> None:
+    """Refuse what a model with NaN or infinity in its logits gives. Raises NonFiniteError."""
+    if not torch.isfinite(numbers.detach()).all():
+        raise NonFiniteError("logits: the model gave NaN or infinity; check its weights and model.dtype")

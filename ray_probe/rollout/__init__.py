@@ -1,0 +1,1 @@
+"""What one rollout actor does with a shard."""

@@ -1,0 +1,113 @@
+"""Putting a rollout together from a configuration: model, processor, components, gradient."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from ray_probe.checkpoints.eos import resolve_eos, token_text
+from ray_probe.checkpoints.files import weight_headers
+from ray_probe.checkpoints.gradient_reach import refuse_unreached
+from ray_probe.checkpoints.swap import Architecture, Policy, can_swap, load_policy, release, swap_weights
+from ray_probe.checkpoints.tokenizer import check_token_ids, open_tokenizer
+from ray_probe.config import ProbeConfig
+from ray_probe.gradient.shard_sum import GradientSum
+from ray_probe.model.activation_checkpointing import set_recompute
+from ray_probe.probe_components import ProbeComponents
+from ray_probe.rollout.rollout import Rollout
+from ray_probe.run.rules import baseline_rule
+from ray_probe.sequence_processor import SequenceProcessor
+from ray_probe.system.versions import made_on
+
+OnProgress = Callable[[int], None]
+
+
+class Assembly:
+    """Makes rollouts of one checkpoint after the other, and keeps the model where the next one has the same shape.
+
+    Attributes:
+        way: how the last checkpoint came in: `loaded`, or `swapped` into the model that was there.
+    """
+
+    way: Literal["loaded", "swapped"] = "loaded"
+
+    def __init__(self) -> None:
+        self._policy: Policy | None = None
+
+    def load(
+        self,
+        config: ProbeConfig,
+        directory: Path,
+        adapter: Path | None,
+        policy_id: str,
+        device: str = "cpu",
+        on_progress: OnProgress = lambda tokens: None,
+    ) -> Rollout:
+        """Bring a checkpoint in and put a rollout together; the one before computes with other weights from then on.
+
+        Let go of the rollout before first: its gradient sums are memory too. When this raises there is no model: the
+        next call loads one.
+
+        Args:
+            config: the run's configuration.
+            directory: the checkpoint's directory on this node.
+            adapter: the directory of the adapter on it on this node, or None.
+            policy_id: what records are marked with.
+            device: `cpu` or `cuda`.
+            on_progress: told of tokens done.
+
+        Raises:
+            CheckpointError: it is not what its directory should hold.
+            ConfigError: `model.trainable` chooses nothing, or what no text reaches.
+        """
+        model = self._bring_in(directory, adapter, config.model.dtype, device)
+        set_recompute(model, config.estimator.activation_checkpointing)
+        found = open_tokenizer(directory, adapter, model.config)
+        rows = model.get_input_embeddings().weight.shape[0]
+        check_token_ids(found, rows)
+        explicit = config.generation.eos_token_ids
+        eos = resolve_eos(explicit, found.eos_sources, rows, token_text(found.tokenizer))
+        rule = baseline_rule(config)
+        chat, context = config.data.chat_template, config.data.context_length
+        processor = SequenceProcessor(
+            model, found.tokenizer, config.generation, rule.features, on_progress, chat, eos.ids, context
+        )
+        components = ProbeComponents(processor, config.estimator.x_estimator_mode, config.generation.rb_requires_grad)
+        gradient = GradientSum(model, config.model.trainable)
+        refuse_unreached(model, gradient.parameters, config.model.trainable)
+        return Rollout(components, gradient, rule, policy_id, made_on(device, torch.get_num_threads()))
+
+    def _bring_in(self, directory: Path, adapter: Path | None, dtype: str, device: str) -> Any:
+        architecture = Architecture.of(directory, adapter, dtype, device)
+        headers = weight_headers(directory)
+        policy, self._policy = self._policy, None  # whatever fails below, nothing half-done is kept
+        if policy is not None and can_swap(policy, architecture, headers):
+            swap_weights(policy, directory, headers, adapter)
+            self._policy, self.way = policy, "swapped"
+            return policy.model
+        if policy is not None:
+            release(policy.model)
+        del policy
+        self._policy, self.way = load_policy(directory, adapter, architecture), "loaded"
+        return self._policy.model
+
+
+def build_rollout(
+    config: ProbeConfig,
+    directory: Path,
+    policy_id: str,
+    device: str = "cpu",
+    on_progress: OnProgress = lambda tokens: None,
+) -> Rollout:
+    """Load the checkpoint, and the adapter that the configuration names, and put a rollout together.
+
+    Args:
+        config: the run's configuration.
+        directory: the checkpoint's directory on this node.
+        policy_id: what records are marked with.
+        device: `cpu` or `cuda`.
+        on_progress: told of tokens done.
+    """
+    adapter = None if config.model.adapter is None else Path(config.model.adapter)
+    return Assembly().load(config, directory, adapter, policy_id, device, on_progress)

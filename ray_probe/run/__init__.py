@@ -1,0 +1,1 @@
+"""A run: plan, messages, backend interface, run directory, result."""

@@ -1,0 +1,121 @@
+"""The shard plan: which prompts each round and shard holds, and the seed of every response.
+
+It follows from the number of prompts, the seed and the batch sizes alone, never from the number of actors.
+"""
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import numpy.typing as npt
+
+from ray_probe.errors import PromptsError, bad_value
+from ray_probe.run.messages import shard_label
+
+_ORDER_STREAM = 1
+
+
+@dataclass(frozen=True)
+class PromptRef:
+    """One use of a prompt: its index in the file, the pass over the file, and its text."""
+
+    index: int
+    pass_number: int
+    text: str
+
+
+@dataclass(frozen=True)
+class Shard:
+    """The unit of work, retry and record: whole prompts of one round."""
+
+    round: int
+    index: int
+    prompts: tuple[PromptRef, ...]
+    seed: int
+    responses_per_prompt: int
+
+    @property
+    def key(self) -> tuple[int, int]:
+        """Round and index, as a key."""
+        return self.round, self.index
+
+    @property
+    def id(self) -> str:
+        """Round and index, both from 0, as results name it."""
+        return f"{self.round}/{self.index}"
+
+    @property
+    def label(self) -> str:
+        """Index and round, the round from 1, as logs and messages name it."""
+        return shard_label(self.round, self.index)
+
+    def response_seeds(self) -> list[list[tuple[int, ...]]]:
+        """Seed of each response [B][G]: (run seed, pass over the file, index in the file, replicate)."""
+        return [
+            [(self.seed, ref.pass_number, ref.index, replicate) for replicate in range(self.responses_per_prompt)]
+            for ref in self.prompts
+        ]
+
+
+@lru_cache(maxsize=4)
+def _order(seed: int, pass_number: int, count: int) -> npt.NDArray[np.int64]:
+    sequence = np.random.SeedSequence([seed, pass_number], spawn_key=(_ORDER_STREAM,))
+    return np.random.Generator(np.random.Philox(sequence)).permutation(count)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Rounds of shards over a prompts file.
+
+    Args:
+        texts: all prompts of the file, by index.
+        usable: indices of the prompts that may be used (others were skipped as too long).
+        seed: the run's seed.
+        prompts_per_round: B.
+        responses_per_prompt: G.
+        shard_prompts: prompts in one shard; a round's last shard may hold fewer.
+        rounds: number of rounds, or None where something else ends the run.
+        repeat: go round again, reshuffled, when the file is used up.
+    """
+
+    texts: tuple[str, ...]
+    usable: tuple[int, ...]
+    seed: int
+    prompts_per_round: int
+    responses_per_prompt: int
+    shard_prompts: int
+    rounds: int | None
+    repeat: bool
+
+    def __post_init__(self) -> None:
+        needed = (self.rounds or 1) * self.prompts_per_round
+        if not self.usable:
+            raise PromptsError(
+                "data.prompts: no prompt is left to use; raise data.max_prompt_tokens or add shorter ones"
+            )
+        if not self.repeat and needed > len(self.usable):
+            remedy = "set it to true, add prompts, or lower batch.rounds or batch.prompts_per_round"
+            there = f"{needed} prompts are needed and {len(self.usable)} can be used"
+            raise PromptsError(bad_value("data.repeat", False, f"{there}; {remedy}"))
+
+    @property
+    def round_count(self) -> int | None:
+        """Rounds that the prompts and the plan allow; None: no end."""
+        if self.repeat:
+            return self.rounds
+        there = len(self.usable) // self.prompts_per_round
+        return there if self.rounds is None else self.rounds
+
+    def round(self, number: int) -> tuple[Shard, ...]:
+        """The shards of one round, in canonical order."""
+        size, first = self.prompts_per_round, number * self.prompts_per_round
+        refs = [self._ref(position) for position in range(first, first + size)]
+        parts = [refs[start : start + self.shard_prompts] for start in range(0, size, self.shard_prompts)]
+        return tuple(
+            Shard(number, index, tuple(part), self.seed, self.responses_per_prompt) for index, part in enumerate(parts)
+        )
+
+    def _ref(self, position: int) -> PromptRef:
+        pass_number, place = divmod(position, len(self.usable))
+        index = self.usable[int(_order(self.seed, pass_number, len(self.usable))[place])]
+        return PromptRef(index, pass_number, self.texts[index])

@@ -1,0 +1,163 @@
+"""What can be known of a run before a cluster is touched: files checked, paths resolved, prompts measured, the plan."""
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ray_probe.checkpoints.eos import EosIds
+from ray_probe.checkpoints.load import Checkpoint, inspect_checkpoint
+from ray_probe.checkpoints.memory_forecast import estimate
+from ray_probe.config import ProbeConfig
+from ray_probe.data.chat_template import ChatTemplate, appended_eos, begins_with_two_bos, encode_prompts
+from ray_probe.data.prompts import PromptSet, absolute_source, load_prompts
+from ray_probe.errors import ConfigError, PromptsError, bad_value
+from ray_probe.model.context_length import limit_of, rope_switch
+from ray_probe.run.plan import Plan
+from ray_probe.run.prepared import CheckpointId, Prepared, PromptFacts
+
+TOKENIZE_BATCH = 10_000
+
+
+def prepare(
+    config: ProbeConfig, created: datetime | None = None, checkpoint: Checkpoint | None = None
+) -> Prepared:
+    """Check files and sizes. Raises an InputError with one line for what is wrong.
+
+    Args:
+        config: the run's configuration.
+        created: when the run was created, in its manifest; None: now. Chat templates that write a date write this one.
+        checkpoint: what inspecting the checkpoint with its fingerprints gave; None: it is inspected here.
+    """
+    created = created or datetime.now(UTC).replace(microsecond=0)
+    checkpoint = checkpoint or inspect_checkpoint(config.model)
+    eos = checkpoint.eos(config.generation.eos_token_ids)
+    data, batch = config.data, config.batch
+    render = ChatTemplate(checkpoint.tokenizer, created) if data.chat_template else None
+    prompts = load_prompts(data.prompts, data.field, render, config.model.local_files_only, data.id_field)
+    usable = _usable(config, checkpoint, prompts, eos)
+    plan = Plan(
+        prompts.texts, usable.indices, data.seed, batch.prompts_per_round, batch.responses_per_prompt,
+        batch.shard_prompts, _rounds(config), data.repeat,
+    )  # fmt: skip
+    return Prepared(
+        _absolute(config, checkpoint),
+        CheckpointId(
+            checkpoint.directory, checkpoint.fingerprint, checkpoint.adapter, checkpoint.adapter_fingerprint,
+            checkpoint.policy_tokenizer.tokenizer_from, checkpoint.policy_tokenizer.template_from,
+        ),
+        PromptFacts(
+            prompts.source, prompts.sha256, prompts.rendered_sha256, len(prompts), len(prompts) - len(usable.indices),
+            usable.longest, usable.after_eos,
+        ),
+        plan,
+        _policy_id(config, checkpoint, eos),
+        created,
+        estimate(config, checkpoint.directory, checkpoint.config, usable.longest, checkpoint.adapter),
+        eos,
+    )  # fmt: skip
+
+
+def _rounds(config: ProbeConfig) -> int | None:
+    """Rounds that the configuration allows; None where only time ends the run."""
+    batch = config.batch
+    allowed = [] if batch.rounds is None else [batch.rounds]
+    if batch.max_sequences is not None:
+        allowed.append(batch.max_sequences // (batch.prompts_per_round * batch.responses_per_prompt))
+    return min(allowed, default=None)
+
+
+def _absolute(config: ProbeConfig, checkpoint: Checkpoint) -> ProbeConfig:
+    """Relative paths are resolved here, on the driver."""
+    adapter = None if checkpoint.adapter is None else str(checkpoint.adapter)
+    cache = config.model.cache_dir
+    paths = {"path": str(checkpoint.directory), "adapter": adapter, "local_files_only": True}
+    paths |= {"cache_dir": None if cache is None else str(Path(cache).resolve())}
+    prompts = config.data.prompts
+    source = {"prompts": absolute_source(prompts)} if isinstance(prompts, str) else {}
+    output = {"dir": str(Path(config.output.dir).resolve())}
+    return config.model_copy(
+        update={
+            "model": config.model.model_copy(update=paths),
+            "data": config.data.model_copy(update=source),
+            "output": config.output.model_copy(update=output),
+        }
+    )
+
+
+def _policy_id(config: ProbeConfig, checkpoint: Checkpoint, eos: EosIds) -> str:
+    """Of checkpoint, adapter and sampling policy; which prompts it is asked, and in what form, is another matter."""
+    generation = config.generation
+    parts = [
+        checkpoint.fingerprint, checkpoint.adapter_fingerprint, config.model.dtype,
+        generation.temperature, generation.top_p, generation.max_new_tokens, eos.ids,
+        config.estimator.x_estimator_mode,
+    ]  # fmt: skip
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
+
+
+class _Usable(NamedTuple):
+    """Prompts that fit.
+
+    Attributes:
+        indices: of the prompts.
+        longest: tokens of the longest.
+        after_eos: how many end with an EOS token that their own text or the chat template writes.
+    """
+
+    indices: tuple[int, ...]
+    longest: int
+    after_eos: int
+
+
+def _usable(config: ProbeConfig, checkpoint: Checkpoint, prompts: PromptSet, eos: EosIds) -> _Usable:
+    """Find the prompts that fit.
+
+    A longer one is an error, or is skipped where the config says so.
+    """
+    context, cap = limit_of(checkpoint.config, config.data.context_length), config.generation.max_new_tokens
+    room = None if context is None else context - cap
+    if room is not None and room < 1:
+        remedy = f"it leaves no room for a prompt in the context of {context}, lower it, or raise data.context_length"
+        raise ConfigError(bad_value("generation.max_new_tokens", cap, remedy))
+    limits = [limit for limit in (room, config.data.max_prompt_tokens) if limit is not None]
+    tokenizer, chat = checkpoint.tokenizer, config.data.chat_template
+    usable, lengths, after_eos = [], [], 0
+    for index, ids in enumerate(_encoded(tokenizer, prompts.texts, chat)):
+        if not ids:
+            raise PromptsError(f"{prompts.where(index)}: the prompt has no token; write at least one")
+        if begins_with_two_bos(tokenizer, ids):
+            raise PromptsError(f"{prompts.where(index)}: the prompt begins with two BOS tokens; write one at most")
+        if (appended := appended_eos(tokenizer, prompts.texts[index], ids, eos.ids, chat)) is not None:
+            raise PromptsError(f"{prompts.where(index)}: {appended}")
+        if limits and len(ids) > min(limits):
+            if config.data.on_long == "skip":
+                continue
+            raise PromptsError(_too_long(prompts.where(index), len(ids), config, context))
+        usable.append(index)
+        lengths.append(len(ids))
+        after_eos += ids[-1] in eos.ids and ids[-1] != tokenizer.bos_token_id  # a BOS token also begins a text
+    switch = rope_switch(checkpoint.config)
+    if switch is not None and lengths and (problem := switch.problem(min(lengths), max(lengths) + cap)):
+        raise ConfigError(bad_value("generation.max_new_tokens", cap, problem))
+    return _Usable(tuple(usable), max(lengths, default=0), after_eos)
+
+
+def _too_long(where: str, length: int, config: ProbeConfig, context: int | None) -> str:
+    allowed = config.data.max_prompt_tokens
+    if allowed is not None and length > allowed:
+        reason = f"data.max_prompt_tokens is {allowed}"
+    else:
+        reason = f"with generation.max_new_tokens {config.generation.max_new_tokens} it passes the context of {context}"
+    remedy = "shorten it, or set data.on_long to skip"
+    if allowed is None or length <= allowed:
+        remedy = "shorten it, set data.on_long to skip, or data.context_length where the model sees more"
+    return f"{where}: the prompt has {length} tokens, {reason}; {remedy}"
+
+
+def _encoded(tokenizer: Any, texts: Sequence[str], chat: bool) -> Iterator[list[int]]:
+    """Token ids prompt by prompt; never more than a batch of them in memory."""
+    for start in range(0, len(texts), TOKENIZE_BATCH):
+        yield from encode_prompts(tokenizer, texts[start : start + TOKENIZE_BATCH], chat)

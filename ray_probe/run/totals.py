@@ -1,0 +1,307 @@
+"""From shards' sums to the estimates of a run: additive over rounds, JSON for resume, numpy only.
+
+Shape suffixes: S shards, M modes, P prompts, B position bins.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ray_probe.core.estimator.baselines import MODES
+from ray_probe.core.estimator.parity import ParityStats
+from ray_probe.core.estimator.variance import GradientNoise, clustered_ratio, gradient_noise
+from ray_probe.run.messages import Collected, ShardSums
+
+COUNTS = ("eos_only", "truncated", "unfitted_shards", "shards_retried", "regenerated")
+SECONDS = ("seconds", "generate_s", "teacher_force_s", "backward_s", "fit_s", "wait_s")
+PAIRS = tuple((mode, against) for index, mode in enumerate(MODES) for against in MODES[:index])
+
+Array = npt.NDArray[np.float64]
+
+
+@dataclass
+class Totals:
+    """Everything that a run's estimates are made of, for one round or for several.
+
+    Attributes:
+        rounds: whole rounds inside.
+        shards: ids of the shards inside, `round/index`.
+        sizes_S3: responses, tokens and squared gradient norm of each shard.
+        advantage_SM2: by shard and mode, sum of A (nats) and of A^2 (nats^2).
+        prompts: prompt id -> responses, total entropy (nats), total length (tokens).
+        bins_3B: by position bin, tokens, sum of the target r and sum of the configured mu_hat (nats).
+        parity: log q when sampled against log q when scored.
+        counts: see `COUNTS`.
+        seconds: see `SECONDS`; busy times are summed over actors.
+        given_up: ids of shards that were given up.
+        conflicts: ids of shards that came twice with different bytes on a CPU.
+    """
+
+    bins_3B: Array
+    rounds: int = 0
+    shards: list[str] = field(default_factory=list)
+    sizes_S3: Array = field(default_factory=lambda: np.zeros((0, 3)))
+    advantage_SM2: Array = field(default_factory=lambda: np.zeros((0, len(MODES), 2)))
+    prompts: dict[int, Array] = field(default_factory=dict)
+    parity: ParityStats = field(default_factory=ParityStats.zero)
+    counts: dict[str, int] = field(default_factory=lambda: dict.fromkeys(COUNTS, 0))
+    seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(SECONDS, 0.0))
+    given_up: list[str] = field(default_factory=list)
+    conflicts: list[str] = field(default_factory=list)
+
+    @property
+    def sequences(self) -> int:
+        """Responses inside."""
+        return int(self.sizes_S3[:, 0].sum())
+
+    @property
+    def tokens(self) -> int:
+        """Response tokens inside."""
+        return int(self.sizes_S3[:, 1].sum())
+
+    def repeated_prompts(self, responses_per_prompt: int) -> int:
+        """Prompts that were used more than once."""
+        return sum(int(row[0]) > responses_per_prompt for row in self.prompts.values())
+
+    def add_shard(self, report: ShardSums) -> None:
+        """Count one shard whose record and gradient are both in."""
+        sums = report.sums
+        self.shards.append(f"{report.round}/{report.shard}")
+        self.sizes_S3 = np.vstack([self.sizes_S3, [sums.sequences, sums.tokens, report.gradient_norm_sq]])
+        row_M2 = np.array([sums.advantage.get(mode, np.full(2, np.nan)) for mode in MODES])
+        self.advantage_SM2 = np.concatenate([self.advantage_SM2, row_M2[None]])
+        for prompt_id, row in zip(report.prompt_ids_P.tolist(), sums.prompt_rows_P3, strict=True):
+            self.prompts[prompt_id] = self.prompts.get(prompt_id, np.zeros(3)) + row
+        self.bins_3B = self.bins_3B + np.stack([sums.bin_weight_B, sums.bin_target_B, sums.bin_mu_hat_B])
+        self.counts["eos_only"] += sums.eos_only
+        self.counts["truncated"] += sums.truncated
+        self.counts["unfitted_shards"] += not report.fitted
+        self.seconds["backward_s"] += report.backward_s
+
+    def add_collected(self, report: Collected) -> None:
+        """Count a shard's parity and times."""
+        self.parity = self.parity + report.parity
+        self.seconds["generate_s"] += report.generate_s
+        self.seconds["teacher_force_s"] += report.teacher_force_s
+
+    def advantage_ratio(self, mode: str) -> float | None:
+        """Mean squared advantage of a mode over that of `none`, over the shards inside; None before any."""
+        squares_M = self.advantage_SM2[:, :, 1].sum(axis=0)
+        reference = squares_M[MODES.index("none")]
+        return float(squares_M[MODES.index(mode)] / reference) if reference > 0 else None
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON types; `from_json` gives equal totals back."""
+        plain = {"rounds": self.rounds, "shards": self.shards, "given_up": self.given_up, "conflicts": self.conflicts}
+        parity = self.parity
+        return plain | {
+            "sizes": self.sizes_S3.tolist(),
+            "advantage": [[[_number(x) for x in pair] for pair in row] for row in self.advantage_SM2.tolist()],
+            "prompts": {str(prompt_id): row.tolist() for prompt_id, row in self.prompts.items()},
+            "bins": self.bins_3B.tolist(),
+            "parity": [parity.tokens, parity.outside, parity.gap_sum, parity.gap_max, parity.histogram.tolist()],
+            "counts": self.counts,
+            "seconds": self.seconds,
+        }
+
+    @classmethod
+    def from_json(cls, raw: dict[str, Any]) -> "Totals":
+        """Inverse of `to_json`."""
+        tokens, outside, gap_sum, gap_max, histogram = raw["parity"]
+        return cls(
+            bins_3B=np.array(raw["bins"]),
+            rounds=raw["rounds"],
+            shards=raw["shards"],
+            sizes_S3=np.array(raw["sizes"], np.float64).reshape(-1, 3),
+            advantage_SM2=np.array(raw["advantage"], np.float64).reshape(-1, len(MODES), 2),
+            prompts={int(prompt_id): np.array(row) for prompt_id, row in raw["prompts"].items()},
+            parity=ParityStats(tokens, outside, gap_sum, gap_max, np.array(histogram, np.int64)),
+            counts=raw["counts"],
+            seconds=raw["seconds"],
+            given_up=raw["given_up"],
+            conflicts=raw["conflicts"],
+        )
+
+
+def merged(parts: Sequence[Totals]) -> Totals:
+    """Totals of several rounds; a prompt that comes back is one cluster."""
+    result = Totals(bins_3B=sum((part.bins_3B for part in parts[1:]), start=parts[0].bins_3B))
+    result.rounds = sum(part.rounds for part in parts)
+    result.sizes_S3 = np.concatenate([part.sizes_S3 for part in parts])
+    result.advantage_SM2 = np.concatenate([part.advantage_SM2 for part in parts])
+    for part in parts:
+        result.shards += part.shards
+        result.given_up += part.given_up
+        result.conflicts += part.conflicts
+        result.parity = result.parity + part.parity
+        for prompt_id, row in part.prompts.items():
+            result.prompts[prompt_id] = result.prompts.get(prompt_id, np.zeros(3)) + row
+        for name in COUNTS:
+            result.counts[name] += part.counts[name]
+        for name in SECONDS:
+            result.seconds[name] += part.seconds[name]
+    return result
+
+
+def _number(value: Any) -> float | None:
+    """A float for JSON; None for what is not finite."""
+    return float(value) if value is not None and np.isfinite(value) else None
+
+
+def entropy_estimate(totals: Totals) -> dict[str, float | None]:
+    """Entropy per sequence and per token with errors clustered by prompt, nats."""
+    rows_P3 = np.array(list(totals.prompts.values())).reshape(-1, 3)
+    if len(rows_P3) == 0:
+        return dict.fromkeys(("per_sequence", "per_sequence_se", "per_token", "per_token_se"))
+    sequence, sequence_se = clustered_ratio(rows_P3[:, 1], rows_P3[:, 0])
+    token, token_se = clustered_ratio(rows_P3[:, 1], rows_P3[:, 2])
+    return {
+        "per_sequence": _number(sequence),
+        "per_sequence_se": _number(sequence_se),
+        "per_token": _number(token),
+        "per_token_se": _number(token_se),
+    }
+
+
+def advantage_by_mode(totals: Totals) -> dict[str, dict[str, float | None]]:
+    """Mean (nats), centred variance and mean square (nats^2) of the advantage per token, by mode."""
+    result: dict[str, dict[str, float | None]] = {}
+    for index, mode in enumerate(MODES):
+        total, squares = totals.advantage_SM2[:, index].sum(axis=0)
+        mean, mean_square = (total / totals.tokens, squares / totals.tokens) if totals.tokens else (np.nan, np.nan)
+        result[mode] = {
+            "mean": _number(mean),
+            "variance": _number(mean_square - mean**2),
+            "mean_square": _number(mean_square),
+        }
+    return result
+
+
+def _estimate(
+    numerator_S: Array, denominator_S: Array, independent: bool, key: str = "value"
+) -> dict[str, float | None]:
+    with np.errstate(invalid="ignore", divide="ignore"):
+        value, error = clustered_ratio(numerator_S, denominator_S)
+    return {key: _number(value), "se": _number(error) if independent else None}
+
+
+def _advantage_sections(totals: Totals, independent: bool) -> dict[str, Any]:
+    """Advantages by mode; their errors take shards for clusters, so there are none unless those are independent."""
+    by_mode = advantage_by_mode(totals)
+    tokens_S = totals.sizes_S3[:, 1]
+    squares: dict[str, Array] = {mode: totals.advantage_SM2[:, index, 1] for index, mode in enumerate(MODES)}
+    return {
+        "advantage_variance": {mode: values["variance"] for mode, values in by_mode.items()},
+        "advantage_mean_square": {mode: values["mean_square"] for mode, values in by_mode.items()},
+        "advantage_mean_square_se": {mode: _estimate(squares[mode], tokens_S, independent)["se"] for mode in MODES},
+        "advantage_mean_square_ratio": {mode: _estimate(squares[mode], squares["none"], independent) for mode in MODES},
+        "advantage_paired": [
+            {"mode": mode, "against": against}
+            | _estimate(squares[mode] - squares[against], tokens_S, independent, "difference")
+            for mode, against in PAIRS
+        ],
+    }
+
+
+def _positions(totals: Totals, cap: int) -> dict[str, list[float | None]]:
+    weight_B, target_B, mu_hat_B = totals.bins_3B
+    with np.errstate(invalid="ignore", divide="ignore"):
+        means = (target_B / weight_B, mu_hat_B / weight_B)
+    return {
+        "edges": np.linspace(0, cap, len(weight_B) + 1).tolist(),
+        "tokens": weight_B.tolist(),
+        "target_mean": [_number(x) for x in means[0]],
+        "mu_hat_mean": [_number(x) for x in means[1]],
+    }
+
+
+def round_summary(
+    number: int,
+    totals: Totals,
+    fit: dict[str, Any],
+    records: Sequence[int],
+    by_actor: Mapping[int, Sequence[int]],
+) -> dict[str, Any]:
+    """One line of rounds.jsonl; `records` are the shards whose record the fit holds."""
+    return {
+        "round": number,
+        "shards": len(totals.shards),
+        "sequences": totals.sequences,
+        "tokens": totals.tokens,
+        "eos_only": totals.counts["eos_only"],
+        "truncated": totals.counts["truncated"],
+        "shards_retried": totals.counts["shards_retried"],
+        "given_up": totals.given_up,
+        "records": list(records),
+        "shards_by_actor": {str(actor): list(shards) for actor, shards in by_actor.items()},
+        "beta_version": fit["version"],
+        "beta": fit["values"],
+        "fit": fit,
+        "advantage": advantage_by_mode(totals),
+        "entropy": entropy_estimate(totals),
+        "parity": _parity(totals.parity),
+        "seconds": totals.seconds["seconds"],
+    }
+
+
+def _parity(parity: ParityStats) -> dict[str, float]:
+    return {
+        "mean_gap": parity.mean_gap,
+        "p99_gap": parity.quantile(0.99),
+        "max_gap": parity.gap_max,
+        "outside_nucleus": parity.outside_share,
+    }
+
+
+def build_result(
+    config: dict[str, Any], beta: dict[str, Any], totals: Totals, gradient_norm_sq: float, actors: int
+) -> dict[str, Any]:
+    """The object of result.json (spec section 9).
+
+    Args:
+        config: the resolved configuration.
+        beta: the fitter's global fit.
+        totals: everything that counts.
+        gradient_norm_sq: squared norm of the gradient summed over all responses.
+        actors: rollout actors asked for.
+    """
+    repeated = totals.repeated_prompts(config["batch"]["responses_per_prompt"])
+    noise = gradient_noise(gradient_norm_sq, totals.sizes_S3[:, 2], totals.sizes_S3[:, 0])
+    if repeated:  # shards that share a prompt are not independent, and no shard figure can tell how much
+        noise = GradientNoise(noise.norm_raw, None, None, None, None)
+    seconds = totals.seconds
+    return {
+        "schema_version": 1,
+        "config": config,
+        "beta": beta,
+        **_advantage_sections(totals, independent=not repeated),
+        "entropy": entropy_estimate(totals),
+        "gradient": vars(noise),
+        "parity": _parity(totals.parity),
+        "positions": _positions(totals, config["generation"]["max_new_tokens"]),
+        "counts": {
+            "rounds": totals.rounds,
+            "shards": len(totals.shards),
+            "sequences": totals.sequences,
+            "tokens": totals.tokens,
+            **totals.counts,
+            "repeated_prompts": repeated,
+            "actors": actors,
+        },
+        "partial": totals.given_up or False,
+        "conflicts": totals.conflicts,
+        "timing": seconds | {"tokens_per_second": totals.tokens / seconds["seconds"] if seconds["seconds"] else None},
+    }
+
+
+def summed(reports: Iterable[ShardSums], collected: Iterable[Collected], bins: int) -> Totals:
+    """Totals of one round from its shards' reports, in canonical order."""
+    totals = Totals(bins_3B=np.zeros((3, bins)), rounds=1)
+    for report in sorted(reports, key=lambda report: report.shard):
+        totals.add_shard(report)
+    for half in sorted(collected, key=lambda half: half.delivery.shard):
+        totals.add_collected(half)
+    return totals

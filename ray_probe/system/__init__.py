@@ -1,0 +1,1 @@
+"""Files, processes, signals, clocks: the operating system, without torch or Ray."""
