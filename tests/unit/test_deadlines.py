@@ -46,7 +46,9 @@ METHODS = ("acquire", "communicate", "get", "join", "wait")
 take a word)."""
 
 ON_PURPOSE = {
-    ("checkpoints/node_cache.py", "fcntl.flock"): "an actor waits for another's copy, which the pool's start deadline ends",
+    ("checkpoints/node_cache.py", "fcntl.flock"): (
+        "an actor waits for another's copy, which the pool's start deadline ends"
+    ),
 }
 
 

@@ -29,7 +29,7 @@ from ray_probe.report.result_table import result_table
 
 WIDTHS = (40, 60, 80, 100, 200)
 NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?(?:e[+-]\d+)?(?: (?:±|\+-) [\d.,]+(?:e[+-]\d+)?)?")
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 def plain(text: str) -> str:

@@ -5,7 +5,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-CONFIGS = Path(__file__).parents[2] / "configs"
+CONFIGS = Path(__file__).parents[3] / "configs"
 CHECKPOINT = CONFIGS / "models" / "tiny"
 CAP = 64  # generation.max_new_tokens of the demonstration
 

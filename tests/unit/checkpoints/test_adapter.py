@@ -31,7 +31,7 @@ from ray_probe.sequence_processor import SequenceProcessor
 CHARACTERS = "abcdef"
 WEIGHTS = "adapter_model.safetensors"
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated")  # peft asks transformers
-DEMO = Path(__file__).parents[2] / "configs" / "models" / "tiny"
+DEMO = Path(__file__).parents[3] / "configs" / "models" / "tiny"
 Tensors = dict[str, torch.Tensor]
 
 

@@ -23,7 +23,7 @@ from ray_probe.errors import ClusterError
 from ray_probe.model.sequences import pack_sequences
 from ray_probe.rollout.builder import build_rollout
 
-DEMO = Path(__file__).parents[2] / "configs" / "models" / "tiny"
+DEMO = Path(__file__).parents[3] / "configs" / "models" / "tiny"
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated")  # peft asks transformers
 PROMPT, CAP, MICRO_BATCH = 16, 48, 8
 

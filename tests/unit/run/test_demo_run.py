@@ -13,7 +13,7 @@ from ray_probe.run.directory import RunDirectory
 from ray_probe.run.prepare import prepare
 from ray_probe.run.rules import baseline_rule
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture(scope="module")

@@ -84,7 +84,7 @@ def test_the_working_directory_is_looked_at_where_workers_or_this_process_import
 def test_a_run_with_an_empty_entry_in_pythonpath_is_refused_in_one_line(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_text("raise ImportError('the wrong one')")
     (tmp_path / "run.yaml").write_text("model: {path: nowhere}\ndata: {prompts: [a]}\n")
-    root = str(Path(__file__).parents[2])
+    root = str(Path(__file__).parents[3])
     done = subprocess.run(
         [sys.executable, "-c", "from ray_probe.cli.main import main; main()", "run", "run.yaml"],
         cwd=tmp_path, timeout=60,

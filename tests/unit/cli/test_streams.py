@@ -21,7 +21,7 @@ from ray_probe.errors import OutputError
 from ray_probe.report.signs import ENCODING_ERRORS, spelled
 from ray_probe.service.client import ProbeClient
 
-LAUNCH = Path(__file__).parents[2] / "launch.py"
+LAUNCH = Path(__file__).parents[3] / "launch.py"
 RESULT = a_result() | {"schema_version": 1}
 
 

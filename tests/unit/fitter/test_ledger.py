@@ -333,7 +333,7 @@ except Exception as error:
 
 
 def test_at_the_limit_of_a_files_size_what_was_acknowledged_is_there_and_nothing_else(path: Path):
-    code = LIMITED.format(paths=[str(Path(__file__).parents[1]), str(Path(__file__).parent)])
+    code = LIMITED.format(paths=[str(Path(__file__).parents[2]), str(Path(__file__).parent)])
     done = subprocess.run([sys.executable, "-c", code, path, "5000"], capture_output=True, text=True, check=True)
     *acknowledged, error = done.stdout.splitlines()
     assert len(acknowledged) > 5 and error.startswith("OutputError: ") and "File too large" in error
@@ -343,7 +343,7 @@ def test_at_the_limit_of_a_files_size_what_was_acknowledged_is_there_and_nothing
 
 @pytest.mark.parametrize("point", ["fit_before_write", "fit_torn", "fit_after_fsync"])
 def test_a_process_that_is_killed_while_it_writes_leaves_what_it_acknowledged(path: Path, tmp_path: Path, point: str):
-    code = LIMITED.format(paths=[str(Path(__file__).parents[1]), str(Path(__file__).parent)])
+    code = LIMITED.format(paths=[str(Path(__file__).parents[2]), str(Path(__file__).parent)])
     with failpoints_in(tmp_path):
         arm(tmp_path, point, only="0/7")
         done = subprocess.run([sys.executable, "-c", code, path, "-1"], capture_output=True, text=True, check=False)
