@@ -25,7 +25,7 @@ def _memory_kb(field: str) -> int:
 def measure(prompts: int) -> float:
     """Peak MB above the loaded model in this process."""
     from ray_probe.fitter.fitter import Fitter
-    from ray_probe.run.rules import baseline_rule
+    from ray_probe.run.prepared import baseline_rule
 
     prepared = prepare_demo(f"batch.prompts_per_round={prompts}", f"batch.rounds={ROUNDS}")
     rollout = build(prepared)

@@ -10,11 +10,11 @@ from ray_probe.config import load_config
 from ray_probe.controller.local_backend import InProcess
 from ray_probe.offline_entropy_probe import OfflineEntropyProbe
 from ray_probe.rollout.builder import build_rollout
+from ray_probe.rollout.loader import pin_threads
 from ray_probe.rollout.rollout import Rollout
-from ray_probe.rollout.threads import pin_threads
 from ray_probe.run.directory import RunDirectory
 from ray_probe.run.prepare import Prepared, prepare
-from ray_probe.run.rules import baseline_rule
+from ray_probe.run.prepared import baseline_rule
 
 __all__ = ["DEMO", "ROOT", "build", "prepare_demo", "run_in_process", "save"]
 

@@ -152,7 +152,7 @@ def _recovery(directory: Path) -> dict[str, Any]:
     """Seconds from the SIGKILL of a fitter on Ray, with Ray's defaults, to its next answer."""
     import ray
 
-    from ray_probe.cluster.actors.handle import fitter_actor
+    from ray_probe.cluster.actors.fitter import fitter_actor
     from ray_probe.cluster.connection.environment import env_to_start, environment, private_dir
 
     with private_dir() as temporary, environment(env_to_start(temporary)):

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 from ray_probe.cluster.connection.connect import connected
 from ray_probe.cluster.connection.demand import Demand
-from ray_probe.rollout.threads import pin_threads
+from ray_probe.rollout.loader import pin_threads
 
 
 @contextlib.contextmanager

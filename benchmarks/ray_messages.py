@@ -19,7 +19,7 @@ from benchmarks.measure import ratio, said
 from benchmarks.private_ray import private_ray
 from benchmarks.saving import save
 from ray_probe.cluster.actors.delivery import deliver
-from ray_probe.cluster.actors.handle import OpenFitter, fitter_actor
+from ray_probe.cluster.actors.fitter import OpenFitter, fitter_actor
 from ray_probe.core.estimator.baselines import PublishedFit
 from ray_probe.run.messages import Opening
 

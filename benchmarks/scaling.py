@@ -23,7 +23,7 @@ from ray_probe.offline_entropy_probe import OfflineEntropyProbe
 from ray_probe.run.backend import Backend
 from ray_probe.run.directory import RunDirectory
 from ray_probe.run.prepare import Prepared
-from ray_probe.run.rules import baseline_rule
+from ray_probe.run.prepared import baseline_rule
 
 ROUNDS = 5
 MEASUREMENT = ("batch.rounds=2", "batch.prompts_per_round=32", "estimator.pass=one")

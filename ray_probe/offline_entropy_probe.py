@@ -4,16 +4,19 @@ import time
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from ray_probe.config.schema import ProbeConfig, to_dict
+from ray_probe.config.loading import to_dict
+from ray_probe.config.schema import ProbeConfig
 from ray_probe.core.estimator.parity import ParityStats, violation
 from ray_probe.core.estimator.records import position_bins
 from ray_probe.errors import ParityError
-from ray_probe.run.backend import Backend, RoundOutcome, StopCheck, refuse_without_sums
+from ray_probe.run.backend import Backend, RoundOutcome, StopCheck
 from ray_probe.run.directory import RunDirectory
 from ray_probe.run.plan import Plan
 from ray_probe.run.progress import Listener
 from ray_probe.run.progress_tracker import Tracker
-from ray_probe.run.totals import Totals, build_result, merged, round_summary, summed
+from ray_probe.run.result import build_result, round_summary
+from ray_probe.run.round_checks import refuse_without_sums
+from ray_probe.run.totals import Totals, merged, summed
 
 
 class _Committed(NamedTuple):

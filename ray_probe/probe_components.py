@@ -16,7 +16,7 @@ from ray_probe.core.estimator.loss import Estimator, advantages, baseline_target
 from ray_probe.core.estimator.records import PROMPT_COLUMNS, bin_of, position_bins
 from ray_probe.core.policy.token_scores import ScoredTokens
 from ray_probe.errors import ConfigError
-from ray_probe.model.scored_parts import ScoredPart, results_of, to_float64
+from ray_probe.model.micro_batches import ScoredPart, results_of, to_float64
 from ray_probe.model.sequences import Array, BatchedSequences, LogprobResults
 from ray_probe.run.messages import SumsX
 from ray_probe.sequence_processor import SequenceProcessor

@@ -21,13 +21,12 @@ from ray_probe.core.policy.fused_head import fused_token_statistics, score_and_k
 from ray_probe.core.policy.logits import SamplingRule
 from ray_probe.core.policy.token_scores import ScoredTokens
 from ray_probe.core.policy.token_statistics import TokenStatistics, token_statistics
-from ray_probe.data.chat_template import appended_eos, begins_with_two_bos, encode_prompts
+from ray_probe.data.tokenization import appended_eos, begins_with_two_bos, encode_prompts
 from ray_probe.errors import ConfigError, PromptsError, bad_value
 from ray_probe.model.context_length import limit_of, rope_switch
 from ray_probe.model.decoding import Decoder
 from ray_probe.model.forward import Forward, refuse_non_finite
-from ray_probe.model.micro_batches import plan_micro_batches
-from ray_probe.model.scored_parts import ScoredPart, grouped, results_of
+from ray_probe.model.micro_batches import ScoredPart, grouped, plan_micro_batches, results_of
 from ray_probe.model.sequences import Array, BatchedSequences, LogprobResults, TokenRow, pack_sequences
 from ray_probe.model.trials import check_cache_gap
 

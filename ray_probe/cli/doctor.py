@@ -24,9 +24,9 @@ def doctor(
 ) -> int:
     """Look at what a run needs, one line each; exit 0 only if all that was looked at holds."""
     from ray_probe.cli.doctor_table import shown
+    from ray_probe.cli.options import overrides
     from ray_probe.config import load_config
     from ray_probe.doctor import diagnose, exit_code, to_json
-    from ray_probe.service.run_once import overrides
 
     if config is None and set_:
         raise ConfigError(bad_value("--set", set_[0], "give CONFIG too"))

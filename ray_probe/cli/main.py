@@ -40,8 +40,9 @@ def run(
     verbose: options.Verbose = False,
 ) -> int:
     """Measure a checkpoint: sample, score, fit, differentiate; then print a table of results."""
+    from ray_probe.cli.options import overrides
     from ray_probe.report.progress_display import ProgressDisplay
-    from ray_probe.service.run_once import Request, Run, execute, overrides
+    from ray_probe.service.run_once import Request, Run, execute
 
     request = Request(config, resume, overrides(set_ or [], actors, address, out))
     state = Run()

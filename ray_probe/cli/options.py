@@ -1,5 +1,6 @@
 """Arguments and options that several commands have."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -26,3 +27,9 @@ Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="All figures: bas
 Identity = Annotated[str | None, typer.Argument(metavar="ID", help="A measurement, m0001.", show_default=False)]
 """A measurement that may be left out: the newest, or all."""
 OneIdentity = Annotated[str, typer.Argument(metavar="ID", help="A measurement, m0001.", show_default=False)]
+
+
+def overrides(settings: Sequence[str], actors: str | None, address: str | None, out: Path | None) -> tuple[str, ...]:
+    """The settings of a command line: `--set` first, then the options that stand for a key."""
+    named = {"cluster.actors": actors, "cluster.address": address, "output.dir": out}
+    return (*settings, *(f"{key}={value}" for key, value in named.items() if value is not None))

@@ -41,8 +41,8 @@ def up(
     as_json: AsJson = False,
 ) -> int:
     """Start a service: it stays, measures the checkpoints that it is given, and answers."""
+    from ray_probe.cli.options import overrides
     from ray_probe.service import lifecycle
-    from ray_probe.service.run_once import overrides
 
     try:
         with signals_interrupt(), stdout_for_results():

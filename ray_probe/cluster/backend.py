@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ray_probe.cluster import actor_names
-from ray_probe.cluster.actors.handle import FitterKeeper, Keeper, WriterKeeper, fitter_actor, writer_actor
+from ray_probe.cluster.actors.fitter import FitterKeeper, fitter_actor
+from ray_probe.cluster.actors.handle import Keeper
+from ray_probe.cluster.actors.writer import WriterKeeper, writer_actor
 from ray_probe.cluster.pool.pool import Pool
 from ray_probe.cluster.rounds.commit_group import Manner
 from ray_probe.cluster.rounds.open_measurement import RayRounds
@@ -16,9 +18,8 @@ from ray_probe.rollout.loader import Order
 from ray_probe.run.backend import RoundOutcome, StopCheck
 from ray_probe.run.directory import RunDirectory
 from ray_probe.run.plan import Shard
-from ray_probe.run.prepared import Prepared
+from ray_probe.run.prepared import Prepared, baseline_rule
 from ray_probe.run.progress_tracker import Tracker
-from ray_probe.run.rules import baseline_rule
 
 NAME_S = 20.0
 FITTER_STATE = "fitter.json"

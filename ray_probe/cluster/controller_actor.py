@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import ray
 
 from ray_probe.cluster import actor_names
-from ray_probe.cluster.connection.placement import pinned_to
+from ray_probe.cluster.connection.nodes import pinned_to
 from ray_probe.cluster.head.head_monitor import LOST_S, OWN_LOST_S, HeadWatch, end_without
 from ray_probe.cluster.own_actors import Ours, end_children, refuse_taken_name
 from ray_probe.controller.replies import Beta, Followed, MeasurementInfo, Scaled, Status, Variance
@@ -61,9 +61,9 @@ class ControllerActor(Ours):
 
     def __init__(self, spec: Spec) -> None:
         from ray_probe.cluster.controller_backend import RayWorkers
-        from ray_probe.config.schema import config_from_dict, load_config
+        from ray_probe.config.loading import config_from_dict, load_config
         from ray_probe.controller.controller import Controller
-        from ray_probe.controller.measurement import logged_to
+        from ray_probe.controller.run_log import logged_to
         from ray_probe.system.digests import check_recorded
         from ray_probe.system.files import held
 
@@ -182,7 +182,7 @@ def create(spec: Spec, node_id: str) -> Any:
 
 def spec_of_run(name: str, config: "ProbeConfig", own_head: bool) -> Spec:
     """The controller of one run."""
-    from ray_probe.config.schema import to_dict
+    from ray_probe.config.loading import to_dict
 
     return Spec(name, to_dict(config), None, own_head)
 

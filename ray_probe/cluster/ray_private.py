@@ -1,8 +1,8 @@
 """Holds every private name of Ray that this package uses, one function or constant each.
 
 Each docstring says which public behaviour would replace the name. `tests/integration/test_ray_private.py`
-checks that the Ray in use still behaves so. Where a name is missing, the function says what happens instead. No import of Ray at the top:
-the environment variables must be set before it is loaded.
+checks that the Ray in use still behaves so. Where a name is missing, the function says what happens instead. No import
+of Ray at the top: the environment variables must be set before it is loaded.
 """
 
 import contextlib

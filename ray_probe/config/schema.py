@@ -3,12 +3,9 @@
 Every refusal is a `ConfigError` of one line that names the dotted field, the value and the remedy.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-import pydantic_core
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from ray_probe.config.field_types import (
     FEATURE_NAMES,
@@ -33,11 +30,8 @@ from ray_probe.config.field_types import (
     check_resources,
     check_runtime_env,
     check_trainable,
-    closest,
     refusal,
 )
-from ray_probe.config.strict_yaml import apply_override, dump_yaml_text, load_yaml
-from ray_probe.errors import MAX_VALUE_CHARS, ConfigError, bad_value
 
 
 class _Section(BaseModel):
@@ -234,90 +228,3 @@ class ProbeConfig(_Section):
     """The run directory."""
 
 
-def load_config(path: str | Path, overrides: Sequence[str] = ()) -> ProbeConfig:
-    """Read a YAML file, apply `dotted.key=value` overrides in order, and validate.
-
-    Raises:
-        ConfigError: one line about the first thing that is wrong.
-    """
-    raw = load_yaml(path)
-    for override in overrides:
-        apply_override(raw, override)
-    return config_from_dict(raw)
-
-
-def config_from_dict(raw: Mapping[str, Any], source: str = "config") -> ProbeConfig:
-    """Validate a plain mapping; `source` is what an unknown key is said to be in.
-
-    Raises:
-        ConfigError: one line about the first thing that is wrong.
-    """
-    if not isinstance(raw, Mapping):
-        raise ConfigError(bad_value(source, raw, f"need a mapping with keys from {_names(ProbeConfig)}"))
-    try:
-        # The two sections with required fields, so that what is missing is named in full.
-        return ProbeConfig.model_validate({"model": {}, "data": {}, **raw})
-    except ValidationError as error:
-        found = error.errors(include_url=False)
-    found.sort(key=lambda item: item["type"] not in _UNKNOWN_KEY)  # a typo explains the errors that follow from it
-    more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
-    raise ConfigError(_one_line(found[0], source) + more)
-
-
-def to_dict(config: ProbeConfig) -> dict[str, Any]:
-    """The config in plain JSON types."""
-    return config.model_dump(mode="json", by_alias=True)
-
-
-def dump_yaml(config: ProbeConfig) -> str:
-    """The config as YAML that `load_config` reads back as an equal config."""
-    return dump_yaml_text(to_dict(config))
-
-
-_UNKNOWN_KEY = ("extra_forbidden", "invalid_key")
-
-
-def _names(section: type[BaseModel]) -> str:
-    return ", ".join(_keys(section))
-
-
-def _keys(section: type[BaseModel]) -> list[str]:
-    """Names of a section's keys, as they are written."""
-    return [field.alias or name for name, field in section.model_fields.items()]
-
-
-def _section_at(path: Iterable[object]) -> Any:
-    section: Any = ProbeConfig
-    for part in path:
-        section = section.model_fields[part].annotation
-    return section
-
-
-def _one_line(error: pydantic_core.ErrorDetails, source: str) -> str:
-    kind, location = error["type"], error["loc"]
-    dotted = ".".join(map(str, location))
-    if kind in _UNKNOWN_KEY:
-        return _unknown_key([str(part) for part in location], source)
-    if kind == "missing":
-        what = _section_at(location[:-1]).model_fields[location[-1]].description.rstrip(".")
-        return f"{dotted}: missing; need {what[0].lower()}{what[1:]}"
-    if "field" in error.get("ctx", {}):
-        about = error["ctx"]
-        return bad_value(f"{dotted}.{about['field']}", about["value"], about["remedy"])
-    if kind == "model_type":
-        remedy = f"need a mapping with keys from {_names(_section_at(location))}"
-    elif kind == "literal_error":
-        remedy = f"need {error['ctx']['expected']}"
-    else:
-        remedy = "need true or false" if kind == "bool_type" else error["msg"]
-    return bad_value(dotted, error["input"], remedy)
-
-
-def _unknown_key(location: list[str], source: str) -> str:
-    *path, key = location
-    section = _section_at(path)
-    close = closest(key, _keys(section))
-    hint = f"did you mean {'.'.join([*path, close])!r}?" if close else f"known keys: {_names(section)}"
-    dotted = ".".join(location)
-    shown = dotted if len(dotted) <= MAX_VALUE_CHARS else dotted[: MAX_VALUE_CHARS - 3] + "..."
-    return f"{source}: unknown key {shown!r}; {hint}"

@@ -10,17 +10,19 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from ray_probe.config.schema import ProbeConfig, config_from_dict, to_dict
+from ray_probe.config.loading import config_from_dict, to_dict
+from ray_probe.config.schema import ProbeConfig
 from ray_probe.controller.intake import Intake, Taken
-from ray_probe.controller.measurement import Job, Loading, Prepare, Stop, measure, prepared_again
+from ray_probe.controller.measurement import Job, Prepare, measure, prepared_again
 from ray_probe.controller.queries import Answers, Sources
 from ray_probe.controller.queue import Measurement
 from ray_probe.controller.replies import MeasurementInfo, Scaled
-from ray_probe.controller.state import Board, summary, utc_now
+from ray_probe.controller.state import Board, summary
 from ray_probe.errors import ConfigError, ProbeError, bad_value
 from ray_probe.offline_entropy_probe import OfflineEntropyProbe
-from ray_probe.run.backend import Stopped
+from ray_probe.run.backend import Loading, StopCheck, Stopped
 from ray_probe.run.directory import RunDirectory
+from ray_probe.system.clock import utc_now
 
 logger = logging.getLogger("ray_probe")
 TICK_S = 0.5
@@ -235,7 +237,7 @@ class Controller:
         prepared, notes = prepared_again(RunDirectory.open(Path(item.directory)), config, prepare)
         return Job(prepared, resume=True, notes=tuple(notes))
 
-    def _stop(self, identity: str) -> Stop:
+    def _stop(self, identity: str) -> StopCheck:
         return lambda: self._closing or identity in self._stopping
 
     def _opened(self, identity: str, policy_id: str) -> Callable[[OfflineEntropyProbe], None]:

@@ -15,8 +15,9 @@ from ray_probe.controller import pins
 from ray_probe.controller.measurement import Prepare
 from ray_probe.controller.queue import OPEN, Measurement
 from ray_probe.controller.sources import Source, check_measured, check_unchanged, sources_of
-from ray_probe.controller.state import Board, utc_now
+from ray_probe.controller.state import Board
 from ray_probe.run.prepared import Prepared
+from ray_probe.system.clock import utc_now
 
 logger = logging.getLogger("ray_probe")
 TICK_S = 0.5

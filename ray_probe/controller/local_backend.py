@@ -9,19 +9,11 @@ from ray_probe.core.estimator.baselines import BaselineRule
 from ray_probe.fitter.fitter import Fitter
 from ray_probe.gradient.layout import BUCKET_NUMBERS, Layout
 from ray_probe.gradient.store import GradientStore
-from ray_probe.run.backend import (
-    RoundOutcome,
-    StopCheck,
-    check_baseline,
-    check_reached,
-    ids_of,
-    new_group,
-    refuse_if_stopped,
-    told_with,
-)
+from ray_probe.run.backend import RoundOutcome, StopCheck, new_group, refuse_if_stopped
 from ray_probe.run.directory import RunDirectory
 from ray_probe.run.plan import Shard
 from ray_probe.run.progress_tracker import Tracker
+from ray_probe.run.round_checks import check_baseline, check_reached, ids_of, told_with
 
 if TYPE_CHECKING:
     from ray_probe.rollout.rollout import Rollout

@@ -3,7 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
-from ray_probe.config.schema import ProbeConfig, config_from_dict, to_dict
+from ray_probe.config.loading import config_from_dict, to_dict
+from ray_probe.config.schema import ProbeConfig
 from ray_probe.errors import ConfigError, bad_value
 
 FIXED_SECTIONS = ("cluster",)

@@ -5,7 +5,6 @@ import threading
 import time
 from collections import deque
 from collections.abc import Mapping
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from ray_probe.errors import ConfigError, OutputError
 from ray_probe.offline_entropy_probe import OfflineEntropyProbe
 from ray_probe.run.directory import RunDirectory
 from ray_probe.run.progress import Progress
+from ray_probe.system.clock import utc_now
 from ray_probe.system.digests import sealed, unsealed
 from ray_probe.system.files import write_atomically
 
@@ -21,11 +21,6 @@ logger = logging.getLogger("ray_probe")
 EVENTS_KEPT = 2000
 STATE_FILE = "service.json"
 SCHEMA_VERSION = 1
-
-
-def utc_now() -> str:
-    """UTC time to the second, ISO 8601."""
-    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 class Board:

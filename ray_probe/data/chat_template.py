@@ -5,7 +5,6 @@ that the tokenizer adds. Neither way does a prompt begin with two BOS tokens.
 """
 
 import re
-from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
@@ -90,45 +89,3 @@ class ChatTemplate:
         return PromptsError(f"{where}: the chat template refuses it ({reason}); its roles are {roles!r}")
 
 
-def encode_prompts(tokenizer: Any, texts: Sequence[str], chat: bool) -> list[list[int]]:
-    """Token ids of prompts: what is measured before a run, and what is sampled from.
-
-    Args:
-        tokenizer: of the checkpoint.
-        texts: at least one prompt.
-        chat: the texts come from a chat template, and hold their special tokens.
-    """
-    encoded = [list(ids) for ids in tokenizer(list(texts), add_special_tokens=not chat, verbose=False)["input_ids"]]
-    bos = tokenizer.bos_token_id
-    if chat or bos is None or tokenizer("", verbose=False)["input_ids"][:1] != [bos]:
-        return encoded
-    return [ids[1:] if begins_with_two_bos(tokenizer, ids) else ids for ids in encoded]
-
-
-def begins_with_two_bos(tokenizer: Any, ids: Sequence[int]) -> bool:
-    """Whether a prompt has the BOS token twice: its own text holds it once too often."""
-    bos = tokenizer.bos_token_id
-    return bos is not None and list(ids[:2]) == [bos, bos]
-
-
-def appended_eos(tokenizer: Any, text: str, ids: Sequence[int], eos_ids: Sequence[int], chat: bool) -> str | None:
-    """Say that the tokenizer appended an EOS token to a prompt, and how to prevent it; None where it did not.
-
-    A response to such a prompt begins after the end of the text, which no training has seen. An EOS token that the
-    prompt's own text or the chat template writes is left alone.
-
-    Args:
-        tokenizer: of the policy.
-        text: the prompt.
-        ids: what `encode_prompts` makes of it.
-        eos_ids: ids that end a response.
-        chat: the text comes from a chat template, so nothing was added to it.
-    """
-    if chat or ids[-1] not in eos_ids:
-        return None
-    plain = list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
-    if list(ids[len(ids) - len(plain) :]) == plain:
-        return None
-    token = tokenizer.convert_ids_to_tokens(ids[-1])
-    remedy = "take it out of post_processor in tokenizer.json (without that file: set add_eos_token to false)"
-    return f"the tokenizer ends the prompt with the EOS token {token!r} (id {ids[-1]}); {remedy}"

@@ -64,7 +64,7 @@ def prompts(case: Case) -> Finding:
 
 def _longest(case: Case) -> int:
     """Tokens of the longest prompt that is used."""
-    from ray_probe.data.chat_template import encode_prompts
+    from ray_probe.data.tokenization import encode_prompts
     from ray_probe.run.prepare import TOKENIZE_BATCH
 
     assert case.prepared is not None

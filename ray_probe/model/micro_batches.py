@@ -1,6 +1,14 @@
 """Which responses are scored together: as many tokens as are allowed, of like length, so that little is padding."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import Tensor
+
+from ray_probe.core.policy.token_scores import ScoredTokens
+from ray_probe.core.policy.token_statistics import TokenStatistics
+from ray_probe.model.sequences import Array, LogprobResults
 
 MOST_PADDING = 0.15
 """Share of a micro-batch's positions that may be padding."""
@@ -31,3 +39,58 @@ def plan_micro_batches(lengths: Sequence[int], sequences: int, tokens: int) -> l
             batches.append([place])
             real = lengths[place]
     return batches
+
+
+@dataclass(frozen=True)
+class ScoredPart:
+    """A micro-batch of responses and what scoring gave.
+
+    Attributes:
+        places: of the responses in the whole batch, b * G + g, ascending.
+        statistics: of each response; with graph when that was asked for.
+        positions: of the micro-batch, prompts and padding included.
+        cached: scores and nuclei for a later pass with graph; None: not cached.
+    """
+
+    places: list[int]
+    statistics: list[TokenStatistics]
+    positions: int
+    cached: ScoredTokens | None = None
+
+    @property
+    def has_graph(self) -> bool:
+        """Whether a gradient can be taken."""
+        return any(row.log_q_T.requires_grad for row in self.statistics)
+
+    def without_graph(self) -> "ScoredPart":
+        """The numbers alone."""
+        rows = [replace(row, log_q_T=row.log_q_T.detach(), entropy_T=row.entropy_T.detach()) for row in self.statistics]
+        return ScoredPart(self.places, rows, self.positions)
+
+
+def grouped(flat: list[Any], size: int) -> list[list[Any]]:
+    """Lists of so many, in order: [b][g] from a flat list."""
+    return [flat[start : start + size] for start in range(0, len(flat), size)]
+
+
+def to_float64(tensor: Tensor) -> Array:
+    """A tensor's values as a float64 array on the CPU, detached."""
+    values: Array = tensor.detach().cpu().double().numpy()
+    return values
+
+
+def results_of(parts: Sequence[ScoredPart], group: int, with_grad: bool, compute_rb: bool) -> LogprobResults:
+    """The results of all responses of some micro-batches, in their order in the whole batch, in groups of so many."""
+    by_place = {p: row for part in parts for p, row in zip(part.places, part.statistics, strict=True)}
+    flat = [by_place[place] for place in sorted(by_place)]
+    surprisal = [-to_float64(row.log_q_T) for row in flat]
+    features = [row.features_TD for row in flat]
+    return LogprobResults(
+        logprobs=grouped([row.log_q_T for row in flat], group),
+        entropies=grouped(surprisal, group),
+        sequence_logprobs=grouped([-float(row.sum()) for row in surprisal], group),
+        rb_entropies=grouped([to_float64(row.entropy_T) for row in flat], group) if compute_rb else None,
+        rb_entropies_torch=grouped([row.entropy_T for row in flat], group) if compute_rb and with_grad else None,
+        baseline_feats_torch=None if features[0] is None else grouped(features, group),
+        outside_nucleus=grouped([row.outside_T.cpu().numpy() for row in flat], group),
+    )

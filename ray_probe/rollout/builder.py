@@ -16,7 +16,7 @@ from ray_probe.gradient.shard_sum import GradientSum
 from ray_probe.model.activation_checkpointing import set_recompute
 from ray_probe.probe_components import ProbeComponents
 from ray_probe.rollout.rollout import Rollout
-from ray_probe.run.rules import baseline_rule
+from ray_probe.run.prepared import baseline_rule
 from ray_probe.sequence_processor import SequenceProcessor
 from ray_probe.system.versions import made_on
 

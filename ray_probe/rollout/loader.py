@@ -8,9 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import psutil
+import torch
+from threadpoolctl import threadpool_limits
 
 from ray_probe.checkpoints.memory_forecast import MemoryDemand, check_fits
-from ray_probe.config.schema import ProbeConfig, config_from_dict, to_dict
+from ray_probe.config.loading import config_from_dict, to_dict
+from ray_probe.config.schema import ProbeConfig
 from ray_probe.errors import ClusterError
 from ray_probe.run.forward_passes import held_room
 from ray_probe.run.prepared import CheckpointId, Prepared
@@ -77,8 +80,6 @@ class Loader:
             ClusterError: a GPU was asked for and this process sees none, the device is too small, or this node has
                 other versions.
         """
-        from ray_probe.rollout.threads import pin_threads  # this and what follows bring torch along
-
         check_versions(order.versions)
         config = config_from_dict(order.config)
         pin_threads(config.cluster.cpus_per_actor)
@@ -164,3 +165,9 @@ def _device(config: ProbeConfig, node: str) -> tuple[str, str, int]:
         )
     share = min(1.0, cluster.gpus_per_actor)
     return "cuda", torch.cuda.get_device_name(), int(torch.cuda.get_device_properties(0).total_memory * share)
+
+
+def pin_threads(count: int) -> None:
+    """Use `count` threads in torch and in numpy's BLAS, in this process, from now on."""
+    torch.set_num_threads(count)
+    threadpool_limits(limits=count)

@@ -21,7 +21,7 @@ from ray_probe.core.policy.token_scores import ScoredTokens
 from ray_probe.errors import NonFiniteError, ShardError
 from ray_probe.gradient.layout import Layout
 from ray_probe.gradient.shard_sum import GradientSum, Vector
-from ray_probe.model.scored_parts import ScoredPart, results_of, to_float64
+from ray_probe.model.micro_batches import ScoredPart, results_of, to_float64
 from ray_probe.model.sequences import BatchedSequences, LogprobResults
 from ray_probe.probe_components import ProbeComponents
 from ray_probe.run.messages import Collected, Delivery, GradientReport, Receipt, ShardKey, ShardSums

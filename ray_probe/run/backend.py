@@ -6,19 +6,17 @@ A backend collects, fits and differentiates; `ray_probe.controller.local_backend
 """
 
 import secrets
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from ray_probe.core.estimator.baselines import PublishedFit
-from ray_probe.errors import GradientError, ShardError
 from ray_probe.gradient.layout import Layout
-from ray_probe.run.messages import Collected, GradientReport, ShardKey, ShardSums, shard_label
+from ray_probe.run.directory import RunDirectory
+from ray_probe.run.messages import Collected, ShardSums
 from ray_probe.run.plan import Shard
+from ray_probe.run.prepared import Prepared
 from ray_probe.run.progress_tracker import Tracker
-
-MAX_NAMES = 3
 
 StopCheck = Callable[[], bool]
 
@@ -69,33 +67,6 @@ class RoundOutcome:
     fit_s: float = 0.0
 
 
-def told_with(number: int, first: int, came_again: Collection[ShardKey], told: Collection[ShardKey]) -> list[ShardKey]:
-    """Of the shards that came again with other bytes, those that are told with a round: its own, ascending.
-
-    With the first round that is not committed come those of rounds before that nobody was told of: a process that was
-    thought dead may deliver at any time.
-
-    Args:
-        number: the round.
-        first: the first round that is not committed.
-        came_again: such shards so far.
-        told: those that were told with the rounds before `first`.
-    """
-    late = {key for key in came_again if key[0] < first and number == first} - set(told)
-    return sorted(late | {key for key in came_again if key[0] == number})
-
-
-def ids_of(keys: Collection[ShardKey]) -> list[str]:
-    """Shards as results name them."""
-    return [f"{number}/{shard}" for number, shard in keys]
-
-
-def refuse_without_sums(outcome: RoundOutcome) -> None:
-    """A round that nothing is left of can give no estimate. Raises ShardError."""
-    if not outcome.sums:
-        raise ShardError(f"round {outcome.round + 1}: every shard was given up; see log.txt for the causes")
-
-
 class Backend(Protocol):
     """Where shards are worked on."""
 
@@ -140,37 +111,24 @@ class Backend(Protocol):
         ...
 
 
-def check_reached(layout: Layout, reports: Collection[GradientReport]) -> None:
-    """Refuse parameters that no shard of any actor gave a gradient to; an expert that some shard reached is fine.
+class Loading(Backend, Protocol):
+    """A backend that loads checkpoints, one after the other."""
 
-    Raises:
-        GradientError: some parameter takes no part in the loss.
-    """
-    unreached = set.intersection(*(set(report.unreached) for report in reports)) if reports else set()
-    if unreached:
-        names = [layout.names[place] for place in sorted(unreached)]
-        shown = ", ".join(name[-80:] for name in names[:MAX_NAMES]) + (", ..." if len(names) > MAX_NAMES else "")
-        raise GradientError(
-            f"gradient: {len(names)} of {len(layout.names)} trainable parameters got none in any shard ({shown}); "
-            "choose others with model.trainable"
-        )
+    @property
+    def info(self) -> Mapping[str, Any]:
+        """What a started actor said of itself: layout, EOS ids, device, threads."""
+        ...
 
+    def load(self, prepared: Prepared, stop: StopCheck) -> None:
+        """Have the actors load the checkpoint; returns when one is ready, or `stop` says so."""
+        ...
 
-def check_baseline(report: ShardSums, fit: PublishedFit) -> None:
-    """Refuse a shard whose gradient was formed under another baseline than the plan's.
+    def open(self, directory: RunDirectory, finished: Sequence[Sequence[int]], held_positions: int = 0) -> None:
+        """Start on a run directory: the fitter on its ledger, the writer on its gradients.
 
-    Args:
-        report: what the shard says of its baseline.
-        fit: the fit that gradients of its round use.
-
-    Raises:
-        ShardError: the version differs, or its own record was left in (or out) where it should not be.
-    """
-    leave_out = fit.rule.fit == "leave_one_out" and fit.round >= report.round
-    if (report.version, report.own_left_out) != (fit.version, leave_out):
-        got, asked = (
-            f"version {version} with its own record {'out' if out else 'in'}"
-            for version, out in ((report.version, report.own_left_out), (fit.version, leave_out))
-        )
-        label = shard_label(report.round, report.shard)
-        raise ShardError(f"{label}: its baseline is {got}; the plan asks for {asked}")
+        Args:
+            directory: of the run.
+            finished: shards of each round that a resumed run keeps.
+            held_positions: whose graphs an actor may hold (see `Pass`).
+        """
+        ...

@@ -2,10 +2,11 @@
 
 from pathlib import Path
 
-from ray_probe.config.schema import load_config, to_dict
+from ray_probe.config.loading import load_config, to_dict
 from ray_probe.errors import ConfigError
 from ray_probe.run.directory import RunDirectory
-from ray_probe.run.totals import build_result, merged
+from ray_probe.run.result import build_result
+from ray_probe.run.totals import merged
 
 RELEASE_S = 0.5
 """Until a controller that was just killed has released its lock."""

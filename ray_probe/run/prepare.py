@@ -11,8 +11,9 @@ from ray_probe.checkpoints.eos import EosIds
 from ray_probe.checkpoints.load import Checkpoint, inspect_checkpoint
 from ray_probe.checkpoints.memory_forecast import estimate
 from ray_probe.config import ProbeConfig
-from ray_probe.data.chat_template import ChatTemplate, appended_eos, begins_with_two_bos, encode_prompts
+from ray_probe.data.chat_template import ChatTemplate
 from ray_probe.data.prompts import PromptSet, absolute_source, load_prompts
+from ray_probe.data.tokenization import appended_eos, begins_with_two_bos, encode_prompts
 from ray_probe.errors import ConfigError, PromptsError, bad_value
 from ray_probe.model.context_length import limit_of, rope_switch
 from ray_probe.run.plan import Plan

@@ -7,11 +7,11 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from ray_probe.cluster.connection.environment import PREFIX
-from ray_probe.controller.state import utc_now
 from ray_probe.errors import ClusterError, ConfigError, NoClusterError, bad_value
 from ray_probe.service import registry
 from ray_probe.service.client import ProbeClient
 from ray_probe.service.discovery import entry_at
+from ray_probe.system.clock import utc_now
 
 Tell = Callable[[str], None]
 

@@ -7,9 +7,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ray_probe.cluster.connection.shadows import refuse_shadows
+from ray_probe.cluster.connection.shared_directory import warn_unless_shared
 from ray_probe.cluster.controller_actor import CONTROLLER_LOCK, SERVICE_CONFIG
-from ray_probe.config.schema import ProbeConfig, dump_yaml, load_config
-from ray_probe.controller.state import STATE_FILE, Board, utc_now
+from ray_probe.config.loading import dump_yaml, load_config
+from ray_probe.config.schema import ProbeConfig
+from ray_probe.controller.state import STATE_FILE, Board
 from ray_probe.errors import ClusterError, ConfigError, NoClusterError, bad_value
 from ray_probe.rollout.loader import check_fits_here
 from ray_probe.run.directory import default_name
@@ -17,7 +19,7 @@ from ray_probe.run.prepared import Prepared, few_shards
 from ray_probe.service import registry
 from ray_probe.service.client import CLOSE_S, ProbeClient
 from ray_probe.service.ending import forget_lost_head
-from ray_probe.service.run_once import warn_unless_shared
+from ray_probe.system.clock import utc_now
 from ray_probe.system.digests import SUMS, record
 from ray_probe.system.files import held, write_atomically
 from ray_probe.system.signals import interrupted
@@ -150,7 +152,7 @@ def _started(prepared: Prepared, entry: registry.Entry, tell: Tell) -> tuple[reg
     """
     from ray_probe.cluster.connection.connect import connected
     from ray_probe.cluster.connection.demand import Demand
-    from ray_probe.cluster.connection.placement import head_node
+    from ray_probe.cluster.connection.nodes import head_node
     from ray_probe.cluster.controller_actor import Spec, create
 
     cluster, name = prepared.config.cluster, entry.name

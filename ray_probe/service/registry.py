@@ -11,9 +11,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-import psutil
-
 from ray_probe.errors import ConfigError, bad_value
+from ray_probe.system.processes import created
 
 
 @dataclass(frozen=True)
@@ -60,18 +59,6 @@ class Entry:
     def file(self) -> Path:
         """The file of the entry."""
         return place() / f"{self.name}.json"
-
-
-def created(pid: int) -> float | None:
-    """Seconds from the machine's start to the process's; None when it is gone, or dead and not reaped yet.
-
-    No time of day: that moves, for a process that lives, when the clock is set or a virtual machine wakes up.
-    """
-    with contextlib.suppress(psutil.Error):
-        boot_time, process = psutil.boot_time(), psutil.Process(pid)
-        if process.status() != psutil.STATUS_ZOMBIE:
-            return round(process.create_time() - boot_time, 2)  # the kernel counts in hundredths
-    return None
 
 
 def place() -> Path:

@@ -5,24 +5,27 @@ The same controller that a service has drives the run, so that `status`, `scale`
 
 import os
 import sys
-from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ray_probe.cluster.connection.shadows import refuse_shadows
-from ray_probe.config.schema import ProbeConfig, load_config, to_dict
+from ray_probe.cluster.connection.shared_directory import warn_unless_shared
+from ray_probe.config.loading import load_config, to_dict
+from ray_probe.config.schema import ProbeConfig
 from ray_probe.controller.measurement import HANDOVER_S, Job, prepared_again
 from ray_probe.controller.run_check import check_run
-from ray_probe.controller.state import utc_now
 from ray_probe.errors import ClusterError, ConfigError, ProbeError, bad_value
 from ray_probe.rollout.loader import check_fits_here
 from ray_probe.run.directory import RunDirectory, default_name
 from ray_probe.run.kept_rounds import write_kept_result
-from ray_probe.run.prepared import FREE_SECTIONS, Prepared, few_shards
+from ray_probe.run.manifest import FREE_SECTIONS
+from ray_probe.run.prepared import Prepared, few_shards
 from ray_probe.run.progress import Listener, Progress
 from ray_probe.service import registry
+from ray_probe.system import processes
+from ray_probe.system.clock import utc_now
 from ray_probe.system.signals import at_last, end_now, interrupted
 
 if TYPE_CHECKING:
@@ -192,7 +195,7 @@ def _driven(
     from ray_probe.cluster.actors.calls import ask, kill
     from ray_probe.cluster.connection.connect import connected
     from ray_probe.cluster.connection.demand import Demand
-    from ray_probe.cluster.connection.placement import this_node
+    from ray_probe.cluster.connection.nodes import this_node
     from ray_probe.cluster.controller_actor import create, spec_of_run
     from ray_probe.cluster.head.head_monitor import LOST_S, OWN_LOST_S, HeadWatch
     from ray_probe.service.client import CLOSE_S, ProbeClient
@@ -219,7 +222,7 @@ def _driven(
         me = os.getpid()
         entry = registry.Entry(
             name, "run", info.address, cluster.namespace, info.token_path, info.owned, str(path), utc_now(), me,
-            registry.created(me),
+            processes.created(me),
         )  # fmt: skip
         stack.enter_context(registry.registered(entry))
         stack.enter_context(at_last(lambda: registry.unregister(name)))
@@ -227,18 +230,6 @@ def _driven(
         job = Job(prepared, resume, tuple(sys.argv), asdict(info), tuple(notes.texts))
         identity = ask(controller, name, "submit", to_dict(config), job, deadline_s=SUBMIT_S)
         return _followed(client, identity, path, own, listener)
-
-
-def warn_unless_shared(config: ProbeConfig, tell: Callable[[str], None]) -> None:
-    """On several nodes: say which do not see the run directory. Only its own node writes there, so a run goes on."""
-    from ray_probe.cluster.connection.nodes import alive_nodes
-    from ray_probe.cluster.connection.shared_directory import check_shared
-
-    nodes = alive_nodes()
-    blind = check_shared(Path(config.output.dir), nodes) if len(nodes) > 1 else []
-    if blind:
-        names = ", ".join(node.name for node in blind)
-        tell(f"warning: output.dir {config.output.dir} is not seen on {names}: the run is lost with this node")
 
 
 def _followed(
@@ -273,7 +264,3 @@ def _followed(
         raise
 
 
-def overrides(settings: Sequence[str], actors: str | None, address: str | None, out: Path | None) -> tuple[str, ...]:
-    """The settings of a command line: `--set` first, then the options that stand for a key."""
-    named = {"cluster.actors": actors, "cluster.address": address, "output.dir": out}
-    return (*settings, *(f"{key}={value}" for key, value in named.items() if value is not None))

@@ -24,7 +24,7 @@ from support.checkpoints import raw_config
 from support.failpoints import arm, disarm_all
 from support.ray_runs import run_here
 
-from ray_probe.config.schema import config_from_dict
+from ray_probe.config.loading import config_from_dict
 from ray_probe.fitter.ledger import read_ledger
 from ray_probe.rollout.builder import build_rollout
 from ray_probe.run.directory import RunDirectory

@@ -22,8 +22,7 @@ from support.records import POLICY, bits, delivery, other_bytes, rule
 
 from ray_probe.cluster.actors.calls import kill
 from ray_probe.cluster.actors.delivery import deliver, delivery_of
-from ray_probe.cluster.actors.handle import FITTER_THREADS, FitterKeeper, OpenFitter, fitter_actor
-from ray_probe.cluster.actors.rollout import FitterActor
+from ray_probe.cluster.actors.fitter import FITTER_THREADS, FitterActor, FitterKeeper, OpenFitter, fitter_actor
 from ray_probe.errors import ClusterError, LedgerError, OutputError, RecordError
 from ray_probe.fitter.fitter import Counts, Fitter
 from ray_probe.fitter.ledger import read_ledger

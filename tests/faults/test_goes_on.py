@@ -12,8 +12,8 @@ from ray_probe.errors import OutputError
 from ray_probe.offline_entropy_probe import OfflineEntropyProbe
 from ray_probe.run.backend import Stopped
 from ray_probe.run.directory import RunDirectory
+from ray_probe.run.prepared import baseline_rule
 from ray_probe.run.progress import Listener, Progress
-from ray_probe.run.rules import baseline_rule
 
 pytestmark = pytest.mark.cluster
 

@@ -15,9 +15,8 @@ from ray_probe.cluster.actors.delivery import deliver
 from ray_probe.cluster.backend import RayBackend
 from ray_probe.errors import ClusterError, RecordError
 from ray_probe.run.messages import Delivery
-from ray_probe.run.prepared import Prepared
+from ray_probe.run.prepared import Prepared, baseline_rule
 from ray_probe.run.progress import Listener, Progress
-from ray_probe.run.rules import baseline_rule
 
 pytestmark = pytest.mark.cluster
 

@@ -16,12 +16,12 @@ from ray_probe.cluster.rounds import commit_group
 from ray_probe.core.estimator.baselines import PublishedFit
 from ray_probe.fitter.ledger import read_ledger
 from ray_probe.offline_entropy_probe import OfflineEntropyProbe
-from ray_probe.run.backend import Stopped, check_baseline
+from ray_probe.run.backend import Stopped
 from ray_probe.run.directory import RunDirectory
 from ray_probe.run.messages import ShardSums
-from ray_probe.run.prepared import Prepared
+from ray_probe.run.prepared import Prepared, baseline_rule
 from ray_probe.run.progress import Progress
-from ray_probe.run.rules import baseline_rule
+from ray_probe.run.round_checks import check_baseline
 
 pytestmark = pytest.mark.cluster
 

@@ -18,9 +18,8 @@ from support.ray_runs import noted, run_here, run_on
 from ray_probe.cluster.backend import RayBackend
 from ray_probe.fitter.fitter import Fitter
 from ray_probe.run.messages import ShardKey
-from ray_probe.run.prepared import Prepared
+from ray_probe.run.prepared import Prepared, baseline_rule
 from ray_probe.run.progress import Listener, Progress
-from ray_probe.run.rules import baseline_rule
 
 pytestmark = pytest.mark.cluster
 

@@ -31,12 +31,11 @@ from ray_probe.cli.service_tables import status_table
 from ray_probe.cluster.connection.environment import env_to_start, environment, on_loopback, private_dir
 from ray_probe.cluster.controller_backend import RayWorkers
 from ray_probe.controller.replies import Status
-from ray_probe.controller.state import utc_now
 from ray_probe.offline_entropy_probe import OfflineEntropyProbe
 from ray_probe.run.directory import RunDirectory
-from ray_probe.run.prepared import Prepared
+from ray_probe.run.prepared import Prepared, baseline_rule
 from ray_probe.run.progress import Progress
-from ray_probe.run.rules import baseline_rule
+from ray_probe.system.clock import utc_now
 
 pytestmark = [pytest.mark.cluster, pytest.mark.own_cluster]
 

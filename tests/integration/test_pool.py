@@ -18,16 +18,15 @@ from ray.exceptions import ActorUnavailableError
 from support.checkpoints import raw_config
 from support.records import POLICY, rule
 
-from ray_probe.cluster.actors.handle import fitter_actor
+from ray_probe.cluster.actors.fitter import fitter_actor
 from ray_probe.cluster.backend import actor_options
 from ray_probe.cluster.connection.environment import env_to_start, environment, private_dir
 from ray_probe.cluster.pool import observe
-from ray_probe.cluster.pool.clock import MAX_FAILED_STARTS, MAX_REFUSALS
-from ray_probe.cluster.pool.failure_policy import Decision
+from ray_probe.cluster.pool.failure_policy import MAX_FAILED_STARTS, MAX_REFUSALS, Decision
 from ray_probe.cluster.pool.pool import Pool
 from ray_probe.cluster.pool.worker import Event
 from ray_probe.cluster.rounds.fitter_monitor import FitterWatch
-from ray_probe.config.schema import config_from_dict
+from ray_probe.config.loading import config_from_dict
 from ray_probe.errors import CheckpointError, ClusterError, LedgerError, NonFiniteError, OutputError, ProbeError
 
 pytestmark = pytest.mark.cluster

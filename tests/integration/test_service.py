@@ -18,7 +18,7 @@ from support.adapters import write_adapter
 from support.checkpoints import raw_config, write_checkpoint, write_shadows
 from support.shell import Shell
 
-from ray_probe.config.schema import config_from_dict
+from ray_probe.config.loading import config_from_dict
 from ray_probe.controller.local_backend import InProcess
 from ray_probe.errors import InputError
 from ray_probe.fitter.ledger import read_ledger
@@ -26,7 +26,7 @@ from ray_probe.offline_entropy_probe import OfflineEntropyProbe
 from ray_probe.rollout.builder import build_rollout
 from ray_probe.run.directory import RunDirectory
 from ray_probe.run.prepare import prepare
-from ray_probe.run.rules import baseline_rule
+from ray_probe.run.prepared import baseline_rule
 from ray_probe.service import registry
 from ray_probe.service.client import ProbeClient
 

@@ -11,12 +11,12 @@ import ray
 from ray_probe.checkpoints.eos import EosIds
 from ray_probe.checkpoints.memory_forecast import MemoryDemand
 from ray_probe.cluster.actors.rollout import RolloutActor
-from ray_probe.config.schema import ProbeConfig, config_from_dict
+from ray_probe.config.loading import config_from_dict
+from ray_probe.config.schema import ProbeConfig
 from ray_probe.core.estimator.baselines import BaselineRule
 from ray_probe.rollout.loader import Order
 from ray_probe.run.plan import Plan
-from ray_probe.run.prepared import CheckpointId, Prepared, PromptFacts
-from ray_probe.run.rules import baseline_rule
+from ray_probe.run.prepared import CheckpointId, Prepared, PromptFacts, baseline_rule
 from ray_probe.system.failpoints import fail_at
 from support.light_rollout import LAYOUT, LightRollout
 

@@ -2,8 +2,7 @@
 
 from ray_probe.gradient.layout import Layout
 from ray_probe.run.backend import StopCheck
-from ray_probe.run.prepared import Prepared
-from ray_probe.run.rules import baseline_rule
+from ray_probe.run.prepared import Prepared, baseline_rule
 from support.light_rollout import LAYOUT, LightRollout
 from support.workers import InProcessWorkers
 

@@ -7,7 +7,8 @@ import torch
 import transformers
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 
-from ray_probe.config.schema import GenerationSettings, ProbeConfig, config_from_dict
+from ray_probe.config.loading import config_from_dict
+from ray_probe.config.schema import GenerationSettings, ProbeConfig
 from ray_probe.sequence_processor import SequenceProcessor
 
 transformers.logging.set_verbosity_error()

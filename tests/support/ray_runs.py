@@ -9,9 +9,8 @@ from ray_probe.cluster.backend import RayBackend
 from ray_probe.controller.local_backend import InProcess
 from ray_probe.offline_entropy_probe import OfflineEntropyProbe
 from ray_probe.run.directory import RunDirectory
-from ray_probe.run.prepared import Prepared
+from ray_probe.run.prepared import Prepared, baseline_rule
 from ray_probe.run.progress import Listener
-from ray_probe.run.rules import baseline_rule
 from support.answers import Answer
 
 Listen = Callable[[RayBackend], Listener]

@@ -5,7 +5,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ray_probe.config.schema import ProbeConfig, to_dict
+from ray_probe.config.loading import to_dict
+from ray_probe.config.schema import ProbeConfig
 from ray_probe.controller.controller import Controller
 from ray_probe.controller.measurement_config import measurement_config
 from ray_probe.run.prepare import prepare

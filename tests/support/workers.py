@@ -12,9 +12,8 @@ from ray_probe.rollout.builder import Assembly
 from ray_probe.run.backend import RoundOutcome, StopCheck
 from ray_probe.run.directory import RunDirectory
 from ray_probe.run.plan import Shard
-from ray_probe.run.prepared import Prepared
+from ray_probe.run.prepared import Prepared, baseline_rule
 from ray_probe.run.progress_tracker import Tracker
-from ray_probe.run.rules import baseline_rule
 
 
 class InProcessWorkers:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import ray
-from ray.exceptions import GetTimeoutError, RayError, RayTaskError
+from ray.exceptions import ActorUnavailableError, GetTimeoutError, RayError, RayTaskError
 
 from ray_probe.errors import ClusterError
 
@@ -87,3 +87,39 @@ def _answer(
 def kill(actor: Any) -> None:
     """End an actor for good, one that is made again when it dies too."""
     ray.kill(actor, no_restart=True)
+
+
+PAUSE_S = 0.1
+
+
+REMEDY = "go on with run --resume"
+
+
+def ask_again(actor: Any, who: str, method: str, *args: Any, deadline_s: float) -> Any:
+    """Call a method that may be called twice, again and again while Ray makes the actor anew.
+
+    Args:
+        actor: its handle.
+        who: what it is called in messages.
+        method: name of the method.
+        args: its arguments.
+        deadline_s: seconds to wait in all.
+
+    Raises:
+        ProbeError: what the method raised.
+        ClusterError: no answer in time, or the actor is gone for good.
+    """
+    give_up = time.monotonic() + deadline_s
+    while True:
+        try:
+            return ask(actor, who, method, *args, deadline_s=max(give_up - time.monotonic(), PAUSE_S))
+        except ClusterError as error:
+            if time.monotonic() + PAUSE_S > give_up:
+                raise ClusterError(f"{who}: no answer to {method!r} in {deadline_s:g} s; {REMEDY}") from error
+            if not isinstance(error.__cause__, ActorUnavailableError):
+                raise ClusterError(f"{error}; {REMEDY}") from error
+        time.sleep(PAUSE_S)
+
+
+class NotOpen(Exception):
+    """The writer's process was made again, and has not been told yet what it is at work on."""

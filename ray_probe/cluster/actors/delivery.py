@@ -6,45 +6,13 @@ A delivery and its receipt travel as lists of plain numbers, texts and bytes. Ra
 fitter answers about a tenth more of them in a second.
 """
 
-import time
 from typing import Any
 
 import numpy as np
-from ray.exceptions import ActorUnavailableError
 
-from ray_probe.cluster.actors.calls import ask
-from ray_probe.errors import ClusterError
+from ray_probe.cluster.actors.calls import ask_again
 from ray_probe.run.messages import Delivery, Opening, Receipt
 from ray_probe.system.failpoints import fail_at
-
-PAUSE_S = 0.1
-REMEDY = "go on with run --resume"
-
-
-def ask_again(actor: Any, who: str, method: str, *args: Any, deadline_s: float) -> Any:
-    """Call a method that may be called twice, again and again while Ray makes the actor anew.
-
-    Args:
-        actor: its handle.
-        who: what it is called in messages.
-        method: name of the method.
-        args: its arguments.
-        deadline_s: seconds to wait in all.
-
-    Raises:
-        ProbeError: what the method raised.
-        ClusterError: no answer in time, or the actor is gone for good.
-    """
-    give_up = time.monotonic() + deadline_s
-    while True:
-        try:
-            return ask(actor, who, method, *args, deadline_s=max(give_up - time.monotonic(), PAUSE_S))
-        except ClusterError as error:
-            if time.monotonic() + PAUSE_S > give_up:
-                raise ClusterError(f"{who}: no answer to {method!r} in {deadline_s:g} s; {REMEDY}") from error
-            if not isinstance(error.__cause__, ActorUnavailableError):
-                raise ClusterError(f"{error}; {REMEDY}") from error
-        time.sleep(PAUSE_S)
 
 
 def deliver(fitter: Any, opening: Opening, delivery: Delivery, deadline_s: float) -> Receipt:

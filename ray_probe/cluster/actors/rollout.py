@@ -1,164 +1,18 @@
 """The Ray actors, as thin wrappers around plain classes; `ray.remote` is applied where they are created."""
 
 import contextlib
-import os
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any
 
 import ray
-from threadpoolctl import threadpool_limits
 
-from ray_probe.cluster.actors.delivery import answer_of, deliver, delivery_of
+from ray_probe.cluster.actors.delivery import deliver
+from ray_probe.cluster.actors.task_errors import is_of_memory
 from ray_probe.cluster.own_actors import Ours
-from ray_probe.cluster.pool.failure_policy import is_of_memory
-from ray_probe.core.estimator.baselines import BaselineRule, PublishedFit
-from ray_probe.fitter.fitter import Counts
-from ray_probe.fitter.host import FitterHost
-from ray_probe.gradient.layout import Layout
-from ray_probe.gradient.store import GradientStore
+from ray_probe.core.estimator.baselines import PublishedFit
 from ray_probe.rollout.loader import Loader, Order
 from ray_probe.run.messages import GradientReport, Opening
 from ray_probe.system.failpoints import fail_at
-
-
-class FitterActor(Ours):
-    """Owns the records and the fits of one measurement after the other; numpy only, so that it starts in a moment.
-
-    Made again after its process died, it goes on with the measurement that it was open on. All its methods may be
-    called twice.
-
-    Args:
-        state: file in which that measurement is kept; None: it is lost with the process.
-        owner: names this actor in the file.
-    """
-
-    def __init__(self, state: str | None = None, owner: str = "") -> None:
-        threadpool_limits(limits=1)
-        self._host = FitterHost(None if state is None else Path(state), owner)
-
-    def open(
-        self, rule: BaselineRule, policy_id: str, ledger: str, finished: Sequence[Sequence[int]], run: str = ""
-    ) -> Opening:
-        """Go on from a ledger; returns what deliveries need."""
-        return self._host.open(rule, policy_id, Path(ledger), finished, run)
-
-    @ray.method(concurrency_group="queries")  # type: ignore[untyped-decorator]
-    def ready(self) -> None:
-        """Answers."""
-
-    def pid(self) -> int:
-        """Of this process."""
-        return os.getpid()
-
-    def accept(self, message: list[Any]) -> list[Any]:
-        """Take in a shard's record (see `delivery`). Raises RecordError for one of a measurement that is over."""
-        return answer_of(self._host.accept(*delivery_of(message)))
-
-    @ray.method(concurrency_group="records")  # type: ignore[untyped-decorator]
-    def accept_together(self, message: list[Any]) -> list[Any]:
-        """The same; records that come while the ledger is written share the next write."""
-        return answer_of(self._host.accept_together(*delivery_of(message)))
-
-    def close_round(self, round_number: int, shards: Sequence[int], since: int) -> PublishedFit:
-        """Fit; returns the fit that the round's gradients use, as actors need it."""
-        with self._host.alone() as fitter:
-            return fitter.close_round(round_number, shards, since).for_broadcast()
-
-    def current(self) -> PublishedFit:
-        """The newest fit, as actors need it."""
-        with self._host.alone() as fitter:
-            return fitter.current.for_broadcast()
-
-    def counts(self) -> Counts:
-        """What came so far."""
-        with self._host.alone() as fitter:
-            return fitter.counts
-
-    def notes(self) -> tuple[str, ...]:
-        """What the run's log should say."""
-        return self._host.notes
-
-    @ray.method(concurrency_group="queries")  # type: ignore[untyped-decorator]
-    def beta(self, version: int | None = None) -> dict[str, Any]:
-        """A global fit, as results show it; None: the current one. Answered while records are taken in."""
-        return self._host.fitter.beta(version)
-
-    @ray.method(concurrency_group="queries")  # type: ignore[untyped-decorator]
-    def variance(self) -> dict[str, Any]:
-        """How well the current fit explains its own rows. Answered while records are taken in."""
-        return self._host.fitter.variance()
-
-
-class NotOpen(Exception):
-    """The writer's process was made again, and has not been told yet what it is at work on."""
-
-
-class WriterActor(Ours):
-    """Keeps the committed gradient of one measurement after the other on disk; numpy only.
-
-    Made again after its process died, it raises NotOpen until it is told to go on. All its methods but `add` may be
-    called twice.
-    """
-
-    def __init__(self) -> None:
-        self._open: GradientStore | None = None
-
-    @property
-    def _store(self) -> GradientStore:
-        if self._open is None:
-            raise NotOpen("writer: no gradient is open")
-        return self._open
-
-    def open(self, state: str, layout: Layout, rounds: int, sha256: str | None = None) -> float:
-        """Go on from the gradient summed over so many rounds, and clear up; returns its squared norm.
-
-        `sha256` is the digest of its file that is on record (see `GradientStore.open`).
-        """
-        self._open = None
-        store = GradientStore(Path(state), layout)
-        norm_sq = store.open(rounds, sha256)
-        self._open = store
-        return norm_sq
-
-    def go_on(self, state: str, layout: Layout, rounds: int, sha256: str | None = None) -> None:
-        """Be what the process before was after so many committed rounds; what it was at work on may be done or not."""
-        self._open = GradientStore(Path(state), layout)
-        self._open.go_on(rounds, sha256)
-
-    def ready(self) -> None:
-        """Answers."""
-
-    def pid(self) -> int:
-        """Of this process."""
-        return os.getpid()
-
-    def begin(self) -> str:
-        """Start to stage a commit; returns what `add` needs."""
-        return self._store.begin()
-
-    def add(self, staging: str, start: int, stop: int, part: Any) -> None:
-        """Stage a bucket."""
-        self._store.add(staging, start, stop, part)
-
-    def holds(self, staging: str) -> bool:
-        """Whether this commit is still being staged."""
-        return self._store.holds(staging)
-
-    def commit(self, staging: str, rounds: int) -> tuple[float, str | None]:
-        """Put what is staged in place, once; returns its squared norm and its file's sha256.
-
-        Raises NotStaged when it is gone.
-        """
-        return self._store.commit_once(staging, rounds), self._store.sha256
-
-    def settle(self) -> None:
-        """Remove the state before."""
-        self._store.settle()
-
-    def save_mean(self, path: str, rounds: int, sequences: int) -> None:
-        """Write the mean gradient by parameter name."""
-        self._store.save_mean(Path(path), rounds, sequences)
 
 
 class RolloutActor(Ours):

@@ -8,6 +8,9 @@ import ray
 from ray.exceptions import RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from ray_probe.cluster.ray_private import HEAD_RESOURCE
+from ray_probe.errors import ClusterError
+
 ASK_S = 60.0  # a node's first task starts a worker process there: about 1 s, or as long as its runtime_env takes
 FETCH_S = 10.0  # an answer that is there is small, and comes from a node that may be gone by now
 
@@ -91,3 +94,22 @@ def _answer(node: Node, reference: Any) -> Answer:
 def _first_line(error: BaseException) -> str:
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0] if lines else ''}"[:200]
+
+
+def this_node() -> str:
+    """Id of the node that this process runs on."""
+    node: str = ray.get_runtime_context().get_node_id()
+    return node
+
+
+def head_node() -> str:
+    """Id of the cluster's head."""
+    for node in ray.nodes():
+        if node["Alive"] and HEAD_RESOURCE in node["Resources"]:
+            return str(node["NodeID"])
+    raise ClusterError("cluster: Ray names no head node; use a cluster of a Ray that ray_probe supports")
+
+
+def pinned_to(node_id: str) -> Any:
+    """The scheduling strategy that places an actor on this node or nowhere."""
+    return NodeAffinitySchedulingStrategy(node_id, soft=False)

@@ -4,10 +4,11 @@ import contextlib
 import os
 import secrets
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ray_probe.config.schema import ProbeConfig
 from ray_probe.errors import OutputError
 
 if TYPE_CHECKING:
@@ -73,3 +74,15 @@ def _note(directory: Path) -> Iterator[tuple[Path, str]]:
         for place in made:
             with contextlib.suppress(OSError):  # somebody else's file is in it by now
                 place.rmdir()
+
+
+def warn_unless_shared(config: ProbeConfig, tell: Callable[[str], None]) -> None:
+    """On several nodes: say which do not see the run directory. Only its own node writes there, so a run goes on."""
+    from ray_probe.cluster.connection.nodes import alive_nodes
+    from ray_probe.cluster.connection.shared_directory import check_shared
+
+    nodes = alive_nodes()
+    blind = check_shared(Path(config.output.dir), nodes) if len(nodes) > 1 else []
+    if blind:
+        names = ", ".join(node.name for node in blind)
+        tell(f"warning: output.dir {config.output.dir} is not seen on {names}: the run is lost with this node")

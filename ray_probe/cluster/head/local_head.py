@@ -26,7 +26,7 @@ from ray_probe.cluster.head.head_process import STAY
 from ray_probe.cluster.head.package_path import python_command
 from ray_probe.cluster.head.process_session import end_session, is_over, members, wait_for
 from ray_probe.errors import ClusterError
-from ray_probe.service import registry
+from ray_probe.system import processes
 
 START_S = 60.0
 LEAVE_S = 1.0  # a head that this process started is killed when it takes longer to end itself
@@ -85,7 +85,7 @@ class StartedHead:
             facts = json.loads(line)
             if "refused" in facts:
                 raise ClusterError(facts["refused"])
-            self._head = Head(pid, registry.created(pid), **facts)
+            self._head = Head(pid, processes.created(pid), **facts)
         return self._head
 
     def is_gone(self) -> bool:
@@ -188,7 +188,7 @@ def end(pid: int, created: float | None) -> bool:
 
     Raises ClusterError if some of them stay.
     """
-    if created is not None and registry.created(pid) != created:
+    if created is not None and processes.created(pid) != created:
         return False
     if is_over(pid):
         return False

@@ -20,15 +20,13 @@ and not committed is done again without being charged. Seconds are those of a
 """
 
 from dataclasses import dataclass
-from typing import Literal, TypeGuard
+from typing import Literal
 
-from ray_probe.errors import ClusterError, InputError, NonFiniteError, ProbeError, ShardError
+from ray_probe.cluster.actors.task_errors import breaks_the_device, concerns_the_run, is_of_memory
+from ray_probe.errors import ClusterError, InputError, ProbeError
 
 MAX_ATTEMPTS = 3
 MAX_SPARED = 9
-
-OF_THE_SHARD = (NonFiniteError, ShardError)
-"""Our own errors of a task that say something of its shard alone; any other ProbeError concerns the run."""
 
 LESS_MEMORY = "lower batch.shard_prompts, generation.tf_batch_size or generation.max_new_tokens"
 
@@ -210,26 +208,9 @@ def _no_room(fault: NoRoom, situation: Situation, limits: Limits) -> Decision:
     return Decision(told, error=ClusterError(told))
 
 
-def concerns_the_run(error: Exception) -> TypeGuard[ProbeError]:
-    """Whether a task's error would come for every shard: a full disk, another checkpoint, a fitter that is gone."""
-    return isinstance(error, ProbeError) and not isinstance(error, OF_THE_SHARD)
-
-
 def refuses_the_checkpoint(fault: Fault, situation: Situation) -> bool:
     """Whether an actor refused a checkpoint that others have loaded: it was overwritten since, for another one too."""
     return situation.doing == "starting" and isinstance(fault, Raised) and isinstance(fault.error, InputError)
-
-
-def is_of_memory(error: Exception) -> bool:
-    """Whether memory ran out, of the device or of the node."""
-    text = str(error)
-    named = type(error).__name__ in ("OutOfMemoryError", "MemoryError")
-    return named or "out of memory" in text or "can't allocate memory" in text
-
-
-def breaks_the_device(error: Exception) -> bool:
-    """Whether every later task of the process would fail too: after such an error CUDA refuses all work."""
-    return type(error).__name__ == "AcceleratorError" or str(error).startswith("CUDA error")
 
 
 def is_charged(blame: Blame, spared: int) -> bool:
@@ -240,3 +221,54 @@ def is_charged(blame: Blame, spared: int) -> bool:
         spared: how often it was spared before: a shard that it always happens to is no accident.
     """
     return blame == "charged" or spared >= MAX_SPARED
+
+
+MAX_FAILED_STARTS = 3
+
+
+MAX_REFUSALS = 3
+
+
+MAX_IDLE_DEATHS = 10
+
+
+class Starts:
+    """Whether actors that are gone are still replaced: never without end.
+
+    Starting that failed three times in a row speaks against it, and so do actors that die idle, of no shard, again and
+    again. Deaths at a shard need no limit here: they use up its attempts. A checkpoint that was refused three times,
+    overwritten since it was loaded say, is refused in every later round too.
+    """
+
+    def __init__(self) -> None:
+        self._failed = self._idle_deaths = self._refusals = 0
+
+    def worked(self) -> None:
+        """An actor has started."""
+        self._failed = 0
+
+    def lost(self, doing: Doing, refused: bool = False) -> None:
+        """An actor is gone that was doing this; `refused`: it refused the checkpoint."""
+        self._refusals += refused
+        self._failed += doing == "starting"
+        self._idle_deaths += doing == "idle"
+
+    def forgive(self) -> None:
+        """Count anew, but for refusals: what kept actors from starting may be over, for a new round say."""
+        self._failed = self._idle_deaths = 0
+
+    def reset(self) -> None:
+        """Count all anew: there is another checkpoint, or a person asks for actors."""
+        self._refusals = 0
+        self.forgive()
+
+    @property
+    def refused(self) -> bool:
+        """Whether the checkpoint was refused too often for another actor to be started."""
+        return self._refusals >= MAX_REFUSALS
+
+    def go_on(self, asked: int) -> bool:
+        """Whether missing actors are started, of so many that were asked for."""
+        return (
+            not self.refused and self._failed < MAX_FAILED_STARTS and self._idle_deaths < MAX_IDLE_DEATHS * asked
+        )

@@ -14,9 +14,17 @@ from ray.exceptions import RayError
 
 from ray_probe.cluster import actor_names
 from ray_probe.cluster.actors.rollout import RolloutActor
-from ray_probe.cluster.pool.clock import Starts
 from ray_probe.cluster.pool.death_report import autopsy
-from ray_probe.cluster.pool.failure_policy import WAIT, Fault, Limits, Raised, Situation, decide, refuses_the_checkpoint
+from ray_probe.cluster.pool.failure_policy import (
+    WAIT,
+    Fault,
+    Limits,
+    Raised,
+    Situation,
+    Starts,
+    decide,
+    refuses_the_checkpoint,
+)
 from ray_probe.cluster.pool.observe import Done, Lookout
 from ray_probe.cluster.pool.worker import Event, Member, Worker, demand_of, member
 from ray_probe.errors import CheckpointError, ClusterError

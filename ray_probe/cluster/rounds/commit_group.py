@@ -5,7 +5,8 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ray_probe.cluster.actors.handle import ANSWER_DEADLINE_S, OpenFitter
+from ray_probe.cluster.actors.fitter import OpenFitter
+from ray_probe.cluster.actors.handle import ANSWER_DEADLINE_S
 from ray_probe.cluster.pool.failure_policy import MAX_ATTEMPTS
 from ray_probe.cluster.pool.pool import Pool
 from ray_probe.cluster.pool.worker import Event
@@ -15,19 +16,11 @@ from ray_probe.cluster.rounds.schedule import Schedule, Task
 from ray_probe.core.estimator.baselines import PublishedFit
 from ray_probe.errors import ClusterError
 from ray_probe.fitter.fitter import Counts
-from ray_probe.run.backend import (
-    RoundOutcome,
-    StopCheck,
-    check_baseline,
-    ids_of,
-    new_group,
-    refuse_if_stopped,
-    refuse_without_sums,
-    told_with,
-)
+from ray_probe.run.backend import RoundOutcome, StopCheck, new_group, refuse_if_stopped
 from ray_probe.run.messages import Collected, ShardKey, ShardSums
 from ray_probe.run.plan import Shard
 from ray_probe.run.progress_tracker import Tracker
+from ray_probe.run.round_checks import check_baseline, ids_of, refuse_without_sums, told_with
 
 POLL_S = 0.5
 

@@ -10,9 +10,10 @@ from typing import Any
 import ray
 from ray.exceptions import ActorUnavailableError, RayActorError
 
-from ray_probe.cluster.pool.clock import FITTER_SILENT_S, Watch, fitter_stands_still
+from ray_probe.cluster.pool.clock import Watch
 
 ASK_EVERY_S = 5.0
+FITTER_SILENT_S = 30.0
 
 
 class FitterWatch:
@@ -63,3 +64,14 @@ class FitterWatch:
             return  # Ray is at it
         except RayActorError:
             return  # gone for good: whoever needs it is told so at once
+
+
+def fitter_stands_still(silent_s: float, limit_s: float, killed: bool) -> bool:
+    """Whether the fitter's process is to be killed, so that Ray makes it again from its ledger.
+
+    Args:
+        silent_s: seconds since it answered, or since Ray said that it is at it already.
+        limit_s: how long it may be silent.
+        killed: it was killed since, and is not there yet. How long that may take is up to who asks it.
+    """
+    return silent_s > limit_s and not killed

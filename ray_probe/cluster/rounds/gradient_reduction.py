@@ -15,13 +15,15 @@ import ray
 from ray.exceptions import RayError
 
 from ray_probe.cluster.actors.calls import first_line, task_error
-from ray_probe.cluster.actors.handle import ANSWER_DEADLINE_S, OpenWriter
+from ray_probe.cluster.actors.handle import ANSWER_DEADLINE_S
+from ray_probe.cluster.actors.writer import OpenWriter
 from ray_probe.cluster.pool.pool import Pool
 from ray_probe.errors import ProbeError
 from ray_probe.gradient.layout import Layout
 from ray_probe.gradient.store import NotStaged
-from ray_probe.run.backend import StopCheck, check_reached, refuse_if_stopped
+from ray_probe.run.backend import StopCheck, refuse_if_stopped
 from ray_probe.run.messages import ShardKey
+from ray_probe.run.round_checks import check_reached
 
 IN_FLIGHT = 2
 BUCKET_DEADLINE_S = 600.0

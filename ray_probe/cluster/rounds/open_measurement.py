@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ray_probe.cluster.actors.handle import OpenFitter, OpenWriter
+from ray_probe.cluster.actors.fitter import OpenFitter
+from ray_probe.cluster.actors.writer import OpenWriter
 from ray_probe.cluster.pool.pool import Pool
 from ray_probe.cluster.rounds.commit_group import GroupWork, Manner
 from ray_probe.cluster.rounds.gradient_reduction import Reduction

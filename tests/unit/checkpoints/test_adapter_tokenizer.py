@@ -15,11 +15,11 @@ from ray_probe.checkpoints.adapter import adapter_fingerprint
 from ray_probe.checkpoints.load import check_fingerprint, inspect_checkpoint
 from ray_probe.checkpoints.node_cache import node_copy
 from ray_probe.config.schema import ModelConfig, ProbeConfig
-from ray_probe.controller.measurement import _log_text, logged_to
+from ray_probe.controller.run_log import log_text, logged_to
 from ray_probe.errors import CheckpointError, ConfigError
 from ray_probe.rollout.builder import Assembly, build_rollout
+from ray_probe.run.manifest import check_same_inputs, manifest
 from ray_probe.run.prepare import prepare
-from ray_probe.run.prepared import check_same_inputs, manifest
 
 CHARACTERS = "abcdefghijklmnopqrstuvwxyz"
 ROWS = len(CHARACTERS) + 2
@@ -129,7 +129,7 @@ def test_prompts_are_tokenized_and_rendered_by_the_adapter(adapter: Path):
 def test_the_log_says_whose_tokenizer_and_template_are_in_use(adapter: Path, tmp_path: Path):
     write_tokenizer(adapter, eos="z")
     with logged_to(tmp_path / "log.txt"):
-        _log_text(prepare(a_job(adapter)))
+        log_text(prepare(a_job(adapter)))
     lines = [line.split(" ", 3)[3] for line in (tmp_path / "log.txt").read_text().splitlines()]
     assert lines == [
         "tokenizer from model.adapter, chat template from neither",

@@ -21,8 +21,8 @@ from ray_probe.controller.measurement import Job, measure
 from ray_probe.errors import ConfigError
 from ray_probe.rollout.builder import Assembly
 from ray_probe.rollout.rollout import Rollout
-from ray_probe.run.backend import check_reached
 from ray_probe.run.prepare import prepare
+from ray_probe.run.round_checks import check_reached
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated")  # peft asks transformers
 CHARACTERS = "abcdef"

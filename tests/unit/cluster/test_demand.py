@@ -11,7 +11,7 @@ import yaml
 
 from ray_probe.cluster.connection import demand as demands
 from ray_probe.cluster.connection.demand import Demand, check_machine, crowding, few_open_files, over_cap
-from ray_probe.config.schema import config_from_dict
+from ray_probe.config.loading import config_from_dict
 from ray_probe.errors import ClusterError, ConfigError
 
 MINIMAL = {"model": {"path": "m"}, "data": {"prompts": "p.jsonl"}}

@@ -4,17 +4,12 @@ from typing import Any
 
 import pytest
 
-from ray_probe.cluster.pool.clock import (
-    FITTER_SILENT_S,
-    LEAP_S,
+from ray_probe.cluster.actors.task_errors import concerns_the_run
+from ray_probe.cluster.pool.clock import LEAP_S, Watch
+from ray_probe.cluster.pool.failure_policy import (
     MAX_FAILED_STARTS,
     MAX_IDLE_DEATHS,
     MAX_REFUSALS,
-    Starts,
-    Watch,
-    fitter_stands_still,
-)
-from ray_probe.cluster.pool.failure_policy import (
     MAX_SPARED,
     WAIT,
     AnswersAgain,
@@ -26,13 +21,14 @@ from ray_probe.cluster.pool.failure_policy import (
     Quiet,
     Raised,
     Situation,
+    Starts,
     Unreachable,
-    concerns_the_run,
     decide,
     is_charged,
     refuses_the_checkpoint,
 )
 from ray_probe.cluster.pool.worker import Worker
+from ray_probe.cluster.rounds.fitter_monitor import FITTER_SILENT_S, fitter_stands_still
 from ray_probe.errors import (
     CheckpointError,
     ClusterError,

@@ -13,7 +13,7 @@ from ray_probe.cluster.head import local_head as heads
 from ray_probe.cluster.head.local_head import Head, StartedHead, end, start
 from ray_probe.cluster.head.process_session import members
 from ray_probe.errors import ClusterError
-from ray_probe.service import registry
+from ray_probe.system import processes
 
 REPORTS = """
 import json, os, subprocess, sys, time
@@ -51,7 +51,7 @@ def starts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Starts]:
 def test_a_head_that_is_there_says_where_and_ends_with_all_of_its_processes(starts: Starts, tmp_path: Path) -> None:
     started = starts(REPORTS + DEAF)
     head = started.ready()
-    assert head == Head(head.pid, registry.created(head.pid), "127.0.0.1:1", None, str(tmp_path / "place"))
+    assert head == Head(head.pid, processes.created(head.pid), "127.0.0.1:1", None, str(tmp_path / "place"))
     assert started.ready() is head and not started.is_gone()
     assert os.getsid(head.pid) == head.pid != os.getsid(0) and len(members(head.pid)) == 2
     start_s = time.monotonic()

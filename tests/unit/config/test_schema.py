@@ -6,7 +6,8 @@ from copy import deepcopy
 import pytest
 from pydantic import BaseModel, ValidationError
 
-from ray_probe.config.schema import FEATURE_NAMES, ProbeConfig, config_from_dict, dump_yaml, load_config, to_dict
+from ray_probe.config.loading import config_from_dict, dump_yaml, load_config, to_dict
+from ray_probe.config.schema import FEATURE_NAMES, ProbeConfig
 from ray_probe.errors import ConfigError
 
 MINIMAL = {"model": {"path": "m"}, "data": {"prompts": "p.jsonl"}}

@@ -13,14 +13,16 @@ import pytest
 from support.checkpoints import raw_config, write_checkpoint
 from support.services import Service, until
 
-from ray_probe.config.schema import ProbeConfig, config_from_dict
+from ray_probe.config.loading import config_from_dict
+from ray_probe.config.schema import ProbeConfig
 from ray_probe.controller.measurement_config import measurement_config
 from ray_probe.errors import ConfigError, OutputError
 from ray_probe.report.caveats import caveats
 from ray_probe.run.directory import RunDirectory
 from ray_probe.run.prepare import prepare
 from ray_probe.run.prepared import Prepared
-from ray_probe.run.totals import advantage_by_mode, merged
+from ray_probe.run.result import advantage_by_mode
+from ray_probe.run.totals import merged
 
 ROUNDS = 3
 
@@ -211,7 +213,7 @@ def test_a_service_in_the_place_of_a_run_gives_the_same_bits(service: Service, c
     from ray_probe.controller.local_backend import InProcess
     from ray_probe.offline_entropy_probe import OfflineEntropyProbe
     from ray_probe.rollout.builder import build_rollout
-    from ray_probe.run.rules import baseline_rule
+    from ray_probe.run.prepared import baseline_rule
 
     service.begin()
     identity = service.probe()

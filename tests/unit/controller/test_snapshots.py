@@ -16,7 +16,8 @@ from support.runs import untimed
 from support.services import Service, until
 
 from ray_probe.checkpoints.files import fingerprint
-from ray_probe.config.schema import ProbeConfig, config_from_dict
+from ray_probe.config.loading import config_from_dict
+from ray_probe.config.schema import ProbeConfig
 from ray_probe.controller import pins
 from ray_probe.controller.queue import Measurement
 from ray_probe.errors import CheckpointError, ConfigError, OutputError

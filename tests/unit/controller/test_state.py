@@ -10,10 +10,11 @@ from support.replies import a_progress
 from support.results import a_result
 
 from ray_probe.controller.queue import Measurement
-from ray_probe.controller.state import EVENTS_KEPT, STATE_FILE, Board, summary, utc_now
+from ray_probe.controller.state import EVENTS_KEPT, STATE_FILE, Board, summary
 from ray_probe.errors import ConfigError, OutputError, ProbeError
 from ray_probe.run.directory import RunDirectory
 from ray_probe.run.progress import Progress
+from ray_probe.system.clock import utc_now
 from ray_probe.system.digests import sealed
 
 

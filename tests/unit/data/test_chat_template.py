@@ -12,8 +12,9 @@ from tokenizers.processors import TemplateProcessing
 
 from ray_probe import sequence_processor
 from ray_probe.config import GenerationSettings
-from ray_probe.data.chat_template import ChatTemplate, begins_with_two_bos, encode_prompts
+from ray_probe.data.chat_template import ChatTemplate
 from ray_probe.data.prompts import load_prompts
+from ray_probe.data.tokenization import begins_with_two_bos, encode_prompts
 from ray_probe.errors import ConfigError, InputError, PromptsError
 from ray_probe.rollout.builder import build_rollout
 from ray_probe.run.prepare import prepare

@@ -24,7 +24,8 @@ from support.checkpoints import raw_config
 from ray_probe.checkpoints.files import weight_headers
 from ray_probe.checkpoints.memory_forecast import size
 from ray_probe.cli.doctor_table import shown
-from ray_probe.config.schema import ClusterConfig, ProbeConfig, config_from_dict
+from ray_probe.config.loading import config_from_dict
+from ray_probe.config.schema import ClusterConfig, ProbeConfig
 from ray_probe.doctor import Check, diagnose, exit_code, machine, to_json
 from ray_probe.doctor import files as doctor_files
 from ray_probe.doctor import self_test as self_test_module

@@ -11,7 +11,8 @@ from support.checkpoints import raw_config
 
 from ray_probe.checkpoints.load import Checkpoint, inspect_checkpoint
 from ray_probe.cluster.connection.nodes import Answer, Node
-from ray_probe.config.schema import ProbeConfig, config_from_dict
+from ray_probe.config.loading import config_from_dict
+from ray_probe.config.schema import ProbeConfig
 from ray_probe.doctor import Check, cluster, devices
 from ray_probe.doctor.checks import Case, Finding, Step, examine
 from ray_probe.errors import ClusterError

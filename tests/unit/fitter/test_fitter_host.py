@@ -9,7 +9,7 @@ import pytest
 from support.records import POLICY, bits, delivery, rule, work_rounds
 
 from ray_probe.cluster.actors.delivery import answer_of, delivery_of, message_of, receipt_of
-from ray_probe.cluster.actors.rollout import FitterActor
+from ray_probe.cluster.actors.fitter import FitterActor
 from ray_probe.errors import ConfigError, LedgerError, OutputError, RecordError
 from ray_probe.fitter.fitter import Fitter
 from ray_probe.fitter.host import FitterHost

@@ -11,7 +11,8 @@ from support.reference import Gaps, worst_gaps
 
 from ray_probe.checkpoints.memory_forecast import estimate
 from ray_probe.checkpoints.model_kinds import check_kind
-from ray_probe.config.schema import GenerationSettings, config_from_dict
+from ray_probe.config.loading import config_from_dict
+from ray_probe.config.schema import GenerationSettings
 from ray_probe.errors import CheckpointError, ConfigError, ParityError
 from ray_probe.model.context_length import context_length, limit_of
 from ray_probe.sequence_processor import SequenceProcessor

@@ -38,8 +38,8 @@ from ray_probe.rollout import rollout as rollout_module
 from ray_probe.rollout.rollout import Rollout
 from ray_probe.run.messages import GradientReport
 from ray_probe.run.plan import Shard
+from ray_probe.run.prepared import baseline_rule
 from ray_probe.run.progress import Progress
-from ray_probe.run.rules import baseline_rule
 from ray_probe.sequence_processor import SequenceProcessor
 
 

@@ -11,7 +11,7 @@ from ray_probe.offline_entropy_probe import OfflineEntropyProbe
 from ray_probe.rollout.builder import build_rollout
 from ray_probe.run.directory import RunDirectory
 from ray_probe.run.prepare import prepare
-from ray_probe.run.rules import baseline_rule
+from ray_probe.run.prepared import baseline_rule
 
 ROOT = Path(__file__).parents[3]
 

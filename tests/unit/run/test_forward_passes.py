@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 
 from ray_probe.checkpoints.memory_forecast import MemoryDemand
-from ray_probe.config.schema import ProbeConfig, config_from_dict
+from ray_probe.config.loading import config_from_dict
+from ray_probe.config.schema import ProbeConfig
 from ray_probe.run.forward_passes import Pass, choose_pass
 
 GB = 10**9

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from support.runs import Job, a_checkpoint, settings
 
-from ray_probe.config.schema import dump_yaml
+from ray_probe.config.loading import dump_yaml
 from ray_probe.errors import ConfigError
 from ray_probe.run.directory import RunDirectory
 from ray_probe.run.kept_rounds import write_kept_result

@@ -15,10 +15,12 @@ from support.adapters import write_adapter
 from support.jobs import change_weights, chat_checkpoint, chat_tokenizer, job_on, plain_job, write_jsonl
 
 from ray_probe import __version__
-from ray_probe.config.schema import ProbeConfig, config_from_dict
+from ray_probe.config.loading import config_from_dict
+from ray_probe.config.schema import ProbeConfig
 from ray_probe.errors import ConfigError
+from ray_probe.run.manifest import changed_settings, check_same_inputs, manifest
 from ray_probe.run.prepare import prepare
-from ray_probe.run.prepared import Prepared, changed_settings, check_same_inputs, few_shards, manifest
+from ray_probe.run.prepared import Prepared, few_shards
 from ray_probe.system import versions
 
 PROMPTS = ["abc", "f", "a" * 20, "dd"]

@@ -12,16 +12,8 @@ from ray_probe.core.estimator.parity import ParityStats
 from ray_probe.core.estimator.variance import clustered_ratio
 from ray_probe.fitter.fitter import Fitter
 from ray_probe.run.messages import Collected, Delivery, ShardSums, SumsX
-from ray_probe.run.totals import (
-    PAIRS,
-    Totals,
-    advantage_by_mode,
-    build_result,
-    entropy_estimate,
-    merged,
-    round_summary,
-    summed,
-)
+from ray_probe.run.result import advantage_by_mode, build_result, entropy_estimate, round_summary
+from ray_probe.run.totals import PAIRS, Totals, merged, summed
 
 CAP = 4
 BETA = Fitter(BaselineRule("regression", "leave_one_out", 1e-3, 0.9, ("H",), CAP), "policy").beta()

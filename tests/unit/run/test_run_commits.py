@@ -20,10 +20,11 @@ from ray_probe.gradient.layout import Layout
 from ray_probe.gradient.shard_sum import GradientSum
 from ray_probe.gradient.store import GradientStore
 from ray_probe.probe_components import ProbeComponents
-from ray_probe.run.backend import Stopped, check_baseline, check_reached
+from ray_probe.run.backend import Stopped
 from ray_probe.run.directory import RunDirectory
 from ray_probe.run.messages import GradientReport
 from ray_probe.run.progress import Progress
+from ray_probe.run.round_checks import check_baseline, check_reached
 
 
 @pytest.fixture(scope="module")

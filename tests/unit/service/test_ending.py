@@ -14,6 +14,7 @@ from ray_probe.errors import ClusterError, ConfigError, NoClusterError
 from ray_probe.service import ending, lifecycle, registry
 from ray_probe.service.client import ProbeClient
 from ray_probe.service.registry import Entry
+from ray_probe.system import processes
 
 REFUSED = "cluster.address: got '10.0.0.1:6379'; the cluster refused the token"
 
@@ -35,7 +36,7 @@ def an_entry(name: str = "demo", **fields: Any) -> Entry:
 
 
 def its_own_head(name: str = "demo", **fields: Any) -> Entry:
-    mine = {"pid": os.getpid(), "pid_created": registry.created(os.getpid())}
+    mine = {"pid": os.getpid(), "pid_created": processes.created(os.getpid())}
     return an_entry(name, **({"address": "127.0.0.1:7000", "loopback": True} | mine | fields))
 
 

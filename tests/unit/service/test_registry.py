@@ -14,6 +14,7 @@ import pytest
 from ray_probe.errors import ConfigError
 from ray_probe.service import registry
 from ray_probe.service.registry import Entry
+from ray_probe.system import processes
 
 
 @pytest.fixture(autouse=True)
@@ -39,7 +40,7 @@ def an_entry(name: str = "demo", pid: int | None = None, **fields: Any) -> Entry
         "name": name, "kind": "service", "address": "127.0.0.1:6379", "namespace": "ray_probe",
         "token_path": "/tmp/token", "loopback": True, "directory": f"/runs/{name}",
         "started": "2026-05-01T12:00:00+00:00", "pid": pid,
-        "pid_created": None if pid is None else registry.created(pid),
+        "pid_created": None if pid is None else processes.created(pid),
     }  # fmt: skip
     return Entry(**(given | fields))
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from ray_probe.cluster.controller_actor import SERVICE_CONFIG
-from ray_probe.config.schema import config_from_dict
+from ray_probe.config.loading import config_from_dict
 from ray_probe.errors import ConfigError
 from ray_probe.service.lifecycle import _written
 from ray_probe.system.digests import (

@@ -1,0 +1,106 @@
+"""The log of a measurement: `log.txt` in the run directory."""
+
+import contextlib
+import logging
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from ray_probe.checkpoints.eos import KEY as EOS_KEY
+from ray_probe.checkpoints.files import some
+from ray_probe.config.schema import ProbeConfig
+from ray_probe.run.backend import Loading
+from ray_probe.run.forward_passes import Pass
+from ray_probe.run.prepared import Prepared
+from ray_probe.run.progress import Listener, Progress
+
+logger = logging.getLogger("ray_probe")
+
+
+def log_start(config: ProbeConfig, backend: Loading, finished: int, passes: Pass) -> None:
+    """Log the settings of a measurement that begins or goes on."""
+    estimator, baseline = config.estimator, config.estimator.baseline
+    logger.info(
+        "x_estimator_mode=%s baseline.mode=%s baseline.fit=%s features=%s ridge_lambda=%g",
+        estimator.x_estimator_mode, baseline.mode, baseline.fit, ",".join(baseline.features), baseline.ridge_lambda,
+    )  # fmt: skip
+    logger.info(
+        "actors=%d device=%s parameters=%d first round=%d of %s",
+        backend.actors, backend.info["device"], backend.layout.size, finished + 1, config.batch.rounds,
+    )  # fmt: skip
+    logger.info("pass=%s (%s)", passes.name, passes.why)
+    if frozen := backend.info["frozen"]:
+        logger.info(
+            "model.trainable=%s leaves out %d parameters that the architecture has frozen: %s",
+            config.model.trainable, len(frozen), some(frozen),
+        )  # fmt: skip
+    if backend.info["why_no_head"]:
+        logger.info("teacher forcing holds the logits of a micro-batch: %s", backend.info["why_no_head"])
+    if not backend.info["takes_padding"]:
+        logger.info("padding changes what this model says: prompts of one length are sampled at once, and no others")
+    if baseline.mode != "none" and baseline.fit == "in_sample":
+        logger.warning("estimator.baseline.fit=in_sample biases the gradient by O(1/N); leave_one_out does not")
+
+
+def log_text(prepared: Prepared) -> None:
+    """Log whose tokenizer and chat template are in use, and what ends a response."""
+    checkpoint, eos, after_eos = prepared.checkpoint, prepared.eos, prepared.prompts.after_eos
+    if checkpoint.adapter is not None:
+        template = checkpoint.template_from or "neither"
+        logger.info("tokenizer from %s, chat template from %s", checkpoint.tokenizer_from, template)
+    logger.info("responses end at %s", eos.line())
+    if differences := eos.differences():
+        logger.warning("%s; not used, %s decides", differences, EOS_KEY)
+    if after_eos:
+        logger.warning("%d prompts end with an EOS token: their responses begin after the end of a text", after_eos)
+
+
+def tell(listener: Listener, text: str) -> None:
+    """Tell of what happens outside rounds: to the log, and as progress."""
+    logger.info(text)
+    listener(Progress.outside(text))
+
+
+@contextlib.contextmanager
+def warnings_to(listener: Listener) -> Iterator[None]:
+    """Report what is logged as a warning in the block: before the first round, nothing else reports it."""
+    handler = logging.Handler(logging.WARNING)
+    handler.emit = lambda record: listener(Progress.outside(record.getMessage()))  # type: ignore[method-assign]
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+
+
+def log_to(listener: Listener) -> Listener:
+    """Write notes, and the end of each round, into the log too."""
+
+    def listen(progress: Progress) -> None:
+        if progress.note is not None:
+            logger.warning(progress.note)
+        elif progress.accumulated == progress.shards > 0:
+            logger.info(
+                "round %d: gradients of %d shards are in, %d tokens so far, beta version %d",
+                progress.round + 1, progress.shards, progress.tokens, progress.version,
+            )  # fmt: skip
+        listener(progress)
+
+    return listen
+
+
+@contextlib.contextmanager
+def logged_to(path: Path, notes: Sequence[str] = ()) -> Iterator[None]:
+    """Append what is logged in the block to a file (0600), these notes first."""
+    path.touch(mode=0o600)
+    handler = logging.FileHandler(path, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+    logger.addHandler(handler)
+    try:
+        for note in notes:
+            logger.info(note)
+        yield
+    finally:
+        logger.removeHandler(handler)
+        handler.close()

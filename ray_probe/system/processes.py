@@ -1,0 +1,17 @@
+"""Processes of this machine, told apart over reuse of their ids."""
+
+import contextlib
+
+import psutil
+
+
+def created(pid: int) -> float | None:
+    """Seconds from the machine's start to the process's; None when it is gone, or dead and not reaped yet.
+
+    No time of day: that moves, for a process that lives, when the clock is set or a virtual machine wakes up.
+    """
+    with contextlib.suppress(psutil.Error):
+        boot_time, process = psutil.boot_time(), psutil.Process(pid)
+        if process.status() != psutil.STATUS_ZOMBIE:
+            return round(process.create_time() - boot_time, 2)  # the kernel counts in hundredths
+    return None
