@@ -19,9 +19,9 @@ from benchmarks.measure import ratio, said
 from benchmarks.private_ray import private_ray
 from benchmarks.saving import save
 from ray_probe.cluster.actors.delivery import deliver
-from ray_probe.cluster.actors.fitter import OpenFitter, fitter_actor
+from ray_probe.cluster.actors.fitter import OpenFitterHandle, fitter_actor
 from ray_probe.core.estimator.baselines import PublishedFit
-from ray_probe.run.messages import Opening
+from ray_probe.run.messages import FitterSession
 
 ROUNDS = 5
 PRODUCERS = (1, 2, 4, 16)
@@ -38,7 +38,7 @@ class Producer:
     def __init__(self) -> None:
         self._delivery = delivery_of(0)
 
-    def deliver(self, fitter: Any, opening: Opening, round_number: int, first: int, count: int) -> int:
+    def deliver(self, fitter: Any, opening: FitterSession, round_number: int, first: int, count: int) -> int:
         """Deliver so many shards of a round, one after the other."""
         for shard in range(first, first + count):
             deliver(fitter, opening, replace(self._delivery, round=round_number, shard=shard), DEADLINE_S)
@@ -62,7 +62,7 @@ class Stage:
 
     def __init__(self, directory: Path) -> None:
         self.keeper = fitter_actor({}, directory / "fitter.json")
-        self.fitter: OpenFitter = self.keeper.open_fitter(RULE, "policy", directory / "ledger.jsonl")
+        self.fitter: OpenFitterHandle = self.keeper.open_fitter(RULE, "policy", directory / "ledger.jsonl")
         self.idle = ray.remote(Idle).options(num_cpus=0).remote()
         self.producers = [ray.remote(Producer).options(num_cpus=0).remote() for _ in range(max(PRODUCERS))]
         self.round = 0

@@ -18,11 +18,11 @@ from benchmarks.measure import ratio, said
 from benchmarks.private_ray import private_ray
 from benchmarks.saving import save
 from ray_probe.cluster.backend import RayBackend
-from ray_probe.controller.local_backend import InProcess
+from ray_probe.controller.local_backend import LocalBackend
 from ray_probe.offline_entropy_probe import OfflineEntropyProbe
 from ray_probe.run.backend import Backend
 from ray_probe.run.directory import RunDirectory
-from ray_probe.run.prepare import Prepared
+from ray_probe.run.prepare import PreparedRun
 from ray_probe.run.prepared import baseline_rule
 
 ROUNDS = 5
@@ -30,7 +30,7 @@ MEASUREMENT = ("batch.rounds=2", "batch.prompts_per_round=32", "estimator.pass=o
 HELD = 10**9  # positions: more than there are
 
 
-def _run(prepared: Prepared, directory: RunDirectory, backend: Backend) -> dict[str, float]:
+def _run(prepared: PreparedRun, directory: RunDirectory, backend: Backend) -> dict[str, float]:
     """Seconds of a run's rounds, and those in which its actors sampled, scored and went backward."""
     timing = OfflineEntropyProbe(prepared.config, prepared.plan, backend, directory).run()["timing"]
     return {
@@ -39,18 +39,18 @@ def _run(prepared: Prepared, directory: RunDirectory, backend: Backend) -> dict[
     }
 
 
-def _on_ray(prepared: Prepared, backend: RayBackend) -> dict[str, float]:
+def _on_ray(prepared: PreparedRun, backend: RayBackend) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as parent:
         directory = RunDirectory.create(Path(parent), "benchmark")
         backend.open(directory, held_positions=HELD)
         return _run(prepared, directory, backend)
 
 
-def _in_process(prepared: Prepared, rollout: Any) -> dict[str, float]:
+def _in_process(prepared: PreparedRun, rollout: Any) -> dict[str, float]:
     rule = baseline_rule(prepared.config)
     with tempfile.TemporaryDirectory() as parent:
         directory = RunDirectory.create(Path(parent), "benchmark")
-        backend = InProcess([rollout], rule, prepared.policy_id, directory, held_positions=HELD)
+        backend = LocalBackend([rollout], rule, prepared.policy_id, directory, held_positions=HELD)
         return _run(prepared, directory, backend)
 
 

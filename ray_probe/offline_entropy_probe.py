@@ -13,7 +13,7 @@ from ray_probe.run.backend import Backend, RoundOutcome, StopCheck
 from ray_probe.run.directory import RunDirectory
 from ray_probe.run.plan import Plan
 from ray_probe.run.progress import Listener
-from ray_probe.run.progress_tracker import Tracker
+from ray_probe.run.progress_tracker import ProgressTracker
 from ray_probe.run.result import build_result, round_summary
 from ray_probe.run.round_checks import refuse_without_sums
 from ray_probe.run.totals import Totals, merged, summed
@@ -63,7 +63,7 @@ class OfflineEntropyProbe:
         self._directory = directory
         self._stop = stop
         self._eos = eos
-        self._tracker = Tracker(listener, plan.round_count, config.estimator.baseline.mode, backend.actors)
+        self._tracker = ProgressTracker(listener, plan.round_count, config.estimator.baseline.mode, backend.actors)
         parts = directory.restore(len(directory.finished_rounds()))
         totals = merged(parts) if parts else None
         self._committed = _Committed(totals, backend.gradient_norm_sq, backend.beta())

@@ -16,7 +16,7 @@ from ray_probe.core.estimator.loss import Estimator, advantages, baseline_target
 from ray_probe.core.estimator.records import PROMPT_COLUMNS, bin_of, position_bins
 from ray_probe.core.policy.token_scores import ScoredTokens
 from ray_probe.errors import ConfigError
-from ray_probe.model.micro_batches import ScoredPart, results_of, to_float64
+from ray_probe.model.micro_batches import ScoredMicroBatch, results_of, to_float64
 from ray_probe.model.sequences import Array, BatchedSequences, LogprobResults
 from ray_probe.run.messages import SumsX
 from ray_probe.sequence_processor import SequenceProcessor
@@ -80,7 +80,9 @@ class ProbeComponents:
         )
         return self.accumulate_parts(sequences, parts, baseline)
 
-    def accumulate_parts(self, sequences: BatchedSequences, parts: Iterable[ScoredPart], baseline: Baseline) -> SumsX:
+    def accumulate_parts(
+        self, sequences: BatchedSequences, parts: Iterable[ScoredMicroBatch], baseline: Baseline
+    ) -> SumsX:
         """As `accumulate_sum_X`, from micro-batches scored with graph; each one's graph ends with its turn."""
         shard_baseline = _shard_baseline(baseline)
         sums = self._empty_sums(sequences)

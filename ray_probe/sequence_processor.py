@@ -26,7 +26,7 @@ from ray_probe.errors import ConfigError, PromptsError, bad_value
 from ray_probe.model.context_length import limit_of, rope_switch
 from ray_probe.model.decoding import Decoder
 from ray_probe.model.forward import Forward, refuse_non_finite
-from ray_probe.model.micro_batches import ScoredPart, grouped, plan_micro_batches, results_of
+from ray_probe.model.micro_batches import ScoredMicroBatch, grouped, plan_micro_batches, results_of
 from ray_probe.model.sequences import Array, BatchedSequences, LogprobResults, TokenRow, pack_sequences
 from ray_probe.model.trials import check_cache_gap
 
@@ -170,7 +170,7 @@ class SequenceProcessor:
         accumulate_into_grad: bool = False,
         keep_bytes: int = 0,
         cached: Sequence[ScoredTokens | None] = (),
-    ) -> Iterator[ScoredPart]:
+    ) -> Iterator[ScoredMicroBatch]:
         """Score responses micro-batch by micro-batch, each when it is asked for; every response is in one of them.
 
         Args:
@@ -180,9 +180,9 @@ class SequenceProcessor:
             tf_batch_size: responses in a micro-batch, at most; None: as configured.
             accumulate_into_grad: `backward` adds the gradient of the head's weight straight to its `.grad`, which
                 spares a table of its size; `torch.autograd.grad` does not see it then.
-            keep_bytes: without graph, fill `ScoredPart.cached` of the first micro-batches, as long as together they
-                take less memory.
-            cached: `ScoredPart.cached` of each micro-batch, from an earlier call; empty: nothing is cached.
+            keep_bytes: without graph, fill `ScoredMicroBatch.cached` of the first micro-batches, as long as together
+                they take less memory.
+            cached: `ScoredMicroBatch.cached` of each micro-batch, from an earlier call; empty: nothing is cached.
 
         Raises:
             NonFiniteError: the model's logits hold NaN or infinity.
@@ -200,7 +200,7 @@ class SequenceProcessor:
             with torch.set_grad_enabled(with_grad):
                 statistics, kept = self._score(batch, features, accumulate_into_grad, keep_bytes > 0, known)
             keep_bytes = 0 if kept is None else max(0, keep_bytes - kept.bytes)
-            yield ScoredPart(places, statistics, positions, kept if keep_bytes else None)
+            yield ScoredMicroBatch(places, statistics, positions, kept if keep_bytes else None)
 
     def positions(self, sequences: BatchedSequences) -> int:
         """Positions that scoring takes, padding included."""

@@ -42,9 +42,9 @@ def run(
     """Measure a checkpoint: sample, score, fit, differentiate; then print a table of results."""
     from ray_probe.cli.options import overrides
     from ray_probe.report.progress_display import ProgressDisplay
-    from ray_probe.service.run_once import Request, Run, execute
+    from ray_probe.service.run_once import Run, RunRequest, execute
 
-    request = Request(config, resume, overrides(set_ or [], actors, address, out))
+    request = RunRequest(config, resume, overrides(set_ or [], actors, address, out))
     state = Run()
     with ends_in_time(), at_last(lambda: _interrupted(state.directory, state.finished_rounds)):
         try:

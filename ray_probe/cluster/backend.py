@@ -6,24 +6,24 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ray_probe.cluster import actor_names
-from ray_probe.cluster.actors.fitter import FitterKeeper, fitter_actor
-from ray_probe.cluster.actors.handle import Keeper
-from ray_probe.cluster.actors.writer import WriterKeeper, writer_actor
+from ray_probe.cluster.actors.fitter import FitterHandle, fitter_actor
+from ray_probe.cluster.actors.handle import ActorHandle
+from ray_probe.cluster.actors.writer import WriterHandle, writer_actor
 from ray_probe.cluster.pool.pool import Pool
-from ray_probe.cluster.rounds.commit_group import Manner
-from ray_probe.cluster.rounds.open_measurement import RayRounds
+from ray_probe.cluster.rounds.commit_group import RoundOptions
+from ray_probe.cluster.rounds.open_measurement import OpenMeasurement
 from ray_probe.config import ProbeConfig
-from ray_probe.gradient.layout import BUCKET_NUMBERS, Layout
-from ray_probe.rollout.loader import Order
+from ray_probe.gradient.layout import BUCKET_NUMBERS, ParameterLayout
+from ray_probe.rollout.loader import LoadRequest
 from ray_probe.run.backend import RoundOutcome, StopCheck
 from ray_probe.run.directory import RunDirectory
 from ray_probe.run.plan import Shard
-from ray_probe.run.prepared import Prepared, baseline_rule
-from ray_probe.run.progress_tracker import Tracker
+from ray_probe.run.prepared import PreparedRun, baseline_rule
+from ray_probe.run.progress_tracker import ProgressTracker
 
 NAME_S = 20.0
 FITTER_STATE = "fitter.json"
-KeeperT = TypeVar("KeeperT", bound=Keeper)
+HandleT = TypeVar("HandleT", bound=ActorHandle)
 
 
 def actor_options(config: ProbeConfig) -> dict[str, Any]:
@@ -80,10 +80,10 @@ class RayBackend:
         self._pool = Pool(config.cluster.actors, options, log, prefix=name, **pool_options)
         self._fitter_options = lasting | ({} if name is None else {"name": actor_names.fitter(name)})
         self._writer_options = lasting | ({} if name is None else {"name": actor_names.writer(name)})
-        self._fitter: FitterKeeper | None = None
-        self._writer: WriterKeeper | None = None
-        self._prepared: Prepared | None = None
-        self._open: RayRounds | None = None
+        self._fitter: FitterHandle | None = None
+        self._writer: WriterHandle | None = None
+        self._prepared: PreparedRun | None = None
+        self._open: OpenMeasurement | None = None
 
     @property
     def actors(self) -> int:
@@ -96,9 +96,9 @@ class RayBackend:
         return self._pool.info
 
     @property
-    def layout(self) -> Layout:
+    def layout(self) -> ParameterLayout:
         """Names and shapes of the trainable parameters."""
-        layout: Layout = self.info["layout"]
+        layout: ParameterLayout = self.info["layout"]
         return layout
 
     @property
@@ -116,14 +116,14 @@ class RayBackend:
         """Digest of the file that holds that gradient, hexadecimal; None before a commit."""
         return self._rounds.gradient_sha256
 
-    def load(self, prepared: Prepared, stop: StopCheck = lambda: False, wait_for: int = 1) -> None:
+    def load(self, prepared: PreparedRun, stop: StopCheck = lambda: False, wait_for: int = 1) -> None:
         """Have the actors load a checkpoint; returns when so many have, or `stop` says so.
 
         Raises:
             ProbeError: the checkpoint or the device is refused by an actor, or no actor starts.
         """
         self._open, self._prepared = None, prepared
-        self._pool.load(Order.of(prepared))
+        self._pool.load(LoadRequest.of(prepared))
         self._pool.start(wait_for, stop)
 
     def open(self, directory: RunDirectory, finished: Sequence[Sequence[int]] = (), held_positions: int = 0) -> None:
@@ -147,14 +147,14 @@ class RayBackend:
             self._log(note)
         recorded = directory.gradient_sha256(len(finished))
         writer = self._writer.open_writer(directory.state, self.layout, len(finished), self._log, recorded)
-        manner = Manner(rule.fit == "lagged", held_positions)
-        self._open = RayRounds(self._pool, fitter, writer, self.layout, manner, self._bucket_numbers)
+        manner = RoundOptions(rule.fit == "lagged", held_positions)
+        self._open = OpenMeasurement(self._pool, fitter, writer, self.layout, manner, self._bucket_numbers)
 
     def beta(self) -> dict[str, Any]:
         """The fitter's current global fit."""
         return self._rounds.beta()
 
-    def run_round(self, shards: Sequence[Shard], tracker: Tracker, stop: StopCheck) -> RoundOutcome:
+    def run_round(self, shards: Sequence[Shard], tracker: ProgressTracker, stop: StopCheck) -> RoundOutcome:
         """Work one round off; returns when every shard is in an actor's sum, once."""
         return self._rounds.run_round(shards, tracker, stop)
 
@@ -179,12 +179,12 @@ class RayBackend:
         self._fitter = self._writer = self._open = None
 
     @property
-    def _rounds(self) -> RayRounds:
+    def _rounds(self) -> OpenMeasurement:
         assert self._open is not None, "`open` comes first"
         return self._open
 
 
-def again(create: Callable[[], KeeperT], before: Keeper | None) -> KeeperT:
+def again(create: Callable[[], HandleT], before: ActorHandle | None) -> HandleT:
     """Make a fitter or a writer, in the place of one that is gone or does not answer: its name is free in a moment."""
     if before is not None:
         before.close()

@@ -15,8 +15,8 @@ import ray
 
 from ray_probe.cluster import actor_names
 from ray_probe.cluster.connection.nodes import pinned_to
-from ray_probe.cluster.head.head_monitor import LOST_S, OWN_LOST_S, HeadWatch, end_without
-from ray_probe.cluster.own_actors import Ours, end_children, refuse_taken_name
+from ray_probe.cluster.head.head_monitor import LOST_S, OWN_LOST_S, HeadMonitor, end_without
+from ray_probe.cluster.own_actors import OwnActor, end_children, refuse_taken_name
 from ray_probe.controller.replies import Beta, Followed, MeasurementInfo, Scaled, Status, Variance
 from ray_probe.errors import ConfigError, ProbeError
 from ray_probe.system.failpoints import fail_at
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from ray_probe.config import ProbeConfig
     from ray_probe.controller.measurement import Job
-    from ray_probe.run.prepared import Prepared
+    from ray_probe.run.prepared import PreparedRun
 
 logger = logging.getLogger("ray_probe")
 SERVICE_CONFIG = "service.yaml"
@@ -35,7 +35,7 @@ ASKED_AT_ONCE = 32
 
 
 @dataclass(frozen=True)
-class Spec:
+class ControllerSpec:
     """What a controller is made of, again after it died: small, as Ray keeps only small arguments by itself.
 
     Attributes:
@@ -56,11 +56,11 @@ class Spec:
         return "run" if self.directory is None else "service"
 
 
-class ControllerActor(Ours):
+class ControllerActor(OwnActor):
     """Runs a `Controller`; every method but `close` answers at once."""
 
-    def __init__(self, spec: Spec) -> None:
-        from ray_probe.cluster.controller_backend import RayWorkers
+    def __init__(self, spec: ControllerSpec) -> None:
+        from ray_probe.cluster.controller_backend import RayControllerBackend
         from ray_probe.config.loading import config_from_dict, load_config
         from ray_probe.controller.controller import Controller
         from ray_probe.controller.run_log import logged_to
@@ -68,7 +68,7 @@ class ControllerActor(Ours):
         from ray_probe.system.files import held
 
         lost_s = OWN_LOST_S if spec.own_head else LOST_S
-        end_without(HeadWatch(ray.get_runtime_context().gcs_address, lost_s), logger.error)
+        end_without(HeadMonitor(ray.get_runtime_context().gcs_address, lost_s), logger.error)
         end_children(spec.name, ray.get_runtime_context().namespace)
         self._kind = spec.kind
         self._held = contextlib.ExitStack()
@@ -84,7 +84,9 @@ class ControllerActor(Ours):
             check_recorded(directory, SERVICE_CONFIG, path.read_bytes(), "`down`, then `up CONFIG`, writes it again")
             own = config = load_config(path)
         self._config = config
-        workers = RayWorkers(config, logger.warning, spec.name, detached=directory is not None, state=directory)
+        workers = RayControllerBackend(
+            config, logger.warning, spec.name, detached=directory is not None, state=directory
+        )
         self._controller = Controller(spec.name, spec.kind, directory, workers, _prepare, own)
         self._controller.begin()
 
@@ -164,7 +166,7 @@ class ControllerActor(Ours):
         return in_time
 
 
-def create(spec: Spec, node_id: str) -> Any:
+def create(spec: ControllerSpec, node_id: str) -> Any:
     """Start a controller on a node; a service's outlives this process, and Ray restarts it when it dies.
 
     Raises ConfigError when another has its name, or an actor of another program a name of its own actors.
@@ -180,14 +182,14 @@ def create(spec: Spec, node_id: str) -> Any:
     return options.remote(spec)
 
 
-def spec_of_run(name: str, config: "ProbeConfig", own_head: bool) -> Spec:
+def spec_of_run(name: str, config: "ProbeConfig", own_head: bool) -> ControllerSpec:
     """The controller of one run."""
     from ray_probe.config.loading import to_dict
 
-    return Spec(name, to_dict(config), None, own_head)
+    return ControllerSpec(name, to_dict(config), None, own_head)
 
 
-def _prepare(config: "ProbeConfig", created: "datetime | None") -> "Prepared":
+def _prepare(config: "ProbeConfig", created: "datetime | None") -> "PreparedRun":
     from ray_probe.run.prepare import prepare  # brings transformers along; only what a service is given needs it here
 
     return prepare(config, created)

@@ -16,7 +16,7 @@ QUERY_S = 10.0
 OF_RAY = ("memory", "object_store_memory")
 
 
-class RayWorkers(RayBackend):
+class RayControllerBackend(RayBackend):
     """Rollout actors, fitter and writer that can be looked after, counted, asked and scaled."""
 
     _requested = False

@@ -12,7 +12,7 @@ from ray_probe.errors import ClusterError, ConfigError, bad_value
 KIND_S = 5.0
 
 
-class Ours:
+class OwnActor:
     """Marks an actor class of ray_probe; a handle tells its methods without a call."""
 
     def of_ray_probe(self) -> None:
@@ -78,4 +78,4 @@ def _handle(actor: str, namespace: str) -> Any:
 
 
 def _is_ours(handle: Any) -> bool:
-    return hasattr(handle, Ours.of_ray_probe.__name__)
+    return hasattr(handle, OwnActor.of_ray_probe.__name__)

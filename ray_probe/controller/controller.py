@@ -14,13 +14,13 @@ from ray_probe.config.loading import config_from_dict, to_dict
 from ray_probe.config.schema import ProbeConfig
 from ray_probe.controller.intake import Intake, Taken
 from ray_probe.controller.measurement import Job, Prepare, measure, prepared_again
-from ray_probe.controller.queries import Answers, Sources
+from ray_probe.controller.queries import Queries, Sources
 from ray_probe.controller.queue import Measurement
 from ray_probe.controller.replies import MeasurementInfo, Scaled
-from ray_probe.controller.state import Board, summary
+from ray_probe.controller.state import ControllerState, summary
 from ray_probe.errors import ConfigError, ProbeError, bad_value
 from ray_probe.offline_entropy_probe import OfflineEntropyProbe
-from ray_probe.run.backend import Loading, StopCheck, Stopped
+from ray_probe.run.backend import LoadingBackend, StopCheck, Stopped
 from ray_probe.run.directory import RunDirectory
 from ray_probe.system.clock import utc_now
 
@@ -29,7 +29,7 @@ TICK_S = 0.5
 NOTHING_TAKEN = Taken()
 
 
-class Workers(Loading, Sources, Protocol):
+class ControllerBackend(LoadingBackend, Sources, Protocol):
     """A backend whose actors can be looked after, counted, asked and scaled."""
 
     def tend(self) -> None:
@@ -58,15 +58,15 @@ class Controller:
     """
 
     def __init__(
-        self, name: str, kind: str, directory: Path | None, workers: Workers, prepare: Prepare,
+        self, name: str, kind: str, directory: Path | None, workers: ControllerBackend, prepare: Prepare,
         config: ProbeConfig | None = None,
     ) -> None:  # fmt: skip
         self._config = config
         self._workers = workers
         self._prepare = prepare
-        self._board = Board(directory)
+        self._board = ControllerState(directory)
         self._intake = Intake(self._board)
-        self.answers = Answers(name, kind, self._board, workers)
+        self.answers = Queries(name, kind, self._board, workers)
         self._jobs: dict[str, Job] = {}
         self.start_error: ProbeError | None = None
         self._stopping: set[str] = set()

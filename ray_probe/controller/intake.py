@@ -15,8 +15,8 @@ from ray_probe.controller import pins
 from ray_probe.controller.measurement import Prepare
 from ray_probe.controller.queue import OPEN, Measurement
 from ray_probe.controller.sources import Source, check_measured, check_unchanged, sources_of
-from ray_probe.controller.state import Board
-from ray_probe.run.prepared import Prepared
+from ray_probe.controller.state import ControllerState
+from ray_probe.run.prepared import PreparedRun
 from ray_probe.system.clock import utc_now
 
 logger = logging.getLogger("ray_probe")
@@ -43,7 +43,7 @@ class Intake:
         board: of the service, with its directory.
     """
 
-    def __init__(self, board: Board) -> None:
+    def __init__(self, board: ControllerState) -> None:
         self._board = board
         self._changed: set[str] = set()  # measurements whose files changed before their fingerprint was there
         self._closing = threading.Event()
@@ -88,7 +88,7 @@ class Intake:
     def preparing(self, item: Measurement, prepare: Prepare) -> Prepare:
         """What prepares a measurement from what was queued, or refuses it where that has changed since."""
 
-        def prepare_queued(config: ProbeConfig, created: datetime | None) -> Prepared:
+        def prepare_queued(config: ProbeConfig, created: datetime | None) -> PreparedRun:
             check_unchanged(item.sources, item.submitted, utc_now())
             prepared = prepare(_read_from(config, item.sources), created)
             check_measured(item.sources, prepared, item.submitted, utc_now())
@@ -126,7 +126,7 @@ def _read_from(config: ProbeConfig, sources: Sequence[Source]) -> ProbeConfig:
     return _with_paths(config, pinned.get("model.path"), pinned.get("model.adapter"))
 
 
-def _named_after(prepared: Prepared, sources: Sequence[Source]) -> Prepared:
+def _named_after(prepared: PreparedRun, sources: Sequence[Source]) -> PreparedRun:
     """The same, with the names that the checkpoint has outside of the service: a pin is gone in the end."""
     named = {source.field: source.place for source in sources if source.pinned is not None}
     config = _with_paths(prepared.config, named.get("model.path"), named.get("model.adapter"))

@@ -7,19 +7,19 @@ from typing import TYPE_CHECKING, Any
 
 from ray_probe.core.estimator.baselines import BaselineRule
 from ray_probe.fitter.fitter import Fitter
-from ray_probe.gradient.layout import BUCKET_NUMBERS, Layout
+from ray_probe.gradient.layout import BUCKET_NUMBERS, ParameterLayout
 from ray_probe.gradient.store import GradientStore
 from ray_probe.run.backend import RoundOutcome, StopCheck, new_group, refuse_if_stopped
 from ray_probe.run.directory import RunDirectory
 from ray_probe.run.plan import Shard
-from ray_probe.run.progress_tracker import Tracker
+from ray_probe.run.progress_tracker import ProgressTracker
 from ray_probe.run.round_checks import check_baseline, check_reached, ids_of, told_with
 
 if TYPE_CHECKING:
     from ray_probe.rollout.rollout import Rollout
 
 
-class InProcess:
+class LocalBackend:
     """A backend of rollouts in this process, which goes on from what a run directory holds.
 
     Args:
@@ -57,7 +57,7 @@ class InProcess:
         return len(self._rollouts)
 
     @property
-    def layout(self) -> Layout:
+    def layout(self) -> ParameterLayout:
         """Names and shapes of the trainable parameters."""
         return self._rollouts[0].layout
 
@@ -75,7 +75,7 @@ class InProcess:
         """The fitter's current global fit."""
         return self._fitter.beta()
 
-    def run_round(self, shards: Sequence[Shard], tracker: Tracker, stop: StopCheck) -> RoundOutcome:
+    def run_round(self, shards: Sequence[Shard], tracker: ProgressTracker, stop: StopCheck) -> RoundOutcome:
         """Work one round off, shard after shard."""
         outcome = RoundOutcome(shards[0].round)
         dealt = [(shard, self._rollouts[shard.index % self.actors]) for shard in shards]

@@ -16,11 +16,11 @@ from ray_probe.config.schema import ProbeConfig
 from ray_probe.controller.run_log import log_start, log_text, log_to, logged_to, logger, tell, warnings_to
 from ray_probe.errors import ProbeError
 from ray_probe.offline_entropy_probe import OfflineEntropyProbe
-from ray_probe.run.backend import Loading, StopCheck, Stopped
+from ray_probe.run.backend import LoadingBackend, StopCheck, Stopped
 from ray_probe.run.directory import RunDirectory, as_json
 from ray_probe.run.forward_passes import Pass
 from ray_probe.run.manifest import changed_since, check_same_inputs, manifest
-from ray_probe.run.prepared import Prepared
+from ray_probe.run.prepared import PreparedRun
 from ray_probe.run.progress import Listener
 from ray_probe.system.failpoints import fail_at
 
@@ -40,7 +40,7 @@ class Job:
         notes: what happened before the run directory was there, for its log.
     """
 
-    prepared: Prepared
+    prepared: PreparedRun
     resume: bool
     command: tuple[str, ...] = ()
     cluster: Mapping[str, Any] = field(default_factory=dict)
@@ -49,7 +49,7 @@ class Job:
 
 def measure(
     job: Job,
-    backend: Loading,
+    backend: LoadingBackend,
     listener: Listener,
     stop: StopCheck,
     on_open: Callable[[OfflineEntropyProbe], None] = lambda probe: None,
@@ -108,7 +108,7 @@ def _finish(probe: OfflineEntropyProbe, directory: RunDirectory) -> dict[str, An
         raise
 
 
-def _directory(job: Job, backend: Loading) -> RunDirectory:
+def _directory(job: Job, backend: LoadingBackend) -> RunDirectory:
     """The run directory: made, with configuration and manifest in it, or the one to go on with."""
     config = job.prepared.config
     assert config.output.name is not None
@@ -120,10 +120,10 @@ def _directory(job: Job, backend: Loading) -> RunDirectory:
     )
 
 
-Prepare = Callable[[ProbeConfig, datetime | None], Prepared]
+Prepare = Callable[[ProbeConfig, datetime | None], PreparedRun]
 
 
-def prepared_again(directory: RunDirectory, config: ProbeConfig, prepare: Prepare) -> tuple[Prepared, list[str]]:
+def prepared_again(directory: RunDirectory, config: ProbeConfig, prepare: Prepare) -> tuple[PreparedRun, list[str]]:
     """A run that was begun, checked to be the same still; and what may make its last bits differ, one line each.
 
     Raises:

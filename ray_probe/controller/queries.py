@@ -6,7 +6,7 @@ from typing import Any, Protocol
 
 from ray_probe.controller.queue import Measurement
 from ray_probe.controller.replies import Beta, Followed, MeasurementInfo, Status, Variance
-from ray_probe.controller.state import Board, summary
+from ray_probe.controller.state import ControllerState, summary
 from ray_probe.errors import ConfigError, bad_value
 from ray_probe.offline_entropy_probe import OfflineEntropyProbe
 from ray_probe.run.directory import RunDirectory
@@ -32,10 +32,10 @@ class Sources(Protocol):
         ...
 
 
-class Answers:
+class Queries:
     """Answers questions; waits for nobody's work."""
 
-    def __init__(self, name: str, kind: str, board: Board, sources: Sources) -> None:
+    def __init__(self, name: str, kind: str, board: ControllerState, sources: Sources) -> None:
         self._name, self._kind, self._board, self._sources = name, kind, board, sources
 
     def status(self) -> Status:

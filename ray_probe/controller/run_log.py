@@ -8,15 +8,15 @@ from pathlib import Path
 from ray_probe.checkpoints.eos import KEY as EOS_KEY
 from ray_probe.checkpoints.files import some
 from ray_probe.config.schema import ProbeConfig
-from ray_probe.run.backend import Loading
+from ray_probe.run.backend import LoadingBackend
 from ray_probe.run.forward_passes import Pass
-from ray_probe.run.prepared import Prepared
+from ray_probe.run.prepared import PreparedRun
 from ray_probe.run.progress import Listener, Progress
 
 logger = logging.getLogger("ray_probe")
 
 
-def log_start(config: ProbeConfig, backend: Loading, finished: int, passes: Pass) -> None:
+def log_start(config: ProbeConfig, backend: LoadingBackend, finished: int, passes: Pass) -> None:
     """Log the settings of a measurement that begins or goes on."""
     estimator, baseline = config.estimator, config.estimator.baseline
     logger.info(
@@ -41,7 +41,7 @@ def log_start(config: ProbeConfig, backend: Loading, finished: int, passes: Pass
         logger.warning("estimator.baseline.fit=in_sample biases the gradient by O(1/N); leave_one_out does not")
 
 
-def log_text(prepared: Prepared) -> None:
+def log_text(prepared: PreparedRun) -> None:
     """Log whose tokenizer and chat template are in use, and what ends a response."""
     checkpoint, eos, after_eos = prepared.checkpoint, prepared.eos, prepared.prompts.after_eos
     if checkpoint.adapter is not None:

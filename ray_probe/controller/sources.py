@@ -13,7 +13,7 @@ from typing import Literal
 from ray_probe.checkpoints.files import ADAPTER_FILES, CHECKPOINT_FILES, fingerprint, matching_files
 from ray_probe.config import ProbeConfig
 from ray_probe.errors import CheckpointError, InputError, PromptsError, bad_value
-from ray_probe.run.prepared import Prepared
+from ray_probe.run.prepared import PreparedRun
 from ray_probe.system.digests import sha256_of
 
 Field = Literal["model.path", "model.adapter", "data.prompts"]
@@ -108,7 +108,7 @@ def check_unchanged(sources: Iterable[Source], queued: str, now: str) -> None:
             raise _changed(source, found, queued, now)
 
 
-def check_measured(sources: Iterable[Source], prepared: Prepared, queued: str, now: str) -> None:
+def check_measured(sources: Iterable[Source], prepared: PreparedRun, queued: str, now: str) -> None:
     """Refuse a prepared measurement whose fingerprints are not those of the queueing. Raises InputError."""
     checkpoint = prepared.checkpoint
     measured = {"model.path": checkpoint.fingerprint, "model.adapter": checkpoint.adapter_fingerprint}

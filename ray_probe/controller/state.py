@@ -23,7 +23,7 @@ STATE_FILE = "service.json"
 SCHEMA_VERSION = 1
 
 
-class Board:
+class ControllerState:
     """State of a service or a run; `changed` guards it, and is notified of what happens.
 
     `actors` is what `scale` asked for last, None when nobody has.

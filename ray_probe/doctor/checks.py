@@ -12,7 +12,7 @@ from ray_probe.errors import InputError, ProbeError
 if TYPE_CHECKING:
     from ray_probe.checkpoints.load import Checkpoint
     from ray_probe.cluster.connection.nodes import Node
-    from ray_probe.run.prepared import Prepared
+    from ray_probe.run.prepared import PreparedRun
 
 Status = Literal["ok", "warning", "failed", "skipped", "omitted"]
 
@@ -88,7 +88,7 @@ class Case:
     self_test_s: float
     stack: ExitStack
     found: "Checkpoint | None" = None
-    prepared: "Prepared | None" = None
+    prepared: "PreparedRun | None" = None
     unusable: InputError | None = None
     longest: int = 0
     nodes: list["Node"] = field(default_factory=list)

@@ -51,11 +51,11 @@ def _tried(case: Case, config: ProbeConfig, device: str) -> str:
         NonFiniteError: logits, entropies or the gradient hold NaN or infinity.
         ParityError: the scored policy is not the policy that sampled.
     """
-    from ray_probe.rollout.builder import Assembly
+    from ray_probe.rollout.builder import RolloutBuilder
 
     assert case.prepared is not None
     found, rule = case.prepared.checkpoint, baseline_rule(config)
-    rollout = Assembly().load(config, found.directory, found.adapter, case.prepared.policy_id, device)
+    rollout = RolloutBuilder().load(config, found.directory, found.adapter, case.prepared.policy_id, device)
     first = case.prepared.plan.round(0)[0]
     shortest = tuple(sorted(first.prompts, key=lambda prompt: len(prompt.text))[:TRIAL_PROMPTS])
     shard = replace(first, prompts=shortest, responses_per_prompt=TRIAL_RESPONSES)

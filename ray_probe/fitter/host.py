@@ -17,7 +17,7 @@ from ray_probe.core.estimator.baselines import BaselineRule
 from ray_probe.errors import ConfigError, ProbeError, RecordError
 from ray_probe.fitter.fitter import Fitter
 from ray_probe.fitter.group_commit import GroupCommit
-from ray_probe.run.messages import Delivery, Opening, Receipt, shard_label
+from ray_probe.run.messages import Delivery, FitterSession, Receipt, shard_label
 from ray_probe.system.digests import sealed, unsealed
 from ray_probe.system.files import write_atomically, writing
 
@@ -37,7 +37,7 @@ class FitterHost:
     def __init__(self, state: Path | None = None, owner: str = "") -> None:
         self._state = state
         self._owner = owner
-        self._opening: Opening | None = None
+        self._opening: FitterSession | None = None
         self._fitter: Fitter | None = None
         self._problem: ProbeError | None = None
         self._died: tuple[str, ...] = ()
@@ -48,7 +48,7 @@ class FitterHost:
 
     def open(
         self, rule: BaselineRule, policy_id: str, ledger: Path, finished: Sequence[Sequence[int]], run: str = ""
-    ) -> Opening:
+    ) -> FitterSession:
         """Go on from a ledger, with the rounds of a resumed run that are kept; returns what deliveries need.
 
         Raises:
@@ -60,7 +60,7 @@ class FitterHost:
                 self._fitter.close()
             self._forget()
             self._fitter = Fitter(rule, policy_id, ledger, finished, run)
-            opening = Opening(secrets.token_hex(8), self._fitter.sync_s >= SLOW_SYNC_S)
+            opening = FitterSession(secrets.token_hex(8), self._fitter.sync_s >= SLOW_SYNC_S)
             about = {"opening": asdict(opening), "policy_id": policy_id, "ledger": str(ledger), "run": run}
             self._remember(about, rule)
             self._opening = opening
@@ -86,18 +86,18 @@ class FitterHost:
         with self._alone:
             yield self.fitter
 
-    def accept(self, opening: Opening, delivery: Delivery) -> Receipt:
+    def accept(self, opening: FitterSession, delivery: Delivery) -> Receipt:
         """Take in a shard's record. Raises RecordError for one of a measurement that is over; see `Fitter.accept`."""
         (answer,) = self._accept_all([(opening, delivery)])
         if isinstance(answer, Exception):
             raise answer
         return answer
 
-    def accept_together(self, opening: Opening, delivery: Delivery) -> Receipt:
+    def accept_together(self, opening: FitterSession, delivery: Delivery) -> Receipt:
         """As `accept`, for many threads: what others bring while the ledger is being written shares the next write."""
         return self._together((opening, delivery))
 
-    def _accept_all(self, brought: Sequence[tuple[Opening, Delivery]]) -> list[Receipt | Exception]:
+    def _accept_all(self, brought: Sequence[tuple[FitterSession, Delivery]]) -> list[Receipt | Exception]:
         with self.alone() as fitter:
             current = [self._opening is not None and opening.id == self._opening.id for opening, _ in brought]
             taken = iter(
@@ -122,7 +122,7 @@ class FitterHost:
         except ProbeError as error:
             self._problem = error
             return
-        self._opening = Opening(**left["opening"])
+        self._opening = FitterSession(**left["opening"])
         version, openings = self._fitter.current.version, self._fitter.counts.openings
         self._died = (f"fitter: made again from its ledger, at version {version} (opening {openings})",)
 

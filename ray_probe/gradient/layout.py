@@ -11,7 +11,7 @@ BUCKET_NUMBERS = 8_000_000  # 32 MB in float32: a few fit any object store, and 
 
 
 @dataclass(frozen=True)
-class Layout:
+class ParameterLayout:
     """Names and shapes of the trainable parameters, in the order in which the flat gradient holds them."""
 
     names: tuple[str, ...]

@@ -12,7 +12,7 @@ import torch
 
 from ray_probe.checkpoints.trainable import frozen_out, select_trainable
 from ray_probe.errors import NonFiniteError
-from ray_probe.gradient.layout import Layout
+from ray_probe.gradient.layout import ParameterLayout
 
 Vector = npt.NDArray[np.floating[Any]]
 _PIECE = 1 << 16  # numbers that stay in a core's cache as float64
@@ -30,7 +30,7 @@ class GradientSum:
     def __init__(self, model: torch.nn.Module, trainable: str) -> None:
         self.parameters = select_trainable(model, trainable)
         self.frozen = frozen_out(model, trainable)
-        self.layout = Layout(tuple(self.parameters), tuple(tuple(p.shape) for p in self.parameters.values()))
+        self.layout = ParameterLayout(tuple(self.parameters), tuple(tuple(p.shape) for p in self.parameters.values()))
         self._sums: list[torch.Tensor] | None = None
         self._reached: set[int] = set()
 

@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ray_probe.errors import ConfigError, GradientError, NonFiniteError, bad_value
-from ray_probe.gradient.layout import Layout
+from ray_probe.gradient.layout import ParameterLayout
 from ray_probe.gradient.safetensors_stream import NUMBER_BYTES, header, numbers_start
 from ray_probe.system.digests import FileDigest
 from ray_probe.system.failpoints import fail_at
@@ -51,7 +51,7 @@ class GradientStore:
         layout: names and shapes of the parameters.
     """
 
-    def __init__(self, directory: Path, layout: Layout) -> None:
+    def __init__(self, directory: Path, layout: ParameterLayout) -> None:
         self._directory = directory
         self._layout = layout
         self._rounds = 0

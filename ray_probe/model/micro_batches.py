@@ -42,7 +42,7 @@ def plan_micro_batches(lengths: Sequence[int], sequences: int, tokens: int) -> l
 
 
 @dataclass(frozen=True)
-class ScoredPart:
+class ScoredMicroBatch:
     """A micro-batch of responses and what scoring gave.
 
     Attributes:
@@ -62,10 +62,10 @@ class ScoredPart:
         """Whether a gradient can be taken."""
         return any(row.log_q_T.requires_grad for row in self.statistics)
 
-    def without_graph(self) -> "ScoredPart":
+    def without_graph(self) -> "ScoredMicroBatch":
         """The numbers alone."""
         rows = [replace(row, log_q_T=row.log_q_T.detach(), entropy_T=row.entropy_T.detach()) for row in self.statistics]
-        return ScoredPart(self.places, rows, self.positions)
+        return ScoredMicroBatch(self.places, rows, self.positions)
 
 
 def grouped(flat: list[Any], size: int) -> list[list[Any]]:
@@ -79,7 +79,7 @@ def to_float64(tensor: Tensor) -> Array:
     return values
 
 
-def results_of(parts: Sequence[ScoredPart], group: int, with_grad: bool, compute_rb: bool) -> LogprobResults:
+def results_of(parts: Sequence[ScoredMicroBatch], group: int, with_grad: bool, compute_rb: bool) -> LogprobResults:
     """The results of all responses of some micro-batches, in their order in the whole batch, in groups of so many."""
     by_place = {p: row for part in parts for p, row in zip(part.places, part.statistics, strict=True)}
     flat = [by_place[place] for place in sorted(by_place)]

@@ -23,7 +23,7 @@ from ray_probe.system.versions import made_on
 OnProgress = Callable[[int], None]
 
 
-class Assembly:
+class RolloutBuilder:
     """Makes rollouts of one checkpoint after the other, and keeps the model where the next one has the same shape.
 
     Attributes:
@@ -110,4 +110,4 @@ def build_rollout(
         on_progress: told of tokens done.
     """
     adapter = None if config.model.adapter is None else Path(config.model.adapter)
-    return Assembly().load(config, directory, adapter, policy_id, device, on_progress)
+    return RolloutBuilder().load(config, directory, adapter, policy_id, device, on_progress)

@@ -16,12 +16,12 @@ from ray_probe.config.loading import config_from_dict, to_dict
 from ray_probe.config.schema import ProbeConfig
 from ray_probe.errors import ClusterError
 from ray_probe.run.forward_passes import held_room
-from ray_probe.run.prepared import CheckpointId, Prepared
+from ray_probe.run.prepared import CheckpointId, PreparedRun
 from ray_probe.system.versions import check_versions, package_versions
 
 if TYPE_CHECKING:
     from ray_probe.checkpoints.node_cache import NodeCopy
-    from ray_probe.rollout.builder import Assembly
+    from ray_probe.rollout.builder import RolloutBuilder
     from ray_probe.rollout.rollout import Rollout
 
 
@@ -30,7 +30,7 @@ HELD_SHARE = 0.5
 
 
 @dataclass(frozen=True)
-class Order:
+class LoadRequest:
     """A checkpoint to load, light enough for every actor.
 
     Attributes:
@@ -48,7 +48,7 @@ class Order:
     versions: Mapping[str, str]
 
     @classmethod
-    def of(cls, prepared: Prepared) -> "Order":
+    def of(cls, prepared: PreparedRun) -> "LoadRequest":
         """The order for a run that can start."""
         return cls(
             to_dict(prepared.config), prepared.checkpoint, prepared.policy_id, prepared.memory, package_versions()
@@ -64,10 +64,10 @@ class Loader:
 
     def __init__(self, on_progress: Callable[[int], None]) -> None:
         self._on_progress = on_progress
-        self._assembly: Assembly | None = None
+        self._assembly: RolloutBuilder | None = None
         self._copy: NodeCopy | None = None
 
-    def load(self, order: Order, node: str) -> "tuple[Rollout, dict[str, Any]]":
+    def load(self, order: LoadRequest, node: str) -> "tuple[Rollout, dict[str, Any]]":
         """Load what is ordered; returns the rollout, and what the actor says of itself.
 
         Args:
@@ -105,10 +105,10 @@ class Loader:
         }
         return rollout, about
 
-    def _brought_in(self, order: Order, config: ProbeConfig, device: str) -> "Rollout":
+    def _brought_in(self, order: LoadRequest, config: ProbeConfig, device: str) -> "Rollout":
         from ray_probe.checkpoints.load import check_fingerprint
         from ray_probe.checkpoints.node_cache import node_copy
-        from ray_probe.rollout.builder import Assembly
+        from ray_probe.rollout.builder import RolloutBuilder
 
         wanted = order.checkpoint
         copy = node_copy(
@@ -118,7 +118,7 @@ class Loader:
         if before is not None:
             before.release()
         if self._assembly is None:
-            self._assembly = Assembly()
+            self._assembly = RolloutBuilder()
         rollout = self._assembly.load(config, copy.directory, copy.adapter, order.policy_id, device, self._on_progress)
         # After loading, as files may be overwritten while one reads.
         check_fingerprint(copy.directory, wanted.fingerprint, copy.adapter, wanted.adapter_fingerprint)

@@ -19,9 +19,9 @@ from ray_probe.core.estimator.parity import ParityStats
 from ray_probe.core.estimator.records import Record, record_of_tokens, with_prompts
 from ray_probe.core.policy.token_scores import ScoredTokens
 from ray_probe.errors import NonFiniteError, ShardError
-from ray_probe.gradient.layout import Layout
+from ray_probe.gradient.layout import ParameterLayout
 from ray_probe.gradient.shard_sum import GradientSum, Vector
-from ray_probe.model.micro_batches import ScoredPart, results_of, to_float64
+from ray_probe.model.micro_batches import ScoredMicroBatch, results_of, to_float64
 from ray_probe.model.sequences import BatchedSequences, LogprobResults
 from ray_probe.probe_components import ProbeComponents
 from ray_probe.run.messages import Collected, Delivery, GradientReport, Receipt, ShardKey, ShardSums
@@ -38,7 +38,7 @@ class _Held:
     sequences: BatchedSequences
     prompt_ids_P: npt.NDArray[np.int64]
     record: Record
-    parts: list[ScoredPart] | None = None
+    parts: list[ScoredMicroBatch] | None = None
     cached: Sequence[ScoredTokens | None] = ()
 
     @property
@@ -79,7 +79,7 @@ class Rollout:
         self._max_cached = MAX_CACHED_BYTES.get(components.processor.device.type, 0)
 
     @property
-    def layout(self) -> Layout:
+    def layout(self) -> ParameterLayout:
         """Names and shapes of the trainable parameters."""
         return self._gradient.layout
 
@@ -148,7 +148,7 @@ class Rollout:
         parity = _parity(sequences, results)
         return Collected(delivery, parity, record.tokens, generated - started, finished - generated)
 
-    def _scored(self, sequences: BatchedSequences, most_held: int) -> list[ScoredPart]:
+    def _scored(self, sequences: BatchedSequences, most_held: int) -> list[ScoredMicroBatch]:
         """The shard scored, with its graphs where so many positions may be held in all.
 
         Where there is no room for them every part is scored with graph all the same, so that the bits do not depend on
@@ -240,7 +240,7 @@ def record_of_results(
     return with_prompts(record_of_tokens(phi_TD, target_T[:, None], position_T, cap), prompt_ids_P, np.array(rows))
 
 
-def drained(parts: list[ScoredPart], done: Callable[[int], None]) -> Iterator[ScoredPart]:
+def drained(parts: list[ScoredMicroBatch], done: Callable[[int], None]) -> Iterator[ScoredMicroBatch]:
     """The parts, each let go of once the next is asked for; `done` is told of its tokens then."""
     parts.reverse()
     while parts:

@@ -1,6 +1,6 @@
 """What works a run off: rounds one after the other, then the commit of the gradient summed over them.
 
-A backend collects, fits and differentiates; `ray_probe.controller.local_backend.InProcess` does it in this process,
+A backend collects, fits and differentiates; `ray_probe.controller.local_backend.LocalBackend` does it in this process,
 `ray_probe.cluster.backend.RayBackend` on a Ray cluster. Both use the same plain `Rollout`, `Fitter` and
 `GradientStore`. The gradient itself, as large as the model, never passes through here.
 """
@@ -11,12 +11,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from ray_probe.gradient.layout import Layout
+from ray_probe.gradient.layout import ParameterLayout
 from ray_probe.run.directory import RunDirectory
 from ray_probe.run.messages import Collected, ShardSums
 from ray_probe.run.plan import Shard
-from ray_probe.run.prepared import Prepared
-from ray_probe.run.progress_tracker import Tracker
+from ray_probe.run.prepared import PreparedRun
+from ray_probe.run.progress_tracker import ProgressTracker
 
 StopCheck = Callable[[], bool]
 
@@ -76,7 +76,7 @@ class Backend(Protocol):
         ...
 
     @property
-    def layout(self) -> Layout:
+    def layout(self) -> ParameterLayout:
         """Names and shapes of the trainable parameters."""
         ...
 
@@ -94,7 +94,7 @@ class Backend(Protocol):
         """The fitter's current global fit."""
         ...
 
-    def run_round(self, shards: Sequence[Shard], tracker: Tracker, stop: StopCheck) -> RoundOutcome:
+    def run_round(self, shards: Sequence[Shard], tracker: ProgressTracker, stop: StopCheck) -> RoundOutcome:
         """Work one round off; its gradients stay where they are until `commit`. Raises Stopped within a second."""
         ...
 
@@ -111,7 +111,7 @@ class Backend(Protocol):
         ...
 
 
-class Loading(Backend, Protocol):
+class LoadingBackend(Backend, Protocol):
     """A backend that loads checkpoints, one after the other."""
 
     @property
@@ -119,7 +119,7 @@ class Loading(Backend, Protocol):
         """What a started actor said of itself: layout, EOS ids, device, threads."""
         ...
 
-    def load(self, prepared: Prepared, stop: StopCheck) -> None:
+    def load(self, prepared: PreparedRun, stop: StopCheck) -> None:
         """Have the actors load the checkpoint; returns when one is ready, or `stop` says so."""
         ...
 

@@ -11,14 +11,14 @@ from ray_probe.config.schema import ProbeConfig
 from ray_probe.data.rows import cut
 from ray_probe.errors import ConfigError, bad_value
 from ray_probe.run.forward_passes import choose_pass
-from ray_probe.run.prepared import Prepared
+from ray_probe.run.prepared import PreparedRun
 from ray_probe.system.versions import package_versions
 
 FREE_SECTIONS = ("cluster", "output")
 """Sections whose settings may change when a run goes on."""
 
 
-def manifest(prepared: Prepared, actor: dict[str, Any], cluster: dict[str, Any]) -> dict[str, Any]:
+def manifest(prepared: PreparedRun, actor: dict[str, Any], cluster: dict[str, Any]) -> dict[str, Any]:
     """What fixes a run's result, for manifest.json (spec section 9).
 
     Args:
@@ -68,7 +68,7 @@ def manifest(prepared: Prepared, actor: dict[str, Any], cluster: dict[str, Any])
     }
 
 
-def check_same_inputs(prepared: Prepared, earlier: dict[str, Any]) -> None:
+def check_same_inputs(prepared: PreparedRun, earlier: dict[str, Any]) -> None:
     """Refuse to go on with a run whose inputs have changed. Raises ConfigError.
 
     Args:

@@ -24,7 +24,7 @@ def shard_label(round_number: int, shard: int) -> str:
 
 
 @dataclass(frozen=True)
-class Opening:
+class FitterSession:
     """A measurement that a fitter is open on, as deliveries name it.
 
     Attributes:

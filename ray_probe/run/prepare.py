@@ -17,14 +17,14 @@ from ray_probe.data.tokenization import appended_eos, begins_with_two_bos, encod
 from ray_probe.errors import ConfigError, PromptsError, bad_value
 from ray_probe.model.context_length import limit_of, rope_switch
 from ray_probe.run.plan import Plan
-from ray_probe.run.prepared import CheckpointId, Prepared, PromptFacts
+from ray_probe.run.prepared import CheckpointId, PreparedRun, PromptFacts
 
 TOKENIZE_BATCH = 10_000
 
 
 def prepare(
     config: ProbeConfig, created: datetime | None = None, checkpoint: Checkpoint | None = None
-) -> Prepared:
+) -> PreparedRun:
     """Check files and sizes. Raises an InputError with one line for what is wrong.
 
     Args:
@@ -43,7 +43,7 @@ def prepare(
         prompts.texts, usable.indices, data.seed, batch.prompts_per_round, batch.responses_per_prompt,
         batch.shard_prompts, _rounds(config), data.repeat,
     )  # fmt: skip
-    return Prepared(
+    return PreparedRun(
         _absolute(config, checkpoint),
         CheckpointId(
             checkpoint.directory, checkpoint.fingerprint, checkpoint.adapter, checkpoint.adapter_fingerprint,

@@ -1,6 +1,6 @@
 """A run that can start, what it leaves in its manifest, and whether it may go on: no torch, no transformers.
 
-A `Prepared` travels: it holds what a process that deals out shards and writes results needs, and nothing loaded.
+A `PreparedRun` travels: it holds what a process that deals out shards and writes results needs, and nothing loaded.
 """
 
 import hashlib
@@ -61,7 +61,7 @@ class PromptFacts:
 
 
 @dataclass(frozen=True)
-class Prepared:
+class PreparedRun:
     """A run that can start; it pickles small but for the texts of its prompts.
 
     Attributes:

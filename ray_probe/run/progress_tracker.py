@@ -9,7 +9,7 @@ from ray_probe.run.messages import ShardSums
 from ray_probe.run.progress import Listener, Progress
 
 
-class Tracker:
+class ProgressTracker:
     """Tells a listener how a run is doing; backends call it as shards come in."""
 
     def __init__(self, listener: Listener, rounds: int | None, mode: str, actors: int) -> None:

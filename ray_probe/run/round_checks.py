@@ -4,7 +4,7 @@ from collections.abc import Collection
 
 from ray_probe.core.estimator.baselines import PublishedFit
 from ray_probe.errors import GradientError, ShardError
-from ray_probe.gradient.layout import Layout
+from ray_probe.gradient.layout import ParameterLayout
 from ray_probe.run.backend import RoundOutcome
 from ray_probe.run.messages import GradientReport, ShardKey, ShardSums, shard_label
 
@@ -38,7 +38,7 @@ def refuse_without_sums(outcome: RoundOutcome) -> None:
         raise ShardError(f"round {outcome.round + 1}: every shard was given up; see log.txt for the causes")
 
 
-def check_reached(layout: Layout, reports: Collection[GradientReport]) -> None:
+def check_reached(layout: ParameterLayout, reports: Collection[GradientReport]) -> None:
     """Refuse parameters that no shard of any actor gave a gradient to; an expert that some shard reached is fine.
 
     Raises:

@@ -23,7 +23,7 @@ from ray_probe.service.discovery import find
 from ray_probe.service.following import follow
 
 if TYPE_CHECKING:
-    from ray_probe.cluster.head.head_monitor import HeadWatch
+    from ray_probe.cluster.head.head_monitor import HeadMonitor
 
 ANSWER_S = 20.0
 STOP_EVERY_S = 0.05
@@ -42,7 +42,7 @@ class ProbeClient:
         name: str,
         namespace: str,
         connection: contextlib.ExitStack,
-        head: "HeadWatch | None" = None,
+        head: "HeadMonitor | None" = None,
         kind: str = "service",
     ) -> None:
         self._controller = controller

@@ -9,7 +9,7 @@ from ray_probe.errors import ClusterError, ConfigError, bad_value
 from ray_probe.service import registry
 
 if TYPE_CHECKING:
-    from ray_probe.cluster.head.head_monitor import HeadWatch
+    from ray_probe.cluster.head.head_monitor import HeadMonitor
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class Found:
     name: str
     namespace: str
     kind: str
-    head: "HeadWatch"
+    head: "HeadMonitor"
 
 
 def find(
@@ -40,7 +40,7 @@ def find(
         ClusterError: the cluster is not reachable, refuses the token, or is not the one that this process has joined.
     """
     from ray_probe.cluster.connection.addresses import connected_address
-    from ray_probe.cluster.head.head_monitor import LOST_S, OWN_LOST_S, HeadWatch
+    from ray_probe.cluster.head.head_monitor import LOST_S, OWN_LOST_S, HeadMonitor
     from ray_probe.cluster.own_actors import kind_of
 
     if address is None:
@@ -53,7 +53,7 @@ def find(
         token_path, loopback = (known.token_path, known.loopback) if known else (None, False)
         join(stack, address, namespace, token_path, loopback)
     controller, name = choose_controller(name, namespace, kind)
-    head = HeadWatch(connected_address(), OWN_LOST_S if known is not None and known.loopback else LOST_S)
+    head = HeadMonitor(connected_address(), OWN_LOST_S if known is not None and known.loopback else LOST_S)
     registered = known is not None and known.name == name and known.namespace == namespace
     found = known.kind if known is not None and registered else kind_of(controller, name)
     return Found(controller, name, namespace, found or "service", head)

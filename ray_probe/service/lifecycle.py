@@ -11,11 +11,11 @@ from ray_probe.cluster.connection.shared_directory import warn_unless_shared
 from ray_probe.cluster.controller_actor import CONTROLLER_LOCK, SERVICE_CONFIG
 from ray_probe.config.loading import dump_yaml, load_config
 from ray_probe.config.schema import ProbeConfig
-from ray_probe.controller.state import STATE_FILE, Board
+from ray_probe.controller.state import STATE_FILE, ControllerState
 from ray_probe.errors import ClusterError, ConfigError, NoClusterError, bad_value
 from ray_probe.rollout.loader import check_fits_here
 from ray_probe.run.directory import default_name
-from ray_probe.run.prepared import Prepared, few_shards
+from ray_probe.run.prepared import PreparedRun, few_shards
 from ray_probe.service import registry
 from ray_probe.service.client import CLOSE_S, ProbeClient
 from ray_probe.service.ending import forget_lost_head
@@ -105,7 +105,7 @@ def _directory(parent: Path, name: str) -> Path:
         path.chmod(0o700)
     except OSError as error:
         raise ConfigError(bad_value("output.dir", str(parent), f"cannot be written ({error.strerror})")) from None
-    board = Board(path)  # a queue that cannot be read is told here
+    board = ControllerState(path)  # a queue that cannot be read is told here
     board.actors = None  # as the configuration says, from now on
     board.save()
     return path
@@ -145,7 +145,7 @@ def _reached(
     return entry, starting.stay
 
 
-def _started(prepared: Prepared, entry: registry.Entry, tell: Tell) -> tuple[registry.Entry, int]:
+def _started(prepared: PreparedRun, entry: registry.Entry, tell: Tell) -> tuple[registry.Entry, int]:
     """Start the controller on the cluster's head and wait for the first rollout actor.
 
     Returns the entry with the address that the cluster's nodes know, and how many measurements wait.
@@ -153,14 +153,14 @@ def _started(prepared: Prepared, entry: registry.Entry, tell: Tell) -> tuple[reg
     from ray_probe.cluster.connection.connect import connected
     from ray_probe.cluster.connection.demand import Demand
     from ray_probe.cluster.connection.nodes import head_node
-    from ray_probe.cluster.controller_actor import Spec, create
+    from ray_probe.cluster.controller_actor import ControllerSpec, create
 
     cluster, name = prepared.config.cluster, entry.name
     with connected(
         entry.address, entry.namespace, Demand.of(cluster), runtime_env=dict(cluster.runtime_env),
         token_path=entry.token_path, loopback=entry.loopback, checked=cluster.address is not None, log=tell,
     ) as info:  # fmt: skip
-        controller = create(Spec(name, None, entry.directory, entry.loopback), head_node())
+        controller = create(ControllerSpec(name, None, entry.directory, entry.loopback), head_node())
         client = ProbeClient(controller, name, entry.namespace, ExitStack())
         try:
             warn_unless_shared(prepared.config, tell)

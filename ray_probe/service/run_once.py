@@ -21,7 +21,7 @@ from ray_probe.rollout.loader import check_fits_here
 from ray_probe.run.directory import RunDirectory, default_name
 from ray_probe.run.kept_rounds import write_kept_result
 from ray_probe.run.manifest import FREE_SECTIONS
-from ray_probe.run.prepared import Prepared, few_shards
+from ray_probe.run.prepared import PreparedRun, few_shards
 from ray_probe.run.progress import Listener, Progress
 from ray_probe.service import registry
 from ray_probe.system import processes
@@ -37,7 +37,7 @@ STOP_S = 2.7
 
 
 @dataclass(frozen=True)
-class Request:
+class RunRequest:
     """What the command line asked for.
 
     Attributes:
@@ -76,7 +76,7 @@ class Run:
                 write_kept_result(self.path)
 
 
-def resolve(request: Request) -> tuple[ProbeConfig, RunDirectory | None]:
+def resolve(request: RunRequest) -> tuple[ProbeConfig, RunDirectory | None]:
     """The configuration of a request, and the directory that a resumed run goes on in.
 
     Raises:
@@ -103,7 +103,7 @@ def resolve(request: Request) -> tuple[ProbeConfig, RunDirectory | None]:
     return config.model_copy(update={"output": here}), directory
 
 
-def execute(request: Request, listener: Listener, run: Run) -> dict[str, Any]:
+def execute(request: RunRequest, listener: Listener, run: Run) -> dict[str, Any]:
     """Do what was asked; returns the result, which is on disk then, with its plots.
 
     Args:
@@ -153,7 +153,7 @@ class _Notes:
         self._listener(Progress.outside(text))
 
 
-def _prepared(config: ProbeConfig, directory: RunDirectory | None, notes: _Notes) -> Prepared:
+def _prepared(config: ProbeConfig, directory: RunDirectory | None, notes: _Notes) -> PreparedRun:
     """The run, checked as far as no connection to the cluster is needed."""
     from ray_probe.cluster.connection.connect import check_room
     from ray_probe.cluster.connection.demand import Demand
@@ -175,7 +175,7 @@ def _prepared(config: ProbeConfig, directory: RunDirectory | None, notes: _Notes
     return prepared
 
 
-def _done(directory: RunDirectory, prepared: Prepared, notes: _Notes) -> dict[str, Any] | None:
+def _done(directory: RunDirectory, prepared: PreparedRun, notes: _Notes) -> dict[str, Any] | None:
     """The result of a run whose rounds are all finished, or None."""
     rounds = len(directory.finished_rounds())
     if not rounds or rounds != prepared.plan.round_count:
@@ -189,7 +189,7 @@ def _done(directory: RunDirectory, prepared: Prepared, notes: _Notes) -> dict[st
 
 
 def _driven(
-    prepared: Prepared, resume: bool, path: Path, own: "StartedHead | None", notes: _Notes, listener: Listener
+    prepared: PreparedRun, resume: bool, path: Path, own: "StartedHead | None", notes: _Notes, listener: Listener
 ) -> dict[str, Any]:
     """Connect, give a controller the work, and follow it to its end."""
     from ray_probe.cluster.actors.calls import ask, kill
@@ -197,7 +197,7 @@ def _driven(
     from ray_probe.cluster.connection.demand import Demand
     from ray_probe.cluster.connection.nodes import this_node
     from ray_probe.cluster.controller_actor import create, spec_of_run
-    from ray_probe.cluster.head.head_monitor import LOST_S, OWN_LOST_S, HeadWatch
+    from ray_probe.cluster.head.head_monitor import LOST_S, OWN_LOST_S, HeadMonitor
     from ray_probe.service.client import CLOSE_S, ProbeClient
 
     config, name = prepared.config, path.name
@@ -217,7 +217,7 @@ def _driven(
         controller = create(spec_of_run(name, config, info.owned), this_node())
         stack.enter_context(at_last(lambda: kill(controller)))
         lost_s, is_gone = (LOST_S, lambda: False) if own is None else (OWN_LOST_S, own.is_gone)
-        head = HeadWatch(info.address, lost_s, is_gone=is_gone)
+        head = HeadMonitor(info.address, lost_s, is_gone=is_gone)
         client = ProbeClient(controller, name, cluster.namespace, ExitStack(), head, "run")
         me = os.getpid()
         entry = registry.Entry(

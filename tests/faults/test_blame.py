@@ -19,9 +19,9 @@ from support.ray_runs import noted, own, run_on
 from ray_probe.cluster.backend import RayBackend
 from ray_probe.cluster.pool.failure_policy import LESS_MEMORY
 from ray_probe.cluster.rounds import commit_group
-from ray_probe.cluster.rounds.fitter_monitor import FitterWatch
+from ray_probe.cluster.rounds.fitter_monitor import FitterMonitor
 from ray_probe.errors import NonFiniteError, OutputError
-from ray_probe.run.prepared import Prepared
+from ray_probe.run.prepared import PreparedRun
 from ray_probe.run.progress import Listener, Progress
 
 pytestmark = pytest.mark.cluster
@@ -30,7 +30,7 @@ cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot im
 ALWAYS = 1000
 
 
-def prepared(files: Path, **sections: dict[str, Any]) -> Prepared:
+def prepared(files: Path, **sections: dict[str, Any]) -> PreparedRun:
     return light_prepared(light_config(files, **sections))
 
 
@@ -110,7 +110,7 @@ def test_a_shard_that_ends_its_actors_without_a_word_says_what_to_lower(
 def test_a_fitter_that_stands_still_is_made_again_from_its_ledger_and_the_run_goes_on(
     backend: RayBackend, files: Path, reference: Answer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(commit_group, "FitterWatch", partial(FitterWatch, silent_s=2.0))
+    monkeypatch.setattr(commit_group, "FitterMonitor", partial(FitterMonitor, silent_s=2.0))
     frozen: list[psutil.Process] = []
     notes: list[str] = []
 

@@ -22,11 +22,11 @@ from support.records import POLICY, bits, delivery, other_bytes, rule
 
 from ray_probe.cluster.actors.calls import kill
 from ray_probe.cluster.actors.delivery import deliver, delivery_of
-from ray_probe.cluster.actors.fitter import FITTER_THREADS, FitterActor, FitterKeeper, OpenFitter, fitter_actor
+from ray_probe.cluster.actors.fitter import FITTER_THREADS, FitterActor, FitterHandle, OpenFitterHandle, fitter_actor
 from ray_probe.errors import ClusterError, LedgerError, OutputError, RecordError
 from ray_probe.fitter.fitter import Counts, Fitter
 from ray_probe.fitter.ledger import read_ledger
-from ray_probe.run.messages import Opening
+from ray_probe.run.messages import FitterSession
 from ray_probe.system.failpoints import fail_at
 
 pytestmark = pytest.mark.cluster
@@ -38,7 +38,7 @@ cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot im
 
 
 @pytest.fixture(scope="module")
-def keeper(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FitterKeeper]:
+def keeper(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FitterHandle]:
     state = tmp_path_factory.mktemp("state") / "fitter.json"
     fitter = fitter_actor({}, state)
     yield fitter
@@ -46,7 +46,7 @@ def keeper(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FitterKeeper]:
     assert not state.exists()
 
 
-def send(fitter: OpenFitter, number: int, shard: int) -> str:
+def send(fitter: OpenFitterHandle, number: int, shard: int) -> str:
     return deliver(fitter.handle, fitter.opening, delivery(number, shard), DEADLINE_S).status
 
 
@@ -62,7 +62,7 @@ def undisturbed(rounds: int) -> Fitter:
 class Poller(threading.Thread):
     """A client that asks for the version as often as it can."""
 
-    def __init__(self, fitter: OpenFitter) -> None:
+    def __init__(self, fitter: OpenFitterHandle) -> None:
         super().__init__(daemon=True)
         self._fitter = fitter
         self._over = threading.Event()
@@ -116,7 +116,7 @@ class Story:
 
 
 @pytest.fixture(scope="module")
-def story(keeper: FitterKeeper, armed: Path, tmp_path_factory: pytest.TempPathFactory) -> Story:
+def story(keeper: FitterHandle, armed: Path, tmp_path_factory: pytest.TempPathFactory) -> Story:
     path = tmp_path_factory.mktemp("story") / "ledger.jsonl"
     fitter = keeper.open_fitter(rule(), POLICY, path)
     poller, rounds, pids = Poller(fitter), [Round(kill) for kill in KILLS], []
@@ -186,7 +186,7 @@ class Sender:
 
 @pytest.mark.parametrize("same", [True, False])
 def test_a_zombie_that_delivers_beside_its_replacement_changes_nothing_and_other_bytes_are_told(
-    keeper: FitterKeeper, points: Path, tmp_path: Path, same: bool
+    keeper: FitterHandle, points: Path, tmp_path: Path, same: bool
 ) -> None:
     fitter = keeper.open_fitter(rule(), POLICY, tmp_path / "ledger.jsonl")
     zombie = ray.remote(Sender).options(num_cpus=0).remote()
@@ -207,7 +207,7 @@ def test_a_zombie_that_delivers_beside_its_replacement_changes_nothing_and_other
     assert fitter.ask("counts").conflicts == (() if same else ((0, 1),)), "told by the next life too"
 
 
-def test_a_full_disk_is_told_and_the_shard_is_not_acknowledged(keeper: FitterKeeper, tmp_path: Path) -> None:
+def test_a_full_disk_is_told_and_the_shard_is_not_acknowledged(keeper: FitterHandle, tmp_path: Path) -> None:
     path = tmp_path / "ledger.jsonl"
     fitter = keeper.open_fitter(rule(), POLICY, path)
     send(fitter, 0, 0)
@@ -225,7 +225,7 @@ def test_a_full_disk_is_told_and_the_shard_is_not_acknowledged(keeper: FitterKee
 
 
 def test_a_ledger_that_cannot_be_gone_on_from_is_told_by_the_next_life_in_its_own_words(
-    keeper: FitterKeeper, tmp_path: Path
+    keeper: FitterHandle, tmp_path: Path
 ) -> None:
     path = tmp_path / "ledger.jsonl"
     fitter = keeper.open_fitter(rule(), POLICY, path)
@@ -268,7 +268,7 @@ def test_the_fitter_answers_while_it_is_busy(tmp_path: Path) -> None:
             time.sleep(3)
 
     remote = ray.remote(concurrency_groups=FITTER_THREADS)(Busy)
-    fitter = FitterKeeper("fitter", remote.options(num_cpus=0).remote())
+    fitter = FitterHandle("fitter", remote.options(num_cpus=0).remote())
     fitter.open_fitter(rule(), POLICY, tmp_path / "busy.jsonl")
     solving = fitter.handle.close_round.remote()
     assert fitter.ask("beta", 0, deadline_s=2)["version"] == fitter.ask("variance", deadline_s=2)["version"] == 0
@@ -277,7 +277,7 @@ def test_the_fitter_answers_while_it_is_busy(tmp_path: Path) -> None:
 
 
 def test_of_records_that_come_together_none_is_lost_or_doubled_when_the_fitter_dies_in_the_middle(
-    keeper: FitterKeeper, points: Path, tmp_path: Path
+    keeper: FitterHandle, points: Path, tmp_path: Path
 ) -> None:
     fitter = keeper.open_fitter(rule(), POLICY, tmp_path / "ledger.jsonl")
     opening = replace(fitter.opening, together=True)
@@ -317,6 +317,6 @@ def test_control_without_ids_a_shard_is_counted_twice(points: Path, tmp_path: Pa
     arm(points, "naive_after_fsync", only="0/7")
     naive = ray.remote(NaiveFitter).options(num_cpus=0, max_restarts=-1).remote(str(tmp_path / "counter"))
     for shard in range(20):
-        deliver(naive, Opening("", together=False), delivery(0, shard), DEADLINE_S)
+        deliver(naive, FitterSession("", together=False), delivery(0, shard), DEADLINE_S)
     kill(naive)
     assert len((tmp_path / "counter").read_text().splitlines()) == 21, "20 shards"

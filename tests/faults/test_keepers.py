@@ -15,7 +15,7 @@ from ray_probe.cluster.actors.delivery import deliver
 from ray_probe.cluster.backend import RayBackend
 from ray_probe.errors import ClusterError, RecordError
 from ray_probe.run.messages import Delivery
-from ray_probe.run.prepared import Prepared, baseline_rule
+from ray_probe.run.prepared import PreparedRun, baseline_rule
 from ray_probe.run.progress import Listener, Progress
 
 pytestmark = pytest.mark.cluster
@@ -66,7 +66,7 @@ def test_a_fitter_or_writer_that_is_gone_for_good_ends_the_run_and_the_next_gets
     run_on(backend, light_run(files), f"with-another-{who}").assert_same(reference)
 
 
-def late_delivery(run: Prepared, same: bool) -> Delivery:
+def late_delivery(run: PreparedRun, same: bool) -> Delivery:
     """What another process has made of shard 1/2."""
     rollout = LightRollout(baseline_rule(run.config), POLICY)
     rollout.begin("of before")

@@ -19,7 +19,7 @@ from ray_probe.offline_entropy_probe import OfflineEntropyProbe
 from ray_probe.run.backend import Stopped
 from ray_probe.run.directory import RunDirectory
 from ray_probe.run.messages import ShardSums
-from ray_probe.run.prepared import Prepared, baseline_rule
+from ray_probe.run.prepared import PreparedRun, baseline_rule
 from ray_probe.run.progress import Progress
 from ray_probe.run.round_checks import check_baseline
 
@@ -43,7 +43,7 @@ def checked(monkeypatch: pytest.MonkeyPatch) -> list[ShardSums]:
     return seen
 
 
-def stopped(backend: RayBackend, prepared: Prepared, directory: RunDirectory) -> None:
+def stopped(backend: RayBackend, prepared: PreparedRun, directory: RunDirectory) -> None:
     """A run that is stopped in its fifth round, the second one since the commit, with half of its gradients in."""
     last: list[Progress] = []
     backend.load(prepared, wait_for=2)
@@ -53,7 +53,7 @@ def stopped(backend: RayBackend, prepared: Prepared, directory: RunDirectory) ->
         OfflineEntropyProbe(prepared.config, prepared.plan, backend, directory, last.append, stop).run()
 
 
-def gone_on(backend: RayBackend, prepared: Prepared, directory: RunDirectory) -> Answer:
+def gone_on(backend: RayBackend, prepared: PreparedRun, directory: RunDirectory) -> Answer:
     """The rest of it, in which an actor dies once it has gradients of three rounds."""
     killed: list[int] = []
 

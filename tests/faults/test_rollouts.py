@@ -18,7 +18,7 @@ from support.ray_runs import noted, run_here, run_on
 from ray_probe.cluster.backend import RayBackend
 from ray_probe.fitter.fitter import Fitter
 from ray_probe.run.messages import ShardKey
-from ray_probe.run.prepared import Prepared, baseline_rule
+from ray_probe.run.prepared import PreparedRun, baseline_rule
 from ray_probe.run.progress import Listener, Progress
 
 pytestmark = pytest.mark.cluster
@@ -90,7 +90,9 @@ def test_an_actor_that_is_killed_costs_its_shards_a_retry_and_nothing_else(
     assert counts.duplicates == duplicates, "what was in already is delivered again, and not added"
 
 
-def without(prepared: Prepared, record: Collection[ShardKey], gradient: Collection[ShardKey]) -> tuple[Any, np.ndarray]:
+def without(
+    prepared: PreparedRun, record: Collection[ShardKey], gradient: Collection[ShardKey]
+) -> tuple[Any, np.ndarray]:
     """Beta and gradient of a run in which these shards' records, and gradients, were left out."""
     rule = baseline_rule(prepared.config)
     rollout, fitter = LightRollout(rule, POLICY), Fitter(rule, POLICY)

@@ -10,13 +10,13 @@ from ray.exceptions import ActorUnavailableError
 from support.light import BUCKET, light_config, light_prepared
 
 from ray_probe.cluster.pool.worker import Event
-from ray_probe.cluster.rounds.commit_group import GroupWork, Manner
+from ray_probe.cluster.rounds.commit_group import CommitGroup, RoundOptions
 from ray_probe.cluster.rounds.gradient_reduction import Reduction
 from ray_probe.errors import ClusterError, ShardError
 from ray_probe.fitter.fitter import Counts
 from ray_probe.run.backend import Stopped
 from ray_probe.run.plan import Shard
-from ray_probe.run.progress_tracker import Tracker
+from ray_probe.run.progress_tracker import ProgressTracker
 
 pytestmark = pytest.mark.cluster
 
@@ -70,9 +70,9 @@ class FitsAnything:
         return {"version": 1} if method == "beta" else SimpleNamespace(version=1, round=0, rule=rule)
 
 
-def work_on(pool: Any, stop: Callable[[], bool] = lambda: False) -> GroupWork:
-    tracker = Tracker(lambda progress: None, 1, "none", 1)
-    return GroupWork(pool, FitsAnything(), tracker, stop, Manner())
+def work_on(pool: Any, stop: Callable[[], bool] = lambda: False) -> CommitGroup:
+    tracker = ProgressTracker(lambda progress: None, 1, "none", 1)
+    return CommitGroup(pool, FitsAnything(), tracker, stop, RoundOptions())
 
 
 def shards(files: Path) -> tuple[Shard, ...]:

@@ -18,7 +18,7 @@ from ray_probe.cluster.actors import handle
 from ray_probe.cluster.backend import RayBackend
 from ray_probe.cluster.rounds.schedule import MAX_ATTEMPTS
 from ray_probe.errors import ClusterError
-from ray_probe.run.prepared import Prepared
+from ray_probe.run.prepared import PreparedRun
 from ray_probe.run.progress import Progress
 
 pytestmark = pytest.mark.cluster
@@ -45,7 +45,7 @@ def undisturbed(alone: RayBackend, files: Path) -> Answer:
     return run_on(alone, prepared(files), "undisturbed")
 
 
-def prepared(files: Path, actors: int = 1, **output: Any) -> Prepared:
+def prepared(files: Path, actors: int = 1, **output: Any) -> PreparedRun:
     return light_prepared(light_config(files, cluster={"actors": actors}, output=output))
 
 

@@ -15,7 +15,7 @@ import yaml
 from support.checkpoints import raw_config, write_shadows
 
 from ray_probe.config.loading import config_from_dict
-from ray_probe.controller.local_backend import InProcess
+from ray_probe.controller.local_backend import LocalBackend
 from ray_probe.controller.replies import Beta
 from ray_probe.offline_entropy_probe import OfflineEntropyProbe
 from ray_probe.rollout.builder import build_rollout
@@ -142,7 +142,7 @@ def test_ctrl_c_keeps_whole_rounds_and_resume_goes_on_to_the_uninterrupted_answe
     prepared = prepare(config_from_dict(raw | {"output": {"dir": str(tmp_path / "other")}}))
     directory = RunDirectory.create(tmp_path / "other", "reference")
     rollout = build_rollout(prepared.config, prepared.checkpoint.directory, prepared.policy_id)
-    backend = InProcess([rollout], baseline_rule(prepared.config), prepared.policy_id, directory)
+    backend = LocalBackend([rollout], baseline_rule(prepared.config), prepared.policy_id, directory)
     reference = OfflineEntropyProbe(prepared.config, prepared.plan, backend, directory).run()
     assert result["beta"] == reference["beta"]
     assert result["counts"] | {"actors": 1} == reference["counts"]

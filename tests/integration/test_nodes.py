@@ -29,11 +29,11 @@ from support.ray_runs import run_here
 
 from ray_probe.cli.service_tables import status_table
 from ray_probe.cluster.connection.environment import env_to_start, environment, on_loopback, private_dir
-from ray_probe.cluster.controller_backend import RayWorkers
+from ray_probe.cluster.controller_backend import RayControllerBackend
 from ray_probe.controller.replies import Status
 from ray_probe.offline_entropy_probe import OfflineEntropyProbe
 from ray_probe.run.directory import RunDirectory
-from ray_probe.run.prepared import Prepared, baseline_rule
+from ray_probe.run.prepared import PreparedRun, baseline_rule
 from ray_probe.run.progress import Progress
 from ray_probe.system.clock import utc_now
 
@@ -173,13 +173,15 @@ class GatedActor(LightActor):
 class Running:
     """A run in a thread of its own, on actors of its own; the test does meanwhile what it wants."""
 
-    def __init__(self, prepared: Prepared, name: str, gates: Gates) -> None:
+    def __init__(self, prepared: PreparedRun, name: str, gates: Gates) -> None:
         self.notes: list[str] = []
         self.progress: list[Progress] = []
         self.directory = RunDirectory.create(Path(prepared.config.output.dir), name)
         self._prepared = prepared
         actor_class = type("GatedActor", (GatedActor,), {"gates": gates})
-        self.workers = RayWorkers(prepared.config, self.notes.append, bucket_numbers=BUCKET, actor_class=actor_class)
+        self.workers = RayControllerBackend(
+            prepared.config, self.notes.append, bucket_numbers=BUCKET, actor_class=actor_class
+        )
         self._over = threading.Event()
         self._outcome: list[Any] = []
         self._thread = threading.Thread(target=self._run, daemon=True)
@@ -237,7 +239,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("runs")
 
 
-def prepared(files: Path, actors: int) -> Prepared:
+def prepared(files: Path, actors: int) -> PreparedRun:
     return light_prepared(light_config(files, cluster={"actors": actors}, batch={"rounds": ROUNDS}))
 
 

@@ -25,7 +25,7 @@ from ray_probe.config.schema import ProbeConfig
 from ray_probe.errors import CheckpointError, ClusterError
 from ray_probe.rollout.builder import build_rollout
 from ray_probe.run.prepare import prepare
-from ray_probe.run.prepared import Prepared
+from ray_probe.run.prepared import PreparedRun
 from ray_probe.run.progress import Listener, Progress
 
 pytestmark = pytest.mark.cluster
@@ -152,7 +152,7 @@ def test_a_replacement_refuses_weights_that_were_overwritten_and_the_rest_goes_o
         shared._pool.wait(0.5)
 
 
-def refused(shared: RayBackend, prepared: Prepared, kind: type[Exception], text: str) -> Any:
+def refused(shared: RayBackend, prepared: PreparedRun, kind: type[Exception], text: str) -> Any:
     """What a service's actors answer to a checkpoint; they go on with the next."""
     shared._pool.asked = 1
     with pytest.raises(kind, match=text) as error:

@@ -25,7 +25,7 @@ from ray_probe.cluster.pool import observe
 from ray_probe.cluster.pool.failure_policy import MAX_FAILED_STARTS, MAX_REFUSALS, Decision
 from ray_probe.cluster.pool.pool import Pool
 from ray_probe.cluster.pool.worker import Event
-from ray_probe.cluster.rounds.fitter_monitor import FitterWatch
+from ray_probe.cluster.rounds.fitter_monitor import FitterMonitor
 from ray_probe.config.loading import config_from_dict
 from ray_probe.errors import CheckpointError, ClusterError, LedgerError, NonFiniteError, OutputError, ProbeError
 
@@ -426,7 +426,7 @@ def test_a_pause_of_our_own_costs_no_actor_its_life(pools: Callable[..., Pool]) 
 def test_a_fitter_that_answers_or_that_ray_makes_again_is_left_alone(tmp_path: Path) -> None:
     keeper, notes = fitter_actor({}, tmp_path / "fitter.json"), list[str]()
     fitter = keeper.open_fitter(rule(), POLICY, tmp_path / "ledger.jsonl")
-    watch = FitterWatch(fitter.handle, notes.append, silent_s=6.0)
+    watch = FitterMonitor(fitter.handle, notes.append, silent_s=6.0)
     before = fitter.ask("pid")
     ends = time.monotonic() + 8.0
     while time.monotonic() < ends:

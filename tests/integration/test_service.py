@@ -19,7 +19,7 @@ from support.checkpoints import raw_config, write_checkpoint, write_shadows
 from support.shell import Shell
 
 from ray_probe.config.loading import config_from_dict
-from ray_probe.controller.local_backend import InProcess
+from ray_probe.controller.local_backend import LocalBackend
 from ray_probe.errors import InputError
 from ray_probe.fitter.ledger import read_ledger
 from ray_probe.offline_entropy_probe import OfflineEntropyProbe
@@ -81,7 +81,7 @@ def reference(raw: dict[str, Any], directory: Path, **sections: dict[str, Any]) 
     prepared = prepare(config)
     run = RunDirectory.create(directory, "reference")
     rollout = build_rollout(prepared.config, prepared.checkpoint.directory, prepared.policy_id)
-    backend = InProcess([rollout], baseline_rule(prepared.config), prepared.policy_id, run)
+    backend = LocalBackend([rollout], baseline_rule(prepared.config), prepared.policy_id, run)
     return OfflineEntropyProbe(prepared.config, prepared.plan, backend, run).run()
 
 

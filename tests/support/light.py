@@ -14,9 +14,9 @@ from ray_probe.cluster.actors.rollout import RolloutActor
 from ray_probe.config.loading import config_from_dict
 from ray_probe.config.schema import ProbeConfig
 from ray_probe.core.estimator.baselines import BaselineRule
-from ray_probe.rollout.loader import Order
+from ray_probe.rollout.loader import LoadRequest
 from ray_probe.run.plan import Plan
-from ray_probe.run.prepared import CheckpointId, Prepared, PromptFacts, baseline_rule
+from ray_probe.run.prepared import CheckpointId, PreparedRun, PromptFacts, baseline_rule
 from ray_probe.system.failpoints import fail_at
 from support.light_rollout import LAYOUT, LightRollout
 
@@ -37,7 +37,7 @@ class LightActor(RolloutActor):
         super().__init__()
         fail_at("light_init")
 
-    def start(self, order: Order) -> dict[str, Any]:
+    def start(self, order: LoadRequest) -> dict[str, Any]:
         fail_at("light_start")
         rule = baseline_rule(config_from_dict(order.config))
         self._rollout = LightRollout(rule, order.policy_id, self._on_progress, self.shard_s)
@@ -78,20 +78,20 @@ def light_config(directory: Path, **sections: dict[str, Any]) -> ProbeConfig:
     return config_from_dict(raw)
 
 
-def light_prepared(config: ProbeConfig) -> Prepared:
+def light_prepared(config: ProbeConfig) -> PreparedRun:
     """What a check of the inputs would give, where there is no checkpoint to look at."""
     texts, batch = tuple(config.data.prompts), config.batch
     plan = Plan(
         texts, tuple(range(len(texts))), config.data.seed, batch.prompts_per_round, batch.responses_per_prompt,
         batch.shard_prompts, batch.rounds, config.data.repeat,
     )  # fmt: skip
-    return Prepared(
+    return PreparedRun(
         config, CheckpointId(Path(POLICY), POLICY, None, ""), PromptFacts("<list>", "", None, len(texts), 0, 2), plan,
         POLICY, datetime(2026, 5, 1, tzinfo=UTC), MemoryDemand(0, 0, 0, 0, 0, 1), EosIds((0,), "config.json"),
     )  # fmt: skip
 
 
-def light_run(directory: Path, actors: int = 2, **sections: dict[str, Any]) -> Prepared:
+def light_run(directory: Path, actors: int = 2, **sections: dict[str, Any]) -> PreparedRun:
     """Such a run on so many actors, ready to start."""
     return light_prepared(light_config(directory, cluster={"actors": actors}, **sections))
 

@@ -18,13 +18,13 @@ from ray_probe.core.estimator.baselines import MODES, BaselineRule, PublishedFit
 from ray_probe.core.estimator.parity import ParityStats
 from ray_probe.core.estimator.records import Record, bin_of, position_bins, record_of_tokens, with_prompts
 from ray_probe.errors import ShardError
-from ray_probe.gradient.layout import Layout
+from ray_probe.gradient.layout import ParameterLayout
 from ray_probe.run.messages import Collected, Delivery, GradientReport, Receipt, ShardKey, ShardSums, SumsX
 from ray_probe.run.plan import Shard
 from ray_probe.system.versions import made_on
 
 DIRECTIONS = 6
-LAYOUT = Layout(("embed", "layer.weight", "layer.bias", "head"), ((40, 50), (30, 60), (60,), (50, 24)))
+LAYOUT = ParameterLayout(("embed", "layer.weight", "layer.bias", "head"), ((40, 50), (30, 60), (60,), (50, 24)))
 
 Array = npt.NDArray[np.float64]
 

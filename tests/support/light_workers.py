@@ -1,8 +1,8 @@
 """A controller's workers in this process, without Ray and without a model."""
 
-from ray_probe.gradient.layout import Layout
+from ray_probe.gradient.layout import ParameterLayout
 from ray_probe.run.backend import StopCheck
-from ray_probe.run.prepared import Prepared, baseline_rule
+from ray_probe.run.prepared import PreparedRun, baseline_rule
 from support.light_rollout import LAYOUT, LightRollout
 from support.workers import InProcessWorkers
 
@@ -11,10 +11,10 @@ class LightWorkers(InProcessWorkers):
     """One light rollout."""
 
     @property
-    def layout(self) -> Layout:
+    def layout(self) -> ParameterLayout:
         return LAYOUT
 
-    def load(self, prepared: Prepared, stop: StopCheck) -> None:
+    def load(self, prepared: PreparedRun, stop: StopCheck) -> None:
         self._rollout = LightRollout(baseline_rule(prepared.config), prepared.policy_id)  # type: ignore[assignment]
         self._prepared = prepared
         self.info = {

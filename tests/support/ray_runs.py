@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from ray_probe.cluster.backend import RayBackend
-from ray_probe.controller.local_backend import InProcess
+from ray_probe.controller.local_backend import LocalBackend
 from ray_probe.offline_entropy_probe import OfflineEntropyProbe
 from ray_probe.run.directory import RunDirectory
-from ray_probe.run.prepared import Prepared, baseline_rule
+from ray_probe.run.prepared import PreparedRun, baseline_rule
 from ray_probe.run.progress import Listener
 from support.answers import Answer
 
@@ -26,7 +26,7 @@ def noted(notes: list[str]) -> Listen:
 
 
 def run_on(
-    backend: RayBackend, prepared: Prepared, name: str, listen: Listen = quiet, held_positions: int = 0
+    backend: RayBackend, prepared: PreparedRun, name: str, listen: Listen = quiet, held_positions: int = 0
 ) -> Answer:
     """A run on as many actors of the backend as its configuration asks for."""
     actors = prepared.config.cluster.actors
@@ -39,7 +39,7 @@ def run_on(
 
 
 @contextmanager
-def own(prepared: Prepared, actor_class: type, **options: Any) -> Iterator[RayBackend]:
+def own(prepared: PreparedRun, actor_class: type, **options: Any) -> Iterator[RayBackend]:
     """A backend of its own for the block."""
     backend = RayBackend(prepared.config, actor_class=actor_class, **options)
     try:
@@ -48,8 +48,8 @@ def own(prepared: Prepared, actor_class: type, **options: Any) -> Iterator[RayBa
         backend.close()
 
 
-def run_here(prepared: Prepared, name: str, rollouts: Sequence[Any]) -> Answer:
+def run_here(prepared: PreparedRun, name: str, rollouts: Sequence[Any]) -> Answer:
     """The same run in this process."""
     directory = RunDirectory.create(Path(prepared.config.output.dir), name)
-    backend = InProcess(rollouts, baseline_rule(prepared.config), prepared.policy_id, directory)
+    backend = LocalBackend(rollouts, baseline_rule(prepared.config), prepared.policy_id, directory)
     return Answer(OfflineEntropyProbe(prepared.config, prepared.plan, backend, directory).run(), directory)

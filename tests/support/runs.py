@@ -12,11 +12,11 @@ import numpy as np
 from ray_probe.checkpoints.load import load_model
 from ray_probe.checkpoints.tokenizer import load_tokenizer
 from ray_probe.config import ProbeConfig
-from ray_probe.controller.local_backend import InProcess
+from ray_probe.controller.local_backend import LocalBackend
 from ray_probe.core.estimator.baselines import PublishedFit
 from ray_probe.core.policy.logits import SamplingRule
 from ray_probe.fitter.fitter import Fitter
-from ray_probe.gradient.layout import Layout
+from ray_probe.gradient.layout import ParameterLayout
 from ray_probe.gradient.shard_sum import GradientSum
 from ray_probe.offline_entropy_probe import OfflineEntropyProbe
 from ray_probe.probe_components import ProbeComponents
@@ -81,7 +81,7 @@ class Job:
         self, listener: Callable[[Progress], None] = lambda progress: None, stop: Callable[[], bool] = lambda: False
     ) -> dict[str, Any]:
         directory = RunDirectory(self.path)
-        self.backend = InProcess(self.rollouts, baseline_rule(self.config), POLICY, directory, BUCKET)
+        self.backend = LocalBackend(self.rollouts, baseline_rule(self.config), POLICY, directory, BUCKET)
         self.probe = OfflineEntropyProbe(self.config, plan_of(self.config), self.backend, directory, listener, stop)
         return self.probe.run()
 
@@ -100,7 +100,7 @@ def flat(rollout: Rollout) -> np.ndarray:
     return rollout.bucket(0, rollout.layout.size)
 
 
-def by_name(layout: Layout, vector: np.ndarray) -> dict[str, np.ndarray]:
+def by_name(layout: ParameterLayout, vector: np.ndarray) -> dict[str, np.ndarray]:
     return {name: vector[start:stop].reshape(shape) for name, shape, start, stop in layout.ranges()}
 
 

@@ -5,15 +5,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ray_probe.controller.local_backend import InProcess
+from ray_probe.controller.local_backend import LocalBackend
 from ray_probe.controller.replies import Scaled
-from ray_probe.gradient.layout import Layout
-from ray_probe.rollout.builder import Assembly
+from ray_probe.gradient.layout import ParameterLayout
+from ray_probe.rollout.builder import RolloutBuilder
 from ray_probe.run.backend import RoundOutcome, StopCheck
 from ray_probe.run.directory import RunDirectory
 from ray_probe.run.plan import Shard
-from ray_probe.run.prepared import Prepared, baseline_rule
-from ray_probe.run.progress_tracker import Tracker
+from ray_probe.run.prepared import PreparedRun, baseline_rule
+from ray_probe.run.progress_tracker import ProgressTracker
 
 
 class InProcessWorkers:
@@ -26,15 +26,15 @@ class InProcessWorkers:
         self.gate.set()
         self.in_round = threading.Event()
         self.closed = False
-        self._assembly = Assembly()
-        self._prepared: Prepared | None = None
-        self._backend: InProcess | None = None
+        self._assembly = RolloutBuilder()
+        self._prepared: PreparedRun | None = None
+        self._backend: LocalBackend | None = None
 
     actors = property(lambda self: self.asked)
     info: Mapping[str, Any]
 
     @property
-    def layout(self) -> Layout:
+    def layout(self) -> ParameterLayout:
         return self._rollout.layout
 
     @property
@@ -46,11 +46,11 @@ class InProcessWorkers:
         return self._at_work.gradient_sha256
 
     @property
-    def _at_work(self) -> InProcess:
+    def _at_work(self) -> LocalBackend:
         assert self._backend is not None, "a run directory is open"
         return self._backend
 
-    def load(self, prepared: Prepared, stop: StopCheck) -> None:
+    def load(self, prepared: PreparedRun, stop: StopCheck) -> None:
         config, directory = prepared.config, prepared.checkpoint.directory
         self._rollout = self._assembly.load(config, directory, prepared.checkpoint.adapter, prepared.policy_id)
         self.ways.append(self._assembly.way)
@@ -64,11 +64,11 @@ class InProcessWorkers:
     def open(self, directory: RunDirectory, finished: Sequence[Sequence[int]], held_positions: int = 0) -> None:
         assert self._prepared is not None
         rule = baseline_rule(self._prepared.config)
-        self._backend = InProcess(
+        self._backend = LocalBackend(
             [self._rollout], rule, self._prepared.policy_id, directory, held_positions=held_positions
         )
 
-    def run_round(self, shards: Sequence[Shard], tracker: Tracker, stop: StopCheck) -> RoundOutcome:
+    def run_round(self, shards: Sequence[Shard], tracker: ProgressTracker, stop: StopCheck) -> RoundOutcome:
         self.in_round.set()
         while not self.gate.wait(0.01) and not stop():
             pass

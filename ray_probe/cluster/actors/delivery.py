@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 
 from ray_probe.cluster.actors.calls import ask_again
-from ray_probe.run.messages import Delivery, Opening, Receipt
+from ray_probe.run.messages import Delivery, FitterSession, Receipt
 from ray_probe.system.failpoints import fail_at
 
 
-def deliver(fitter: Any, opening: Opening, delivery: Delivery, deadline_s: float) -> Receipt:
+def deliver(fitter: Any, opening: FitterSession, delivery: Delivery, deadline_s: float) -> Receipt:
     """Have the fitter take in a record, however often it dies meanwhile; returns its answer.
 
     Args:
@@ -37,17 +37,17 @@ def deliver(fitter: Any, opening: Opening, delivery: Delivery, deadline_s: float
     return receipt
 
 
-def message_of(opening: Opening, delivery: Delivery) -> list[Any]:
+def message_of(opening: FitterSession, delivery: Delivery) -> list[Any]:
     """A delivery for a measurement, as it travels."""
     record = [list(delivery.features), delivery.round, delivery.shard, delivery.packed.tobytes(), delivery.made_on]
     return [opening.id, opening.together, delivery.policy_id, *record]
 
 
-def delivery_of(message: list[Any]) -> tuple[Opening, Delivery]:
+def delivery_of(message: list[Any]) -> tuple[FitterSession, Delivery]:
     """What `message_of` was given."""
     name, together, policy_id, features, round_number, shard, packed, made_on = message
     packed = np.frombuffer(packed, np.float64)
-    return Opening(name, together), Delivery(policy_id, tuple(features), round_number, shard, packed, made_on)
+    return FitterSession(name, together), Delivery(policy_id, tuple(features), round_number, shard, packed, made_on)
 
 
 def answer_of(receipt: Receipt) -> list[Any]:

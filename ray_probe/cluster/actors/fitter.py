@@ -10,15 +10,15 @@ import ray
 from threadpoolctl import threadpool_limits
 
 from ray_probe.cluster.actors.delivery import answer_of, delivery_of
-from ray_probe.cluster.actors.handle import FILES_DEADLINE_S, RestartedKeeper, on_this_node
-from ray_probe.cluster.own_actors import Ours
+from ray_probe.cluster.actors.handle import FILES_DEADLINE_S, RestartedHandle, on_this_node
+from ray_probe.cluster.own_actors import OwnActor
 from ray_probe.core.estimator.baselines import BaselineRule, PublishedFit
 from ray_probe.fitter.fitter import Counts
 from ray_probe.fitter.host import FitterHost
-from ray_probe.run.messages import Opening
+from ray_probe.run.messages import FitterSession
 
 
-class FitterActor(Ours):
+class FitterActor(OwnActor):
     """Owns the records and the fits of one measurement after the other; numpy only, so that it starts in a moment.
 
     Made again after its process died, it goes on with the measurement that it was open on. All its methods may be
@@ -35,7 +35,7 @@ class FitterActor(Ours):
 
     def open(
         self, rule: BaselineRule, policy_id: str, ledger: str, finished: Sequence[Sequence[int]], run: str = ""
-    ) -> Opening:
+    ) -> FitterSession:
         """Go on from a ledger; returns what deliveries need."""
         return self._host.open(rule, policy_id, Path(ledger), finished, run)
 
@@ -90,7 +90,7 @@ FITTER_THREADS = {"queries": 2, "records": 16}
 """Besides its own: for what is asked meanwhile, and for deliveries that share a write to the ledger."""
 
 
-class OpenFitter(RestartedKeeper):
+class OpenFitterHandle(RestartedHandle):
     """A fitter on one measurement; what is delivered for another is not taken.
 
     Args:
@@ -98,7 +98,7 @@ class OpenFitter(RestartedKeeper):
         opening: names the measurement.
     """
 
-    def __init__(self, handle: Any, opening: Opening) -> None:
+    def __init__(self, handle: Any, opening: FitterSession) -> None:
         super().__init__("fitter", handle)
         self.opening = opening
         self._told: set[str] = set()
@@ -110,7 +110,7 @@ class OpenFitter(RestartedKeeper):
         return notes
 
 
-class FitterKeeper(RestartedKeeper):
+class FitterHandle(RestartedHandle):
     """The fitter.
 
     Args:
@@ -125,7 +125,7 @@ class FitterKeeper(RestartedKeeper):
 
     def open_fitter(
         self, rule: BaselineRule, policy_id: str, ledger: Path, finished: Sequence[Sequence[int]] = (), run: str = ""
-    ) -> OpenFitter:
+    ) -> OpenFitterHandle:
         """Have it own a measurement's records, rebuilt from their ledger.
 
         Args:
@@ -136,7 +136,7 @@ class FitterKeeper(RestartedKeeper):
             run: names what else records must agree on.
         """
         opening = self.ask("open", rule, policy_id, str(ledger), finished, run, deadline_s=FILES_DEADLINE_S)
-        return OpenFitter(self.handle, opening)
+        return OpenFitterHandle(self.handle, opening)
 
     def close(self) -> None:
         """End the actor."""
@@ -145,7 +145,7 @@ class FitterKeeper(RestartedKeeper):
             self._state.unlink(missing_ok=True)
 
 
-def fitter_actor(options: Mapping[str, Any], state: Path | None = None) -> FitterKeeper:
+def fitter_actor(options: Mapping[str, Any], state: Path | None = None) -> FitterHandle:
     """Start a fitter on this node, without an environment of its own: a worker that Ray has ready becomes it at once.
 
     Args:
@@ -155,4 +155,4 @@ def fitter_actor(options: Mapping[str, Any], state: Path | None = None) -> Fitte
     remote = ray.remote(concurrency_groups=FITTER_THREADS)(FitterActor)
     own = on_this_node() | ({} if state is None else {"max_restarts": -1})
     file = None if state is None else str(state)
-    return FitterKeeper("fitter", remote.options(**own, **options).remote(file, secrets.token_hex(8)), state)
+    return FitterHandle("fitter", remote.options(**own, **options).remote(file, secrets.token_hex(8)), state)

@@ -17,7 +17,7 @@ FILES_DEADLINE_S = 3600.0  # tens of GB are read and written on a slow disk
 MAX_DEATHS = 10
 
 
-class Keeper:
+class ActorHandle:
     """An actor of which there is one.
 
     Args:
@@ -46,7 +46,7 @@ class Keeper:
         kill(self.handle)
 
 
-class RestartedKeeper(Keeper):
+class RestartedHandle(ActorHandle):
     """An actor that Ray makes again, and whose methods may all be called twice."""
 
     def ask(self, method: str, *args: Any, deadline_s: float = ANSWER_DEADLINE_S) -> Any:

@@ -8,14 +8,14 @@ import ray
 
 from ray_probe.cluster.actors.delivery import deliver
 from ray_probe.cluster.actors.task_errors import is_of_memory
-from ray_probe.cluster.own_actors import Ours
+from ray_probe.cluster.own_actors import OwnActor
 from ray_probe.core.estimator.baselines import PublishedFit
-from ray_probe.rollout.loader import Loader, Order
-from ray_probe.run.messages import GradientReport, Opening
+from ray_probe.rollout.loader import Loader, LoadRequest
+from ray_probe.run.messages import FitterSession, GradientReport
 from ray_probe.system.failpoints import fail_at
 
 
-class RolloutActor(Ours):
+class RolloutActor(OwnActor):
     """Generates, scores and differentiates; `tokens_done` is answered while it works (two threads)."""
 
     def __init__(self) -> None:
@@ -23,7 +23,7 @@ class RolloutActor(Ours):
         self._loader = Loader(self._on_progress)
         self._rollout: Any = None
 
-    def start(self, order: Order) -> dict[str, Any]:
+    def start(self, order: LoadRequest) -> dict[str, Any]:
         """Load a checkpoint, the first or the next. Not in the constructor, whose errors would lose their type.
 
         Raises:
@@ -35,7 +35,7 @@ class RolloutActor(Ours):
         return about
 
     def collect(
-        self, shard: Any, group: str, fitter: Any, opening: Opening, deadline_s: float, held_positions: int
+        self, shard: Any, group: str, fitter: Any, opening: FitterSession, deadline_s: float, held_positions: int
     ) -> Any:
         """Collect a shard and deliver its record to the fitter, over a death of the fitter too; returns the report.
 

@@ -12,16 +12,16 @@ from ray_probe.cluster.actors.handle import (
     ANSWER_DEADLINE_S,
     FILES_DEADLINE_S,
     MAX_DEATHS,
-    RestartedKeeper,
+    RestartedHandle,
     on_this_node,
 )
-from ray_probe.cluster.own_actors import Ours
+from ray_probe.cluster.own_actors import OwnActor
 from ray_probe.errors import ClusterError
-from ray_probe.gradient.layout import Layout
+from ray_probe.gradient.layout import ParameterLayout
 from ray_probe.gradient.store import GradientStore
 
 
-class WriterActor(Ours):
+class WriterActor(OwnActor):
     """Keeps the committed gradient of one measurement after the other on disk; numpy only.
 
     Made again after its process died, it raises NotOpen until it is told to go on. All its methods but `add` may be
@@ -37,7 +37,7 @@ class WriterActor(Ours):
             raise NotOpen("writer: no gradient is open")
         return self._open
 
-    def open(self, state: str, layout: Layout, rounds: int, sha256: str | None = None) -> float:
+    def open(self, state: str, layout: ParameterLayout, rounds: int, sha256: str | None = None) -> float:
         """Go on from the gradient summed over so many rounds, and clear up; returns its squared norm.
 
         `sha256` is the digest of its file that is on record (see `GradientStore.open`).
@@ -48,7 +48,7 @@ class WriterActor(Ours):
         self._open = store
         return norm_sq
 
-    def go_on(self, state: str, layout: Layout, rounds: int, sha256: str | None = None) -> None:
+    def go_on(self, state: str, layout: ParameterLayout, rounds: int, sha256: str | None = None) -> None:
         """Be what the process before was after so many committed rounds; what it was at work on may be done or not."""
         self._open = GradientStore(Path(state), layout)
         self._open.go_on(rounds, sha256)
@@ -88,7 +88,7 @@ class WriterActor(Ours):
         self._store.save_mean(Path(path), rounds, sequences)
 
 
-class OpenWriter(RestartedKeeper):
+class OpenWriterHandle(RestartedHandle):
     """A writer on one measurement's gradient; told again what it is at work on whenever its process was made again.
 
     Args:
@@ -104,7 +104,7 @@ class OpenWriter(RestartedKeeper):
         self,
         handle: Any,
         state: Path,
-        layout: Layout,
+        layout: ParameterLayout,
         rounds: int,
         log: Callable[[str], None],
         sha256: str | None = None,
@@ -154,25 +154,25 @@ class OpenWriter(RestartedKeeper):
         super().ask("go_on", self._state, self._layout, self.rounds, self.sha256, deadline_s=ANSWER_DEADLINE_S)
 
 
-class WriterKeeper(RestartedKeeper):
+class WriterHandle(RestartedHandle):
     """The writer."""
 
     def open_writer(
         self,
         state: Path,
-        layout: Layout,
+        layout: ParameterLayout,
         rounds: int,
         log: Callable[[str], None] = lambda text: None,
         sha256: str | None = None,
-    ) -> OpenWriter:
-        """Have it go on from a measurement's gradient. For the arguments see `OpenWriter`.
+    ) -> OpenWriterHandle:
+        """Have it go on from a measurement's gradient. For the arguments see `OpenWriterHandle`.
 
         Raises ConfigError when the gradient cannot be read.
         """
-        return OpenWriter(self.handle, state, layout, rounds, log, sha256)
+        return OpenWriterHandle(self.handle, state, layout, rounds, log, sha256)
 
 
-def writer_actor(options: Mapping[str, Any]) -> WriterKeeper:
+def writer_actor(options: Mapping[str, Any]) -> WriterHandle:
     """Start a writer on this node, made again when it dies; `options` are further ones of `ray.remote`."""
     own = on_this_node() | {"max_restarts": -1, "runtime_env": {"env_vars": {"OMP_NUM_THREADS": "1"}}}
-    return WriterKeeper("writer", ray.remote(WriterActor).options(**own, **options).remote())
+    return WriterHandle("writer", ray.remote(WriterActor).options(**own, **options).remote())

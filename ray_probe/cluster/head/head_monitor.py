@@ -26,7 +26,7 @@ def reachable(address: str) -> bool:
     return False
 
 
-class HeadWatch:
+class HeadMonitor:
     """Looks at a head once a second, when it is asked.
 
     Args:
@@ -63,7 +63,7 @@ class HeadWatch:
         return self._is_gone() or self._missed_s >= self._lost_s
 
 
-def end_without(watch: HeadWatch, log: Callable[[str], None]) -> None:
+def end_without(watch: HeadMonitor, log: Callable[[str], None]) -> None:
     """From now on: end this process once the head is lost, and let go of the files that it holds."""
 
     def look() -> None:

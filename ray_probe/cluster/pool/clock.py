@@ -4,7 +4,7 @@
 LEAP_S = 5.0
 
 
-class Watch:
+class LookClock:
     """A clock for deadlines: seconds in which somebody looked.
 
     When this process stood still itself (SIGSTOP, a laptop asleep) or was busy with something else, that counts

@@ -232,7 +232,7 @@ MAX_REFUSALS = 3
 MAX_IDLE_DEATHS = 10
 
 
-class Starts:
+class RestartBudget:
     """Whether actors that are gone are still replaced: never without end.
 
     Starting that failed three times in a row speaks against it, and so do actors that die idle, of no shard, again and

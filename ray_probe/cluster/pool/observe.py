@@ -9,7 +9,7 @@ import ray
 from ray.exceptions import ActorUnavailableError, RayError, RayTaskError
 
 from ray_probe.cluster.actors.calls import first_line, task_error
-from ray_probe.cluster.pool.clock import Watch
+from ray_probe.cluster.pool.clock import LookClock
 from ray_probe.cluster.pool.death_report import autopsy
 from ray_probe.cluster.pool.failure_policy import AnswersAgain, Fault, Limits, NoRoom, Quiet, Raised, Unreachable
 from ray_probe.cluster.pool.worker import Worker
@@ -34,8 +34,8 @@ class Answers:
     as_of: float
 
 
-class Lookout:
-    """Looks at actors; its seconds are those of a `Watch`.
+class Observer:
+    """Looks at actors; its seconds are those of a `LookClock`.
 
     Args:
         clock: seconds of `time.monotonic`.
@@ -45,7 +45,7 @@ class Lookout:
 
     def __init__(self, clock: Callable[[], float], limits: Limits, demand: Mapping[str, float]) -> None:
         self._clock = clock
-        self._watch = Watch(clock())
+        self._watch = LookClock(clock())
         self._looked = 0.0
         self._free: Mapping[str, float] = {}
         self._free_at = -FREE_EVERY_S

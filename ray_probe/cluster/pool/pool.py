@@ -20,12 +20,12 @@ from ray_probe.cluster.pool.failure_policy import (
     Fault,
     Limits,
     Raised,
+    RestartBudget,
     Situation,
-    Starts,
     decide,
     refuses_the_checkpoint,
 )
-from ray_probe.cluster.pool.observe import Done, Lookout
+from ray_probe.cluster.pool.observe import Done, Observer
 from ray_probe.cluster.pool.worker import Event, Member, Worker, demand_of, member
 from ray_probe.errors import CheckpointError, ClusterError
 
@@ -64,14 +64,14 @@ class Pool:
         self._arguments: tuple[Any, ...] = ()
         self._note = on_note
         self._limits = Limits(**limits)
-        self._lookout = Lookout(clock, self._limits, self._demand)
+        self._lookout = Observer(clock, self._limits, self._demand)
         self._prefix = prefix
         self._workers: dict[int, Worker] = {}
         self._version = -1
         self._refused = False
         self._resting = False
         self._next = first
-        self._starts = Starts()
+        self._starts = RestartBudget()
         self._reported_waiting = False
         self.last_failure: str | None = None
         self.info: dict[str, Any] = {}

@@ -5,12 +5,12 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ray_probe.cluster.actors.fitter import OpenFitter
+from ray_probe.cluster.actors.fitter import OpenFitterHandle
 from ray_probe.cluster.actors.handle import ANSWER_DEADLINE_S
 from ray_probe.cluster.pool.failure_policy import MAX_ATTEMPTS
 from ray_probe.cluster.pool.pool import Pool
 from ray_probe.cluster.pool.worker import Event
-from ray_probe.cluster.rounds.fitter_monitor import FitterWatch
+from ray_probe.cluster.rounds.fitter_monitor import FitterMonitor
 from ray_probe.cluster.rounds.gradient_reduction import Lost, Reduction
 from ray_probe.cluster.rounds.schedule import Schedule, Task
 from ray_probe.core.estimator.baselines import PublishedFit
@@ -19,7 +19,7 @@ from ray_probe.fitter.fitter import Counts
 from ray_probe.run.backend import RoundOutcome, StopCheck, new_group, refuse_if_stopped
 from ray_probe.run.messages import Collected, ShardKey, ShardSums
 from ray_probe.run.plan import Shard
-from ray_probe.run.progress_tracker import Tracker
+from ray_probe.run.progress_tracker import ProgressTracker
 from ray_probe.run.round_checks import check_baseline, ids_of, refuse_without_sums, told_with
 
 POLL_S = 0.5
@@ -43,7 +43,7 @@ class _Round:
 
 
 @dataclass(frozen=True)
-class Manner:
+class RoundOptions:
     """How a shard is done.
 
     Attributes:
@@ -55,7 +55,7 @@ class Manner:
     held_positions: int = 0
 
 
-class GroupWork:
+class CommitGroup:
     """Works off the rounds up to a commit, whoever dies on the way.
 
     Args:
@@ -70,10 +70,10 @@ class GroupWork:
     def __init__(
         self,
         pool: Pool,
-        fitter: OpenFitter,
-        tracker: Tracker,
+        fitter: OpenFitterHandle,
+        tracker: ProgressTracker,
         stop: StopCheck,
-        manner: Manner,
+        manner: RoundOptions,
         told: Collection[ShardKey] = (),
     ) -> None:
         self._group = new_group()
@@ -81,7 +81,7 @@ class GroupWork:
         self._rounds: dict[int, _Round] = {}
         self._pool = pool
         self._fitter = fitter
-        self._fitter_watch = FitterWatch(fitter.handle, tracker.note)
+        self._fitter_watch = FitterMonitor(fitter.handle, tracker.note)
         self._tracker = tracker
         self.stop = stop
         self._manner = manner

@@ -10,13 +10,13 @@ from typing import Any
 import ray
 from ray.exceptions import ActorUnavailableError, RayActorError
 
-from ray_probe.cluster.pool.clock import Watch
+from ray_probe.cluster.pool.clock import LookClock
 
 ASK_EVERY_S = 5.0
 FITTER_SILENT_S = 30.0
 
 
-class FitterWatch:
+class FitterMonitor:
     """Asks the fitter now and then whether it is there, and waits for nothing.
 
     Args:
@@ -37,7 +37,7 @@ class FitterWatch:
         self._note = note
         self._clock = clock
         self._silent_s = silent_s
-        self._watch = Watch(clock())
+        self._watch = LookClock(clock())
         self._heard_at = 0.0
         self._question: Any = None
         self._killed = False

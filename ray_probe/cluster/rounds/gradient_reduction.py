@@ -16,10 +16,10 @@ from ray.exceptions import RayError
 
 from ray_probe.cluster.actors.calls import first_line, task_error
 from ray_probe.cluster.actors.handle import ANSWER_DEADLINE_S
-from ray_probe.cluster.actors.writer import OpenWriter
+from ray_probe.cluster.actors.writer import OpenWriterHandle
 from ray_probe.cluster.pool.pool import Pool
 from ray_probe.errors import ProbeError
-from ray_probe.gradient.layout import Layout
+from ray_probe.gradient.layout import ParameterLayout
 from ray_probe.gradient.store import NotStaged
 from ray_probe.run.backend import StopCheck, refuse_if_stopped
 from ray_probe.run.messages import ShardKey
@@ -54,7 +54,9 @@ class Reduction:
         stop: asked between buckets.
     """
 
-    def __init__(self, pool: Pool, writer: OpenWriter, layout: Layout, bucket_numbers: int, stop: StopCheck) -> None:
+    def __init__(
+        self, pool: Pool, writer: OpenWriterHandle, layout: ParameterLayout, bucket_numbers: int, stop: StopCheck
+    ) -> None:
         self._pool = pool
         self._writer = writer
         self._layout = layout

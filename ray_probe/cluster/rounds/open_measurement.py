@@ -4,18 +4,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ray_probe.cluster.actors.fitter import OpenFitter
-from ray_probe.cluster.actors.writer import OpenWriter
+from ray_probe.cluster.actors.fitter import OpenFitterHandle
+from ray_probe.cluster.actors.writer import OpenWriterHandle
 from ray_probe.cluster.pool.pool import Pool
-from ray_probe.cluster.rounds.commit_group import GroupWork, Manner
+from ray_probe.cluster.rounds.commit_group import CommitGroup, RoundOptions
 from ray_probe.cluster.rounds.gradient_reduction import Reduction
-from ray_probe.gradient.layout import BUCKET_NUMBERS, Layout
+from ray_probe.gradient.layout import BUCKET_NUMBERS, ParameterLayout
 from ray_probe.run.backend import RoundOutcome, StopCheck
 from ray_probe.run.plan import Shard
-from ray_probe.run.progress_tracker import Tracker
+from ray_probe.run.progress_tracker import ProgressTracker
 
 
-class RayRounds:
+class OpenMeasurement:
     """What a backend does between the opening of a measurement and its end.
 
     Args:
@@ -30,10 +30,10 @@ class RayRounds:
     def __init__(
         self,
         pool: Pool,
-        fitter: OpenFitter,
-        writer: OpenWriter,
-        layout: Layout,
-        manner: Manner,
+        fitter: OpenFitterHandle,
+        writer: OpenWriterHandle,
+        layout: ParameterLayout,
+        manner: RoundOptions,
         bucket_numbers: int = BUCKET_NUMBERS,
     ) -> None:
         self._pool = pool
@@ -42,7 +42,7 @@ class RayRounds:
         self._layout = layout
         self._manner = manner
         self._bucket_numbers = bucket_numbers
-        self._work: GroupWork | None = None
+        self._work: CommitGroup | None = None
         counts = fitter.ask("counts")
         self._told = {key for key in (*counts.conflicts, *counts.regenerated) if key[0] < writer.rounds}
 
@@ -61,10 +61,10 @@ class RayRounds:
         report: dict[str, Any] = self._fitter.ask("beta")
         return report
 
-    def run_round(self, shards: Sequence[Shard], tracker: Tracker, stop: StopCheck) -> RoundOutcome:
+    def run_round(self, shards: Sequence[Shard], tracker: ProgressTracker, stop: StopCheck) -> RoundOutcome:
         """Work one round off; returns when every shard is in an actor's sum, once."""
         if self._work is None:
-            self._work = GroupWork(self._pool, self._fitter, tracker, stop, self._manner, self._told)
+            self._work = CommitGroup(self._pool, self._fitter, tracker, stop, self._manner, self._told)
         return self._work.run_round(shards)
 
     def commit(self) -> list[RoundOutcome]:

@@ -24,7 +24,7 @@ from ray_probe.errors import CheckpointError
 from ray_probe.model.activation_checkpointing import set_recompute
 from ray_probe.model.sequences import BatchedSequences
 from ray_probe.probe_components import ProbeComponents
-from ray_probe.rollout.builder import Assembly
+from ray_probe.rollout.builder import RolloutBuilder
 from ray_probe.rollout.rollout import Rollout
 from ray_probe.sequence_processor import SequenceProcessor
 
@@ -219,7 +219,7 @@ def measured(rollout: Rollout) -> list[Any]:
     return [log_q, [parameter.grad.tolist() for parameter in rollout._gradient.parameters.values()]]
 
 
-def brought_in(assembly: Assembly, base: Path, adapter: Path) -> Rollout:
+def brought_in(assembly: RolloutBuilder, base: Path, adapter: Path) -> Rollout:
     config = probe_config(
         base, model={"adapter": str(adapter), "trainable": "adapter"}, data={"prompts": ["abc"]},
         generation={"max_new_tokens": 8},
@@ -231,11 +231,11 @@ def brought_in(assembly: Assembly, base: Path, adapter: Path) -> Rollout:
 def test_the_next_checkpoint_with_its_adapter_measures_as_one_loaded_anew(bases, adapters, kind: str):
     name = KINDS[kind][0]
     first, second = ((bases[name, seed], adapters[kind, seed]) for seed in (0, 1))
-    live = Assembly()
+    live = RolloutBuilder()
     measured(brought_in(live, *first))
     after = measured(brought_in(live, *second))
     assert live.way == ("loaded" if name == "mixtral" else "swapped")  # its files hold one tensor an expert
-    assert after == measured(brought_in(Assembly(), *second)) != measured(brought_in(Assembly(), *first))
+    assert after == measured(brought_in(RolloutBuilder(), *second)) != measured(brought_in(RolloutBuilder(), *first))
 
 
 @pytest.mark.parametrize("kind", ["fused experts with biases", "tokens", "all biases"])
@@ -244,7 +244,7 @@ def test_a_swapped_adapter_is_inert_or_not_beside_its_own_checkpoint(bases, adap
     part = "tokens_delta" if kind == "tokens" else "bias$"
     barely = write_adapter(tmp_path / "barely", bases[name, 1], r=2, moved=part, **copied(settings))
     untrained = write_adapter(tmp_path / "untrained", bases[name, 1], r=2, spread=0.0, **copied(settings))
-    live = Assembly()
+    live = RolloutBuilder()
     brought_in(live, bases[name, 0], adapters[kind, 0])
     brought_in(live, bases[name, 1], barely)
     assert live.way == "swapped"

@@ -17,7 +17,7 @@ from ray_probe.checkpoints.node_cache import node_copy
 from ray_probe.config.schema import ModelConfig, ProbeConfig
 from ray_probe.controller.run_log import log_text, logged_to
 from ray_probe.errors import CheckpointError, ConfigError
-from ray_probe.rollout.builder import Assembly, build_rollout
+from ray_probe.rollout.builder import RolloutBuilder, build_rollout
 from ray_probe.run.manifest import check_same_inputs, manifest
 from ray_probe.run.prepare import prepare
 
@@ -106,7 +106,7 @@ def test_a_base_without_a_tokenizer_takes_the_adapters(adapter: Path):
 def test_a_swapped_adapter_brings_its_own_end(adapter: Path, tmp_path: Path):
     other = Path(shutil.copytree(adapter, tmp_path / "b"))
     write_tokenizer(other, eos="z")
-    live, base = Assembly(), adapter.parent / "c"
+    live, base = RolloutBuilder(), adapter.parent / "c"
     assert live.load(a_job(adapter), base, adapter, "policy").eos_ids == (0,)
     assert live.load(a_job(other), base, other, "policy").eos_ids == (26,)
     assert live.way == "swapped"
@@ -242,7 +242,7 @@ def test_a_nodes_copy_has_the_tokenizer_too(adapter: Path, tmp_path: Path):
     found = prepare(a_job(adapter)).checkpoint
     copy = node_copy(str(tmp_path / "cache"), found.directory, found.fingerprint, adapter, found.adapter_fingerprint)
     assert copy.adapter is not None and {"tokenizer.json", "chat_template.jinja"} <= set(os.listdir(copy.adapter))
-    live = Assembly().load(a_job(adapter), copy.directory, copy.adapter, "policy")
+    live = RolloutBuilder().load(a_job(adapter), copy.directory, copy.adapter, "policy")
     assert live.eos_ids == (26,)
     copy.release()
 

@@ -19,7 +19,7 @@ from ray_probe.checkpoints.trainable import mark_adapter, mark_frozen, select_tr
 from ray_probe.config import ProbeConfig
 from ray_probe.controller.measurement import Job, measure
 from ray_probe.errors import ConfigError
-from ray_probe.rollout.builder import Assembly
+from ray_probe.rollout.builder import RolloutBuilder
 from ray_probe.rollout.rollout import Rollout
 from ray_probe.run.prepare import prepare
 from ray_probe.run.round_checks import check_reached
@@ -57,7 +57,7 @@ def config_of(directory: Path, **model: Any) -> ProbeConfig:
 
 def brought_in(directory: Path, adapter: Path | None = None, **model: Any) -> Rollout:
     settings = model | ({} if adapter is None else {"adapter": str(adapter)})
-    return Assembly().load(config_of(directory, **settings), directory, adapter, "policy")
+    return RolloutBuilder().load(config_of(directory, **settings), directory, adapter, "policy")
 
 
 def differentiated(rollout: Rollout) -> dict[str, torch.Tensor]:
@@ -210,7 +210,7 @@ def test_fused_experts_are_reached_as_a_whole(tmp_path: Path, family: str, recom
         checkpoint, data={"prompts": ["abc"]}, estimator={"activation_checkpointing": recomputed},
         generation={"max_new_tokens": 8},
     )  # fmt: skip
-    assert Assembly().load(config, checkpoint, None, "policy").frozen == ()
+    assert RolloutBuilder().load(config, checkpoint, None, "policy").frozen == ()
 
 
 @pytest.mark.parametrize("device", ["cpu", "meta"])

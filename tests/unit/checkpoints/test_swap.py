@@ -18,7 +18,7 @@ from ray_probe.checkpoints.files import weight_headers
 from ray_probe.checkpoints.swap import Architecture, Policy, can_swap, load_policy, release, swap_weights
 from ray_probe.config import ProbeConfig
 from ray_probe.errors import CheckpointError
-from ray_probe.rollout.builder import Assembly
+from ray_probe.rollout.builder import RolloutBuilder
 from ray_probe.rollout.rollout import Rollout
 
 CHARACTERS = "abcdef"
@@ -46,7 +46,7 @@ def config_of(directory: Path, adapter: Path | None = None, **model: Any) -> Pro
     return probe_config(directory, model=settings, data={"prompts": ["abc", "f"]}, generation=generation)
 
 
-def brought_in(assembly: Assembly, directory: Path, adapter: Path | None = None, **model: Any) -> Rollout:
+def brought_in(assembly: RolloutBuilder, directory: Path, adapter: Path | None = None, **model: Any) -> Rollout:
     return assembly.load(config_of(directory, adapter, **model), directory, adapter, "policy")
 
 
@@ -86,30 +86,30 @@ def edit_weights(directory: Path, change: Callable[[Tensors], object]) -> None:
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_probe_after_a_swap_is_bit_identical_to_one_after_a_fresh_load(checkpoints: tuple[Path, Path], dtype: str):
-    live = Assembly()
+    live = RolloutBuilder()
     for step, directory in enumerate([*checkpoints, checkpoints[0]]):
         rollout = brought_in(live, directory, dtype=dtype)
         assert live.way == ("swapped" if step else "loaded")
-        assert_same_bits(rollout, brought_in(Assembly(), directory, dtype=dtype))
+        assert_same_bits(rollout, brought_in(RolloutBuilder(), directory, dtype=dtype))
 
 
 @pytest.mark.parametrize("architecture", ["llama_tied", "gpt2", "gemma2", "opt", "qwen2"])
 def test_tied_heads_and_other_architectures_are_swapped_too(tmp_path: Path, architecture: str):
     pair = [save_checkpoint(tmp_path / str(n), tiny_model(architecture, 16, seed=n), CHARACTERS) for n in (0, 1)]
-    live = Assembly()
+    live = RolloutBuilder()
     brought_in(live, pair[0])
     rollout = brought_in(live, pair[1])
     assert live.way == "swapped"
-    assert_same_bits(rollout, brought_in(Assembly(), pair[1]))
+    assert_same_bits(rollout, brought_in(RolloutBuilder(), pair[1]))
 
 
 def test_another_dtype_in_the_files_is_cast_as_loading_casts_it(checkpoints: tuple[Path, Path], tmp_path: Path):
     half = save_checkpoint(tmp_path / "half", tiny_llama(8, seed=1).to(torch.bfloat16), CHARACTERS)
-    live = Assembly()
+    live = RolloutBuilder()
     brought_in(live, checkpoints[0])
     rollout = brought_in(live, half)
     assert live.way == "swapped"
-    assert_same_bits(rollout, brought_in(Assembly(), half))
+    assert_same_bits(rollout, brought_in(RolloutBuilder(), half))
 
 
 def test_a_checkpoint_in_several_files_is_swapped(checkpoints: tuple[Path, Path], tmp_path: Path):
@@ -117,11 +117,11 @@ def test_a_checkpoint_in_several_files_is_swapped(checkpoints: tuple[Path, Path]
     (sharded / WEIGHTS).unlink()
     tiny_llama(8, seed=1).save_pretrained(sharded, max_shard_size="8KB")
     assert len(list(sharded.glob("model-*.safetensors"))) > 1
-    live = Assembly()
+    live = RolloutBuilder()
     brought_in(live, checkpoints[0])
     rollout = brought_in(live, sharded)
     assert live.way == "swapped"
-    assert_same_bits(rollout, brought_in(Assembly(), checkpoints[1]))
+    assert_same_bits(rollout, brought_in(RolloutBuilder(), checkpoints[1]))
 
 
 @pytest.mark.parametrize("saved", [None, ["lm_head"]])
@@ -132,15 +132,15 @@ def test_weights_and_adapter_are_swapped_together(
         write_adapter(tmp_path / f"adapter{n}", checkpoint, seed=n, modules_to_save=saved, lora_dropout=0.5)
         for n, checkpoint in enumerate(checkpoints)
     ]
-    live = Assembly()
+    live = RolloutBuilder()
     brought_in(live, checkpoints[0], adapters[0])
     rollout = brought_in(live, checkpoints[1], adapters[1], trainable="adapter")
     assert live.way == "swapped"
-    assert_same_bits(rollout, brought_in(Assembly(), checkpoints[1], adapters[1], trainable="adapter"))
+    assert_same_bits(rollout, brought_in(RolloutBuilder(), checkpoints[1], adapters[1], trainable="adapter"))
 
 
 def test_gradients_of_the_checkpoint_before_are_gone(checkpoints: tuple[Path, Path]):
-    live = Assembly()
+    live = RolloutBuilder()
     model = brought_in(live, checkpoints[0])._components.processor.model
     model(input_ids=torch.tensor([[1, 2]])).logits.sum().backward()
     assert brought_in(live, checkpoints[1])._components.processor.model is model
@@ -148,14 +148,14 @@ def test_gradients_of_the_checkpoint_before_are_gone(checkpoints: tuple[Path, Pa
 
 
 def test_the_trainable_parameters_are_those_of_the_new_configuration(checkpoints: tuple[Path, Path]):
-    live = Assembly()
+    live = RolloutBuilder()
     brought_in(live, checkpoints[0], trainable="mlp")
     assert len(brought_in(live, checkpoints[1]).layout.names) == 21
     assert live.way == "swapped"
 
 
 def test_what_lies_in_the_directory_later_does_not_reach_the_model(checkpoints: tuple[Path, Path], second: Path):
-    live = Assembly()
+    live = RolloutBuilder()
     for way in ("loaded", "swapped"):
         rollout = brought_in(live, second)
         assert live.way == way
@@ -183,23 +183,23 @@ def test_another_architecture_or_end_of_responses_is_loaded(
     checkpoints: tuple[Path, Path], second: Path, change: Callable[[Path], None]
 ):
     change(second)
-    live = Assembly()
+    live = RolloutBuilder()
     brought_in(live, checkpoints[0])
     rollout = brought_in(live, second)
     assert live.way == "loaded"
-    assert_same_bits(rollout, brought_in(Assembly(), second))
+    assert_same_bits(rollout, brought_in(RolloutBuilder(), second))
 
 
 def test_what_does_not_change_the_model_does_not_hinder_a_swap(checkpoints: tuple[Path, Path], second: Path):
     edit_json(second / "config.json", transformers_version="5.0.0", dtype="float16", _name_or_path="elsewhere")
-    live = Assembly()
+    live = RolloutBuilder()
     brought_in(live, checkpoints[0])
     brought_in(live, second)
     assert live.way == "swapped"
 
 
 def test_another_dtype_adapter_or_shape_is_loaded(checkpoints: tuple[Path, Path], tmp_path: Path):
-    live, (first, last) = Assembly(), checkpoints
+    live, (first, last) = RolloutBuilder(), checkpoints
     larger = save_checkpoint(tmp_path / "larger", tiny_llama(16), CHARACTERS)
     one, other = (write_adapter(tmp_path / f"a{alpha}", first, lora_alpha=alpha) for alpha in (4, 8))
     steps: list[tuple[Path, Path | None, str]] = [
@@ -209,7 +209,7 @@ def test_another_dtype_adapter_or_shape_is_loaded(checkpoints: tuple[Path, Path]
     for directory, adapter, dtype in steps:
         rollout = brought_in(live, directory, adapter, dtype=dtype)
         assert live.way == "loaded"
-        assert_same_bits(rollout, brought_in(Assembly(), directory, adapter, dtype=dtype))
+        assert_same_bits(rollout, brought_in(RolloutBuilder(), directory, adapter, dtype=dtype))
 
 
 def without_prefix(directory: Path, seed: int) -> Path:
@@ -227,11 +227,11 @@ def renamed(directory: Path, seed: int) -> Path:
 @pytest.mark.parametrize("make", [without_prefix, renamed])
 def test_tensors_that_transformers_renames_on_loading_are_loaded(tmp_path: Path, make: Callable[[Path, int], Path]):
     pair = [make(tmp_path / str(seed), seed) for seed in (0, 1)]
-    live = Assembly()
+    live = RolloutBuilder()
     brought_in(live, pair[0])
     rollout = brought_in(live, pair[1])
     assert live.way == "loaded"
-    assert_same_bits(rollout, brought_in(Assembly(), pair[1]))
+    assert_same_bits(rollout, brought_in(RolloutBuilder(), pair[1]))
 
 
 @pytest.mark.parametrize("rebuilt", [["a conversion"], None])
@@ -248,7 +248,7 @@ def test_tensors_that_transformers_rebuilt_or_may_have_rebuilt_are_not_swapped(
 def test_a_head_stored_beside_the_embeddings_that_it_is_tied_to_is_left_to_loading(tmp_path: Path):
     pair = [save_checkpoint(tmp_path / str(n), tiny_model("llama_tied", 8, seed=n), CHARACTERS) for n in (0, 1)]
     edit_weights(pair[1], lambda t: t.update({"lm_head.weight": t["model.embed_tokens.weight"].clone()}))
-    live = Assembly()
+    live = RolloutBuilder()
     brought_in(live, pair[0])
     brought_in(live, pair[1])
     assert live.way == "loaded"
@@ -258,7 +258,7 @@ def test_the_old_model_is_gone_before_the_new_one_is_loaded(
     checkpoints: tuple[Path, Path], second: Path, monkeypatch: pytest.MonkeyPatch
 ):
     another_config(second)
-    live = Assembly()
+    live = RolloutBuilder()
     model = brought_in(live, checkpoints[0])._components.processor.model
     seen: list[int] = []
 
@@ -308,13 +308,13 @@ def test_a_spoilt_checkpoint_is_refused_and_the_next_one_measures_as_ever(
     checkpoints: tuple[Path, Path], second: Path, spoil: Callable[[Path], None]
 ):
     spoil(second)
-    live = Assembly()
+    live = RolloutBuilder()
     brought_in(live, checkpoints[0])
     with pytest.raises(CheckpointError, match=rf"^model\.path: .*{SPOILT[spoil]}") as caught:
         brought_in(live, second)
     assert "\n" not in str(caught.value)
     rollout = brought_in(live, checkpoints[1])
-    assert_same_bits(rollout, brought_in(Assembly(), checkpoints[1]))
+    assert_same_bits(rollout, brought_in(RolloutBuilder(), checkpoints[1]))
 
 
 def test_a_spoilt_adapter_is_refused_and_nothing_half_swapped_is_kept(checkpoints: tuple[Path, Path], tmp_path: Path):
@@ -322,7 +322,7 @@ def test_a_spoilt_adapter_is_refused_and_nothing_half_swapped_is_kept(checkpoint
     file = adapters[1] / "adapter_model.safetensors"
     tensors = safetensors.torch.load_file(file)
     safetensors.torch.save_file({k: v for k, v in tensors.items() if "layers.1" not in k}, file)
-    live = Assembly()
+    live = RolloutBuilder()
     brought_in(live, checkpoints[0], adapters[0])
     with pytest.raises(CheckpointError, match=r"^model\.adapter: .*parameters are not in it"):
         brought_in(live, checkpoints[1], adapters[1])
@@ -363,7 +363,7 @@ def tensors_alive() -> tuple[int, int]:
 
 def test_twenty_swaps_leave_no_tensor_behind(checkpoints: tuple[Path, Path], tmp_path: Path):
     adapters = [write_adapter(tmp_path / f"a{n}", checkpoint, seed=n) for n, checkpoint in enumerate(checkpoints)]
-    live, counts = Assembly(), []
+    live, counts = RolloutBuilder(), []
     for step in range(21):
         rollout = brought_in(live, checkpoints[step % 2], adapters[step % 2])
         if step in (2, 20):

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from ray_probe.cluster.actors.task_errors import concerns_the_run
-from ray_probe.cluster.pool.clock import LEAP_S, Watch
+from ray_probe.cluster.pool.clock import LEAP_S, LookClock
 from ray_probe.cluster.pool.failure_policy import (
     MAX_FAILED_STARTS,
     MAX_IDLE_DEATHS,
@@ -20,8 +20,8 @@ from ray_probe.cluster.pool.failure_policy import (
     NoRoom,
     Quiet,
     Raised,
+    RestartBudget,
     Situation,
-    Starts,
     Unreachable,
     decide,
     is_charged,
@@ -154,7 +154,7 @@ def test_a_shard_is_not_spared_for_ever() -> None:
 class Clock:
     def __init__(self) -> None:
         self.now = 1000.0
-        self.watch = Watch(self.now)
+        self.watch = LookClock(self.now)
 
     def after(self, seconds: float) -> float:
         self.now += seconds
@@ -238,7 +238,7 @@ def test_who_was_not_heard_of_lately_is_asked_once_and_who_was_is_not() -> None:
 
 
 def test_starting_that_fails_three_times_in_a_row_is_not_tried_again_until_that_is_forgiven() -> None:
-    starts = Starts()
+    starts = RestartBudget()
     for _ in range(MAX_FAILED_STARTS - 1):
         starts.lost("starting")
     starts.worked()
@@ -255,7 +255,7 @@ def test_a_checkpoint_that_was_refused_three_times_is_refused_in_later_rounds_to
     assert refuses_the_checkpoint(refused, Situation("starting", loaded_elsewhere=True))
     assert not refuses_the_checkpoint(refused, Situation("working"))
     assert not refuses_the_checkpoint(Raised(ClusterError("no CUDA device"), ""), Situation("starting"))
-    starts = Starts()
+    starts = RestartBudget()
     for _ in range(MAX_REFUSALS):
         assert starts.go_on(asked=4)
         starts.lost("starting", refused=True)
@@ -267,7 +267,7 @@ def test_a_checkpoint_that_was_refused_three_times_is_refused_in_later_rounds_to
 
 
 def test_actors_that_die_idle_are_not_replaced_without_end_and_deaths_at_shards_do_not_count() -> None:
-    starts = Starts()
+    starts = RestartBudget()
     for _ in range(1000):
         starts.lost("working")
     for _ in range(2 * MAX_IDLE_DEATHS):

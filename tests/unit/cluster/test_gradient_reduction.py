@@ -11,12 +11,12 @@ from ray.exceptions import ActorDiedError, ActorUnavailableError, GetTimeoutErro
 from ray_probe.cluster.rounds import gradient_reduction as module
 from ray_probe.cluster.rounds.gradient_reduction import IN_FLIGHT, Lost, Reduction, children
 from ray_probe.errors import GradientError, OutputError
-from ray_probe.gradient.layout import Layout
+from ray_probe.gradient.layout import ParameterLayout
 from ray_probe.gradient.store import NotStaged
 from ray_probe.run.backend import Stopped
 from ray_probe.run.messages import GradientReport
 
-LAYOUT = Layout(("a", "b"), ((30,), (7,)))
+LAYOUT = ParameterLayout(("a", "b"), ((30,), (7,)))
 BUCKET = 5
 
 

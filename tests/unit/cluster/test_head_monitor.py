@@ -4,7 +4,7 @@ import socket
 
 import pytest
 
-from ray_probe.cluster.head.head_monitor import HeadWatch, reachable
+from ray_probe.cluster.head.head_monitor import HeadMonitor, reachable
 
 
 class Scene:
@@ -15,8 +15,8 @@ class Scene:
         self.up = True
         self.asked = 0
 
-    def watch(self, lost_s: float) -> HeadWatch:
-        return HeadWatch("host:1", lost_s, lambda: self.now, self._answers)
+    def watch(self, lost_s: float) -> HeadMonitor:
+        return HeadMonitor("host:1", lost_s, lambda: self.now, self._answers)
 
     def _answers(self, address: str) -> bool:
         assert address == "host:1"

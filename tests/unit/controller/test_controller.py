@@ -20,7 +20,7 @@ from ray_probe.errors import ConfigError, OutputError
 from ray_probe.report.caveats import caveats
 from ray_probe.run.directory import RunDirectory
 from ray_probe.run.prepare import prepare
-from ray_probe.run.prepared import Prepared
+from ray_probe.run.prepared import PreparedRun
 from ray_probe.run.result import advantage_by_mode
 from ray_probe.run.totals import merged
 
@@ -210,7 +210,7 @@ def test_a_lost_service_goes_on_with_queue_counters_and_versions(tmp_path: Path,
 
 
 def test_a_service_in_the_place_of_a_run_gives_the_same_bits(service: Service, config: ProbeConfig) -> None:
-    from ray_probe.controller.local_backend import InProcess
+    from ray_probe.controller.local_backend import LocalBackend
     from ray_probe.offline_entropy_probe import OfflineEntropyProbe
     from ray_probe.rollout.builder import build_rollout
     from ray_probe.run.prepared import baseline_rule
@@ -221,7 +221,7 @@ def test_a_service_in_the_place_of_a_run_gives_the_same_bits(service: Service, c
     prepared = prepare(config)
     directory = RunDirectory.create(service.directory, "reference")
     rollout = build_rollout(prepared.config, prepared.checkpoint.directory, prepared.policy_id)
-    backend = InProcess([rollout], baseline_rule(prepared.config), prepared.policy_id, directory)
+    backend = LocalBackend([rollout], baseline_rule(prepared.config), prepared.policy_id, directory)
     reference = OfflineEntropyProbe(prepared.config, prepared.plan, backend, directory).run()
     _, result = service.answers.result(identity)
     assert result is not None
@@ -340,4 +340,4 @@ def test_errors_keep_nothing_alive(service: Service, tmp_path: Path) -> None:
     identity = service.probe(data__prompts=str(tmp_path / "none.jsonl"))
     assert service.ended(identity).exit_code == 2
     gc.collect()
-    assert sum(type(thing) is Prepared for thing in gc.get_objects()) <= 1, "the checkpoint at hand"
+    assert sum(type(thing) is PreparedRun for thing in gc.get_objects()) <= 1, "the checkpoint at hand"

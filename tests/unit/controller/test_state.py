@@ -10,7 +10,7 @@ from support.replies import a_progress
 from support.results import a_result
 
 from ray_probe.controller.queue import Measurement
-from ray_probe.controller.state import EVENTS_KEPT, STATE_FILE, Board, summary
+from ray_probe.controller.state import EVENTS_KEPT, STATE_FILE, ControllerState, summary
 from ray_probe.errors import ConfigError, OutputError, ProbeError
 from ray_probe.run.directory import RunDirectory
 from ray_probe.run.progress import Progress
@@ -28,14 +28,14 @@ class FakeProbe:
         return {"counts": {"rounds": self.rounds}}
 
 
-def a_board(directory: Path | None = None, measurements: int = 2) -> Board:
-    board = Board(directory)
+def a_board(directory: Path | None = None, measurements: int = 2) -> ControllerState:
+    board = ControllerState(directory)
     for _ in range(measurements):
         submit(board)
     return board
 
 
-def submit(board: Board) -> Measurement:
+def submit(board: ControllerState) -> Measurement:
     identity = board.queue.next_id()
     directory = (board.directory or Path("/runs")) / identity
     item = Measurement(identity, {"model": {"path": "/c", "adapter": None}}, str(directory), utc_now())
@@ -44,7 +44,7 @@ def submit(board: Board) -> Measurement:
     return item
 
 
-def at_work(board: Board, identity: str, rounds: int = 1) -> Measurement:
+def at_work(board: ControllerState, identity: str, rounds: int = 1) -> Measurement:
     item = board.change(identity, "measuring", state="running")
     board.probe = FakeProbe(rounds)
     return item
@@ -54,7 +54,7 @@ def snapshot(round_number: int, collected: int = 0, note: str | None = None) -> 
     return replace(a_progress(), round=round_number, collected=collected, note=note)
 
 
-def told(board: Board, identity: str, cursor: int = 0) -> list[tuple[int, int] | str]:
+def told(board: ControllerState, identity: str, cursor: int = 0) -> list[tuple[int, int] | str]:
     """Round and records of snapshots, texts of notes."""
     events = board.events(identity, cursor)[1]
     return [event.note or (event.round, event.collected) for event in events]
@@ -66,7 +66,7 @@ def test_the_queue_is_found_again_after_a_restart_with_what_ran_first(tmp_path: 
     board.change("m0002", "measuring", state="running", started=utc_now(), begun=True, policy_id="5f0c9a")
     board.queue.draining = True
     board.save()
-    found = Board(tmp_path)
+    found = ControllerState(tmp_path)
     assert [item.id for item in found.queue.waiting] == ["m0002", "m0003"]
     assert found.queue.get("m0001") == board.queue.get("m0001")
     assert found.queue.get("m0002") == replace(board.queue.get("m0002"), state="queued")
@@ -107,7 +107,7 @@ DAMAGE = {
 def test_a_state_that_cannot_be_read_is_refused_in_one_line_and_left_as_it_is(tmp_path: Path, damage: str) -> None:
     (tmp_path / STATE_FILE).write_text(DAMAGE[damage])
     with pytest.raises(ProbeError, match=r"service\.json: cannot be read .*; ") as refused:
-        Board(tmp_path)
+        ControllerState(tmp_path)
     assert "\n" not in str(refused.value)
     assert (tmp_path / STATE_FILE).read_text() == DAMAGE[damage]
 
@@ -118,14 +118,14 @@ def test_a_flipped_bit_in_the_queue_is_refused_wherever_it_is(tmp_path: Path) ->
     for place in range(len(whole)):
         (tmp_path / STATE_FILE).write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
         with pytest.raises(ConfigError, match=r"service\.json: cannot be read .*sha256 does not fit"):
-            Board(tmp_path)
+            ControllerState(tmp_path)
 
 
 def test_a_change_is_on_disk_before_it_is_told(tmp_path: Path) -> None:
     board = a_board(tmp_path)
     item = board.change("m0001", "loading", state="running")
     assert (item.state, board.state) == ("running", "loading")
-    assert Board(tmp_path).queue.items[0] == replace(item, state="queued")
+    assert ControllerState(tmp_path).queue.items[0] == replace(item, state="queued")
 
 
 def test_a_state_of_the_whole_ends_its_problem_and_a_change_without_one_does_not() -> None:
@@ -242,7 +242,7 @@ def test_a_follower_of_an_earlier_life_sees_what_comes_after_the_restart(tmp_pat
     for number in range(50):
         board.event("m0001", snapshot(number))
     cursor, _ = board.events("m0001", 0)
-    again = Board(tmp_path)
+    again = ControllerState(tmp_path)
     again.event("m0001", snapshot(50))
     assert told(again, "m0001", cursor) == [(50, 0)]
 

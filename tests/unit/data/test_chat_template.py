@@ -18,7 +18,7 @@ from ray_probe.data.tokenization import begins_with_two_bos, encode_prompts
 from ray_probe.errors import ConfigError, InputError, PromptsError
 from ray_probe.rollout.builder import build_rollout
 from ray_probe.run.prepare import prepare
-from ray_probe.run.prepared import Prepared
+from ray_probe.run.prepared import PreparedRun
 from ray_probe.sequence_processor import SequenceProcessor
 
 SECRET = "attack at dawn"
@@ -39,7 +39,7 @@ CHATS = {
 }  # fmt: skip
 
 
-def prepared_chat(directory: Path, prompts: list[Any], tokenizer: Any = None, **sections: Any) -> Prepared:
+def prepared_chat(directory: Path, prompts: list[Any], tokenizer: Any = None, **sections: Any) -> PreparedRun:
     """A job with `data.chat_template: true` on prompts of a file, made in the directory."""
     checkpoint = chat_checkpoint(directory / "c", tokenizer or chat_tokenizer())
     file = write_jsonl(directory / "p.jsonl", [{"prompt": prompt} for prompt in prompts])

@@ -14,7 +14,7 @@ from ray_probe.errors import ConfigError, LedgerError, OutputError, RecordError
 from ray_probe.fitter.fitter import Fitter
 from ray_probe.fitter.host import FitterHost
 from ray_probe.fitter.ledger import read_ledger
-from ray_probe.run.messages import Opening, Receipt
+from ray_probe.run.messages import FitterSession, Receipt
 
 OWNER = "an actor"
 
@@ -137,8 +137,8 @@ def test_one_measurement_after_the_other_leaves_no_file_open(tmp_path: Path):
 
 def test_deliveries_and_receipts_arrive_as_they_were_sent():
     sent = delivery(3, 4)
-    opening, arrived = delivery_of(message_of(Opening("abc", together=True), sent))
-    assert opening == Opening("abc", together=True) and arrived.packed.tobytes() == sent.packed.tobytes()
+    opening, arrived = delivery_of(message_of(FitterSession("abc", together=True), sent))
+    assert opening == FitterSession("abc", together=True) and arrived.packed.tobytes() == sent.packed.tobytes()
     assert {name: value for name, value in vars(arrived).items() if name != "packed"} == {
         name: value for name, value in vars(sent).items() if name != "packed"
     }

@@ -6,7 +6,7 @@ import torch
 from support.models import tiny_gpt2, tiny_llama
 
 from ray_probe.errors import NonFiniteError
-from ray_probe.gradient.layout import Layout
+from ray_probe.gradient.layout import ParameterLayout
 from ray_probe.gradient.shard_sum import GradientSum
 
 
@@ -50,14 +50,14 @@ def test_the_layout_says_where_each_parameter_lies_in_the_flat_gradient():
 
 
 def test_a_layout_holds_scalars_too():
-    layout = Layout(("a", "b"), ((), (2, 3)))
+    layout = ParameterLayout(("a", "b"), ((), (2, 3)))
     assert layout.size == 7
     assert list(layout.ranges()) == [("a", (), 0, 1), ("b", (2, 3), 1, 7)]
 
 
 @pytest.mark.parametrize("numbers", [1, 2, 3, 6, 7, 8, 100])
 def test_buckets_tile_the_flat_gradient(numbers: int):
-    buckets = Layout(("a", "b"), ((), (2, 3))).buckets(numbers)
+    buckets = ParameterLayout(("a", "b"), ((), (2, 3))).buckets(numbers)
     assert [place for start, stop in buckets for place in range(start, stop)] == list(range(7))
     assert all(0 < stop - start <= numbers for start, stop in buckets)
 

@@ -13,10 +13,10 @@ import safetensors.numpy
 
 from ray_probe.errors import ConfigError, GradientError, NonFiniteError, OutputError
 from ray_probe.gradient import store as store_module
-from ray_probe.gradient.layout import Layout
+from ray_probe.gradient.layout import ParameterLayout
 from ray_probe.gradient.store import GradientStore, NotStaged
 
-LAYOUT = Layout(("a.weight", "a.bias", "b"), ((3, 4), (), (10,)))
+LAYOUT = ParameterLayout(("a.weight", "a.bias", "b"), ((3, 4), (), (10,)))
 SIZE = 23
 BUCKETS = ((0, 9), (9, 18), (18, 23))
 
@@ -410,7 +410,7 @@ def test_a_full_disk_is_one_line_that_names_the_file(tmp_path: Path, step: str, 
 def test_memory_is_that_of_a_chunk_however_large_the_gradient(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(store_module, "CHUNK", 10_000)
     size, bucket = 2_000_000, np.ones(200_000, np.float32)
-    store = GradientStore(tmp_path, Layout(("w",), ((size,),)))
+    store = GradientStore(tmp_path, ParameterLayout(("w",), ((size,),)))
     tracemalloc.start()
     store.open(0)
     for rounds in (1, 2):

@@ -8,7 +8,7 @@ import pytest
 from support.adapters import write_adapter
 
 from ray_probe.config import load_config
-from ray_probe.controller.local_backend import InProcess
+from ray_probe.controller.local_backend import LocalBackend
 from ray_probe.core.estimator.parity import TOLERANCE_NATS
 from ray_probe.offline_entropy_probe import OfflineEntropyProbe
 from ray_probe.rollout.builder import build_rollout
@@ -33,7 +33,7 @@ def run(path: Path, *settings: str) -> tuple[dict[str, Any], dict[str, np.ndarra
     config = prepared.config
     directory = RunDirectory.create(path, "run")
     rollout = build_rollout(config, prepared.checkpoint.directory, prepared.policy_id)
-    backend = InProcess([rollout], baseline_rule(config), prepared.policy_id, directory)
+    backend = LocalBackend([rollout], baseline_rule(config), prepared.policy_id, directory)
     result = OfflineEntropyProbe(config, prepared.plan, backend, directory).run()
     flat = backend._store.read(0, backend.layout.size)
     return result, {name: flat[start:stop] for name, _, start, stop in backend.layout.ranges()}

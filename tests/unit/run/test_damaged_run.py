@@ -18,7 +18,7 @@ from ray_probe.errors import InputError
 from ray_probe.report import plots
 from ray_probe.run import prepare
 from ray_probe.run.backend import Stopped
-from ray_probe.run.prepared import Prepared
+from ray_probe.run.prepared import PreparedRun
 from ray_probe.run.progress import Progress
 from ray_probe.service import run_once
 from ray_probe.system.digests import SUMS
@@ -32,7 +32,7 @@ UNREAD = ("log.txt", "lock", "result.json", SUMS)
 Spoil = Callable[[bytes], bytes | None]
 
 
-def prepared_of(config: ProbeConfig, created: datetime | None = None) -> Prepared:
+def prepared_of(config: ProbeConfig, created: datetime | None = None) -> PreparedRun:
     return light_prepared(config)
 
 
@@ -45,7 +45,7 @@ def light(monkeypatch: pytest.MonkeyPatch) -> None:
 def resumed(path: Path) -> dict[str, Any]:
     """What `run --resume` does, but for Ray: everything that it refuses here it refuses before Ray is started."""
     notes = run_once._Notes(lambda progress: None)
-    config, directory = run_once.resolve(run_once.Request(None, path, ()))
+    config, directory = run_once.resolve(run_once.RunRequest(None, path, ()))
     assert directory is not None
     prepared = run_once._prepared(config, directory, notes)
     if (result := run_once._done(directory, prepared, notes)) is not None:

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from ray_probe.config import load_config
-from ray_probe.controller.local_backend import InProcess
+from ray_probe.controller.local_backend import LocalBackend
 from ray_probe.offline_entropy_probe import OfflineEntropyProbe
 from ray_probe.rollout.builder import build_rollout
 from ray_probe.run.directory import RunDirectory
@@ -23,7 +23,7 @@ def result(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         prepared = prepare(load_config(ROOT / "configs" / "tiny.yaml", ["batch.rounds=2"]))
     directory = RunDirectory.create(tmp_path_factory.mktemp("demo"), "demo")
     rollout = build_rollout(prepared.config, prepared.checkpoint.directory, prepared.policy_id)
-    backend = InProcess([rollout], baseline_rule(prepared.config), prepared.policy_id, directory)
+    backend = LocalBackend([rollout], baseline_rule(prepared.config), prepared.policy_id, directory)
     return OfflineEntropyProbe(prepared.config, prepared.plan, backend, directory).run()
 
 

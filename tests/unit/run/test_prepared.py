@@ -20,7 +20,7 @@ from ray_probe.config.schema import ProbeConfig
 from ray_probe.errors import ConfigError
 from ray_probe.run.manifest import changed_settings, check_same_inputs, manifest
 from ray_probe.run.prepare import prepare
-from ray_probe.run.prepared import Prepared, few_shards
+from ray_probe.run.prepared import PreparedRun, few_shards
 from ray_probe.system import versions
 
 PROMPTS = ["abc", "f", "a" * 20, "dd"]
@@ -33,7 +33,7 @@ def job(tmp_path: Path) -> Callable[..., ProbeConfig]:
     return plain_job(tmp_path, PROMPTS, characters="abcdef", context=32)
 
 
-def written(prepared: Prepared) -> dict[str, Any]:
+def written(prepared: PreparedRun) -> dict[str, Any]:
     """The manifest as it is read back."""
     found: dict[str, Any] = json.loads(json.dumps(manifest(prepared, ACTOR, {"address": "local"})))
     return found
@@ -127,7 +127,7 @@ def test_the_shard_plan_follows_from_prompts_seed_and_shard_size_alone(job):
 # Going on
 
 
-def refused_to_go_on(now: Prepared, earlier: dict[str, Any]) -> str:
+def refused_to_go_on(now: PreparedRun, earlier: dict[str, Any]) -> str:
     with pytest.raises(ConfigError) as caught:
         check_same_inputs(now, earlier)
     assert len(str(caught.value).splitlines()) == 1

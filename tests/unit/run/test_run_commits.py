@@ -16,7 +16,7 @@ from support.runs import Job, a_checkpoint, by_name, collected, misscoring_rollo
 
 from ray_probe.config import ProbeConfig
 from ray_probe.errors import GradientError, ParityError, ProbeError, ShardError
-from ray_probe.gradient.layout import Layout
+from ray_probe.gradient.layout import ParameterLayout
 from ray_probe.gradient.shard_sum import GradientSum
 from ray_probe.gradient.store import GradientStore
 from ray_probe.probe_components import ProbeComponents
@@ -189,7 +189,7 @@ def test_a_parameter_that_one_shard_of_one_actor_reaches_is_none(checkpoint: Pat
 
 
 def test_many_unreached_parameters_make_one_line():
-    layout = Layout(tuple(f"layers.{n}." + 200 * "x" for n in range(30)), ((2,),) * 30)
+    layout = ParameterLayout(tuple(f"layers.{n}." + 200 * "x" for n in range(30)), ((2,),) * 30)
     reports = [GradientReport((), tuple(range(20))), GradientReport((), tuple(range(10, 30)))]
     with pytest.raises(GradientError, match=r"10 of 30 trainable parameters") as refused:
         check_reached(layout, reports)
