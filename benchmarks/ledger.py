@@ -153,7 +153,7 @@ def _recovery(directory: Path) -> dict[str, Any]:
     import ray
 
     from ray_probe.cluster.actors.fitter import fitter_actor
-    from ray_probe.cluster.connection.environment import env_to_start, environment, private_dir
+    from ray_probe.cluster.head.environment import env_to_start, environment, private_dir
 
     with private_dir() as temporary, environment(env_to_start(temporary)):
         ray.init(

@@ -8,6 +8,7 @@ from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from ray_probe.checkpoints.files import refuse
 from ray_probe.model.context_length import setting
+from ray_probe.model.forward import CACHE
 
 EMBEDDING_FILES = ("modules.json", "config_sentence_transformers.json")
 OTHER_HEADS = {
@@ -19,7 +20,6 @@ OTHER_HEADS = {
     "RewardModel": "a reward model",
 }
 """How names of classes in config.json's `architectures` end where the head makes no next token, and what that is."""
-CACHE = "need a decoder-only model with a key-value cache"
 
 
 def check_kind(directory: Path, config: Any) -> None:

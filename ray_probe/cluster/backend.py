@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ray_probe.cluster import actor_names
+from ray_probe.cluster.actors import actor_names
 from ray_probe.cluster.actors.fitter import FitterHandle, fitter_actor
 from ray_probe.cluster.actors.handle import ActorHandle
 from ray_probe.cluster.actors.writer import WriterHandle, writer_actor

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 import ray
 
-from ray_probe.cluster import actor_names
+from ray_probe.cluster.actors import actor_names
+from ray_probe.cluster.actors.own_actors import OwnActor, end_children, refuse_taken_name
 from ray_probe.cluster.connection.nodes import pinned_to
 from ray_probe.cluster.head.head_monitor import LOST_S, OWN_LOST_S, HeadMonitor, end_without
-from ray_probe.cluster.own_actors import OwnActor, end_children, refuse_taken_name
 from ray_probe.controller.replies import Beta, Followed, MeasurementInfo, Scaled, Status, Variance
 from ray_probe.errors import ConfigError, ProbeError
 from ray_probe.system.failpoints import fail_at

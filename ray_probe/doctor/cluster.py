@@ -53,7 +53,7 @@ def joined(case: Case) -> Finding:
 
 def resources(case: Case) -> Finding:
     """The actors that are asked for have room, and whether others hold it at the moment."""
-    import ray
+    from ray_probe.cluster.connection.nodes import free_resources
 
     demand = Demand.of(case.run.cluster)
     if problem := shortfall(demand, [node.resources for node in case.nodes]):
@@ -63,7 +63,7 @@ def resources(case: Case) -> Finding:
     there = {name: sum(node.resources.get(name, 0.0) for node in case.nodes) for name in ("CPU", "GPU", *one)}
     have = ", ".join(f"{amount:g} {name}" for name, amount in there.items())
     detail = f"asked {demand.actors} x ({each}), the cluster has {have}"
-    free = ray.available_resources()
+    free = free_resources()
     if busy := [f"{free.get(n, 0.0):g} {n}" for n, a in one.items() if demand.actors * a > free.get(n, 0.0) + 1e-9]:
         return Finding(f"{detail}, of which others leave {', '.join(busy)}", "wait for them, or ask for fewer actors")
     if case.cluster.address is None:

@@ -14,7 +14,7 @@ from pathlib import Path
 import ray_probe
 from ray_probe.checkpoints.memory_forecast import size
 from ray_probe.cluster.connection.demand import MIN_STORE_BYTES
-from ray_probe.cluster.connection.environment import (
+from ray_probe.cluster.head.environment import (
     MAX_TMP_CHARS,
     env_to_join,
     environment,

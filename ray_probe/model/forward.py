@@ -10,13 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ray_probe.checkpoints.model_kinds import CACHE
 from ray_probe.core.policy.logits import Buffer
 from ray_probe.errors import CheckpointError, NonFiniteError, bad_value
 from ray_probe.model.head import ModelHead, find_head
 from ray_probe.model.model_call import call_model
 from ray_probe.model.sequences import TokenRow
 from ray_probe.model.trials import try_model
+
+CACHE = "need a decoder-only model with a key-value cache"
 
 
 class Forward:

@@ -183,7 +183,7 @@ class ProbeClient:
             ProbeError: what it failed of, with its exit code; CancelledError when somebody stopped it.
             ClusterError: its service was taken down, or its controller does not answer any more.
         """
-        from ray.exceptions import GetTimeoutError
+        from ray_probe.cluster.actors.calls import is_silent
 
         def go_on() -> None:
             if stop():
@@ -192,7 +192,7 @@ class ProbeClient:
         try:
             follow(self._ask, self.name, self.kind, measurement, listener, go_on)
         except ClusterError as error:
-            self._silent = isinstance(error.__cause__, GetTimeoutError)
+            self._silent = is_silent(error)
             raise
         info, result = self.result(measurement)
         if info.state == "failed":
@@ -240,7 +240,7 @@ class ProbeClient:
             seconds: how long it has to stop by itself; 0 ends its actors at once.
         """
         from ray_probe.cluster.actors.calls import kill
-        from ray_probe.cluster.own_actors import end_children
+        from ray_probe.cluster.actors.own_actors import end_children
 
         in_time = False
         try:

@@ -39,9 +39,9 @@ def find(
         ConfigError: nothing of that name, or several without one; names what there is.
         ClusterError: the cluster is not reachable, refuses the token, or is not the one that this process has joined.
     """
+    from ray_probe.cluster.actors.own_actors import kind_of
     from ray_probe.cluster.connection.addresses import connected_address
     from ray_probe.cluster.head.head_monitor import LOST_S, OWN_LOST_S, HeadMonitor
-    from ray_probe.cluster.own_actors import kind_of
 
     if address is None:
         entry = registry.choose(name, kind)
@@ -102,7 +102,7 @@ def choose_controller(name: str | None, namespace: str, kind: str | None = None)
     Raises:
         ConfigError: nothing is up, or several are and none is named; names what there is.
     """
-    from ray_probe.cluster.own_actors import controllers, kind_of
+    from ray_probe.cluster.actors.own_actors import controllers, kind_of
 
     there = controllers(namespace)
     fitting = [name] if name is not None else list(there)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
-from ray_probe.cluster.connection.environment import PREFIX
+from ray_probe.cluster.head.environment import PREFIX
 from ray_probe.errors import ClusterError, ConfigError, NoClusterError, bad_value
 from ray_probe.service import registry
 from ray_probe.service.client import ProbeClient
@@ -87,8 +87,8 @@ def _ended(entry: registry.Entry, tell: Tell) -> None:
 
     Raises ConfigError when the controller is a run's, or when nothing of that name is there and nobody said it was.
     """
+    from ray_probe.cluster.actors.own_actors import controllers, end_children, kind_of
     from ray_probe.cluster.connection.connect import connected
-    from ray_probe.cluster.own_actors import controllers, end_children, kind_of
 
     with connected(
         entry.address, entry.namespace, None, token_path=entry.token_path, loopback=entry.loopback, log=lambda _: None

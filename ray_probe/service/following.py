@@ -57,9 +57,9 @@ def follow(
 
 def refuse_gone(error: ClusterError, name: str, kind: str, measurement: str) -> None:
     """Raise where a controller is gone for good: a run's that died, or a service's that was ended."""
-    from ray.exceptions import ActorDiedError
+    from ray_probe.cluster.actors.calls import is_gone
 
-    if not isinstance(error.__cause__, ActorDiedError):
+    if not is_gone(error):
         return
     if kind == "run":
         raise error

@@ -236,20 +236,19 @@ def _followed(
     client: Any, identity: str, path: Path, own: "StartedHead | None", listener: Listener
 ) -> dict[str, Any]:
     """The result of the measurement; on Ctrl-C it is stopped with its whole rounds kept, which takes a moment."""
-    from ray.exceptions import ActorDiedError, GetTimeoutError
-
+    from ray_probe.cluster.actors.calls import is_gone, is_silent
     from ray_probe.cluster.pool.death_report import autopsy
 
     try:
         result: dict[str, Any] = client.wait(identity, listener, interrupted)
         return result
     except ClusterError as error:
-        if client.head_lost or isinstance(error.__cause__, GetTimeoutError):
+        if client.head_lost or is_silent(error):
             told = str(error)
             listener(Progress.outside(told))  # at once: leaving a cluster without a head takes Ray 5 s
             if own is not None:
                 own.kill()
-        elif isinstance(error.__cause__, ActorDiedError):
+        elif is_gone(error):
             told = f"controller: it is gone ({autopsy(error.__cause__).cause})"
         else:
             raise

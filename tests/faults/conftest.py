@@ -15,7 +15,7 @@ from support.light import BUCKET, LightActor, here, light_config, light_prepared
 from support.ray_runs import own, run_here
 
 from ray_probe.cluster.backend import RayBackend
-from ray_probe.cluster.connection.environment import env_to_start, environment, private_dir
+from ray_probe.cluster.head.environment import env_to_start, environment, private_dir
 from ray_probe.run.prepared import baseline_rule
 
 FAST = {"timeout_ms_task_wait_for_death_info": 100, "core_worker_internal_heartbeat_ms": 100}

@@ -19,7 +19,7 @@ from support.checkpoints import raw_config, write_checkpoint
 from support.ray_runs import quiet, run_here, run_on
 
 from ray_probe.cluster.backend import RayBackend
-from ray_probe.cluster.connection.environment import env_to_start, environment, private_dir
+from ray_probe.cluster.head.environment import env_to_start, environment, private_dir
 from ray_probe.config.loading import config_from_dict
 from ray_probe.config.schema import ProbeConfig
 from ray_probe.errors import CheckpointError, ClusterError

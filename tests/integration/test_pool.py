@@ -20,7 +20,7 @@ from support.records import POLICY, rule
 
 from ray_probe.cluster.actors.fitter import fitter_actor
 from ray_probe.cluster.backend import actor_options
-from ray_probe.cluster.connection.environment import env_to_start, environment, private_dir
+from ray_probe.cluster.head.environment import env_to_start, environment, private_dir
 from ray_probe.cluster.pool import observe
 from ray_probe.cluster.pool.failure_policy import MAX_FAILED_STARTS, MAX_REFUSALS, Decision
 from ray_probe.cluster.pool.pool import Pool

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from support.heads import Head, a_head
 
-from ray_probe.cluster import ray_private
+from ray_probe.cluster.head import ray_private
 from ray_probe.cluster.head.package_path import package_path
 
 pytestmark = [pytest.mark.cluster, pytest.mark.own_cluster]
@@ -23,9 +23,9 @@ pytestmark = [pytest.mark.cluster, pytest.mark.own_cluster]
 SEEN = """
 import json, os, sys
 from pathlib import Path
-from ray_probe.cluster import ray_private
+from ray_probe.cluster.head import ray_private
 from ray_probe.cluster.connection.connect import connected
-from ray_probe.cluster.connection.environment import environment, on_loopback
+from ray_probe.cluster.head.environment import environment, on_loopback
 address, token_path, temp_dir = sys.argv[1:]
 wrong = Path(os.environ["HOME"], "wrong")
 wrong.write_text("f" * 64)

@@ -49,7 +49,7 @@ print(json.dumps(facts))
 FOREIGN = """
 import sys
 import ray
-from ray_probe.cluster.own_actors import Ours
+from ray_probe.cluster.actors.own_actors import Ours
 ray.init(address=sys.argv[1], namespace="ray_probe", log_to_driver=False, logging_level="ERROR")
 class Foreign:
     def ready(self):

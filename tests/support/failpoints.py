@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from ray_probe.cluster.connection.environment import environment
+from ray_probe.cluster.head.environment import environment
 from ray_probe.system.failpoints import VARIABLE
 
 

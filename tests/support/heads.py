@@ -24,7 +24,7 @@ with connected(None, "head", Demand(1, 1, 0, {}, int(sys.argv[1])), log=lambda l
 OPEN_HEAD = """
 import os, sys
 import psutil, ray
-from ray_probe.cluster.connection.environment import env_to_start, environment, private_dir
+from ray_probe.cluster.head.environment import env_to_start, environment, private_dir
 with private_dir() as directory, environment(env_to_start(directory)):
     ray.init(
         address="local", num_cpus=int(sys.argv[1]), include_dashboard=False, log_to_driver=False,

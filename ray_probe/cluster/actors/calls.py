@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import ray
-from ray.exceptions import ActorUnavailableError, GetTimeoutError, RayError, RayTaskError
+from ray.exceptions import ActorDiedError, ActorUnavailableError, GetTimeoutError, RayError, RayTaskError
 
 from ray_probe.errors import ClusterError
 
@@ -82,6 +82,16 @@ def _answer(
         raise ClusterError(f"{who}: no answer to {method!r} in {deadline_s:g} s") from error
     except RayError as error:
         raise ClusterError(f"{who}: does not answer ({first_line(error)})") from error
+
+
+def is_silent(error: ClusterError) -> bool:
+    """Whether the actor did not answer in time; it may still live."""
+    return isinstance(error.__cause__, GetTimeoutError)
+
+
+def is_gone(error: ClusterError) -> bool:
+    """Whether the actor is dead and Ray does not restart it."""
+    return isinstance(error.__cause__, ActorDiedError)
 
 
 def kill(actor: Any) -> None:

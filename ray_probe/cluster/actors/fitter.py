@@ -11,7 +11,7 @@ from threadpoolctl import threadpool_limits
 
 from ray_probe.cluster.actors.delivery import answer_of, delivery_of
 from ray_probe.cluster.actors.handle import FILES_DEADLINE_S, RestartedHandle, on_this_node
-from ray_probe.cluster.own_actors import OwnActor
+from ray_probe.cluster.actors.own_actors import OwnActor
 from ray_probe.core.estimator.baselines import BaselineRule, PublishedFit
 from ray_probe.fitter.fitter import Counts
 from ray_probe.fitter.host import FitterHost

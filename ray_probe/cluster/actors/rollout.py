@@ -7,8 +7,8 @@ from typing import Any
 import ray
 
 from ray_probe.cluster.actors.delivery import deliver
+from ray_probe.cluster.actors.own_actors import OwnActor
 from ray_probe.cluster.actors.task_errors import is_of_memory
-from ray_probe.cluster.own_actors import OwnActor
 from ray_probe.core.estimator.baselines import PublishedFit
 from ray_probe.rollout.loader import Loader, LoadRequest
 from ray_probe.run.messages import FitterSession, GradientReport

@@ -15,7 +15,7 @@ from ray_probe.cluster.actors.handle import (
     RestartedHandle,
     on_this_node,
 )
-from ray_probe.cluster.own_actors import OwnActor
+from ray_probe.cluster.actors.own_actors import OwnActor
 from ray_probe.errors import ClusterError
 from ray_probe.gradient.layout import ParameterLayout
 from ray_probe.gradient.store import GradientStore

@@ -5,7 +5,7 @@ import socket
 
 import psutil
 
-from ray_probe.cluster.ray_private import HEAD_RESOURCE
+from ray_probe.cluster.head.ray_private import HEAD_RESOURCE
 
 HERE = "this machine"
 

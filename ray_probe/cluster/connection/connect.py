@@ -15,11 +15,11 @@ from typing import Any
 
 from ray_probe.cluster.connection.addresses import connected_address
 from ray_probe.cluster.connection.demand import Demand, check_machine, cores, shortfall, slots_warning
-from ray_probe.cluster.connection.environment import env_to_join, environment, on_loopback, require_token
 from ray_probe.cluster.connection.join_check import check_joinable, find_address, on_loopback_only
 from ray_probe.cluster.connection.session import is_settled, session
 from ray_probe.cluster.connection.shadows import refuse_shadows
 from ray_probe.cluster.head import local_head as heads
+from ray_probe.cluster.head.environment import env_to_join, environment, on_loopback, require_token
 from ray_probe.cluster.head.local_head import Head, StartedHead
 from ray_probe.errors import ClusterError, bad_value
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ray_probe.cluster.ray_private import gpus_here
+from ray_probe.cluster.head.ray_private import gpus_here
 from ray_probe.errors import ClusterError, ConfigError, bad_value
 from ray_probe.gradient.layout import BUCKET_NUMBERS
 

@@ -20,10 +20,10 @@ from typing import Any
 import psutil
 
 from ray_probe.cluster.connection.addresses import is_loopback
-from ray_probe.cluster.connection.environment import token_mode, token_place
 from ray_probe.cluster.head.crash import telling_line
+from ray_probe.cluster.head.environment import token_mode, token_place
 from ray_probe.cluster.head.package_path import python_command
-from ray_probe.cluster.ray_private import ADDRESS_NOTE, JOB_VARIABLE
+from ray_probe.cluster.head.ray_private import ADDRESS_NOTE, JOB_VARIABLE
 from ray_probe.errors import ClusterError, ConfigError, NoClusterError, bad_value
 
 TCP_S, ANSWER_S, JOIN_S, CHILD_S = 2, 3, 8, 60  # deadlines: TCP connect, first answer, joining, the child in all
@@ -42,7 +42,7 @@ except OSError as e:
     sys.exit(tell(unreachable=e.strerror or str(e), errno=e.errno))
 signal.alarm(0)
 tell(reached=True)
-from ray_probe.cluster import ray_private
+from ray_probe.cluster.head import ray_private
 os.environ[ray_private.REQUEST_TIMEOUT_VARIABLE] = str(answer_s)
 import ray
 signal.alarm(answer_s)

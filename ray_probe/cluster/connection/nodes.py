@@ -8,7 +8,7 @@ import ray
 from ray.exceptions import RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from ray_probe.cluster.ray_private import HEAD_RESOURCE
+from ray_probe.cluster.head.ray_private import HEAD_RESOURCE
 from ray_probe.errors import ClusterError
 
 ASK_S = 60.0  # a node's first task starts a worker process there: about 1 s, or as long as its runtime_env takes
@@ -94,6 +94,12 @@ def _answer(node: Node, reference: Any) -> Answer:
 def _first_line(error: BaseException) -> str:
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0] if lines else ''}"[:200]
+
+
+def free_resources() -> dict[str, float]:
+    """The amounts that no actor or task holds, by name of resource, over the whole cluster."""
+    free: dict[str, float] = ray.available_resources()
+    return free
 
 
 def this_node() -> str:

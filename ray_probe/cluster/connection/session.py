@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from ray_probe.cluster.head.package_path import package_path
-from ray_probe.cluster.ray_private import job_config
+from ray_probe.cluster.head.ray_private import job_config
 from ray_probe.errors import ClusterError
 from ray_probe.system.signals import deferred
 

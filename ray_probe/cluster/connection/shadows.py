@@ -13,7 +13,7 @@ from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any
 
-from ray_probe.cluster.ray_private import submitted_working_dir
+from ray_probe.cluster.head.ray_private import submitted_working_dir
 from ray_probe.errors import ConfigError, bad_value
 
 LIBRARIES = (

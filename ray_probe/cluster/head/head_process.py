@@ -22,7 +22,7 @@ from typing import Any, NoReturn
 
 import psutil
 
-from ray_probe.cluster.connection.environment import (
+from ray_probe.cluster.head.environment import (
     env_to_start,
     environment,
     on_loopback,
@@ -31,7 +31,7 @@ from ray_probe.cluster.connection.environment import (
     token_mode,
 )
 from ray_probe.cluster.head.process_session import end_session, is_over
-from ray_probe.cluster.ray_private import DAEMONS, JOB_VARIABLE, TEMP_DIR_OPTION
+from ray_probe.cluster.head.ray_private import DAEMONS, JOB_VARIABLE, TEMP_DIR_OPTION
 from ray_probe.errors import ClusterError
 from ray_probe.system.failpoints import fail_at
 

@@ -15,8 +15,8 @@ from ray.exceptions import OutOfMemoryError
 from ray_probe.cluster.actors.calls import first_line
 from ray_probe.cluster.connection.nodes import alive_nodes, ask_nodes
 from ray_probe.cluster.head.crash import crash_dump, telling_line
+from ray_probe.cluster.head.ray_private import logs_directory
 from ray_probe.cluster.pool.failure_policy import Died
-from ray_probe.cluster.ray_private import logs_directory
 
 LOOK_BACK_S = 5.0
 LAST_LINES = 3

@@ -12,7 +12,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayError
 
-from ray_probe.cluster import actor_names
+from ray_probe.cluster.actors import actor_names
 from ray_probe.cluster.actors.rollout import RolloutActor
 from ray_probe.cluster.pool.death_report import autopsy
 from ray_probe.cluster.pool.failure_policy import (

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 import ray_probe
-from ray_probe.cluster import ray_private
+from ray_probe.cluster.head import ray_private
 
 PACKAGE = Path(ray_probe.__file__).parent
-HOME = PACKAGE / "cluster" / "ray_private.py"
+HOME = PACKAGE / "cluster" / "head" / "ray_private.py"
 PRIVATE = re.compile(
     r"\bray\._(?!_)|\b_raylet\b|\"_temp_dir|RAY_[a-z]|node:__internal|ray_current_cluster|RAY_ENABLE_(?!K8S)"
 )

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from ray_probe.cluster.connection.shadows import refuse_shadows, shadows
-from ray_probe.cluster.ray_private import JOB_VARIABLE
+from ray_probe.cluster.head.ray_private import JOB_VARIABLE
 from ray_probe.errors import ConfigError
 
 

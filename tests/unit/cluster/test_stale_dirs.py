@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from ray_probe.cluster.connection.environment import PREFIX, private_dir
+from ray_probe.cluster.head.environment import PREFIX, private_dir
 from ray_probe.cluster.head.stale_dirs import LOCK, in_use, remove_leftovers
 
 
@@ -40,7 +40,7 @@ def test_what_a_killed_process_has_left_is_removed_and_what_a_live_one_uses_stay
 
 def test_the_next_start_removes_what_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    monkeypatch.setattr("ray_probe.cluster.connection.environment.MAX_TMP_CHARS", 1000)
+    monkeypatch.setattr("ray_probe.cluster.head.environment.MAX_TMP_CHARS", 1000)
     path = left(tmp_path)
     with private_dir() as mine:
         assert not path.exists()

@@ -13,14 +13,14 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from ray_probe.cluster.head.stale_dirs import in_use, remove_leftovers
-from ray_probe.cluster.ray_private import (
+from ray_probe.cluster.head.ray_private import (
     BREAKPOINT_VARIABLE,
     LOOPBACK_VARIABLE,
     UV_HOOK_VARIABLE,
     loopback_constant,
     reload_auth,
 )
+from ray_probe.cluster.head.stale_dirs import in_use, remove_leftovers
 from ray_probe.errors import ClusterError, bad_value
 
 PREFIX = "rp-"

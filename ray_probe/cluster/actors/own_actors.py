@@ -5,7 +5,7 @@ from typing import Any
 
 import ray
 
-from ray_probe.cluster import actor_names
+from ray_probe.cluster.actors import actor_names
 from ray_probe.cluster.actors.calls import ask, kill
 from ray_probe.errors import ClusterError, ConfigError, bad_value
 
