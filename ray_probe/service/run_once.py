@@ -248,7 +248,7 @@ def _followed(
             listener(Progress.outside(told))  # at once: leaving a cluster without a head takes Ray 5 s
             if own is not None:
                 own.kill()
-        elif is_gone(error):
+        elif error.__cause__ is not None and is_gone(error):
             told = f"controller: it is gone ({autopsy(error.__cause__).cause})"
         else:
             raise
