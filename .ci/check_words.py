@@ -7,7 +7,7 @@ from pathlib import Path
 
 AVOID = {
     r"[Ss]o many|[Ss]o much": "name the number",
-    r"(?:is|are|was|were|been) told|[Tt]old (?:with|of|to|at|since|in|as|by|that|when|where)": "reported, logged, passed",
+    r"(?:is|are|was|were|been) told|[Tt]old (?:with|of|to|at|since|in|as|by|that|when|where)": "reported, passed",
     r"at hand": "available, loaded",
     r"(?:is|are|was|were) none": "does not exist, is invalid",
     r"(?:[Dd]one|[Mm]ade|[Ff]ound|[Bb]egun|[Aa]sked) (?:again|anew)": "repeated, restarted, recomputed, retried",
