@@ -16,6 +16,7 @@ import torch
 from ray_probe.checkpoints.eos import resolve_eos, token_text
 from ray_probe.checkpoints.eos_sources import sources_of_model
 from ray_probe.config import GenerationSettings
+from ray_probe.core.arrays import Array
 from ray_probe.core.policy.features import DEFAULT_FEATURES
 from ray_probe.core.policy.fused_head import fused_token_statistics, score_and_keep
 from ray_probe.core.policy.logits import SamplingRule
@@ -27,7 +28,7 @@ from ray_probe.model.context_length import limit_of, rope_switch
 from ray_probe.model.decoding import Decoder
 from ray_probe.model.forward import Forward, refuse_non_finite
 from ray_probe.model.micro_batches import ScoredMicroBatch, grouped, plan_micro_batches, results_of
-from ray_probe.model.sequences import Array, BatchedSequences, LogprobResults, TokenRow, pack_sequences
+from ray_probe.model.sequences import BatchedSequences, LogprobResults, TokenRow, pack_sequences
 from ray_probe.model.trials import check_cache_gap
 
 Seed = int | Sequence[int]

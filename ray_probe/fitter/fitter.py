@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from ray_probe.core.arrays import Array
 from ray_probe.core.estimator.baselines import TARGET, BaselineRule, PublishedFit
 from ray_probe.core.estimator.record_checks import check, check_packed
 from ray_probe.core.estimator.records import SCHEMA_VERSION, Record, total
@@ -17,7 +18,7 @@ from ray_probe.core.estimator.variance import in_sample_mean_squares
 from ray_probe.errors import ConfigError, RecordError, bad_value
 from ray_probe.fitter.ledger import Ledger, kept_rounds
 from ray_probe.fitter.ledger_format import Accepted, Closed, Different, Entry, digest_of
-from ray_probe.run.messages import Array, Delivery, Receipt, ShardKey, shard_label
+from ray_probe.run.messages import Delivery, Receipt, ShardKey, shard_label
 
 Answer = TypeVar("Answer")
 

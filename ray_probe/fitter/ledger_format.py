@@ -12,12 +12,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from ray_probe.core.arrays import Array
 from ray_probe.run.messages import ShardKey
 from ray_probe.system.digests import chained, unchained
-
-Array = npt.NDArray[np.float64]
 
 
 def digest_of(packed: Array) -> str:

@@ -22,6 +22,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import numpy.typing as npt
 
+from ray_probe.core.arrays import Array
 from ray_probe.errors import ConfigError, GradientError, NonFiniteError, bad_value
 from ray_probe.gradient.layout import ParameterLayout
 from ray_probe.gradient.safetensors_stream import NUMBER_BYTES, header, numbers_start
@@ -35,7 +36,6 @@ STAGED = "*gradient.staged"
 DAMAGED = "is damaged: its sha256 is not the one that its commit put on record"
 
 Part = npt.NDArray[np.floating[Any]]
-Array = npt.NDArray[np.float64]
 Reader = Callable[[int, int], Array]
 
 

@@ -17,11 +17,11 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
+from ray_probe.core.arrays import Array
 from ray_probe.core.policy.logits import Buffer, SamplingRule
 from ray_probe.core.policy.summarize import SummaryScratch
 from ray_probe.core.policy.token_statistics import TokenStatistics, sample_statistics
 from ray_probe.model.forward import Forward
-from ray_probe.model.sequences import Array
 
 COMPACT_BELOW = 0.75
 """Rows are taken out once so small a share is left: copying the cache costs less than what it saves."""

@@ -6,9 +6,10 @@ from typing import Any
 
 from torch import Tensor
 
+from ray_probe.core.arrays import Array
 from ray_probe.core.policy.token_scores import ScoredTokens
 from ray_probe.core.policy.token_statistics import TokenStatistics
-from ray_probe.model.sequences import Array, LogprobResults
+from ray_probe.model.sequences import LogprobResults
 
 MOST_PADDING = 0.15
 """Share of a micro-batch's positions that may be padding."""

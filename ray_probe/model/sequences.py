@@ -11,7 +11,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-Array = npt.NDArray[np.float64]
+from ray_probe.core.arrays import Array
+
 TokenRow = tuple[Tensor, Tensor]
 
 

@@ -4,12 +4,11 @@ import math
 from collections.abc import Iterable, Sequence
 
 import numpy as np
-import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
-Array = npt.NDArray[np.float64]
+from ray_probe.core.arrays import Array
 
 NAME_CHARS = 28
 CHECKPOINT_CHARS = 30

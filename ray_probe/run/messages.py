@@ -10,10 +10,10 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from ray_probe.core.arrays import Array
 from ray_probe.core.estimator.baselines import Mode
 from ray_probe.core.estimator.parity import ParityStats
 
-Array = npt.NDArray[np.float64]
 ShardKey = tuple[int, int]
 """Round and index of a shard."""
 

@@ -5,10 +5,11 @@ from typing import Any
 
 import numpy as np
 
+from ray_probe.core.arrays import Array
 from ray_probe.core.estimator.baselines import MODES
 from ray_probe.core.estimator.parity import ParityStats
 from ray_probe.core.estimator.variance import GradientNoise, clustered_ratio, gradient_noise
-from ray_probe.run.totals import PAIRS, Array, Totals, as_number
+from ray_probe.run.totals import PAIRS, Totals, as_number
 
 
 def entropy_estimate(totals: Totals) -> dict[str, float | None]:

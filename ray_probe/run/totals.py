@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from ray_probe.core.arrays import Array
 from ray_probe.core.estimator.baselines import MODES
 from ray_probe.core.estimator.parity import ParityStats
 from ray_probe.run.messages import Collected, ShardSums
@@ -17,8 +17,6 @@ from ray_probe.run.messages import Collected, ShardSums
 COUNTS = ("eos_only", "truncated", "unfitted_shards", "shards_retried", "regenerated")
 SECONDS = ("seconds", "generate_s", "teacher_force_s", "backward_s", "fit_s", "wait_s")
 PAIRS = tuple((mode, against) for index, mode in enumerate(MODES) for against in MODES[:index])
-
-Array = npt.NDArray[np.float64]
 
 
 @dataclass

@@ -14,6 +14,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
+from ray_probe.core.arrays import Array, IntArray
 from ray_probe.core.estimator.records import Record, Shape, bin_of, position_bins
 from ray_probe.core.estimator.ridge import RidgeFit, fit, solve
 from ray_probe.errors import ConfigError
@@ -22,9 +23,6 @@ Mode = Literal["none", "constant", "residual_mu", "regression"]
 Fit = Literal["leave_one_out", "in_sample", "lagged"]
 MODES: tuple[Mode, ...] = ("none", "constant", "residual_mu", "regression")
 TARGET = 0
-
-Array = npt.NDArray[np.float64]
-IntArray = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)

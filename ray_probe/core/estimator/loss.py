@@ -6,12 +6,12 @@ Shape suffix: T tokens of one response.
 from typing import Literal
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from ray_probe.core.arrays import Array
+
 Estimator = Literal["rb_residual", "naive"]
-Array = npt.NDArray[np.float64]
 
 
 def future_sum(values_T: Array) -> Array:

@@ -6,13 +6,13 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from ray_probe.core.arrays import Array
+
 TOLERANCE_NATS = {"float32": 1e-3, "float64": 1e-3, "bfloat16": 2e-2}
 OUTSIDE_SHARE = {"float32": 1e-3, "float64": 1e-3, "bfloat16": 1e-2}
 SIGNIFICANCE = 1e-3
 
 _EDGES = np.concatenate([[0.0], np.logspace(-10, 3, 261), [np.inf]])
-
-Array = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, eq=False)

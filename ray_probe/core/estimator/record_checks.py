@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from ray_probe.core.estimator.records import SCHEMA_VERSION, Array, Record, Shape, packed_size, refuse_unless_whole
+from ray_probe.core.arrays import Array
+from ray_probe.core.estimator.records import SCHEMA_VERSION, Record, Shape, packed_size, refuse_unless_whole
 from ray_probe.errors import RecordError
 
 MOST_SHARD_PROMPTS = 65_536

@@ -15,6 +15,7 @@ from typing import Self
 import numpy as np
 import numpy.typing as npt
 
+from ray_probe.core.arrays import Array, IntArray
 from ray_probe.errors import RecordError
 
 SCHEMA_VERSION = 1
@@ -23,9 +24,6 @@ PROMPT_COLUMNS = ("responses", "entropy", "tokens")
 _HEADER = 5
 _COUNTS = 3
 _LARGEST_WHOLE = 2.0**53
-
-Array = npt.NDArray[np.float64]
-IntArray = npt.NDArray[np.int64]
 
 
 def position_bins(cap: int) -> int:

@@ -8,14 +8,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from ray_probe.core.arrays import Array
 from ray_probe.core.estimator.records import Record
 
 ILL_CONDITIONED = 1e12
 CONSTANT_TARGET = 1e-12
-
-Array = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, eq=False)

@@ -6,13 +6,11 @@ Shape suffixes: C clusters (prompts or shards); a leading `...` stands for indep
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
+from ray_probe.core.arrays import Array
 from ray_probe.core.estimator.baselines import MODES, TARGET, Mode
 from ray_probe.core.estimator.records import Record
 from ray_probe.core.estimator.ridge import residual_sum_squares
-
-Array = npt.NDArray[np.float64]
 
 
 def clustered_ratio(numerator_C: Array, denominator_C: Array) -> tuple[Array, Array]:
