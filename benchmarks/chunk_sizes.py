@@ -1,6 +1,6 @@
-"""Sizes of chunks, blocks and tiles of the fused head, and of micro-batches: the default's time against others'.
+"""Sizes of chunks, blocks, tiles and micro-batches: their time over the default's.
 
-Figures are a size's time over that with the default, within each round; what is far below 1 would be a better default.
+Ratios are taken within each round; a size far below 1 would be a better default.
 """
 
 import sys
@@ -43,23 +43,23 @@ def _chunk(factor: float, device: str) -> Iterator[None]:
 
 @contextmanager
 def _tile(factor: float, device: str) -> Iterator[None]:
-    before = dict(logits._TILE_ELEMENTS)
-    logits._TILE_ELEMENTS[device] = int(before[device] * factor)
+    before = dict(logits.TILE_ELEMENTS)
+    logits.TILE_ELEMENTS[device] = int(before[device] * factor)
     try:
         yield
     finally:
-        logits._TILE_ELEMENTS.update(before)
+        logits.TILE_ELEMENTS.update(before)
 
 
 SIZES: dict[str, Callable[[float, str], Any]] = {
     "rows of a block of logits": _block,
-    "numbers of a chunk of rows": _chunk,
-    "numbers of a tile": _tile,
+    "logits of a chunk of rows": _chunk,
+    "logits of a tile": _tile,
 }
 
 
-def of_the_head(top_p: float, options: Any) -> list[Case]:
-    """The fused head, forward and backward, by each size."""
+def time_head(top_p: float, options: Any) -> list[Case]:
+    """Time the fused head, forward and backward, by each size."""
     sizes = {"vocabulary": 32_000, "top_p": top_p, "tokens": 512, "hidden": 256, "dtype": "float32"}
     problem, found = fused_head.Problem(sizes, options.device), []
     for name, changed in SIZES.items():
@@ -69,12 +69,12 @@ def of_the_head(top_p: float, options: Any) -> list[Case]:
                 problem.fused()
 
         seconds = interleaved({str(f): lambda f=f, run=run: run(f) for f in FACTORS}, options.rounds, options.device)
-        found.append(_told(f"top_p={top_p:g} {name}", seconds, "1.0") | {"top_p": top_p})
+        found.append(_printed(f"top_p={top_p:g} {name}", seconds, "1.0") | {"top_p": top_p})
     return found
 
 
-def of_micro_batches(options: Any) -> Case:
-    """A step with one pass, by sequences in a micro-batch."""
+def time_micro_batches(options: Any) -> Case:
+    """Time a step with one pass, by sequences in a micro-batch."""
     problem = probe_step.Problem(language_model.size_of(options), 0.95, options.device)
 
     def run(size: int) -> None:
@@ -83,10 +83,10 @@ def of_micro_batches(options: Any) -> Case:
         problem.ours(1)
 
     seconds = interleaved({str(n): lambda n=n: run(n) for n in MICRO_BATCHES}, options.rounds, options.device)
-    return _told("sequences in a micro-batch", seconds, str(DEFAULT_MICRO_BATCH))
+    return _printed("sequences in a micro-batch", seconds, str(DEFAULT_MICRO_BATCH))
 
 
-def _told(name: str, seconds: dict[str, list[float]], default: str) -> Case:
+def _printed(name: str, seconds: dict[str, list[float]], default: str) -> Case:
     over = {size: ratio(values, seconds[default]) for size, values in seconds.items()}
     print(f"  {name:38s} " + "  ".join(f"{size}: {value['median']:.2f}" for size, value in over.items()))
     return {"what": name, "default": default, "time_over_default": over, "seconds": seconds}
@@ -97,8 +97,8 @@ def main(arguments: list[str] | None = None) -> None:
     options = language_model.options_of(__doc__, rounds=5, responses=16)
     chosen = options.parse_args(arguments or [])
     torch.set_num_threads(chosen.threads)
-    cases = [case for top_p in chosen.top_p for case in of_the_head(top_p, chosen)]
-    save_for("chunk_sizes", chosen, {"cases": [*cases, of_micro_batches(chosen)]})
+    cases = [case for top_p in chosen.top_p for case in time_head(top_p, chosen)]
+    save_for("chunk_sizes", chosen, {"cases": [*cases, time_micro_batches(chosen)]})
 
 
 if __name__ == "__main__":

@@ -16,7 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ray_probe.core.policy.head_products import Adapter, Head, Products
+from ray_probe.core.policy.head_products import Products
+from ray_probe.core.policy.lm_head import Adapter, Head
 from ray_probe.core.policy.logits import Buffer
 from ray_probe.model.context_length import context_length, rope_switch
 from ray_probe.model.model_call import call_model

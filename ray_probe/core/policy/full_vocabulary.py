@@ -1,6 +1,6 @@
 """The sampling policy for `top_p = 1`, in one pass over tiles of the vocabulary.
 
-`top_p = 1` is a branch of its own, because a sum of probabilities can pass 1 by rounding while S is every token.
+`top_p = 1` has its own branch: there S is every token, but a rounded sum of probabilities can pass 1 before the last.
 
 Shape suffixes: R rows, V vocabulary, J tiles of the vocabulary, B blocks of it, K tokens of a block.
 """
@@ -33,7 +33,7 @@ class MomentScratch:
 
 
 def whole_vocabulary(logits_RV: Tensor, temperature: float, scratch: MomentScratch) -> tuple[RowSummary, Tensor]:
-    """Return the summary of each row for `top_p = 1`, and the masses of blocks of `BLOCK` tokens [R, B]."""
+    """Return the summaries for `top_p = 1` and the blocks' masses [R, B]."""
     moments = Moments(temperature, scratch)
     for tile in tiles(len(logits_RV), logits_RV.shape[-1], logits_RV.device, BLOCK):
         moments.add(logits_RV[:, tile])
@@ -41,14 +41,14 @@ def whole_vocabulary(logits_RV: Tensor, temperature: float, scratch: MomentScrat
 
 
 class Moments:
-    """Sums over tiles of the vocabulary from which the summary for `top_p = 1` follows.
+    """Sums over tiles of the vocabulary that give the summary for `top_p = 1`.
 
     Args:
         temperature: of the policy.
         scratch: memory for tables.
     """
 
-    # Each tile is read once and has its sums about its own largest logit; `summary` joins them in float64.
+    # Each tile is read once, with sums relative to its own largest logit; `summary` joins them in float64.
 
     def __init__(self, temperature: float, scratch: MomentScratch) -> None:
         self.temperature = temperature
@@ -58,10 +58,10 @@ class Moments:
         self._blocks: list[Tensor] = []
 
     def add(self, logits_RV: Tensor) -> None:
-        """Add the next tile of raw logits; the width of all but the last is a multiple of `BLOCK`."""
+        """Add the next tile of raw logits; `BLOCK` divides the width of all but the last."""
         self._vocabulary += logits_RV.shape[-1]
         largest_R1, second_R1 = _two_largest(logits_RV)
-        largest_R1 = largest_R1.clamp(min=torch.finfo(largest_R1.dtype).min)  # a tile may hold nothing but -inf
+        largest_R1 = largest_R1.clamp(min=torch.finfo(largest_R1.dtype).min)  # a tile may hold only -inf
         mass_RV, bits_RV = self._scratch.mass.like(logits_RV), self._scratch.bits.like(logits_RV)
         quick_exponentials(logits_RV, largest_R1, self.temperature, mass_RV, bits_RV)
         block_RB = block_sums(without_least_(mass_RV))
@@ -71,14 +71,14 @@ class Moments:
         self._tiles.append((largest_R1[:, 0], second_R1[:, 0], block_RB.sum(dim=-1), first_R, square_R))
 
     def _steps(self) -> tuple[Tensor, Tensor]:
-        """Return the row's largest logit [R, 1], and (each tile's largest - it) / temperature [R, J], float64, nats."""
+        """Return the row's largest logit [R, 1] and each tile's scaled largest [R, J]."""
         largest_RJ = torch.stack([tile[0] for tile in self._tiles], dim=-1)
         largest_R1 = largest_RJ.amax(dim=-1, keepdim=True)
         step_RJ = (largest_RJ.double() - largest_R1.double()).div_(self.temperature)
         return largest_R1, step_RJ
 
     def block_masses(self) -> Tensor:
-        """Return exp(scaled) summed over blocks of the vocabulary in its order [R, B], float64."""
+        """Return exp(scaled) summed over blocks of the vocabulary [R, B], float64."""
         weight_RJ = exponentials(self._steps()[1])
         return torch.cat([block * weight_RJ[:, j, None] for j, block in enumerate(self._blocks)], dim=-1)
 
@@ -109,7 +109,7 @@ class Moments:
 
 
 def block_sums(mass_RV: Tensor) -> Tensor:
-    """Return the sums of blocks of `BLOCK` tokens, of which the last may be shorter [R, B], float64."""
+    """Return float64 sums of blocks of `BLOCK` tokens [R, B]; the last may be short."""
     whole = mass_RV.shape[-1] // BLOCK * BLOCK
     sums_RB = torch.unflatten(mass_RV[:, :whole], -1, (whole // BLOCK, BLOCK)).sum(dim=-1)
     if whole < mass_RV.shape[-1]:
@@ -118,7 +118,7 @@ def block_sums(mass_RV: Tensor) -> Tensor:
 
 
 def _two_largest(logits_RV: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the two largest logits of each row [R, 1]; the second is -inf in a tile of one column."""
+    """Return the two largest logits of each row [R, 1]; -inf if there is no second."""
     width = logits_RV.shape[-1]
     whole = width // BLOCK * BLOCK
     if whole >= 2 * BLOCK:

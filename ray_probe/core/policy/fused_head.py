@@ -1,4 +1,6 @@
-"""Token statistics from hidden states; the head's logits exist for a few rows, or a few columns, at a time.
+"""Token statistics from hidden states, without a table of all logits.
+
+The head's logits exist for a few rows, or a few columns, at a time.
 
 Shape suffixes: T tokens, V vocabulary, D hidden size.
 """
@@ -9,9 +11,11 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from ray_probe.core.policy.head_products import Head, Products
+from ray_probe.core.policy.differentiable_scores import score_tokens
+from ray_probe.core.policy.head_products import Products
+from ray_probe.core.policy.lm_head import Head
 from ray_probe.core.policy.logits import SamplingRule
-from ray_probe.core.policy.token_scores import ScoredTokens, ScoringSpec, score_tokens, search
+from ray_probe.core.policy.token_scores import ScoredTokens, ScoringSpec, search
 from ray_probe.core.policy.token_statistics import TokenStatistics
 
 
@@ -36,10 +40,10 @@ def fused_token_statistics(
         rule: temperature and top_p.
         cap: max_new_tokens, the denominator of `pos_frac`.
         features: names from `ray_probe.core.policy.features.REGISTRY`.
-        cached: the result of `score_and_keep` for the same arguments, which spares the forward half; None: compute.
+        cached: the result of `score_and_keep` for the same arguments, which saves the forward half; None: compute.
 
     Returns:
-        the statistics that `token_statistics` gives for the head's logits.
+        The statistics that `token_statistics` gives for the head's logits.
     """
     tensors, spec = Products.of(hidden_TD, head).tensors, ScoringSpec(rule, tuple(features), cap)
     return TokenStatistics.of(score_tokens(partial(Products, head), tensors, tokens_T, position_T, spec, cached))
@@ -55,12 +59,12 @@ def score_and_keep(
     cap: int,
     features: Sequence[str] = (),
 ) -> tuple[TokenStatistics, ScoredTokens]:
-    """Score tokens without graph, and keep the result for a later `fused_token_statistics` with graph.
+    """Score tokens without graph, and return the result to cache as well.
 
-    The arguments are those of `fused_token_statistics`; the later pass must have the same hidden states.
+    The arguments are those of `fused_token_statistics`. The pass with graph must have the same hidden states.
 
     Returns:
-        the statistics, and the result to keep: a few numbers a token, 12 bytes a token of a narrow nucleus, a bit a
+        The statistics, and the result to cache: a few numbers a token, 12 bytes a token of a narrow nucleus, a bit a
         token of the vocabulary for a wide one.
     """
     spec = ScoringSpec(rule, tuple(features), cap)

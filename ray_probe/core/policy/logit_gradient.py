@@ -1,7 +1,9 @@
-"""The gradient of log q(Y) and H by the logits in closed form, with the nucleus S held fixed (spec section 2).
+"""The gradient of log q(Y) and H by the logits, in closed form.
+
+The nucleus S is held fixed (docs/specification.md, "Sampling policy").
 
 With a = logits / temperature: `d log q(Y) / d a_i = 1[i = Y] - q_i` and `d H / d a_i = -q_i (log q_i + H)` for i in S,
-0 outside. So the gradient by a logit is `own * 1[i = Y] + exp(s_i) (rise * s_i + level)` of its scaled value s_i, with
+0 outside. So the gradient by a logit with scaled value s_i is `own * 1[i = Y] + exp(s_i) (rise * s_i + level)`, with
 three numbers a row.
 
 Shape suffixes: T tokens, W columns of a tile of the vocabulary, M kept tokens of all rows.
@@ -26,7 +28,7 @@ class TileScratch:
 
 @dataclass(frozen=True)
 class LogitGradient:
-    """The gradient by the logits of T tokens' rows; float64 unless stated.
+    """The gradient by the rows of logits of T tokens; float64 unless stated.
 
     Attributes:
         rule: temperature and top_p.
@@ -35,9 +37,9 @@ class LogitGradient:
         tokens_T: int64, Y.
         token_scaled_T: scaled logit of Y, nats.
         outside_T: bool, Y is not in S.
-        rise_T: see above.
-        level_T: see above.
-        own_T: see above.
+        rise_T: `rise` in the formula of this module.
+        level_T: `level` there.
+        own_T: `own` there.
     """
 
     rule: SamplingRule
@@ -55,7 +57,7 @@ class LogitGradient:
         cls, rule: SamplingRule, summary: RowSummary, tokens_T: Tensor, token_scaled_T: Tensor, outside_T: Tensor,
         grad_log_q_T: Tensor, grad_entropy_T: Tensor,
     ) -> "LogitGradient":  # fmt: skip
-        """Return the gradient by the logits, given that by log q(Y) and by H.
+        """Return the gradient by the logits from the gradients by log q(Y) and H.
 
         Args:
             rule: temperature and top_p.
@@ -68,7 +70,7 @@ class LogitGradient:
         """
         grad_log_q_T, grad_entropy_T = grad_log_q_T.double(), grad_entropy_T.double()
         log_norm_T = summary.log_norm_T
-        # log q of a token outside S is that of S + {Y}, where every q is smaller than in S alone.
+        # For Y outside S, log q is taken in S + {Y}, where every q is smaller than in S alone.
         with_token_T = token_log_norm(log_norm_T, token_scaled_T, outside_T)
         share_T = torch.where(outside_T, -torch.expm1(token_scaled_T - with_token_T), 1.0)
         score_T = grad_log_q_T * torch.exp(log_norm_T - with_token_T)
@@ -92,7 +94,7 @@ class LogitGradient:
         return exponentials(scaled_M) * (self.rise_T[row_M] * scaled_M + self.level_T[row_M]) + own_M
 
     def tile(self, logits_TW: Tensor, first: int, scratch: TileScratch, keep_TW: Tensor | None = None) -> Tensor:
-        """Return the gradient by a tile of raw logits [T, W]; valid until the next call with this scratch.
+        """Return the gradient by a tile [T, W], valid until the scratch is reused.
 
         Args:
             logits_TW: raw logits, float32 or wider.
@@ -114,5 +116,5 @@ class LogitGradient:
 
 
 def token_log_norm(log_norm_T: Tensor, token_scaled_T: Tensor, outside_T: Tensor) -> Tensor:
-    """Return the log normaliser of S + {Y} [T], nats; it is that of S where Y is in S."""
+    """Return the log normaliser of S + {Y} [T], nats, which is S where Y is in S."""
     return torch.where(outside_T, torch.logaddexp(log_norm_T, token_scaled_T), log_norm_T)

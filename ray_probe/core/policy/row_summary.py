@@ -1,4 +1,4 @@
-"""The sampling policy of a row of logits in nine numbers, from which scores, features and gradients follow.
+"""The sampling policy of a row of logits in nine numbers.
 
 Shape suffixes: T rows (one a token), N some rows.
 """
@@ -21,7 +21,7 @@ class RowSummary:
         entropy_T: entropy of q, nats; never below 0.
         top1_T: largest probability in q.
         margin_T: difference of the two largest kept scaled logits, nats; 0 where one token is kept.
-        tail_mass_T: mass of the full softmax outside S, summed by itself, because 1 - head mass would cancel.
+        tail_mass_T: mass of the full softmax outside S, summed directly, because 1 - head mass would cancel.
         logit_var_T: variance of the scaled logits under q, nats^2.
     """
 

@@ -1,7 +1,7 @@
-"""Samples tokens from logits by the one policy that sampling, scoring and features share.
+"""Samples tokens from logits by the policy that scoring and features share.
 
-`sample_rows` draws from each nucleus as the search of `ray_probe.core.policy.summarize` finds it, so sampling and
-scoring use the same nucleus.
+`sample_rows` draws from the nucleus that `ray_probe.core.policy.summarize` finds, so sampling and scoring use the same
+nucleus.
 
 Shape suffixes: T rows (one a token), V vocabulary, N some rows, K candidates, B blocks of the vocabulary.
 """
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ray_probe.core.policy.full_vocabulary import BLOCK, block_sums, whole_vocabulary
 from ray_probe.core.policy.logits import SamplingRule, exponentials, scaled, widened
-from ray_probe.core.policy.nucleus import Candidates
+from ray_probe.core.policy.nucleus.candidates import Candidates
 from ray_probe.core.policy.row_summary import RowSummary
 from ray_probe.core.policy.summarize import SummaryScratch, fill
 
@@ -22,45 +22,33 @@ CHUNK_ELEMENTS = 1 << 20  # logits of a chunk of rows
 _LARGER_ON_A_GPU = 16
 
 
-def row_chunks(rows: int, vocabulary: int, device: torch.device | None = None) -> Iterator[slice]:
-    """Yield slices of rows whose tables hold at most `CHUNK_ELEMENTS` logits (or one row); 16 times that on a GPU."""
-    factor = 1 if device is None or device.type == "cpu" else _LARGER_ON_A_GPU
+def row_chunks(rows: int, vocabulary: int, device: torch.device) -> Iterator[slice]:
+    """Yield chunks of at most `CHUNK_ELEMENTS` logits (16 times that on a GPU).
+
+    A chunk has at least one row.
+    """
+    factor = 1 if device.type == "cpu" else _LARGER_ON_A_GPU
     size = max(1, factor * CHUNK_ELEMENTS // vocabulary)
     return (slice(start, min(start + size, rows)) for start in range(0, rows, size))
 
 
-def sample_rows(logits_TV: Tensor, rule: SamplingRule, uniform_T: Tensor) -> tuple[Tensor, Tensor]:
-    """Draw one token a row from raw logits; holds no other [T, V] table.
-
-    Args:
-        logits_TV: raw logits [T, V].
-        rule: temperature and top_p.
-        uniform_T: float64 [T] in [0, 1), a random number for each row.
-
-    Returns:
-        tokens [T] int64, never outside the nucleus, and their log q [T], nats.
-    """
-    tokens_T, log_q_T, _ = sample_summaries(logits_TV, rule, uniform_T)
-    return tokens_T, log_q_T
-
-
 @torch.no_grad()
-def sample_summaries(
+def sample_rows(
     logits_TV: Tensor, rule: SamplingRule, uniform_T: Tensor, scratch: SummaryScratch | None = None
 ) -> tuple[Tensor, Tensor, RowSummary]:
-    """Draw one token a row as `sample_rows` does, and summarize the rows by the same search for the nucleus.
+    """Draw one token a row from raw logits, without another [T, V] table.
 
     Args:
         logits_TV: raw logits [T, V].
         rule: temperature and top_p.
         uniform_T: float64 [T] in [0, 1), a random number for each row.
-        scratch: memory for tables, which a caller may keep for later calls; None: new memory.
+        scratch: memory for tables, to reuse in later calls; None: new memory.
 
     Returns:
-        tokens [T] int64, their log q [T], nats, and the summary of the T rows.
+        Tokens [T] int64, never outside the nucleus; their log q [T], nats; the summary of the T rows.
     """
-    # The cumulative sum runs through the vocabulary in its order: first by blocks, then inside the one block that the
-    # random number falls into. The few tokens of a narrow nucleus are sorted into that order.
+    # The cumulative sum runs in the order of the vocabulary, first over blocks, then inside the block that the random
+    # number falls into. The few tokens of a narrow nucleus are sorted into that order.
     rows, vocabulary, device = *logits_TV.shape, logits_TV.device
     dtype, scratch = torch.promote_types(logits_TV.dtype, torch.float32), scratch or SummaryScratch()
     tokens_T, summary = torch.empty(rows, dtype=torch.int64, device=device), RowSummary.empty(rows, dtype, device)
@@ -77,7 +65,7 @@ def sample_summaries(
 
 
 def _draw(uniform_N: Tensor, tokens_N: Tensor, group: Candidates) -> None:
-    """Draw a token for each row of a group and write it into `tokens_N`."""
+    """Draw a token for each row of a group into `tokens_N`."""
     mass_NK, share_N = group.mass_NK, uniform_N[group.rows_N]
     if group.columns_NK is None:
         block_N1, share_N = inverse_cdf(block_sums(mass_NK), share_N)
@@ -91,7 +79,7 @@ def _draw(uniform_N: Tensor, tokens_N: Tensor, group: Candidates) -> None:
 
 
 def _in_blocks(logits_NV: Tensor, largest_N: Tensor, rule: SamplingRule, block_NB: Tensor, uniform_N: Tensor) -> Tensor:
-    """Draw tokens [N] from the whole vocabulary, given the masses of its blocks; reads one block of each row."""
+    """Draw tokens [N] from the whole vocabulary; reads one block of each row."""
     block_N1, share_N = inverse_cdf(block_NB, uniform_N)
     columns_NK = _columns(block_N1)
     values_NK = logits_NV.gather(-1, columns_NK.clamp(max=logits_NV.shape[-1] - 1))
@@ -105,7 +93,11 @@ def _columns(block_N1: Tensor) -> Tensor:
 
 
 def inverse_cdf(mass_NK: Tensor, uniform_N: Tensor) -> tuple[Tensor, Tensor]:
-    """Invert the cumulative sum of masses: return the index [N, 1] and the place within its own mass, in [0, 1] [N]."""
+    """Invert the cumulative sum of masses.
+
+    Returns:
+        The index [N, 1], and where in that index's own mass the random number falls, 0 to 1 [N].
+    """
     cdf_NK = torch.cumsum(mass_NK, dim=-1)
     total_N1 = cdf_NK[..., -1:]
     below_N1 = torch.nextafter(total_N1, torch.zeros_like(total_N1))

@@ -1,4 +1,4 @@
-"""Summarizes rows of logits: finds the nucleus of each row and reduces it to its numbers.
+"""Summarizes rows of logits: finds each nucleus and reduces it to nine numbers.
 
 Shape suffixes: R rows, V vocabulary, N some rows, K candidates.
 """
@@ -11,13 +11,14 @@ from torch import Tensor
 
 from ray_probe.core.policy.full_vocabulary import MomentScratch, whole_vocabulary
 from ray_probe.core.policy.logits import Buffer, SamplingRule
-from ray_probe.core.policy.nucleus import Candidates, NucleusScratch, candidates
+from ray_probe.core.policy.nucleus.candidates import Candidates, NucleusScratch
+from ray_probe.core.policy.nucleus.search import find_nuclei
 from ray_probe.core.policy.row_summary import RowSummary
 
 
 @dataclass(frozen=True)
 class SummaryScratch:
-    """Memory for the tables of `fill`, reused by every chunk; a caller may keep it for later calls."""
+    """Memory for the tables of `fill`, reused by every chunk and by later calls."""
 
     nucleus: NucleusScratch = field(default_factory=NucleusScratch)
     moments: MomentScratch = field(default_factory=MomentScratch)
@@ -28,26 +29,26 @@ def fill(
     summary: RowSummary, logits_RV: Tensor, rule: SamplingRule, scratch: SummaryScratch,
     use: Callable[[Candidates], None] | None = None,
 ) -> None:  # fmt: skip
-    """Write the sampling policy at each row of a chunk of logits (spec section 2) into a summary.
+    """Write the sampling policy at each row of a chunk into a summary.
 
     Args:
         summary: of R rows; it may be a part of a longer one.
         logits_RV: raw logits, float32 or wider.
         rule: temperature and top_p.
         scratch: memory for tables.
-        use: called with each group of rows as its nucleus is found; never for `top_p = 1`, which needs no search.
+        use: called with each group of rows whose nuclei are found; never for `top_p = 1`, which needs no search.
     """
     if rule.top_p >= 1.0:
         summary[:] = whole_vocabulary(logits_RV, rule.temperature, scratch.moments)[0]
         return
-    for group in candidates(logits_RV, rule, scratch.nucleus):
+    for group in find_nuclei(logits_RV, rule, scratch.nucleus):
         summary[group.rows_N] = _of_candidates(group, scratch.product)
         if use is not None:
             use(group)
 
 
 def summarize(logits_RV: Tensor, rule: SamplingRule) -> RowSummary:
-    """Return the summary of each row of raw logits (float32 or wider), computed as one chunk."""
+    """Return the summaries of raw logits (float32 or wider), computed as one chunk."""
     summary = RowSummary.empty(len(logits_RV), logits_RV.dtype, logits_RV.device)
     fill(summary, logits_RV, rule, SummaryScratch())
     return summary

@@ -1,37 +1,36 @@
-"""Scores tokens from rows of logits, forward and backward, whatever the logits are made from.
+"""Scores tokens from any source of logits, and collects for backward.
 
-A source gives the logits for a few rows, or a few columns, at a time, and takes their gradient the same way: so beyond
-what the source itself holds there is no [T, V] table. With `top_p < 1` the gradient is 0 outside the nuclei. A narrow
-nucleus keeps its tokens and their scaled logits for backward, which touches these tokens alone. For a wide nucleus,
-and for `top_p = 1`, backward asks the source for the logits again, tile by tile of the vocabulary.
+A source gives the logits of a few rows or columns at a time, and takes their gradient in the same way. So no [T, V]
+table exists beyond those of the source itself. With `top_p < 1` the gradient is 0 outside the nuclei. A narrow nucleus
+keeps its tokens and their scaled logits for backward, which touches only these tokens. For a wide nucleus, and for
+`top_p = 1`, backward requests the logits once more, tile by tile of the vocabulary.
 
 Shape suffixes: T tokens, V vocabulary, D features, N some rows, W columns of a tile, M kept tokens of all rows.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from ray_probe.core.policy.features import PrefixView, compute_features
 from ray_probe.core.policy.full_vocabulary import BLOCK, Moments
-from ray_probe.core.policy.kept_nuclei import KeptNuclei, NucleusCollector
-from ray_probe.core.policy.logit_gradient import LogitGradient, TileScratch, token_log_norm
+from ray_probe.core.policy.logit_gradient import token_log_norm
 from ray_probe.core.policy.logits import SamplingRule, scaled, tiles, widened
+from ray_probe.core.policy.nucleus.kept import KeptNuclei, NucleusCollector
 from ray_probe.core.policy.row_summary import RowSummary
 from ray_probe.core.policy.sampling import row_chunks
 from ray_probe.core.policy.summarize import SummaryScratch, fill
 
-PIECE = 1 << 16  # kept tokens whose gradient is computed at once
 Rows = slice | Tensor
 
 
 @dataclass(frozen=True)
 class ScoringSpec:
-    """The policy's rule, the names of the features, and the cap that `pos_frac` divides by."""
+    """The policy's rule, the features' names, and `max_new_tokens`."""
 
     rule: SamplingRule
     features: tuple[str, ...]
@@ -40,16 +39,16 @@ class ScoringSpec:
 
 @dataclass(frozen=True, eq=False)
 class ScoredTokens:
-    """Scores of T tokens, with the numbers and nuclei of their rows that backward needs.
+    """Scores of T tokens, with the summaries and nuclei that backward needs.
 
     Attributes:
         log_q_T: log q(Y), nats.
         entropy_T: H, nats.
         outside_T: bool, Y lies outside the nucleus.
-        features_TD: features, without a column where none were asked for.
+        features_TD: features; no column if no feature was requested.
         token_scaled_T: scaled logit of Y, float64, nats.
         summary: of the rows.
-        nuclei: None for `top_p = 1`, where every token is kept, and where the nuclei were not collected.
+        nuclei: None for `top_p = 1`, where every token is kept, or if they were not collected.
     """
 
     log_q_T: Tensor
@@ -62,7 +61,7 @@ class ScoredTokens:
 
     @property
     def outputs(self) -> tuple[Tensor, ...]:
-        """Outputs of the autograd function: log q(Y), H, outside, features."""
+        """Outputs of `score_tokens`: log q(Y), H, outside, features."""
         return self.log_q_T, self.entropy_T, self.outside_T, self.features_TD
 
     @property
@@ -78,13 +77,13 @@ class ScoredTokens:
 
 
 class GradientSink(Protocol):
-    """Takes the gradient by a source's logits and turns it into that by the source's tensors."""
+    """Turns the gradient by a source's logits into the gradient by its tensors."""
 
     def add_kept(self, row_M: Tensor, column_M: Tensor, grad_M: Tensor, logit_M: Tensor) -> None:
-        """Add a gradient that is 0 but at these tokens (row, column); it may overwrite `grad_M`."""
+        """Add a gradient that is 0 except at these tokens; may overwrite `grad_M`."""
 
     def add_tile(self, rows: Rows, columns: slice, grad_NW: Tensor, logits_NW: Tensor) -> None:
-        """Add a gradient by the logits of some rows and columns; it may overwrite `grad_NW`."""
+        """Add the gradient by some rows and columns; may overwrite `grad_NW`."""
 
     def results(self) -> Sequence[Tensor | None]:
         """Return the gradient by each of the source's tensors."""
@@ -96,7 +95,7 @@ class LogitSource(Protocol):
     Attributes:
         shape: scored tokens T and vocabulary V.
         dtype: of the logits.
-        multiple: divides the width of every tile in backward, but that of the last.
+        multiple: divides the width of every tile but the last in backward.
     """
 
     shape: tuple[int, int]
@@ -104,27 +103,27 @@ class LogitSource(Protocol):
     multiple: int
 
     def blocks(self, picked_N: Tensor | None, whole: bool) -> Iterator[tuple[slice, Rows]]:
-        """Yield blocks of rows to work on at once: their places among the picked rows, and their name for `logits`.
+        """Yield blocks of rows: places among the picked rows, and `rows` for `logits`.
 
         Args:
-            picked_N: int64, the rows to go through; None: all.
-            whole: the logits of whole rows will be asked for, not those of a tile.
+            picked_N: int64, the rows to visit; None: all.
+            whole: the caller will request whole rows of logits, not tiles.
         """
 
     def logits(self, rows: Rows, columns: slice) -> Tensor:
-        """Return the logits of a block's rows and some columns [N, W]; valid until the next call."""
+        """Return a block's logits in some columns [N, W], valid until the next call."""
 
     def collector(self) -> NucleusCollector:
         """Return a new collector of the nuclei that backward needs."""
 
     def sink(self, needed: Sequence[bool]) -> GradientSink:
-        """Return a new sink; `needed` says which of the source's tensors need a gradient."""
+        """Return a new sink; `needed` marks the tensors that need a gradient."""
 
 
 def scores_from(
     summary: RowSummary, logit_T: Tensor, position_T: Tensor, spec: ScoringSpec, nuclei: KeptNuclei | None = None
 ) -> ScoredTokens:
-    """Return the scores of tokens with these raw logits [T], given the summaries of their rows."""
+    """Return the scores of tokens from their raw logits [T] and their rows' summaries."""
     token_scaled_T = scaled(logit_T, summary.largest_T, spec.rule.temperature)
     outside_T = (token_scaled_T < summary.threshold_T) | (token_scaled_T == -torch.inf)
     token_scaled_T = token_scaled_T.double()
@@ -161,7 +160,7 @@ def _read_rows(
     source: LogitSource, tokens_T: Tensor, rule: SamplingRule, summary: RowSummary, logit_T: Tensor,
     collector: NucleusCollector | None,
 ) -> None:  # fmt: skip
-    """Fill the summary and the tokens' logits from whole rows, and collect the nuclei."""
+    """Fill the summary and the tokens' logits from whole rows; collect the nuclei."""
     vocabulary, scratch = source.shape[1], SummaryScratch()
     for block, rows in source.blocks(None, whole=True):
         logits_NV = source.logits(rows, slice(0, vocabulary))
@@ -175,7 +174,7 @@ def _read_rows(
 def _read_tiles(
     source: LogitSource, tokens_T: Tensor, rule: SamplingRule, summary: RowSummary, logit_T: Tensor
 ) -> None:  # fmt: skip
-    """Fill the summary and the tokens' logits for `top_p = 1`, from tiles of the vocabulary."""
+    """Fill the summary and the tokens' logits for `top_p = 1`, tile by tile."""
     scratch = SummaryScratch().moments
     for block, rows in source.blocks(None, whole=False):
         moments, own_N = Moments(rule.temperature, scratch), tokens_T[block]
@@ -186,83 +185,3 @@ def _read_tiles(
             here_N = logits_NW.gather(-1, inside_N1).squeeze(-1)
             logit_T[block] = torch.where(own_N >= tile.start, here_N, logit_T[block])
         summary[block] = moments.summary()
-
-
-def score_tokens(
-    make_source: Callable[..., LogitSource], tensors: Sequence[Tensor], tokens_T: Tensor, position_T: Tensor,
-    spec: ScoringSpec, cached: ScoredTokens | None = None,
-) -> tuple[Tensor, ...]:  # fmt: skip
-    """Score tokens, with graph from log q(Y) and H to the tensors of a source.
-
-    Args:
-        make_source: makes the source from `tensors`; it lives as long as the graph, so it holds no activations.
-        tensors: the source's tensors.
-        tokens_T: see `search`, as are the next two.
-        position_T: int64 [T].
-        spec: rule, features and cap.
-        cached: an earlier result of `search` for the same arguments, which then computes nothing; None: search.
-
-    Returns:
-        log q(Y), H, outside, features.
-    """
-    collect = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
-    arguments = make_source, tokens_T, position_T, spec, collect, cached
-    outputs: tuple[Tensor, ...] = _ScoreTokens.apply(*arguments, *tensors)  # type: ignore[no-untyped-call]
-    return outputs
-
-
-class _ScoreTokens(torch.autograd.Function):
-    """(tensors of a source) -> (log q(Y), H, outside, features); gradients through the first two."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, make_source: Callable[..., LogitSource], tokens_T: Tensor, position_T: Tensor, spec: ScoringSpec,
-        collect: bool, cached: ScoredTokens | None, *tensors: Tensor,
-    ) -> tuple[Tensor, ...]:  # fmt: skip
-        scored = cached or search(make_source(*tensors), tokens_T, position_T, spec, collect)
-        if collect:
-            ctx.make_source, ctx.rule, ctx.inputs = make_source, spec.rule, len(tensors)
-            ctx.save_for_backward(*tensors, tokens_T, *scored.for_backward)
-        outputs = tuple(output.clone() for output in scored.outputs)  # autograd marks them; cached ones stay unmarked
-        ctx.mark_non_differentiable(*outputs[2:])
-        return outputs
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        if torch.is_grad_enabled():
-            raise NotImplementedError("token statistics have no second derivative: call backward without create_graph")
-        inputs, columns, saved = ctx.inputs, len(RowSummary.__dataclass_fields__), ctx.saved_tensors
-        source, (tokens_T, outside_T, token_scaled_T, *rest) = ctx.make_source(*saved[:inputs]), saved[inputs:]
-        summary, nuclei = RowSummary(*rest[:columns]), KeptNuclei(*rest[columns:]) if rest[columns:] else None
-        gradient = LogitGradient.of(ctx.rule, summary, tokens_T, token_scaled_T, outside_T, *gradients[:2])
-        sink = source.sink(ctx.needs_input_grad[-inputs:])
-        if nuclei is not None:
-            _add_narrow(sink, nuclei, gradient)
-        _add_tiles(sink, source, nuclei, gradient)
-        return *(None,) * (len(ctx.needs_input_grad) - inputs), *sink.results()
-
-
-def _add_narrow(sink: GradientSink, nuclei: KeptNuclei, gradient: LogitGradient) -> None:
-    """Add the gradient of rows with narrow nuclei, by their kept tokens and by each Y outside."""
-
-    def add(row_M: Tensor, column_M: Tensor, scaled_M: Tensor, grad_M: Tensor) -> None:
-        sink.add_kept(row_M, column_M, grad_M, scaled_M * gradient.rule.temperature + gradient.largest_T[row_M])
-
-    for start in range(0, len(nuclei.row_M), PIECE):
-        piece = slice(start, start + PIECE)
-        kept = nuclei.row_M[piece].long(), nuclei.column_M[piece].long(), nuclei.scaled_M[piece]
-        add(*kept, gradient.kept(*kept))
-    narrow_T = torch.ones_like(gradient.outside_T).index_fill_(0, nuclei.wide_N, False)
-    alone_N = (gradient.outside_T & narrow_T).nonzero().squeeze(-1)
-    add(alone_N, gradient.tokens_T[alone_N], gradient.token_scaled_T[alone_N], gradient.own_T[alone_N])
-
-
-def _add_tiles(sink: GradientSink, source: LogitSource, nuclei: KeptNuclei | None, gradient: LogitGradient) -> None:
-    """Add the gradient of rows with wide nuclei, or of all rows for None, tile by tile."""
-    picked_N, scratch = None if nuclei is None else nuclei.wide_N, TileScratch()
-    for block, rows in source.blocks(picked_N, whole=False):
-        own = gradient[block if picked_N is None else picked_N[block]]
-        for tile in tiles(len(own.tokens_T), source.shape[1], own.tokens_T.device, source.multiple):
-            logits_NW = widened(source.logits(rows, tile))
-            keep_NW = None if nuclei is None else nuclei.keep(block, tile)
-            sink.add_tile(rows, tile, own.tile(logits_NW, tile.start, scratch, keep_NW), logits_NW)

@@ -1,4 +1,4 @@
-"""log q(Y), entropy and features of tokens from a table of logits, forward and backward.
+"""Scores of tokens from a table of logits, forward and backward.
 
 Shape suffixes: R rows of the logits, T rows that are scored, V vocabulary, D features, N some rows, W columns of a
 tile, M kept tokens.
@@ -10,11 +10,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ray_probe.core.policy.kept_nuclei import NARROW_SHARE, NucleusCollector
+from ray_probe.core.policy.differentiable_scores import score_tokens
 from ray_probe.core.policy.logits import SamplingRule, widened
-from ray_probe.core.policy.sampling import row_chunks, sample_summaries
+from ray_probe.core.policy.nucleus.kept import NARROW_SHARE, NucleusCollector
+from ray_probe.core.policy.sampling import row_chunks, sample_rows
 from ray_probe.core.policy.summarize import SummaryScratch
-from ray_probe.core.policy.token_scores import Rows, ScoringSpec, score_tokens, scores_from
+from ray_probe.core.policy.token_scores import Rows, ScoringSpec, scores_from
 
 NARROW = 512  # a narrow nucleus keeps about 512 tokens for backward, and at most 1/16 of the vocabulary
 
@@ -25,10 +26,10 @@ class TokenStatistics:
 
     Attributes:
         log_q_T: log q of the tokens, nats, with graph when the logits have one.
-        entropy_T: entropy H of q at each prefix, nats, with graph likewise. It is that of S alone, so it does not
-            depend on Y.
+        entropy_T: entropy H of q at each prefix, nats, with graph when the logits have one. It is taken in S, so it
+            does not depend on Y.
         outside_T: bool, the token lay outside the recomputed nucleus; its log q is taken in S + {Y}.
-        features_TD: detached features; None: none were asked for.
+        features_TD: detached features; None: not requested.
     """
 
     log_q_T: Tensor
@@ -38,7 +39,7 @@ class TokenStatistics:
 
     @classmethod
     def of(cls, outputs: Sequence[Tensor]) -> "TokenStatistics":
-        """Return the statistics from log q(Y), H, outside and features; features without a column are None."""
+        """Return the statistics from the outputs of `score_tokens`."""
         log_q_T, entropy_T, outside_T, features_TD = outputs
         return cls(log_q_T, entropy_T, outside_T, features_TD if features_TD.shape[-1] else None)
 
@@ -57,7 +58,7 @@ class LogitTable:
         self.dtype, self.multiple = logits_RV.dtype, 1
 
     def blocks(self, picked_N: Tensor | None, whole: bool) -> Iterator[tuple[slice, Rows]]:
-        """Yield chunks of the scored rows, and their rows of the table."""
+        """Yield chunks of the scored rows and their rows of the table."""
         rows_N = self.rows_T if picked_N is None else self.rows_T[picked_N]
         numbers = rows_N.tolist()
         for chunk in row_chunks(len(numbers), self.shape[1], self.logits_RV.device):
@@ -70,7 +71,8 @@ class LogitTable:
         return self.logits_RV[:, columns][rows]
 
     def collector(self) -> NucleusCollector:
-        """Return a collector of tokens of narrow nuclei; the table still has the logits of the wide ones."""
+        """Return a collector of the tokens of narrow nuclei."""
+        # The table still has the logits of the wide ones.
         vocabulary, device = self.shape[1], self.logits_RV.device
         return NucleusCollector(vocabulary, device, max(NARROW_SHARE, vocabulary // NARROW), has_bits=False)
 
@@ -124,7 +126,7 @@ def token_statistics(
         features: names from `ray_probe.core.policy.features.REGISTRY`.
 
     Returns:
-        the statistics of spec sections 2 to 4.
+        log q(Y), H, the marks of tokens outside, and the features.
     """
     spec = ScoringSpec(rule, tuple(features), cap)
     return TokenStatistics.of(score_tokens(LogitTable, (logits_RV, rows_T), tokens_T, position_T, spec))
@@ -140,21 +142,21 @@ def sample_statistics(
     features: Sequence[str] = (),
     scratch: SummaryScratch | None = None,
 ) -> tuple[Tensor, TokenStatistics]:
-    """Sample a token for each row and score it by the same search for the nucleus.
+    """Sample a token for each row and score it with the same nucleus.
 
     Args:
         logits_TV: raw logits [T, V].
         uniform_T: float64 [T] in [0, 1), a random number for each row.
-        position_T: see `token_statistics`, as are the next three.
+        position_T: int64 [T], position j of each token in its response, from 0.
         rule: temperature and top_p.
-        cap: max_new_tokens.
+        cap: max_new_tokens, the denominator of `pos_frac`.
         features: names from `ray_probe.core.policy.features.REGISTRY`.
-        scratch: memory for tables, which a caller may keep for later calls; None: new memory.
+        scratch: memory for tables, to reuse in later calls; None: new memory.
 
     Returns:
-        tokens [T] int64, as `sample_rows` draws them, and their statistics, to the bit those of `token_statistics`.
+        Tokens [T] int64, as `sample_rows` draws them, and statistics equal to the bit to those of `token_statistics`.
     """
-    tokens_T, _, summary = sample_summaries(logits_TV, rule, uniform_T, scratch)
+    tokens_T, _, summary = sample_rows(logits_TV, rule, uniform_T, scratch)
     logit_T = widened(logits_TV.gather(-1, tokens_T.unsqueeze(-1)).squeeze(-1))
     scores = scores_from(summary, logit_T, position_T, ScoringSpec(rule, tuple(features), cap))
     return tokens_T, TokenStatistics.of(scores.outputs)

@@ -8,12 +8,10 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ray_probe.core.policy import head_products as head_module
-from ray_probe.core.policy import logits, token_scores
-from ray_probe.core.policy import sampling as policy_module
+from ray_probe.core.policy import differentiable_scores, head_gradient, head_products, logits, sampling
 from ray_probe.core.policy.features import DEFAULT_FEATURES
 from ray_probe.core.policy.fused_head import fused_token_statistics, score_and_keep
-from ray_probe.core.policy.head_products import Adapter, Head
+from ray_probe.core.policy.lm_head import Adapter, Head
 from ray_probe.core.policy.logits import SamplingRule
 from ray_probe.core.policy.token_statistics import TokenStatistics, token_statistics
 
@@ -92,12 +90,12 @@ def assert_near(one: Tensor | None, other: Tensor | None, relative: float) -> No
 @pytest.fixture
 def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every loop over blocks, tiles and pieces goes round more than once."""
-    monkeypatch.setattr(head_module, "BLOCK_ELEMENTS", 8 * 1000)
-    monkeypatch.setitem(head_module._MOST_ROWS, "cpu", 10)
-    monkeypatch.setattr(token_scores, "PIECE", 100)
-    monkeypatch.setitem(head_module._PIECE, "cpu", 64)
-    monkeypatch.setitem(logits._TILE_ELEMENTS, "cpu", 2560)
-    monkeypatch.setattr(policy_module, "CHUNK_ELEMENTS", 3000)
+    monkeypatch.setattr(head_products, "BLOCK_ELEMENTS", 8 * 1000)
+    monkeypatch.setitem(head_products.MOST_ROWS, "cpu", 10)
+    monkeypatch.setattr(differentiable_scores, "PIECE", 100)
+    monkeypatch.setitem(head_gradient.OUTER_ELEMENTS, "cpu", 64)
+    monkeypatch.setitem(logits.TILE_ELEMENTS, "cpu", 2560)
+    monkeypatch.setattr(sampling, "CHUNK_ELEMENTS", 3000)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -125,7 +123,7 @@ def test_what_was_found_without_a_graph_serves_for_one_to_the_bit(
     statistics, cached = score_and_keep(*arguments)
     tensors = (*cached.outputs, *cached.for_backward)
     assert not statistics.log_q_T.requires_grad and cached.bytes == sum(t.numel() * t.element_size() for t in tensors)
-    monkeypatch.setattr(token_scores, "search", None)  # nothing is searched for again
+    monkeypatch.setattr(differentiable_scores, "search", None)  # nothing is searched for again
     for _ in range(2):
         again = fused_token_statistics(*arguments, cached)
         for name, value in vars(statistics).items():

@@ -9,7 +9,7 @@ import torch
 from ray_probe.core.policy.full_vocabulary import MomentScratch
 from ray_probe.core.policy.logit_gradient import TileScratch
 from ray_probe.core.policy.logits import Buffer
-from ray_probe.core.policy.nucleus import NucleusScratch
+from ray_probe.core.policy.nucleus.candidates import NucleusScratch
 from ray_probe.core.policy.summarize import SummaryScratch
 
 CPU = torch.device("cpu")

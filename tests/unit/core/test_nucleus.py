@@ -9,10 +9,10 @@ from support.full_tables import sampling_policy
 from support.oracle import nucleus, row_gradient, row_statistics, scaled_row
 
 from ray_probe.core.policy import logits
-from ray_probe.core.policy import nucleus as nucleus_module
 from ray_probe.core.policy import sampling as policy_module
 from ray_probe.core.policy.features import DEFAULT_FEATURES
 from ray_probe.core.policy.logits import SamplingRule, quick_exponentials
+from ray_probe.core.policy.nucleus import search
 from ray_probe.core.policy.row_summary import RowSummary
 from ray_probe.core.policy.sampling import sample_rows
 from ray_probe.core.policy.summarize import SummaryScratch, fill, summarize
@@ -67,8 +67,8 @@ KINDS = {
 def test_every_rung_and_the_histogram_find_the_nucleus_of_the_definition(
     monkeypatch: pytest.MonkeyPatch, kind: str, rungs: tuple[int, int]
 ):
-    monkeypatch.setattr(nucleus_module, "RUNGS", rungs)
-    monkeypatch.setattr(nucleus_module, "_WORTH", 1)
+    monkeypatch.setattr(search, "RUNGS", rungs)
+    monkeypatch.setattr(search, "RUNG_SHARE", 1)
     logits_TV, compared = KINDS[kind](), 0
     for temperature, top_p in ((0.05, 0.5), (0.8, 0.95), (1.0, 1e-6), (5.0, 0.3), (1.0, 0.999)):
         summary = summarize(logits_TV.float(), SamplingRule(temperature, top_p))
@@ -137,7 +137,7 @@ def test_any_row_has_the_oracle_s_statistics_and_gradient_and_a_token_of_its_nuc
     rule, scaled_V = SamplingRule(temperature, top_p), scaled_row(logits_V, temperature)
     keep_V, distance = nucleus(scaled_V, top_p)
     assume(distance > 1e-12)
-    sampled_T, _ = sample_rows(logits_V[None], rule, torch.tensor([uniform], dtype=torch.float64))
+    sampled_T, *_ = sample_rows(logits_V[None], rule, torch.tensor([uniform], dtype=torch.float64))
     assert keep_V[sampled_T.item()]
     possible = np.flatnonzero(scaled_V > -1e30)
     token = int(possible[int(place * len(possible))])
@@ -214,11 +214,11 @@ def test_sizes_of_chunks_and_tiles_change_no_result_beyond_1e_6(
         statistics = score(logits, torch.arange(6), rule)
         (statistics.log_q_T.sum() + statistics.entropy_T.sum()).backward()
         uniform_T = torch.linspace(0.0, 0.99, 6, dtype=torch.float64)
-        return [*vars(statistics).values(), logits.grad, *sample_rows(logits_TV, rule, uniform_T)]
+        return [*vars(statistics).values(), logits.grad, *sample_rows(logits_TV, rule, uniform_T)[:2]]
 
     before = everything()
     monkeypatch.setattr(policy_module, "CHUNK_ELEMENTS", chunk)
-    monkeypatch.setitem(logits._TILE_ELEMENTS, "cpu", tile)
+    monkeypatch.setitem(logits.TILE_ELEMENTS, "cpu", tile)
     for one, other in zip(before, everything(), strict=True):
         torch.testing.assert_close(other, one, atol=1e-6, rtol=1e-6)
 
@@ -230,7 +230,7 @@ def test_long_rows_are_sampled_as_the_cumulative_sum_in_the_order_of_the_vocabul
     logits_TV = KINDS[kind]()
     for row in logits_TV[:2]:
         uniform_T = torch.cat([torch.linspace(0.0, 1.0, rows - 1).double()[:-1], torch.tensor([0.0, 1.0 - 2.0**-53])])
-        tokens_T, log_q_T = sample_rows(row.expand(rows, -1), rule, uniform_T)
+        tokens_T, log_q_T, _ = sample_rows(row.expand(rows, -1), rule, uniform_T)
         policy = sampling_policy(row[None], rule)
         cdf_V = policy.q_TV[0].double().cumsum(0)
         below_T, upto_T = torch.cat([cdf_V.new_zeros(1), cdf_V])[tokens_T], cdf_V[tokens_T]

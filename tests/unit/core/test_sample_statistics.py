@@ -42,7 +42,7 @@ def test_frequencies_over_a_long_row_pass_a_chi_square_test_and_none_lies_outsid
     logits_V = rows_of_all_kinds(3001)[row]
     policy = sampling_policy(logits_V[None], rule)
     uniform_T = torch.from_numpy(np.random.default_rng(5).random(draws))
-    tokens_T, _ = sample_rows(logits_V.expand(draws, -1), rule, uniform_T)
+    tokens_T, *_ = sample_rows(logits_V.expand(draws, -1), rule, uniform_T)
     counts_V = np.bincount(tokens_T.numpy(), minlength=3001)
     keep_V, expected_V = policy.keep_TV[0].numpy(), draws * policy.q_TV[0].double().numpy()
     assert not counts_V[~keep_V].any()

@@ -7,7 +7,8 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
-from ray_probe.core.policy.head_products import Head, Products
+from ray_probe.core.policy.head_products import Products
+from ray_probe.core.policy.lm_head import Head
 from ray_probe.core.policy.logits import Buffer
 from ray_probe.model.head import find_head
 
@@ -45,7 +46,7 @@ def test_few_hidden_states_meet_the_weight_a_strip_at_a_time(monkeypatch: pytest
     hidden = torch.randn(2, 5, 16, generator=own)
     exact = (hidden.double() @ weight.double().T + bias).float()
     for few in (64, 0):
-        monkeypatch.setattr("ray_probe.core.policy.head_products._FEW_ROWS", few)
+        monkeypatch.setattr("ray_probe.core.policy.head_products.FEW_ROWS", few)
         torch.testing.assert_close(logits_of(Head(weight, bias), hidden), exact)
 
 

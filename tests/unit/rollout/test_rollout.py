@@ -30,7 +30,7 @@ from support.runs import (
 from ray_probe.cluster.actors.rollout import RolloutActor
 from ray_probe.core.estimator.baselines import MODES, PublishedFit
 from ray_probe.core.estimator.records import Record
-from ray_probe.core.policy import token_scores
+from ray_probe.core.policy import differentiable_scores
 from ray_probe.errors import NonFiniteError, ParityError, ShardError
 from ray_probe.fitter.fitter import Fitter
 from ray_probe.model.sequences import pack_sequences
@@ -423,8 +423,8 @@ def test_nuclei_that_there_is_room_for_are_looked_for_once_and_the_others_again(
         0.0: sum(missing.values()) == parts,
     }[share]
     searches: list[int] = []
-    search = token_scores.search
-    monkeypatch.setattr(token_scores, "search", lambda *rest: searches.append(1) or search(*rest))
+    search = differentiable_scores.search
+    monkeypatch.setattr(differentiable_scores, "search", lambda *rest: searches.append(1) or search(*rest))
     for shard in shards:
         searches.clear()
         sums = rollout.accumulate(shard, fit).sums

@@ -1,4 +1,4 @@
-"""Maxima of blocks of the vocabulary, which show the blocks that need no look.
+"""Maxima of blocks of the vocabulary, which lead to the largest tokens of a row.
 
 Shape suffixes: R rows, V vocabulary, N some rows, K tokens of a row, B tokens of a block, M blocks.
 """
@@ -22,7 +22,7 @@ class BlockMaxima:
     def __init__(self, logits_RV: Tensor, buffer: Buffer) -> None:
         vocabulary, dtype, device = logits_RV.shape[-1], logits_RV.dtype, logits_RV.device
         self.logits_RV = logits_RV
-        # Of M blocks, block m holds tokens m, m + M, m + 2 M...: so the maxima vectorise. A short rest stands apart.
+        # Of M blocks, block m holds tokens m, m + M, m + 2 M...: so the maxima vectorise. The short rest is kept apart.
         self.blocks = vocabulary // _BLOCK
         whole = self.blocks * _BLOCK
         self.steps_B = torch.arange(_BLOCK, device=device) * self.blocks
@@ -39,7 +39,7 @@ class BlockMaxima:
         return torch.cat([self.inner_RM, self.left_RK.amax(dim=-1, keepdim=True)], dim=-1)
 
     def largest(self, rows_N: Tensor, size: int) -> tuple[Tensor, Tensor]:
-        """Return tokens and raw logits [N, size] of the largest logits of some rows, in falling order."""
+        """Return tokens and raw logits [N, size] of the `size` largest, in falling order."""
         # At most `size` blocks hold one of the `size` largest tokens, and no other block has a larger maximum.
         every = len(rows_N) == len(self.logits_RV)
         inner_NM = self.inner_RM if every else self.inner_RM[rows_N]

@@ -1,4 +1,6 @@
-"""The nuclei that a forward pass keeps for backward: a few tokens of a narrow one, a bit a token of a wide one.
+"""The nuclei that a forward pass keeps for backward.
+
+A narrow nucleus keeps its tokens, a wide one a bit for each token of the vocabulary.
 
 Shape suffixes: N some rows, K candidates, M kept tokens, V vocabulary, W columns of a tile, B bytes.
 """
@@ -8,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ray_probe.core.policy.nucleus import Candidates
+from ray_probe.core.policy.nucleus.candidates import Candidates
 
 NARROW_SHARE = 16  # a nucleus is wide when it holds more than 1/16 of the vocabulary
 
@@ -22,8 +24,8 @@ class KeptNuclei:
         column_M: int32, the token.
         scaled_M: its scaled logit, nats.
         wide_N: int64, the rows with wide nuclei.
-        bits_NB: uint8, whether the wide nuclei hold each token of the vocabulary, eight to a byte; without a row where
-            the bits were not collected.
+        bits_NB: uint8, whether the wide nuclei hold each token of the vocabulary, eight to a byte; no rows where the
+            bits were not collected.
     """
 
     row_M: Tensor
@@ -38,7 +40,7 @@ class KeptNuclei:
         return tuple(vars(self).values())
 
     def keep(self, rows: slice, columns: slice) -> Tensor | None:
-        """Return the tokens kept in some of the wide rows [N, W], bool; None where the bits were not collected.
+        """Return whether tokens are kept in wide rows [N, W]; None without collected bits.
 
         Args:
             rows: places in `wide_N`.
@@ -53,13 +55,13 @@ class KeptNuclei:
 
 
 class NucleusCollector:
-    """Collects nuclei, group of rows by group of rows.
+    """Collects the nuclei of a forward pass.
 
     Args:
         vocabulary: V.
         device: of the rows.
         share: a nucleus is wide when it holds more than 1/share of the vocabulary.
-        has_bits: collect the bits of wide nuclei; False: their rows alone, for a caller that keeps the logits.
+        has_bits: collect the bits of wide nuclei; False: only their rows, for a caller that keeps the logits.
     """
 
     def __init__(self, vocabulary: int, device: torch.device, share: int = NARROW_SHARE, has_bits: bool = True) -> None:
@@ -71,9 +73,9 @@ class NucleusCollector:
         self._wide = [(empty, empty.to(torch.uint8).view(0, -(-vocabulary // 8)))]
 
     def add(self, first: int, group: Candidates) -> None:
-        """Add a group of rows of a chunk that starts at row `first`."""
+        """Add some rows of a chunk that starts at row `first`."""
         keep_NK, rows_N = group.mass_NK > 0, group.rows_N + first
-        # With bits, only a row of the whole vocabulary can be wide: bits of other candidates would need a scatter.
+        # With bits, only a row of the whole vocabulary can be wide, because other candidates would need a scatter.
         if group.columns_NK is None or not self._has_bits:
             wide_N = group.kept_N * self._share > self.vocabulary
             if wide_N.any():
@@ -94,7 +96,7 @@ class NucleusCollector:
 
 
 def _packed(keep_NV: Tensor) -> Tensor:
-    """Return flags packed eight to a byte, the first in the lowest bit [N, B]."""
+    """Return flags packed eight to a byte [N, B], the first in the lowest bit."""
     missing = -keep_NV.shape[-1] % 8
     bits_NB8 = torch.unflatten(torch.nn.functional.pad(keep_NV, (0, missing)).byte(), -1, (-1, 8))
     weight_8 = (1 << torch.arange(8, device=keep_NV.device)).byte()

@@ -1,0 +1,1 @@
+"""The nuclei of rows: their search, and their form kept for backward."""
