@@ -1,4 +1,4 @@
-"""The command line of a working copy: `python launch.py COMMAND`, the same as `ray-probe COMMAND` once installed."""
+"""Runs the command line from a working copy, as `ray-probe` does once installed."""
 
 from ray_probe.cli.main import main
 

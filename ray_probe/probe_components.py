@@ -1,4 +1,6 @@
-"""Micro-batches, the loss, and the accumulated gradient of the summed loss_X (spec sections 2, 5 and 7).
+"""Builds the loss and accumulates its gradient, micro-batch by micro-batch.
+
+See docs/specification.md, "Score and pathwise terms" and "Baselines".
 
 Shape suffixes: T tokens of one response, B position bins, P prompts.
 """
@@ -27,13 +29,13 @@ Baseline = PublishedFit | ShardBaseline | None
 
 @dataclass(frozen=True)
 class ResponseTerms:
-    """What the loss of one response is built from, all detached, float64.
+    """The terms of one response's loss, all detached, float64.
 
     Attributes:
         baseline_T: `b_j = H_j + mu_hat_j`, nats, a tensor without gradient.
         advantage_T: `A_j` of the configured mode, nats.
         target_T: `r_j`, nats.
-        advantage_by_mode: `A_j` of every mode that can be formed, nats.
+        advantage_by_mode: `A_j` of every mode that the baseline allows, nats.
     """
 
     baseline_T: Tensor
@@ -43,12 +45,12 @@ class ResponseTerms:
 
 
 class ProbeComponents:
-    """Builds `loss_X` and accumulates its gradient, in float32 or wider whatever the weights' dtype.
+    """Builds `loss_X` and accumulates its gradient, in float32 or wider.
 
     Args:
         processor: the policy.
         estimator: `rb_residual`, or `naive` as the noisy reference.
-        pathwise: keep the pathwise term; False only to look at the score term alone.
+        pathwise: include the pathwise term; False to study the score term alone.
     """
 
     def __init__(
@@ -62,15 +64,15 @@ class ProbeComponents:
     def accumulate_sum_X(
         self, sequences: BatchedSequences, baseline: Baseline, cached: Sequence[ScoredTokens | None] = ()
     ) -> SumsX:
-        """Add the gradient of `loss_X` summed over all responses into `.grad`, micro-batch by micro-batch.
+        """Add the gradient of `loss_X`, summed over all responses, to `.grad`.
 
-        Leaves +grad J's estimate (of the sum, not the mean) in `.grad`: an ascent direction of entropy.
+        It is the estimate of +grad J (of the sum, not the mean), an ascent direction of entropy.
 
         Args:
-            sequences: the responses; every one counts, those with EOS alone and those cut at the cap too.
+            sequences: the responses; all count, also those of EOS alone and those cut at the cap.
             baseline: a published fit, a fit without the shard's own record (`PublishedFit.for_shard`), or None for
-                mode `none`. With `leave_one_out` only the second can be right, so a whole fit is refused.
-            cached: kept by an earlier scoring of the same responses (see `SequenceProcessor.score_parts`).
+                mode `none`. `leave_one_out` needs a fit without the shard's own record.
+            cached: from an earlier scoring of the same responses (see `SequenceProcessor.score_parts`).
 
         Raises:
             ConfigError: a whole `leave_one_out` fit was passed.
@@ -84,7 +86,10 @@ class ProbeComponents:
     def accumulate_parts(
         self, sequences: BatchedSequences, parts: Iterable[ScoredMicroBatch], baseline: Baseline
     ) -> SumsX:
-        """As `accumulate_sum_X`, from micro-batches scored with graph; each one's graph ends with its turn."""
+        """Do as `accumulate_sum_X`, from micro-batches scored with graph.
+
+        The graph of each micro-batch is released before the next one is taken.
+        """
         shard_baseline = _shard_baseline(baseline)
         sums = self._empty_sums(sequences)
         group = sequences.shape[1]
@@ -98,14 +103,14 @@ class ProbeComponents:
         return sums
 
     def _build_X_loss_rb_residual(self, results: LogprobResults, baseline: Baseline) -> Tensor:
-        """The scalar `loss_X`, summed over the responses of `results`, with graph."""
+        """Return the scalar `loss_X`, summed over the responses of `results`, with graph."""
         shard_baseline = _shard_baseline(baseline)
         groups, group = results.shape
         terms = (self.response_terms(results, b, g, shard_baseline) for b in range(groups) for g in range(group))
         return self._loss(results, terms)
 
     def response_terms(self, results: LogprobResults, b: int, g: int, baseline: ShardBaseline | None) -> ResponseTerms:
-        """Baseline, target and advantages of one response; see `ResponseTerms`."""
+        """Return the baseline, target and advantages of one response."""
         assert results.rb_entropies is not None, "score with compute_rb=True"
         entropy_T, surprisal_T = results.rb_entropies[b][g], results.entropies[b][g]
         position_T = np.arange(len(entropy_T))

@@ -1,6 +1,6 @@
-"""A transformers causal language model as a policy: sample responses, and score them under the same policy.
+"""A transformers causal language model as a policy that samples and scores.
 
-Of the checkpoint's generation_config only what ends a response is taken (spec section 3).
+Only the EOS ids of the checkpoint's generation_config are used (docs/specification.md, "Sampling policy").
 
 Shape suffixes: N rows (responses), T response width.
 """
@@ -22,12 +22,13 @@ from ray_probe.core.policy.fused_head import fused_token_statistics, score_and_k
 from ray_probe.core.policy.logits import SamplingRule
 from ray_probe.core.policy.token_scores import ScoredTokens
 from ray_probe.core.policy.token_statistics import TokenStatistics, token_statistics
-from ray_probe.data.tokenization import appended_eos, begins_with_two_bos, encode_prompts
-from ray_probe.errors import ConfigError, PromptsError, bad_value
+from ray_probe.data.tokenization import encode_prompts
+from ray_probe.errors import ConfigError, bad_value
 from ray_probe.model.context_length import limit_of, rope_switch
 from ray_probe.model.decoding import Decoder
 from ray_probe.model.forward import Forward, refuse_non_finite
 from ray_probe.model.micro_batches import ScoredMicroBatch, grouped, plan_micro_batches, results_of
+from ray_probe.model.prompt_checks import PromptChecks
 from ray_probe.model.sequences import BatchedSequences, LogprobResults, TokenRow, pack_sequences
 from ray_probe.model.trials import check_cache_gap
 
@@ -35,30 +36,29 @@ Seed = int | Sequence[int]
 
 
 def response_uniforms(seed: Seed, cap: int) -> Array:
-    """The random numbers of one response [cap], float64 in [0, 1): they depend on its seed alone."""
+    """Return the random numbers of one response [cap], float64 in [0, 1)."""
     entropy = [seed] if isinstance(seed, int) else list(seed)
     return np.random.Generator(np.random.Philox(np.random.SeedSequence(entropy))).random(cap)
 
 
 class SequenceProcessor:
-    """Samples responses of a model and scores them, both under the one sampling policy.
+    """Samples responses of a model, and scores them under the same policy.
 
     Args:
-        model: a transformers causal language model; it is put in eval mode.
+        model: a transformers causal language model; set to eval mode.
         tokenizer: its tokenizer.
         generation: the policy and the batch sizes.
-        features: names of the baseline features that `teacher_force_logprobs` computes when asked to.
+        features: names of the baseline features that scoring can compute.
         on_progress: called with the number of tokens done, often enough to tell slow from stuck.
-        chat: prompts are what a chat template made, and hold their special tokens.
-        eos_ids: ids that end a response; None: see `generation.eos_token_ids`, and without those what model and
-            tokenizer name.
-        context_length: positions of a prompt with its response, at most; None: the model's.
+        chat: prompts come from a chat template, and hold their special tokens.
+        eos_ids: ids that end a response; None: `generation.eos_token_ids`, or else the ids of model and tokenizer.
+        context_length: positions of a prompt with its response, at most; None: as the model's config says.
 
     Raises:
-        ConfigError: `generation.eos_token_ids` has an id that the model does not have, or the model no such context.
-        CheckpointError: model and tokenizer name no id that ends a response, or one that the model does not have, or
-            the model cannot be measured (see `ray_probe.model.trials`).
-        ParityError: the model's cache alone would fail the parity gate.
+        ConfigError: `generation.eos_token_ids` has an id that the model lacks, or the model lacks such a context.
+        CheckpointError: model and tokenizer name no id that ends a response, or one that the model lacks, or the model
+            cannot be measured (see `ray_probe.model.trials`).
+        ParityError: the error of the model's cache alone exceeds the tolerance of the parity gate.
     """
 
     def __init__(
@@ -84,21 +84,24 @@ class SequenceProcessor:
         self.eos_ids = tuple(eos_ids)
         self.on_progress = on_progress
         self.chat = chat
-        self._limit, self._switch = limit_of(model.config, context_length), rope_switch(model.config)
+        self._checks = PromptChecks(
+            tokenizer, self.rows, self.eos_ids, chat, limit_of(model.config, context_length),
+            rope_switch(model.config), generation.max_new_tokens,
+        )  # fmt: skip
         self.forward = Forward(model)
         check_cache_gap(self.forward, generation.parity_tolerance)
 
     @property
     def device(self) -> torch.device:
-        """Where the model's weights are."""
+        """The device of the model's weights."""
         return self.forward.device
 
     def encode(self, prompt: str) -> list[int]:
-        """Token ids of a prompt, as `encode_prompts` gives them."""
+        """Return the token ids of a prompt, as `encode_prompts` gives them."""
         return encode_prompts(self.tokenizer, [prompt], self.chat)[0]
 
     def ended(self, response: Sequence[int]) -> bool:
-        """Whether the response ended at an EOS token rather than at the cap."""
+        """Return whether the response ended at an EOS token, not at the cap."""
         return int(response[-1]) in self.eos_ids
 
     def generate(
@@ -114,23 +117,22 @@ class SequenceProcessor:
         Args:
             prompts: B prompts.
             responses_per_prompt: G.
-            seeds: [B][G], each an int or a tuple of ints that belongs to the response: the tokens do not depend on
-                the batch that the response was sampled in.
+            seeds: [B][G], an int or a tuple of ints for each response. A response depends on its own seed, not on the
+                batch that it is sampled in.
             decode: fill `responses_text`.
-            return_baseline_features: fill `sample_features`: what scoring the responses would give, in the numbers of
-                the model's step by step passes.
+            return_baseline_features: fill `sample_features` with the features of each sampled token, from the model's
+                step by step passes.
 
         Raises:
-            ConfigError: there is not one seed a response.
-            PromptsError: a prompt has no token, begins with two BOS tokens, ends with an EOS token that the tokenizer
-                appended, has an id without an embedding row, or passes the context with the cap.
+            ConfigError: the number of seeds differs from the number of responses.
+            PromptsError: a prompt cannot be measured (see `PromptChecks`).
             NonFiniteError: the model's logits hold NaN or infinity.
         """
         if [len(group) for group in seeds] != [responses_per_prompt] * len(prompts):
             shape = f"need one a response, {len(prompts)} x {responses_per_prompt}"
             raise ConfigError(bad_value("seeds", [len(group) for group in seeds], shape))
         encoded = encode_prompts(self.tokenizer, prompts, self.chat)
-        self._check_prompts(prompts, encoded)
+        self._checks.check(prompts, encoded)
         rows = [encoded[b] for b in range(len(prompts)) for _ in range(responses_per_prompt)]
         cap = self.generation.max_new_tokens
         uniforms_NT = np.stack([response_uniforms(seed, cap) for group in seeds for seed in group])
@@ -154,10 +156,10 @@ class SequenceProcessor:
         compute_rb: bool = False,
         return_baseline_features: bool = False,
     ) -> LogprobResults:
-        """Score responses under the policy, in micro-batches of at most `tf_batch_size` responses.
+        """Score responses in micro-batches of at most `tf_batch_size` responses.
 
-        Features are detached, and asking for them changes no gradient. With `with_grad` every micro-batch keeps its
-        graph as long as the results live: take `score_parts` one by one to bound memory.
+        Features are detached and change no gradient. With `with_grad`, every micro-batch keeps its graph as long as the
+        results live; to bound memory, take the parts of `score_parts` one by one.
         """
         parts = self.score_parts(sequences, with_grad, return_baseline_features, tf_batch_size)
         return results_of(list(parts), sequences.shape[1], with_grad, compute_rb)
@@ -172,18 +174,21 @@ class SequenceProcessor:
         keep_bytes: int = 0,
         cached: Sequence[ScoredTokens | None] = (),
     ) -> Iterator[ScoredMicroBatch]:
-        """Score responses micro-batch by micro-batch, each when it is asked for; every response is in one of them.
+        """Score responses lazily, micro-batch by micro-batch.
 
         Args:
             sequences: the responses.
             with_grad: keep the graph of each micro-batch as long as it lives.
             with_features: compute the baseline features.
             tf_batch_size: responses in a micro-batch, at most; None: as configured.
-            accumulate_into_grad: `backward` adds the gradient of the head's weight straight to its `.grad`, which
-                spares a table of its size; `torch.autograd.grad` does not see it then.
-            keep_bytes: without graph, fill `ScoredMicroBatch.cached` of the first micro-batches, as long as together
-                they take less memory.
+            accumulate_into_grad: `backward` adds the gradient of the head's weight directly to its `.grad`, which saves
+                a table of its size but hides it from `torch.autograd.grad`.
+            keep_bytes: without graph, fill `ScoredMicroBatch.cached` of the first micro-batches that together take
+                less memory.
             cached: `ScoredMicroBatch.cached` of each micro-batch, from an earlier call; empty: nothing is cached.
+
+        Yields:
+            One micro-batch at a time; every response is in exactly one.
 
         Raises:
             NonFiniteError: the model's logits hold NaN or infinity.
@@ -191,7 +196,7 @@ class SequenceProcessor:
         """
         groups, group = sequences.shape
         lengths = zip(sequences.prompt_lens, sequences.gen_lens, strict=True)
-        self._check_switch(sequences.prompt_lens, [prompt + max(responses) for prompt, responses in lengths])
+        self._checks.check_lengths(sequences.prompt_lens, [prompt + max(responses) for prompt, responses in lengths])
         rows = [sequences.tokens(b, g) for b in range(groups) for g in range(group)]
         features = self.features if with_features else ()
         assert not (with_grad and keep_bytes), "only a pass without graph is cached"
@@ -204,11 +209,11 @@ class SequenceProcessor:
             yield ScoredMicroBatch(places, statistics, positions, kept if keep_bytes else None)
 
     def positions(self, sequences: BatchedSequences) -> int:
-        """Positions that scoring takes, padding included."""
+        """Return the positions that scoring takes, padding included."""
         return sum(positions for _, positions in self._micro_batches(sequences, None))
 
     def _micro_batches(self, sequences: BatchedSequences, size: int | None) -> Iterator[tuple[list[int], int]]:
-        """Places of the responses that are scored together, ascending, and the positions that they take."""
+        """Yield the places of responses scored together, and the positions they take."""
         prompts, (_, group) = sequences.prompt_lens, sequences.shape
         lengths = [prompts[place // group] + n for place, n in enumerate(n for row in sequences.gen_lens for n in row)]
         most = size or self.generation.tf_batch_size
@@ -216,45 +221,21 @@ class SequenceProcessor:
             yield sorted(places), len(places) * lengths[places[0]]
 
     def _pad_id(self) -> int:
-        """An id that has an embedding row, whichever: the mask says what is padding."""
+        """Return any id with an embedding row; the mask marks the padding."""
         pad = self.tokenizer.pad_token_id
-        # Tokenizers often get a pad token that the embeddings were not resized for, or -1.
+        # Tokenizers often have the pad token -1, or one without a row because the embeddings were not resized.
         return int(pad) if pad is not None and 0 <= pad < self.rows else 0
-
-    def _check_prompts(self, prompts: Sequence[str], encoded: Sequence[Sequence[int]]) -> None:
-        limit, cap = self._limit, self.generation.max_new_tokens
-        for index, (text, ids) in enumerate(zip(prompts, encoded, strict=True)):
-            if not ids:
-                raise PromptsError(f"prompt {index}: has no token; give the model at least one")
-            if begins_with_two_bos(self.tokenizer, ids):
-                raise PromptsError(f"prompt {index}: begins with two BOS tokens; write one at most")
-            if (appended := appended_eos(self.tokenizer, text, ids, self.eos_ids, self.chat)) is not None:
-                raise PromptsError(f"prompt {index}: {appended}")
-            if max(ids) >= self.rows:
-                remedy = f"past the {self.rows} embedding rows of the model; resize them, or give its own tokenizer"
-                raise PromptsError(f"prompt {index}: has the token id {max(ids)}, {remedy}")
-            if limit is not None and len(ids) + cap > limit:
-                raise PromptsError(
-                    f"prompt {index}: {len(ids)} tokens plus generation.max_new_tokens {cap} pass the model's context "
-                    f"of {limit}; shorten one of them"
-                )
-        self._check_switch([len(ids) for ids in encoded], [len(ids) + cap for ids in encoded])
-
-    def _check_switch(self, prompt_lens: Sequence[int], row_lens: Sequence[int]) -> None:
-        """Refuse rows whose numbers would depend on the rows beside them."""
-        if self._switch is not None and (problem := self._switch.problem(min(prompt_lens), max(row_lens))):
-            raise PromptsError(bad_value("generation.max_new_tokens", self.generation.max_new_tokens, problem))
 
     def _score(
         self, rows: list[TokenRow], features: Sequence[str], accumulate_into_grad: bool, keep: bool,
         cached: ScoredTokens | None,
     ) -> tuple[list[TokenStatistics], ScoredTokens | None]:  # fmt: skip
-        """Statistics of each row's response, from one forward pass; see `score_parts`."""
+        """Return the statistics of each row's response from one forward pass."""
         device, cap, pad_id = self.device, self.generation.max_new_tokens, self._pad_id()
         lengths = [len(response) for _, response in rows]
         position_T = torch.cat([torch.arange(n) for n in lengths]).to(device)
         tokens_T = torch.cat([response for _, response in rows]).to(device)
-        assert cached is None or len(cached.log_q_T) == len(tokens_T), "cached for another micro-batch"
+        assert cached is None or len(cached.log_q_T) == len(tokens_T), "the cache is of another micro-batch"
         kept: ScoredTokens | None = None
         if self.forward.head is None:
             logits_TV, rows_T = self.forward.logits(rows, pad_id), torch.arange(len(tokens_T), device=device)
