@@ -1,5 +1,8 @@
-"""Measurements behind the README's figures; each writes a table to the screen and JSON to benchmarks/results/."""
+"""Measurements of speed and memory.
+
+Each prints a table and writes JSON to benchmarks/results/.
+"""
 
 import os
 
-os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # as rollout actors have it; torch reads it once
+os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # as in rollout actors; torch reads it once

@@ -1,6 +1,6 @@
 """Run benchmarks, all or some: `python -m benchmarks [NAME ...] [--device cuda]`.
 
-On a GPU those of the numerics alone, which neither need nor import Ray.
+On a GPU only the benchmarks of the numerics run, which neither need nor import Ray.
 """
 
 import argparse
@@ -14,7 +14,7 @@ OTHERS = (
 
 
 def main() -> None:
-    """Run them in turn, each in this process."""
+    """Run the benchmarks one after the other in this process."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Run benchmarks, all or those named.")
     parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join((*NUMERICS, *OTHERS)))
     parser.add_argument("--device", default="cpu", help=f"cpu or cuda (then only {', '.join(NUMERICS)})")

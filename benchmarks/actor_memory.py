@@ -1,7 +1,8 @@
-"""Peak memory of a rollout actor's work above the loaded model, by prompts per round.
+"""Peak memory of a rollout actor above the loaded model, by prompts per round.
 
-Beyond the tokens themselves it must not grow with the number of sequences. Each figure comes from a fresh process, the
-plain class that an actor wraps, two rounds; the peak is the kernel's (VmHWM), reset once the model is loaded.
+Apart from the tokens, the peak must not grow with the number of sequences. Each figure comes from a fresh process that
+runs two rounds of the plain class that an actor wraps. The peak is the kernel's (VmHWM), reset after the model is
+loaded.
 """
 
 import json
@@ -10,20 +11,17 @@ import subprocess
 import sys
 from pathlib import Path
 
-from benchmarks.common import build, prepare_demo, save
+from benchmarks.common import build, prepare_demo
+from benchmarks.measure import memory_bytes
+from benchmarks.saving import save
 
 PROMPTS = (32, 128)
 REPEATS = 3
 ROUNDS = 2
 
 
-def _memory_kb(field: str) -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(field))
-
-
 def measure(prompts: int) -> float:
-    """Peak MB above the loaded model in this process."""
+    """Return the peak above the loaded model in this process, MB."""
     from ray_probe.fitter.fitter import Fitter
     from ray_probe.run.prepared import baseline_rule
 
@@ -31,7 +29,7 @@ def measure(prompts: int) -> float:
     rollout = build(prepared)
     fitter = Fitter(baseline_rule(prepared.config), prepared.policy_id)
     Path("/proc/self/clear_refs").write_text("5")
-    loaded_kb = _memory_kb("VmRSS")
+    loaded = memory_bytes("VmRSS")
     for number in range(ROUNDS):
         shards = prepared.plan.round(number)
         rollout.begin(f"round {number}")
@@ -42,11 +40,11 @@ def measure(prompts: int) -> float:
             rollout.accumulate(shard, fit)
         for start, stop in rollout.layout.buckets():
             rollout.bucket(start, stop)
-    return (_memory_kb("VmHWM") - loaded_kb) / 1024
+    return (memory_bytes("VmHWM") - loaded) / 2**20
 
 
 def main() -> None:
-    """Measure each size in fresh processes, in turn, and report medians."""
+    """Measure each size in fresh processes, in turn; print and save medians."""
     peaks: dict[int, list[float]] = {prompts: [] for prompts in PROMPTS}
     for _ in range(REPEATS):
         for prompts in PROMPTS:

@@ -1,12 +1,13 @@
-"""The four baselines on the demo: advantages on the same responses, and the gradient's own noise under each.
+"""The four baselines on the demo: advantages and the gradient's noise under each.
 
-Advantages of all modes come from one run (paired, leave-one-out, errors by shard). The gradient's covariance trace
-needs a run a mode; the responses are the same in all of them, because seeds belong to the response.
+Advantages of all modes come from one run (paired, leave-one-out, errors by shard). The covariance trace of the gradient
+needs a run for each mode; all runs have the same responses, because each response has its own seed.
 """
 
 from typing import Any
 
-from benchmarks.common import run_in_process, save
+from benchmarks.common import run_in_process
+from benchmarks.saving import save
 from ray_probe.core.estimator.baselines import MODES
 
 ADVANTAGE_ROUNDS = 16
@@ -14,7 +15,7 @@ GRADIENT_ROUNDS = 8
 
 
 def main() -> None:
-    """Run the demo once for the advantages and once a mode for the gradient; print both as ratios to `none`."""
+    """Run the demo for the advantages, then for each mode's gradient; print and save."""
     result = run_in_process(f"batch.rounds={ADVANTAGE_ROUNDS}")
     advantages: dict[str, Any] = {
         key: result[key]

@@ -1,11 +1,11 @@
-"""What benchmarks share: a run without Ray in a temporary directory; `save` says where results go."""
+"""Runs of the demo without Ray, for benchmarks."""
 
 import os
 import tempfile
 from pathlib import Path
 from typing import Any
 
-from benchmarks.saving import ROOT, save
+from benchmarks.saving import ROOT
 from ray_probe.config import load_config
 from ray_probe.controller.local_backend import LocalBackend
 from ray_probe.offline_entropy_probe import OfflineEntropyProbe
@@ -16,25 +16,23 @@ from ray_probe.run.directory import RunDirectory
 from ray_probe.run.prepare import PreparedRun, prepare
 from ray_probe.run.prepared import baseline_rule
 
-__all__ = ["DEMO", "ROOT", "build", "prepare_demo", "run_in_process", "save"]
-
 DEMO = ROOT / "configs" / "tiny.yaml"
 
 
 def prepare_demo(*overrides: str) -> PreparedRun:
-    """The demo's run, one thread, with settings changed."""
+    """Return the demo's run with changed settings, on one thread."""
     os.chdir(ROOT)
     pin_threads(1)
     return prepare(load_config(DEMO, overrides))
 
 
 def build(prepared: PreparedRun) -> Rollout:
-    """A rollout on the run's checkpoint."""
+    """Return a rollout on the run's checkpoint."""
     return build_rollout(prepared.config, prepared.checkpoint.directory, prepared.policy_id)
 
 
 def run_in_process(*overrides: str) -> dict[str, Any]:
-    """Run the demo in this process; returns the result."""
+    """Run the demo in this process and return its result."""
     prepared = prepare_demo(*overrides)
     with tempfile.TemporaryDirectory() as parent:
         directory = RunDirectory.create(Path(parent), "benchmark")

@@ -1,7 +1,7 @@
-"""Our sampling against transformers' `generate` with the same policy, model, prompts and cap.
+"""Our sampling against `generate` of transformers, same policy, model and prompts.
 
-Beside them: ours with the features of each step, the bare forward passes (no choice of a token: the limit), and rows
-that end after 16 to 64 tokens, with and without taking those that have ended out of the cache.
+Three more variants are timed. Ours with the features of each step; the bare forward passes, which bound the speed; and
+rows that end after 16 to 64 tokens, with and without removing finished rows from the cache.
 """
 
 import sys
@@ -25,24 +25,24 @@ from ray_probe.model.decoding import Decoder, Sampled
 from ray_probe.model.forward import Forward
 
 EOS = 0
-SHORTEST_SHARE = 4  # of the cap: ragged responses have a quarter of it up to all of it
+SHORTEST_SHARE = 4  # ragged responses have 1/4 of the cap up to all of it
 NEVER = -1.0
 Case = dict[str, Any]
 
 
 class Ended(StoppingCriteria):
-    """Has `generate` end each row after so many new tokens."""
+    """Stops each row of `generate` after its own number of new tokens."""
 
     def __init__(self, lengths_N: Tensor, prompt_tokens: int) -> None:
         self._width_N = lengths_N + prompt_tokens
 
     def __call__(self, input_ids: Tensor, scores: Tensor, **_: Any) -> Tensor:
-        """Which rows have ended."""
+        """Return the rows that have ended."""
         return input_ids.shape[-1] >= self._width_N
 
 
 class Problem:
-    """Model, prompts and random numbers."""
+    """A model, prompts and random numbers."""
 
     def __init__(self, size: language_model.Size, top_p: float, device: str) -> None:
         self.size, self.rule = size, SamplingRule(language_model.TEMPERATURE, top_p)
@@ -55,7 +55,7 @@ class Problem:
         self.lengths_N = torch.from_numpy(numbers.integers(least, size.new_tokens + 1, size.responses)).to(device)
 
     def generate(self, ragged: bool = False) -> Tensor:
-        """The rival. What the checkpoint's generation_config would add is switched off."""
+        """Sample with `generate`, without the extras of a generation_config."""
         nucleus = {} if self.rule.top_p >= 1.0 else {"top_p": self.rule.top_p}
         ends = StoppingCriteriaList([Ended(self.lengths_N, self.size.prompt_tokens)] if ragged else [])
         found: Tensor = self.model.generate(
@@ -65,19 +65,19 @@ class Problem:
         return found
 
     def ours(self, features: tuple[str, ...] = ()) -> list[Sampled]:
-        """What is measured."""
+        """Sample with our decoder."""
         return self._decoder((), features).sample(self.ids_NP.tolist(), self.uniforms_NT, self.size.responses)
 
     @torch.no_grad()
     def bare(self) -> None:
-        """Forward passes alone, each on the same token: what no choice of tokens can beat."""
+        """Run the forward passes alone, without choosing tokens."""
         ids_NP, cache = self.ids_NP, None
         for _ in range(self.size.new_tokens):
             output = self.model(ids_NP, past_key_values=cache, use_cache=True, logits_to_keep=1)
             ids_NP, cache = self.ids_NP[:, :1], output.past_key_values
 
     def ragged(self, compact_below: float) -> list[Sampled]:
-        """Rows end after lengths drawn before: where their number is 0, the token is taken for EOS."""
+        """Sample rows that end after `lengths_N`: a random number of 0 stands for EOS."""
         uniforms_NT = self.uniforms_NT.copy()
         uniforms_NT[np.arange(self.size.responses), self.lengths_N.cpu().numpy() - 1] = 0.0
         before, decoding.COMPACT_BELOW = decoding.COMPACT_BELOW, compact_below
@@ -94,13 +94,13 @@ class Problem:
 
 
 def _ending(logits_NV: Tensor, uniform_N: Tensor, *rest: Any) -> tuple[Tensor, TokenStatistics]:
-    """`sample_statistics`, but that EOS comes exactly where a row's number is 0."""
+    """Do as `sample_statistics`, but return EOS exactly where the number is 0."""
     token_N, statistics = sample_statistics(logits_NV, uniform_N, *rest)
     return torch.where(uniform_N == 0.0, EOS, token_N.clamp(min=EOS + 1)), statistics
 
 
 def timed(problem: Problem, options: Any) -> Case:
-    """Full-length responses."""
+    """Time full-length responses."""
     variants: dict[str, Callable[[], object]] = {
         "generate": problem.generate,
         "ours": problem.ours,
@@ -110,7 +110,7 @@ def timed(problem: Problem, options: Any) -> Case:
     seconds = interleaved(variants, options.rounds, options.device)
     speed = {name: ratio(seconds["generate"], values) for name, values in seconds.items()}
     over = {name: ratio(values, seconds["forward"]) for name, values in seconds.items()}
-    print(f"  top_p={problem.rule.top_p:g}: generate's time over each, each over the bare forward passes, tokens/s")
+    print(f"  top_p={problem.rule.top_p:g}: time of generate over each, each over the bare forward passes, tokens/s")
     for name, values in seconds.items():
         rate = problem.size.tokens / min(values)
         print(f"    {name:14s} x{said(speed[name], 2):20s} {said(over[name], 2):20s} {rate:8.0f}")
@@ -118,7 +118,7 @@ def timed(problem: Problem, options: Any) -> Case:
 
 
 def timed_ragged(problem: Problem, options: Any) -> Case:
-    """Responses of a quarter of the cap up to all of it."""
+    """Time responses of a quarter of the cap up to all of it."""
     variants: dict[str, Callable[[], object]] = {
         "generate": lambda: problem.generate(ragged=True),
         "waiting": lambda: problem.ragged(NEVER),

@@ -1,7 +1,7 @@
-"""Sampling and a probe step against `generate` and naive teacher forcing: same model, prompts, policy and machine.
+"""Sampling and a probe step against `generate` and naive teacher forcing.
 
-One shard, so that sampling has the same batch on both sides; its fit is `in_sample`, because without the one shard
-there would be nothing to fit on.
+There is one shard, so that both sides sample in the same batch. Its fit is `in_sample`, because without its own record
+there is nothing to fit on.
 """
 
 import sys
@@ -20,14 +20,14 @@ Case = dict[str, Any]
 
 
 def naive(step: probe_step.Problem, sampling: decoding.Problem) -> None:
-    """`generate`, then the step as it is written down."""
+    """Sample with `generate`, then run the naive step."""
     width = step.size.prompt_tokens
     rows: list[TokenRow] = [(row[:width], row[width:]) for row in sampling.generate().cpu()]
     step.naive([rows])
 
 
 def timed(size: language_model.Size, top_p: float, options: Any) -> Case:
-    """Seconds and ratios."""
+    """Time both sides; return seconds and ratios."""
     step = probe_step.Problem(size, top_p, options.device, SequenceProcessor, size.responses, "in_sample")
     sampling = decoding.Problem(size, top_p, options.device)
     variants: dict[str, Callable[[], object]] = {
@@ -38,8 +38,8 @@ def timed(size: language_model.Size, top_p: float, options: Any) -> Case:
     rate = {name: size.tokens / min(values) for name, values in seconds.items()}
     for name in ("two", "one"):
         passes = "two passes" if name == "two" else "one pass"
-        told = f"{rate[name]:.0f} tokens/s against {rate['naive']:.0f}"
-        print(f"  top_p={top_p:g} {passes:10s} x{said(speed[name], 2):20s} {told}")
+        speeds = f"{rate[name]:.0f} tokens/s against {rate['naive']:.0f}"
+        print(f"  top_p={top_p:g} {passes:10s} x{said(speed[name], 2):20s} {speeds}")
     return {"top_p": top_p, "naive_over": speed, "tokens_per_s": rate, "seconds": seconds}
 
 

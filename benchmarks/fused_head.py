@@ -1,7 +1,7 @@
-"""The head fused with token statistics, forward and backward, in units of the bare product of matrices.
+"""The fused head, forward and backward, in units of the bare matrix product.
 
-Beside it: the naive way (all logits, naive statistics, autograd), and our statistics on all logits. Gradients go to
-hidden states and weight; that of the weight is added to a table that is there already.
+It is compared with the naive way (all logits, naive statistics, autograd) and with our statistics on all logits.
+Gradients go to hidden states and weight; the weight's gradient is added to an existing table.
 """
 
 import json
@@ -14,10 +14,10 @@ from torch import Tensor
 
 from benchmarks import logit_data, naive
 from benchmarks.measure import MEGABYTE, interleaved, parser, peak_bytes, peak_in_fresh_process, ratio, said
-from benchmarks.saving import save
+from benchmarks.saving import save_for
 from ray_probe.core.policy.features import DEFAULT_FEATURES
 from ray_probe.core.policy.fused_head import fused_token_statistics
-from ray_probe.core.policy.head_products import Head
+from ray_probe.core.policy.lm_head import Head
 from ray_probe.core.policy.logits import SamplingRule
 from ray_probe.core.policy.token_statistics import token_statistics
 
@@ -28,7 +28,7 @@ Case = dict[str, Any]
 
 
 class Problem:
-    """Hidden states, weight with its gradient's table, tokens."""
+    """Hidden states, a weight with a table for its gradient, and tokens."""
 
     def __init__(self, case: Case, device: str) -> None:
         hidden_TD, weight_VD = logit_data.hidden_and_weight(case["tokens"], case["vocabulary"], case["hidden"])
@@ -44,27 +44,27 @@ class Problem:
         self.logits_TV: Tensor | None = None
 
     def gemm(self) -> None:
-        """The bare product, into a table that is there already."""
+        """Compute the bare product into an existing table."""
         hidden_TD, weight_VD = self.hidden_TD.detach(), self.weight_VD.detach()
         if self.logits_TV is None:
             self.logits_TV = torch.empty(len(hidden_TD), len(weight_VD), dtype=hidden_TD.dtype, device=hidden_TD.device)
         torch.mm(hidden_TD, weight_VD.t(), out=self.logits_TV)
 
     def naive(self) -> None:
-        """All logits, the definitions, autograd."""
+        """Score all logits by the definitions, with autograd."""
         logits_TV = self.hidden_TD @ self.weight_VD.t()
         temperature, top_p = self.rule.temperature, self.rule.top_p
         self._backward(*naive.statistics(logits_TV, self.tokens_T, self.position_T, temperature, top_p, CAP)[:2])
 
     def logits(self) -> None:
-        """All logits, then our statistics."""
+        """Compute all logits, then our statistics."""
         logits_TV = self.hidden_TD @ self.weight_VD.t()
         arguments = (self.position_T, self.tokens_T, self.position_T, self.rule, CAP, DEFAULT_FEATURES)
         statistics = token_statistics(logits_TV, *arguments)
         self._backward(statistics.log_q_T, statistics.entropy_T)
 
     def fused(self) -> None:
-        """What is measured."""
+        """Score with the fused head, forward and backward."""
         self.weight_VD.grad_dtype, self.weight_VD.grad = self.sum_VD.dtype, self.sum_VD
         head = Head(self.weight_VD, accumulate_into_grad=True)
         arguments = (self.tokens_T, self.position_T, self.rule, CAP, DEFAULT_FEATURES)
@@ -72,7 +72,7 @@ class Problem:
         self._backward(statistics.log_q_T, statistics.entropy_T)
 
     def scoring(self) -> None:
-        """The forward pass alone, without graph."""
+        """Score with the fused head without graph."""
         with torch.no_grad():
             head, arguments = Head(self.weight_VD), (self.tokens_T, self.position_T, self.rule, CAP, DEFAULT_FEATURES)
             fused_token_statistics(self.hidden_TD, head, *arguments)
@@ -86,13 +86,13 @@ class Problem:
         self.weight_VD.grad, self.weight_VD.grad_dtype = None, self.weight_VD.dtype
 
     def ways(self) -> dict[str, Callable[[], None]]:
-        """Everything that can be timed, by name."""
+        """Return the variants to time, by name."""
         names = ("gemm", "scoring", "fused", "logits", "naive")
         return {name: getattr(self, name) for name in names}
 
 
 def timed(case: Case, options: Any) -> Case:
-    """Seconds and ratios of one case."""
+    """Time one case; return seconds and ratios."""
     ways = Problem(case, options.device).ways()
     chosen = {name: way for name, way in ways.items() if name not in options.without}
     seconds = interleaved(chosen, options.rounds, options.device)
@@ -108,7 +108,7 @@ def timed(case: Case, options: Any) -> Case:
 
 
 def peaks(options: Any) -> list[Case]:
-    """Peak memory beyond hidden states, weight and the table of its gradient, each in a process of its own."""
+    """Measure peak memory beyond the inputs, each case in its own process."""
     found = []
     for vocabulary in options.vocabulary:
         for top_p in options.top_p:
@@ -143,9 +143,7 @@ def main(arguments: list[str] | None = None) -> None:
         print(peak_bytes(problem.ways()[case["way"]], chosen.device))
         return
     cases = [timed(_case(chosen, v, p), chosen) for v in chosen.vocabulary for p in chosen.top_p]
-    figures = {"device": chosen.device, "threads": chosen.threads, "rounds": chosen.rounds, "seed": logit_data.SEED}
-    name = "fused_head" if chosen.device == "cpu" else f"fused_head_{chosen.device}"
-    save(name, figures | {"cases": cases, "peaks": peaks(chosen)})
+    save_for("fused_head", chosen, {"seed": logit_data.SEED, "cases": cases, "peaks": peaks(chosen)})
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""A small Llama with a peaked head, from a seed, its tokenizer and its prompts: what decoding and a step are timed on.
+"""A small random Llama with a peaked head, its tokenizer and its prompts.
 
-Weights are random. The head's columns differ in size, so that rows differ in sharpness as those of trained models do:
-at temperature 0.8 and top_p 0.95 a median nucleus holds a few tokens, and a tenth of them dozens.
+All come from a seed. The head's columns differ in size, so that rows differ in sharpness as in trained models. At
+temperature 0.8 and top_p 0.95 a median nucleus holds a few tokens, and a tenth of the nuclei hold dozens.
 """
 
 import argparse
@@ -22,7 +22,7 @@ TEMPERATURE = 0.8
 
 @dataclass(frozen=True)
 class Size:
-    """Of the model and of a batch of responses; every response ends at the cap."""
+    """Sizes of the model and of a batch of responses; every response ends at the cap."""
 
     vocabulary: int
     hidden: int
@@ -34,12 +34,12 @@ class Size:
 
     @property
     def tokens(self) -> int:
-        """Response tokens of the batch."""
+        """The response tokens of the batch."""
         return self.responses * self.new_tokens
 
 
 def options_of(description: str | None, rounds: int, responses: int) -> argparse.ArgumentParser:
-    """Options that benchmarks on the model share."""
+    """Return the options that benchmarks on the model share."""
     options = parser(description, rounds)
     for name, value in (("hidden", 256), ("layers", 6), ("responses", responses), ("prompt", 32), ("new", 64)):
         options.add_argument(f"--{name}", type=int, default=value)
@@ -49,7 +49,7 @@ def options_of(description: str | None, rounds: int, responses: int) -> argparse
 
 
 def size_of(options: argparse.Namespace, **changes: Any) -> Size:
-    """What the options ask for."""
+    """Return the sizes that the options select."""
     asked = {
         "vocabulary": options.vocabulary[0], "hidden": options.hidden, "layers": options.layers,
         "dtype": options.dtype, "responses": options.responses, "prompt_tokens": options.prompt,
@@ -59,7 +59,7 @@ def size_of(options: argparse.Namespace, **changes: Any) -> Size:
 
 
 def model(size: Size, device: str) -> LlamaForCausalLM:
-    """The policy, in eval mode; its inner layer is as wide as Llama's, for its hidden size."""
+    """Return the model in eval mode, with Llama's ratio of layer widths."""
     heads = max(1, size.hidden // 64)
     config = LlamaConfig(
         vocab_size=size.vocabulary, hidden_size=size.hidden, intermediate_size=size.hidden * 43 // 16,
@@ -77,25 +77,25 @@ def model(size: Size, device: str) -> LlamaForCausalLM:
 
 
 def tokenizer(vocabulary: int) -> PreTrainedTokenizerFast:
-    """One token a word; words are numbers, and their ids."""
+    """Return a tokenizer of words that are numbers; each number is its own id."""
     words = models.WordLevel({str(number): number for number in range(vocabulary)}, unk_token="0")
-    made = Tokenizer(words)
-    made.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    return PreTrainedTokenizerFast(tokenizer_object=made)
+    built = Tokenizer(words)
+    built.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(tokenizer_object=built)
 
 
 def prompt_ids(size: Size) -> torch.Tensor:
-    """A prompt a response, token ids [responses, prompt_tokens]."""
+    """Return a prompt for each response, token ids [responses, prompt_tokens]."""
     generator = torch.Generator().manual_seed(SEED)
     return torch.randint(1, size.vocabulary, (size.responses, size.prompt_tokens), generator=generator)
 
 
 def prompts(size: Size) -> list[str]:
-    """The same as texts."""
+    """Return the prompts of `prompt_ids` as texts."""
     return [" ".join(map(str, row)) for row in prompt_ids(size).tolist()]
 
 
 def settings(size: Size, top_p: float, **changes: Any) -> GenerationSettings:
-    """The policy and batch sizes; responses end at the cap alone."""
+    """Return the policy and batch sizes; responses end only at the cap."""
     asked = {"temperature": TEMPERATURE, "top_p": top_p, "max_new_tokens": size.new_tokens, "eos_token_ids": ()}
     return GenerationSettings.model_validate(asked | {"gen_batch_size": size.responses} | changes)

@@ -1,7 +1,7 @@
-"""What it costs to acknowledge a record on a local disk, what is lost when the fitter dies, and how soon it is back.
+"""Cost of acknowledging a record, records lost in a crash, time to restart.
 
-An acknowledgement is checked, written and fsynced; one write and fsync of as many bytes is measured beside it, in turn.
-On a disk whose fsync takes long, as a shared file system's does, deliveries that come together share it.
+To acknowledge a record, the fitter checks, writes and fsyncs it. One write and fsync of as many bytes is measured in
+turn with it. On a disk with a slow fsync, such as a shared file system, concurrent deliveries share one fsync.
 """
 
 import os
@@ -12,7 +12,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
@@ -21,10 +20,11 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.common import save
-from benchmarks.measure import ratio, said
+from benchmarks.measure import ratio, said, seconds_of
+from benchmarks.saving import save
 from ray_probe.core.estimator.baselines import BaselineRule
 from ray_probe.core.estimator.records import position_bins, record_of_tokens, with_prompts
+from ray_probe.core.policy.features import DEFAULT_FEATURES
 from ray_probe.fitter.fitter import Fitter
 from ray_probe.fitter.host import FitterHost
 from ray_probe.run.messages import Delivery
@@ -35,28 +35,21 @@ KILLS = 10
 SLOW_FSYNC_S = 0.005
 SENDERS = 16
 ROUNDS = 5
-FEATURES = ("H", "top1", "margin", "head_mass", "two_point_entropy", "logit_var", "pos_frac")
 CAP, PROMPTS, RESPONSES = 64, 4, 4
-RULE = BaselineRule("regression", "leave_one_out", 1e-3, 0.9, FEATURES, CAP)
+RULE = BaselineRule("regression", "leave_one_out", 1e-3, 0.9, DEFAULT_FEATURES, CAP)
 
 
 def delivery_of(seed: int) -> Delivery:
-    """A record of the demo's size: 4 prompts, 4 responses each."""
+    """Return a record of the demo's size: 4 prompts, 4 responses each."""
     numbers = np.random.default_rng(seed)
     lengths = numbers.integers(1, CAP + 1, PROMPTS * RESPONSES)
-    phi_TD = numbers.normal(size=(lengths.sum(), len(FEATURES)))
+    phi_TD = numbers.normal(size=(lengths.sum(), len(DEFAULT_FEATURES)))
     position_T = np.concatenate([np.arange(length) for length in lengths])
     record = record_of_tokens(phi_TD, numbers.normal(size=(len(phi_TD), 1)), position_T, CAP)
     assert len(record.bin_weight_B) == position_bins(CAP)
     rows = np.stack([np.ones(len(lengths)), numbers.normal(size=len(lengths)), lengths], axis=1)
     packed = with_prompts(record, np.arange(len(lengths)) % PROMPTS, rows).pack()
-    return Delivery("policy", FEATURES, 0, 0, packed, "cpu")
-
-
-def _seconds(work: Callable[[], Any]) -> float:
-    started = time.perf_counter()
-    work()
-    return time.perf_counter() - started
+    return Delivery("policy", DEFAULT_FEATURES, 0, 0, packed, "cpu")
 
 
 def _figures(seconds: list[float]) -> dict[str, float]:
@@ -69,7 +62,7 @@ def _figures(seconds: list[float]) -> dict[str, float]:
 
 
 def _acknowledge(directory: Path) -> dict[str, Any]:
-    """Acknowledge so many records; beside each a plain write and fsync of a line of the same size."""
+    """Time `ACKS` acknowledgements, each followed by a plain write and fsync."""
     sent = [delivery_of(seed) for seed in range(SHARDS)]
     fitter = Fitter(RULE, "policy", directory / "ledger.jsonl")
     plain = os.open(directory / "plain", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
@@ -77,10 +70,10 @@ def _acknowledge(directory: Path) -> dict[str, Any]:
     for number in range(ACKS // SHARDS):
         for shard in range(SHARDS):
             delivery = replace(sent[shard], round=number, shard=shard)
-            acks_s.append(_seconds(lambda delivery=delivery: fitter.accept(delivery)))
-            plain_s.append(_seconds(lambda: (os.write(plain, line), os.fsync(plain))))
+            acks_s.append(seconds_of(lambda delivery=delivery: fitter.accept(delivery)))
+            plain_s.append(seconds_of(lambda: (os.write(plain, line), os.fsync(plain))))
         fitter.close_round(number, range(SHARDS))
-    rebuild_s = _seconds(lambda: Fitter(RULE, "policy", directory / "ledger.jsonl"))
+    rebuild_s = seconds_of(lambda: Fitter(RULE, "policy", directory / "ledger.jsonl"))
     return {
         "acknowledge": _figures(acks_s), "write_and_fsync": _figures(plain_s), "record_bytes": len(line),
         "rebuild_s": rebuild_s, "rebuilt_records": ACKS,
@@ -88,7 +81,7 @@ def _acknowledge(directory: Path) -> dict[str, Any]:
 
 
 def _together(directory: Path) -> dict[str, Any]:
-    """Deliveries a second from so many senders at once, and from one, where an fsync takes 5 ms longer."""
+    """Time deliveries from one and from `SENDERS` senders with a slow fsync."""
     host, fsync, rates = FitterHost(), os.fsync, dict[str, list[float]](one=[], many=[])
     opening = host.open(RULE, "policy", directory / "slow.jsonl", [])
     delivery = delivery_of(0)
@@ -103,7 +96,7 @@ def _together(directory: Path) -> dict[str, Any]:
             for name, senders, first in (("one", 1, 0), ("many", SENDERS, SHARDS)):
                 sent = [replace(delivery, round=number, shard=first + place) for place in range(SHARDS)]
                 with ThreadPoolExecutor(senders) as pool:
-                    seconds = _seconds(
+                    seconds = seconds_of(
                         lambda pool=pool, sent=sent: list(pool.map(partial(host.accept_together, opening), sent))
                     )
                 rates[name].append(SHARDS / seconds)
@@ -119,7 +112,7 @@ def _together(directory: Path) -> dict[str, Any]:
 
 
 def _child(path: Path) -> None:
-    """Acknowledge and say so, without end."""
+    """Acknowledge records and print them, without end."""
     sent, fitter = [delivery_of(seed) for seed in range(SHARDS)], Fitter(RULE, "policy", path)
     while True:
         number = fitter.current.round + 1
@@ -130,50 +123,43 @@ def _child(path: Path) -> None:
 
 
 def _lost(path: Path) -> dict[str, int]:
-    """Kill a process that acknowledges, again and again; count what it had acknowledged and is not there."""
-    chance, told = random.Random(0), set[tuple[int, int]]()
+    """Kill acknowledging processes; count acknowledged records that are missing."""
+    chance, acknowledged = random.Random(0), set[tuple[int, int]]()
     kills = 0
-    while len(told) < ACKS or kills < KILLS:
+    while len(acknowledged) < ACKS or kills < KILLS:
         command = [sys.executable, "-m", "benchmarks.ledger", str(path)]
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child:
             assert child.stdout is not None
             for _ in range(chance.randint(1, 2 * ACKS // KILLS)):
-                told.add(tuple(map(int, child.stdout.readline().split())))  # type: ignore[arg-type]
+                acknowledged.add(tuple(map(int, child.stdout.readline().split())))  # type: ignore[arg-type]
             child.send_signal(signal.SIGKILL)
-            told |= {tuple(map(int, line.split())) for line in child.stdout if line.endswith("\n")}  # type: ignore[misc]
+            acknowledged |= {tuple(map(int, line.split())) for line in child.stdout if line.endswith("\n")}  # type: ignore[misc]
         kills += 1
     from ray_probe.fitter.ledger import read_ledger
 
-    there = read_ledger(path).records
-    return {"acknowledged": len(told), "kills": kills, "lost": len(told - set(there))}
+    found = read_ledger(path).records
+    return {"acknowledged": len(acknowledged), "kills": kills, "lost": len(acknowledged - set(found))}
 
 
 def _recovery(directory: Path) -> dict[str, Any]:
-    """Seconds from the SIGKILL of a fitter on Ray, with Ray's defaults, to its next answer."""
-    import ray
-
+    """Time from the SIGKILL of a fitter on Ray to its next answer."""
+    from benchmarks.private_ray import private_ray
     from ray_probe.cluster.actors.fitter import fitter_actor
-    from ray_probe.cluster.head.environment import env_to_start, environment, private_dir
 
-    with private_dir() as temporary, environment(env_to_start(temporary)):
-        ray.init(
-            address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR",
-            object_store_memory=100_000_000, _temp_dir=os.path.join(temporary, "r"),
-        )  # fmt: skip
+    with private_ray(slots=1):
         keeper = fitter_actor({}, directory / "fitter.json")
         fitter = keeper.open_fitter(RULE, "policy", directory / "ledger.jsonl", [range(SHARDS)] * (ACKS // SHARDS))
         seconds = []
         for _ in range(KILLS):
             os.kill(fitter.ask("pid"), signal.SIGKILL)
-            seconds.append(_seconds(lambda: fitter.ask("beta")))
+            seconds.append(seconds_of(lambda: fitter.ask("beta")))
             assert fitter.ask("beta")["version"] == ACKS // SHARDS
         keeper.close()
-        ray.shutdown()
     return {"recovery_s": seconds, "median_s": statistics.median(seconds), "max_s": max(seconds)}
 
 
 def main() -> None:
-    """Measure on the disk of the temporary directory and print."""
+    """Measure on the disk of the temporary directory, print, save."""
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
         costs = _acknowledge(directory)
@@ -182,11 +168,11 @@ def main() -> None:
         lost = _lost(directory / "killed.jsonl")
     for what in ("acknowledge", "write_and_fsync"):
         figures = costs[what]
-        told = "  ".join(f"{key} {value:.3f}" for key, value in figures.items())
-        print(f"  {what:16s} {told}   (p99 of an acknowledgement at most 1 ms is the target)")
+        shown = "  ".join(f"{key} {value:.3f}" for key, value in figures.items())
+        print(f"  {what:16s} {shown}   (p99 of an acknowledgement at most 1 ms is the target)")
     gain = f"{SENDERS} senders deliver x{said(together['gain'], 2)} as many records a second as one"
     print(f"  with {1e3 * SLOW_FSYNC_S:g} ms more for an fsync, {gain}")
-    print(f"  made again from {ACKS} records in {costs['rebuild_s']:.2f} s")
+    print(f"  rebuilt from {ACKS} records in {costs['rebuild_s']:.2f} s")
     found = f"median {recovery['median_s']:.1f}, at most {recovery['max_s']:.1f}"
     print(f"  killed on Ray, with that ledger: seconds to the next answer {found}")
     print(f"  {lost['acknowledged']} acknowledged over {lost['kills']} SIGKILLs, {lost['lost']} lost")

@@ -1,8 +1,8 @@
-"""Logits of three kinds, from a seed, for the benchmarks of statistics and head; torch alone.
+"""Logits of three kinds, from a seed, for the benchmarks of statistics and head.
 
-At temperature 0.8 and top_p 0.95: `llm` is Zipf's law sharpened by row, like published rows of trained models (median
-nucleus 4, a tenth of the rows past a hundred or so, entropy 1.4 nats); `mid` has hundreds of tokens in a nucleus;
-`flat` is what a model with random weights gives, 85 % of the vocabulary.
+At temperature 0.8 and top_p 0.95, `llm` is Zipf's law sharpened by row, like rows of trained models: a median nucleus
+holds 4 tokens, a tenth hold more than about a hundred, and the entropy is 1.4 nats. `mid` has hundreds of tokens in a
+nucleus. `flat` resembles a model with random weights: 85 % of the vocabulary. The module needs only torch.
 
 Shape suffixes: T tokens, V vocabulary, D hidden size.
 """
@@ -19,7 +19,7 @@ TEMPERATURE = 0.8
 
 
 def logits(kind: str, tokens: int, vocabulary: int) -> Tensor:
-    """Raw logits [T, V], float32."""
+    """Return raw logits [T, V], float32."""
     generator = torch.Generator().manual_seed(SEED)
     if kind == "flat":
         return torch.randn(tokens, vocabulary, generator=generator).mul_(0.5)
@@ -30,13 +30,13 @@ def logits(kind: str, tokens: int, vocabulary: int) -> Tensor:
 
 
 def sampled(logits_TV: Tensor, top_p: float) -> Tensor:
-    """Tokens [T] of the policy that the benchmarks score."""
+    """Return tokens [T] sampled from the policy, for the benchmarks to score."""
     uniform_T = torch.rand(len(logits_TV), dtype=torch.float64, generator=torch.Generator().manual_seed(SEED))
     return sample_rows(logits_TV, SamplingRule(TEMPERATURE, top_p), uniform_T.to(logits_TV.device))[0]
 
 
 def hidden_and_weight(tokens: int, vocabulary: int, hidden: int) -> tuple[Tensor, Tensor]:
-    """Hidden states [T, D] and a head's weight [V, D], float32, whose logits are like `llm`."""
+    """Return float32 hidden states [T, D] and weight [V, D] with logits like `llm`."""
     generator = torch.Generator().manual_seed(SEED)
     weight_VD = torch.randn(vocabulary, hidden, generator=generator).mul_(hidden**-0.5)
     weight_VD[:, 0] = _zipf(vocabulary, generator)

@@ -1,8 +1,8 @@
-"""Padding in micro-batches at the presets' shard sizes, for responses of uneven length; no model is needed.
+"""Padding in micro-batches at the presets' shard sizes, without a model.
 
-Lengths are drawn: `even` from 1 to the cap, `short` geometric with a mean of a quarter of the cap, `capped` like
-`short` but a third of the responses run into the cap. Beside ours: the same number of sequences at once, in the order
-in which they come.
+Lengths of responses are drawn: `even` from 1 to the cap, `short` geometric with a mean of a quarter of the cap,
+`capped` like `short` but with a third of the responses at the cap. For comparison, micro-batches of the same number of
+sequences are taken in the order of arrival.
 """
 
 import argparse
@@ -24,7 +24,7 @@ Case = dict[str, Any]
 
 
 def lengths(kind: str, cap: int, count: int, numbers: np.random.Generator) -> np.ndarray[Any, Any]:
-    """Tokens of responses."""
+    """Draw lengths of responses, in tokens."""
     if kind == "even":
         return numbers.integers(1, cap + 1, count)
     short = np.minimum(numbers.geometric(4.0 / cap, count), cap)
@@ -32,13 +32,13 @@ def lengths(kind: str, cap: int, count: int, numbers: np.random.Generator) -> np
 
 
 def padding(batches: list[list[int]], sizes: list[int]) -> float:
-    """Share of all positions that hold no token."""
+    """Return the share of all positions that hold no token."""
     positions = sum(len(batch) * max(sizes[place] for place in batch) for batch in batches)
     return 1.0 - sum(sizes) / positions
 
 
 def measured(name: str, kind: str) -> Case:
-    """Padding and micro-batches a shard, over some shards."""
+    """Return padding and micro-batches per shard, over some shards."""
     config: ProbeConfig = load_config(ROOT / "configs" / f"{name}.yaml")
     generation, batch = config.generation, config.batch
     numbers = np.random.default_rng(SEED)
@@ -51,8 +51,8 @@ def measured(name: str, kind: str) -> Case:
         shares.append(padding(planned, sizes))
         places = list(range(len(sizes)))
         step = generation.tf_batch_size
-        as_they_come = [places[start : start + step] for start in range(0, len(places), step)]
-        plain.append(padding(as_they_come, sizes))
+        unplanned = [places[start : start + step] for start in range(0, len(places), step)]
+        plain.append(padding(unplanned, sizes))
         counts.append(len(planned))
         filled.append(len(sizes) / len(planned))
     return {

@@ -1,7 +1,7 @@
-"""The naive reference of the benchmarks: what the definitions look like when nobody minds time and memory.
+"""The naive reference of the benchmarks: the definitions, with no care for cost.
 
-Whole [T, V] float tables, a full descending sort of the probabilities, a cumulative sum, a scatter of the keep mask, a
-masked softmax, two more full sorts for the two largest logits, and autograd through the entropy.
+It uses whole [T, V] float tables, a full descending sort of the probabilities, a cumulative sum, a scatter of the keep
+mask, a masked softmax, two more full sorts for the two largest logits, and autograd through the entropy.
 
 Shape suffixes: T tokens, V vocabulary, D hidden size.
 """
@@ -9,13 +9,11 @@ Shape suffixes: T tokens, V vocabulary, D hidden size.
 import torch
 from torch import Tensor
 
-FEATURES = ("H", "top1", "margin", "head_mass", "two_point_entropy", "logit_var", "pos_frac")
-
 
 def statistics(
     logits_TV: Tensor, tokens_T: Tensor, position_T: Tensor, temperature: float, top_p: float, cap: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Give log q(Y) and H with graph [T], and the seven features [T, 7] detached."""
+    """Return log q(Y) and H [T] with graph, and the seven features [T, 7] detached."""
     scaled_TV = logits_TV.float() / temperature
     p_TV = torch.softmax(scaled_TV, dim=-1)
     sorted_TV, order_TV = torch.sort(p_TV, dim=-1, descending=True)

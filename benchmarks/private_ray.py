@@ -1,4 +1,4 @@
-"""A Ray of the benchmarks' own: started as a run starts it, ended with the block."""
+"""Starts Ray for a benchmark, as a run starts it."""
 
 import contextlib
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ from ray_probe.rollout.loader import pin_threads
 
 @contextlib.contextmanager
 def private_ray(slots: int) -> Iterator[None]:
-    """Ray with so many actor slots of one CPU; this process keeps to one thread beside it."""
+    """Run Ray with `slots` actor slots of one CPU; limit this process to one thread."""
     pin_threads(1)
     demand = Demand(slots, 1, 0, {}, slots)
     with connected(None, "benchmarks", demand, log=lambda text: None):

@@ -1,7 +1,7 @@
-"""A whole probe step (statistics, fit, gradient) of the plain rollout and fitter against naive teacher forcing.
+"""A probe step (statistics, fit, gradient) against naive teacher forcing.
 
-The sequences are there already. Naive: one forward pass a sequence, whole [T, V] tables, and the graphs of all
-sequences held until the ridge is fitted. Ours with one pass (graphs held) and with two (bounded memory). Both leave
+The sequences are sampled beforehand. The naive step has one forward pass a sequence, whole [T, V] tables, and holds the
+graphs of all sequences until the ridge is fitted. Ours has one pass (graphs held) or two (bounded memory). Both leave
 each shard out of its own fit, so the gradients must agree.
 """
 
@@ -37,12 +37,12 @@ Case = dict[str, Any]
 
 
 class Replayed(SequenceProcessor):
-    """Samples each shard once, and gives the same sequences again afterwards."""
+    """Samples each shard once, and returns the same sequences afterwards."""
 
     def generate(
         self, prompts: Sequence[str], responses_per_prompt: int, seeds: Sequence[Sequence[Seed]], decode: bool = False
     ) -> BatchedSequences:
-        """As `SequenceProcessor.generate`."""
+        """Do as `SequenceProcessor.generate`."""
         known: dict[str, BatchedSequences] = self.__dict__.setdefault("known", {})
         if prompts[0] not in known:
             known[prompts[0]] = super().generate(prompts, responses_per_prompt, seeds, decode)
@@ -68,7 +68,7 @@ class Problem:
         self._names = count()
 
     def rows(self) -> list[list[TokenRow]]:
-        """Prompt and response of every sequence, by shard."""
+        """Return prompt and response of every sequence, by shard."""
         return [self._rows(shard) for shard in self.shards]
 
     def _rows(self, shard: Shard) -> list[TokenRow]:
@@ -77,7 +77,7 @@ class Problem:
         return [sequences.tokens(b, 0) for b in range(len(texts))]
 
     def ours(self, passes: int) -> Rollout:
-        """A step of the rollout; its gradient is summed up in it."""
+        """Run a step of the rollout and return it, with its summed gradient."""
         fitter, held = Fitter(self.rule, "benchmark"), self.size.responses * 10**6 if passes == 1 else 0
         self.rollout.begin(f"step {next(self._names)}")
         for shard in self.shards:
@@ -88,7 +88,7 @@ class Problem:
         return self.rollout
 
     def naive(self, rows: list[list[TokenRow]]) -> None:
-        """The step as it is written down, without care; its gradient is in `.grad`."""
+        """Run the naive step; its gradient goes to `.grad`."""
         self.model.zero_grad(set_to_none=True)
         held = [[self._statistics(row) for row in shard] for shard in rows]
         entropies = [[entropy_T.detach().cpu().double().numpy() for _, entropy_T, _ in shard] for shard in held]
@@ -117,7 +117,7 @@ class Problem:
         return solve(rows.T @ rows, (rows.T @ target)[:, None], RIDGE)[:, 0]  # type: ignore[index]
 
     def gap(self, rows: list[list[TokenRow]]) -> dict[str, float]:
-        """Relative L2 distance of our gradients from the naive one."""
+        """Return the relative L2 distances of our gradients from the naive one."""
         self.naive(rows)
         exact = torch.cat([p.grad.flatten() for p in self.model.parameters() if p.grad is not None]).cpu()
         size = self.gradient.layout.size
@@ -128,7 +128,7 @@ class Problem:
 
 
 def timed(size: language_model.Size, top_p: float, options: Any) -> Case:
-    """Seconds, ratios and the gradients' distance."""
+    """Time both sides; return seconds, ratios and the distance of the gradients."""
     problem = Problem(size, top_p, options.device)
     rows = problem.rows()
     gap = problem.gap(rows)
@@ -139,7 +139,7 @@ def timed(size: language_model.Size, top_p: float, options: Any) -> Case:
     seconds = interleaved(chosen, options.rounds, options.device)
     speed = {name: ratio(seconds["naive"], seconds[name]) for name in ("two", "one") if "naive" in seconds}
     rate = {name: size.tokens / min(values) for name, values in seconds.items()}
-    print(f"  top_p={top_p:g}: naive time over each, tokens/s, relative distance of its gradient from the naive one")
+    print(f"  top_p={top_p:g}: naive time over each, tokens/s, relative distance of the gradient from the naive one")
     for name in ("two", "one"):
         faster = f"x{said(speed[name], 2)}" if speed else ""
         print(f"    {name} pass{'es' if name == 'two' else '  '} {faster:22s} {rate[name]:8.0f} {gap[name]:10.1e}")
@@ -147,7 +147,7 @@ def timed(size: language_model.Size, top_p: float, options: Any) -> Case:
 
 
 def peak(case: Case, options: Any) -> int:
-    """Peak memory of one step beyond model and tokens, in this process."""
+    """Measure the peak memory of one step above model and tokens."""
     problem = Problem(language_model.size_of(options, responses=case["responses"]), case["top_p"], options.device)
     rows = problem.rows()
     if case["way"] == "naive":
@@ -156,7 +156,7 @@ def peak(case: Case, options: Any) -> int:
 
 
 def peaks(options: Any, arguments: list[str]) -> list[Case]:
-    """Peak memory by number of sequences, each in a process of its own."""
+    """Measure peak memory by number of sequences, each in its own process."""
     found = []
     for way, sizes in PEAKS.items():
         for responses in sizes if way not in options.without else ():
@@ -165,8 +165,8 @@ def peaks(options: Any, arguments: list[str]) -> list[Case]:
         mine = [case for case in found if case["way"] == way]
         if mine:
             growth = (mine[-1]["bytes"] - mine[0]["bytes"]) / (mine[-1]["responses"] - mine[0]["responses"])
-            told = "  ".join(f"{case['responses']}: {case['bytes'] / MEGABYTE:.0f}" for case in mine)
-            print(f"  peak MB by sequences, {way:5s} {told}  ({growth / MEGABYTE:.2f} MB a sequence)")
+            shown = "  ".join(f"{case['responses']}: {case['bytes'] / MEGABYTE:.0f}" for case in mine)
+            print(f"  peak MB by sequences, {way:5s} {shown}  ({growth / MEGABYTE:.2f} MB a sequence)")
     return found
 
 

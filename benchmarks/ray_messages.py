@@ -1,8 +1,8 @@
-"""Messages between rollout actors and the fitter on Ray, its ledger on: deliveries a second, and round trips.
+"""Messages between rollout actors and the fitter on Ray, with its ledger.
 
-Producers deliver as rollout actors do, each waiting for the receipt before it delivers the next record. Beside them
-the same messages to an actor that does nothing with them: what Ray alone costs. A round trip gathers a record from
-each actor, fits, and brings the fit to each. The records are of the demo's size: 7 features, 4 prompts.
+Producers deliver as rollout actors do: each waits for the receipt before it delivers the next record. The same messages
+to an idle actor show the cost of Ray alone. A round trip gathers a record from each actor, fits, and sends the fit to
+each. Records have the demo's size: 7 features, 4 prompts.
 """
 
 import statistics
@@ -33,13 +33,13 @@ Figures = dict[str, Any]
 
 
 class Producer:
-    """Stands for a rollout actor: it has a record, delivers it, and is handed a fit."""
+    """Stands in for a rollout actor: delivers a record and receives a fit."""
 
     def __init__(self) -> None:
         self._delivery = delivery_of(0)
 
     def deliver(self, fitter: Any, opening: FitterSession, round_number: int, first: int, count: int) -> int:
-        """Deliver so many shards of a round, one after the other."""
+        """Deliver `count` shards of a round, one after the other."""
         for shard in range(first, first + count):
             deliver(fitter, opening, replace(self._delivery, round=round_number, shard=shard), DEADLINE_S)
         return count
@@ -50,15 +50,15 @@ class Producer:
 
 
 class Idle:
-    """Answers deliveries without a look at them."""
+    """Acknowledges deliveries without reading them."""
 
     def accept(self, message: list[Any]) -> list[Any]:
-        """Like the fitter's."""
+        """Answer as the fitter does."""
         return ["accepted"]
 
 
 class Stage:
-    """The fitter with its ledger, the actor that does nothing, and producers."""
+    """The fitter with its ledger, an idle actor, and producers."""
 
     def __init__(self, directory: Path) -> None:
         self.keeper = fitter_actor({}, directory / "fitter.json")
@@ -74,7 +74,7 @@ class Stage:
         return fit
 
     def ingest(self, producers: int, receiver: Any) -> float:
-        """Deliveries a second."""
+        """Return deliveries a second."""
         each = DELIVERIES // producers
         started = time.perf_counter()
         sent = [
@@ -88,7 +88,7 @@ class Stage:
         return total / seconds
 
     def trip(self, producers: int) -> float:
-        """Seconds to gather a record from each producer, fit, and bring the fit to each."""
+        """Time a round trip with this number of producers, seconds."""
         handle, opening, chosen = self.fitter.handle, self.fitter.opening, self.producers[:producers]
         started = time.perf_counter()
         ray.get([p.deliver.remote(handle, opening, self.round, place, 1) for place, p in enumerate(chosen)])
@@ -97,14 +97,14 @@ class Stage:
         return time.perf_counter() - started
 
     def pull(self) -> float:
-        """Seconds until the current beta is here."""
+        """Time a request for the current beta, seconds."""
         started = time.perf_counter()
         self.fitter.ask("beta")
         return time.perf_counter() - started
 
 
 def deliveries(stage: Stage) -> Figures:
-    """Deliveries a second by number of producers, in turn with the actor that does nothing."""
+    """Measure deliveries a second, to the fitter and to the idle actor in turn."""
     found: Figures = {}
     for producers in PRODUCERS:
         rates: dict[str, list[float]] = {"fitter": [], "idle": []}
@@ -117,24 +117,24 @@ def deliveries(stage: Stage) -> Figures:
         share = ratio(rates["fitter"], rates["idle"])
         print(
             f"  {producers} producers: {median['fitter']:6.0f} deliveries/s "
-            f"({min(rates['fitter']):.0f}-{max(rates['fitter']):.0f}), {said(share, 2)} of an actor that does nothing"
+            f"({min(rates['fitter']):.0f}-{max(rates['fitter']):.0f}), {said(share, 2)} of an idle actor"
         )
         found[str(producers)] = {"per_second": rates, "median": median, "over_idle": share}
     return found
 
 
 def trips(stage: Stage) -> Figures:
-    """Milliseconds of a fit round by number of actors, and of a pull of beta."""
+    """Measure round trips by number of actors, and requests for beta."""
     found: Figures = {}
     for producers in PRODUCERS:
         stage.trip(producers)
         found[str(producers)] = _figures([stage.trip(producers) for _ in range(TRIPS)])
         allowed = 2.0 * producers + 5.0
         print(
-            f"  fit round, {producers} actors: {_told(found[str(producers)])}   (at most {allowed:.0f} is the target)"
+            f"  fit round, {producers} actors: {_shown(found[str(producers)])}   (at most {allowed:.0f} is the target)"
         )
     found["beta"] = _figures([stage.pull() for _ in range(PULLS)])
-    print(f"  pull of beta: {_told(found['beta'])}   (at most 2 is the target)")
+    print(f"  pull of beta: {_shown(found['beta'])}   (at most 2 is the target)")
     return found
 
 
@@ -144,7 +144,7 @@ def _figures(seconds: list[float]) -> dict[str, float]:
     return {"p50_ms": statistics.median(ordered), "p99_ms": p99, "least_ms": ordered[0], "calls": len(ordered)}
 
 
-def _told(figures: dict[str, float]) -> str:
+def _shown(figures: dict[str, float]) -> str:
     return f"p50 {figures['p50_ms']:.2f} ms, p99 {figures['p99_ms']:.2f} ms of {figures['calls']:.0f}"
 
 

@@ -1,4 +1,4 @@
-"""Where the figures of benchmarks go. Needs neither Ray nor transformers."""
+"""Writes the figures of benchmarks; imports neither Ray nor transformers."""
 
 import json
 import os
@@ -12,7 +12,7 @@ RESULTS = Path(__file__).parent / "results"
 
 
 def save(name: str, figures: dict[str, Any]) -> None:
-    """Write a benchmark's figures with what they were measured on."""
+    """Write a benchmark's figures and the machine that they were measured on."""
     machine = {"platform": platform.platform(), "cores": os.cpu_count(), "torch": version("torch")}
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name}.json"
@@ -21,6 +21,6 @@ def save(name: str, figures: dict[str, Any]) -> None:
 
 
 def save_for(name: str, options: Any, figures: dict[str, Any]) -> None:
-    """Write the figures of a benchmark that can run on a GPU, with the options that they were measured with."""
+    """Write the figures and options of a benchmark that can run on a GPU."""
     named = name if options.device == "cpu" else f"{name}_{options.device}"
     save(named, {"device": options.device, "threads": options.threads, "rounds": options.rounds} | figures)

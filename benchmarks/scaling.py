@@ -1,7 +1,7 @@
-"""Rounds of the demo on one and on two Ray actors, and in this process without Ray: speed-up and what Ray costs.
+"""Speed-up of two Ray actors over one, and the cost of Ray over one process.
 
-Actors are started and warm before anything is timed; the seconds are those of whole rounds with their commit. Two
-processes share a machine's memory and often its cores, so beside it stands what two processes without Ray reach.
+Actors are started and warm before anything is timed; seconds cover whole rounds with their commit. Two processes share
+a machine's memory and often its cores, so two processes without Ray are timed for comparison.
 """
 
 import multiprocessing
@@ -27,11 +27,11 @@ from ray_probe.run.prepared import baseline_rule
 
 ROUNDS = 5
 MEASUREMENT = ("batch.rounds=2", "batch.prompts_per_round=32", "estimator.pass=one")
-HELD = 10**9  # positions: more than there are
+HELD = 10**9  # positions, more than any run has
 
 
 def _run(prepared: PreparedRun, directory: RunDirectory, backend: Backend) -> dict[str, float]:
-    """Seconds of a run's rounds, and those in which its actors sampled, scored and went backward."""
+    """Return the seconds of a run's rounds, and of its actors' work in them."""
     timing = OfflineEntropyProbe(prepared.config, prepared.plan, backend, directory).run()["timing"]
     return {
         "seconds": timing["seconds"],
@@ -55,7 +55,7 @@ def _in_process(prepared: PreparedRun, rollout: Any) -> dict[str, float]:
 
 
 def _worker(pipe: Connection) -> None:
-    """Run the demo whenever it is asked to."""
+    """Run the demo on each request, until False arrives."""
     prepared = prepare_demo(*MEASUREMENT)
     rollout = build(prepared)
     while pipe.recv():
@@ -75,7 +75,7 @@ class Pair:
             process.start()
 
     def seconds(self, at_once: int) -> float:
-        """Until so many of them have run the demo once each."""
+        """Return the seconds in which `at_once` of them run the demo once each."""
         started = time.perf_counter()
         for pipe in self._pipes[:at_once]:
             pipe.send(True)
@@ -84,14 +84,14 @@ class Pair:
         return time.perf_counter() - started
 
     def close(self) -> None:
-        """End them."""
+        """End both processes."""
         for pipe, process in zip(self._pipes, self._processes, strict=True):
             pipe.send(False)
             process.join()
 
 
 def _measure() -> dict[str, list[dict[str, float]]]:
-    """Every way in turn, after a round that is not counted."""
+    """Time every variant in turn, after an uncounted round."""
     prepared, pair = prepare_demo(*MEASUREMENT), Pair()
     rollout, names = build(prepared), ("one actor", "two actors", "in process")
     found: dict[str, list[dict[str, float]]] = {name: [] for name in (*names, "pair")}
@@ -127,7 +127,7 @@ def main() -> None:
     idle = [1.0 - one["work"] / one["seconds"] for one in found["one actor"]]
     share = {"median": statistics.median(idle), "least": min(idle), "greatest": max(idle)}
     print(f"  two actors over one: x{said(speed_up, 2)}; two processes without Ray over one: x{said(possible, 2)}")
-    print(f"  one actor's time over the same without Ray: {said(over, 3)}")
+    print(f"  time of one actor over one process without Ray: {said(over, 3)}")
     print(f"  share of one actor's time outside its work: {said(share, 3)}   (at most 0.05 is the target)")
     for name, values in seconds.items():
         print(f"    {name:12s} {statistics.median(values) / 2:.2f} s a round of 128 responses")

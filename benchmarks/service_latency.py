@@ -1,6 +1,7 @@
-"""How long a service takes to answer: from the shell, Python's start included, and through a connected client.
+"""Time that a service takes to answer the shell and a connected client.
 
-Asked in turn, idle and while a measurement is at work on every actor; the reference is `python -c pass`.
+Figures from the shell include the start of Python, whose reference is `python -c pass`. Queries run in turn, on an idle
+service and during a measurement that uses every actor.
 """
 
 import json
@@ -10,24 +11,19 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from typing import Any
 
-from benchmarks.common import DEMO, ROOT, save
+from benchmarks.common import DEMO
+from benchmarks.measure import seconds_of
+from benchmarks.saving import ROOT, save
 
 SHELL_CALLS, CLIENT_CALLS = 20, 50
 QUERIES = ("status", "beta", "variance")
 LAUNCH = [sys.executable, str(ROOT / "launch.py")]
 
 
-def _seconds(work: Callable[[], Any]) -> float:
-    started = time.monotonic()
-    work()
-    return time.monotonic() - started
-
-
 def _figures(seconds: list[float]) -> dict[str, float]:
-    """Median, 95th percentile (of 20: the 19th) and largest, in seconds."""
+    """Return median, 95th percentile (of 20 calls the 19th) and maximum, seconds."""
     ordered = sorted(seconds)
     p95 = ordered[max(0, round(0.95 * len(ordered)) - 1)]
     return {"median_s": statistics.median(ordered), "p95_s": p95, "max_s": ordered[-1], "calls": len(ordered)}
@@ -42,8 +38,8 @@ def _python() -> None:
 
 
 def _ask(client: Any) -> dict[str, Any]:
-    shell = {query: [_seconds(lambda q=query: _launch(q, "--json")) for _ in range(SHELL_CALLS)] for query in QUERIES}
-    calls = {query: [_seconds(getattr(client, query)) for _ in range(CLIENT_CALLS)] for query in QUERIES}
+    shell = {query: [seconds_of(lambda q=query: _launch(q, "--json")) for _ in range(SHELL_CALLS)] for query in QUERIES}
+    calls = {query: [seconds_of(getattr(client, query)) for _ in range(CLIENT_CALLS)] for query in QUERIES}
     return {
         "shell": {query: _figures(seconds) for query, seconds in shell.items()},
         "client": {query: _figures(seconds) for query, seconds in calls.items()},
@@ -51,7 +47,7 @@ def _ask(client: Any) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Start a service on the demo, ask it idle and under load, and end it."""
+    """Start a service on the demo, query it idle and under load, and end it."""
     with tempfile.TemporaryDirectory() as home:
         os.environ["XDG_STATE_HOME"] = home
         from ray_probe.service.client import ProbeClient
@@ -60,9 +56,7 @@ def main() -> None:
         try:
             with ProbeClient.connect() as client:
                 client.wait(client.probe(ROOT / "configs/models/tiny", settings={"batch.rounds": 1}))
-                reference = [
-                    _seconds(lambda: subprocess.run([sys.executable, "-c", "pass"])) for _ in range(SHELL_CALLS)
-                ]
+                reference = [seconds_of(_python) for _ in range(SHELL_CALLS)]
                 figures = {"python": _figures(reference), "idle": _ask(client)}
                 busy = client.probe(ROOT / "configs/models/tiny", settings={"batch.rounds": 1000})
                 while not client.result(busy)[0].rounds:
@@ -75,8 +69,8 @@ def main() -> None:
     for state in ("idle", "under load"):
         for way, by_query in figures[state].items():
             for query, found in by_query.items():
-                told = "  ".join(f"{found[key]:.3f}" for key in ("median_s", "p95_s", "max_s"))
-                print(f"  {state:10s} {way:6s} {query:8s} {told}")
+                shown = "  ".join(f"{found[key]:.3f}" for key in ("median_s", "p95_s", "max_s"))
+                print(f"  {state:10s} {way:6s} {query:8s} {shown}")
     save("service_latency", json.loads(json.dumps(figures)))
 
 

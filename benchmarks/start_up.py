@@ -1,6 +1,6 @@
-"""Seconds from a fresh process to a first usable actor, step by step: imports, Ray, the fitter, a rollout actor.
+"""Seconds from a fresh process to a first usable actor, step by step.
 
-Each figure is of a process of its own, one after the other; the files are in the page cache, as in a second run.
+Each figure comes from its own process, one after the other, with the files in the page cache as in a second run.
 """
 
 import json
@@ -19,7 +19,7 @@ TARGET_S = 10.0
 
 
 def _child() -> dict[str, float]:
-    """The steps, in this fresh process."""
+    """Time the steps in this fresh process."""
     seconds: dict[str, float] = {}
 
     def timed(name: str, work: Callable[[], Any]) -> Any:
@@ -58,7 +58,7 @@ def _prepared() -> Any:
 
 
 def _import_s(module: str) -> float:
-    """Seconds that an import takes, Python's own start not counted."""
+    """Time an import in a fresh process, without the start of Python."""
     code = f"import time; t = time.perf_counter(); import {module}; print(time.perf_counter() - t)"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True, text=True)
     return float(done.stdout.split()[-1])

@@ -1,6 +1,6 @@
-"""log q, H and seven features from logits, and their gradient, against the naive way of the same definitions.
+"""Token statistics from logits, forward and backward, against the naive way.
 
-Figures are the naive time over ours, forward alone and with the dense gradient by the logits.
+Figures are the naive time over ours, for the forward pass alone and with the dense gradient by the logits.
 """
 
 import json
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from benchmarks import logit_data, naive
 from benchmarks.measure import MEGABYTE, interleaved, parser, peak_bytes, peak_in_fresh_process, ratio, said
-from benchmarks.saving import save
+from benchmarks.saving import save_for
 from ray_probe.core.policy import sampling
 from ray_probe.core.policy.features import DEFAULT_FEATURES
 from ray_probe.core.policy.logits import SamplingRule
@@ -27,7 +27,7 @@ Case = dict[str, Any]
 
 
 def ours(logits_TV: Tensor, tokens_T: Tensor, top_p: float, backward: bool) -> object:
-    """What is measured."""
+    """Score with our token statistics."""
     logits = logits_TV.detach().requires_grad_(backward)
     rows_T = torch.arange(len(tokens_T), device=tokens_T.device)
     rule = SamplingRule(logit_data.TEMPERATURE, top_p)
@@ -38,7 +38,7 @@ def ours(logits_TV: Tensor, tokens_T: Tensor, top_p: float, backward: bool) -> o
 
 
 def reference(logits_TV: Tensor, tokens_T: Tensor, top_p: float, backward: bool) -> object:
-    """What it is measured against."""
+    """Score in the naive way."""
     logits = logits_TV.detach().requires_grad_(backward)
     position_T = torch.arange(len(tokens_T), device=tokens_T.device)
     result = naive.statistics(logits, tokens_T, position_T, logit_data.TEMPERATURE, top_p, CAP)
@@ -51,7 +51,7 @@ WAYS: dict[str, Callable[[Tensor, Tensor, float, bool], object]] = {"naive": ref
 
 
 def timed(kind: str, vocabulary: int, top_p: float, options: Any) -> Case:
-    """Seconds and ratios of one case."""
+    """Time one case; return seconds and ratios."""
     tokens = options.tokens or (256 if vocabulary < 100_000 or kind == "llm" else 64)
     logits_TV = logit_data.logits(kind, tokens, vocabulary).to(options.device)
     tokens_T = logit_data.sampled(logits_TV, top_p)
@@ -73,7 +73,7 @@ def timed(kind: str, vocabulary: int, top_p: float, options: Any) -> Case:
 
 
 def chunk_sizes(options: Any) -> list[Case]:
-    """Time of the forward pass by the size of a chunk of rows, over that with the default."""
+    """Time the forward pass by the size of a chunk of rows, over the default's time."""
     found, default = [], sampling.CHUNK_ELEMENTS
     sizes = [1 << bits for bits in CHUNKS]
     for kind, vocabulary in (("llm", 32_000), ("llm", 151_936), ("flat", 151_936)):
@@ -89,13 +89,13 @@ def chunk_sizes(options: Any) -> list[Case]:
         sampling.CHUNK_ELEMENTS = default
         over = {size: ratio(values, seconds[str(default)]) for size, values in seconds.items()}
         line = "  ".join(f"2^{int(size).bit_length() - 1}: {value['median']:.2f}" for size, value in over.items())
-        print(f"  {kind:5s} V={vocabulary:<7d} time over the default's by numbers in a chunk   {line}")
+        print(f"  {kind:5s} V={vocabulary:<7d} time over the default's by logits in a chunk   {line}")
         found.append({"kind": kind, "vocabulary": vocabulary, "default": default, "time_over_default": over})
     return found
 
 
 def peaks(options: Any) -> list[Case]:
-    """Peak memory beyond the logits, each in a process of its own."""
+    """Measure peak memory beyond the logits, each case in its own process."""
     found = []
     for vocabulary in options.vocabulary:
         for top_p in options.top_p:
@@ -132,9 +132,8 @@ def main(arguments: list[str] | None = None) -> None:
         print(peak_bytes(lambda: run(logits_TV, tokens_T, *rest), chosen.device))
         return
     cases = [timed(k, v, p, chosen) for v in chosen.vocabulary for k in chosen.kinds for p in chosen.top_p]
-    figures = {"device": chosen.device, "threads": chosen.threads, "rounds": chosen.rounds, "seed": logit_data.SEED}
-    name = "token_statistics" if chosen.device == "cpu" else f"token_statistics_{chosen.device}"
-    save(name, figures | {"cases": cases, "chunks": chunk_sizes(chosen), "peaks": peaks(chosen)})
+    figures = {"cases": cases, "chunks": chunk_sizes(chosen), "peaks": peaks(chosen)}
+    save_for("token_statistics", chosen, {"seed": logit_data.SEED} | figures)
 
 
 if __name__ == "__main__":
