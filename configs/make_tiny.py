@@ -1,11 +1,7 @@
-"""Train the demonstration checkpoint and write its prompts, from nothing and in a few minutes on two cores.
+"""Train the demonstration checkpoint and write its prompts.
 
-A character-level Llama learns sums with the working shown. The working's order, its remarks and its end are drawn at
-random, so that the trained policy has real choices between long runs of nearly certain copying:
-
-    17+5+48=   ->   48+17=65[8+7=15];65+5=70.
-
-Run `python configs/make_tiny.py`; on one machine with one torch the same bytes come out every time.
+A character-level Llama learns sums with the working shown (see `sum_examples.py`). Run `python configs/make_tiny.py`;
+it takes a few minutes on two cores. One machine with one version of torch writes the same bytes every time.
 """
 
 import argparse
@@ -17,101 +13,23 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
+from sum_examples import draw_example, draw_prompts
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 PAD, EOS = "<pad>", "<eos>"
 CHARACTERS = "0123456789+-=;[]. ok"
 MAX_POSITIONS = 160
-MAX_RESPONSE_CHARS = 96  # past the demonstration's cap of 64, so that a few responses are cut
-POOL_BATCHES = 16  # examples of so many batches are sorted by length, which keeps padding small
+POOL_BATCHES = 16  # examples of 16 batches are sorted by length together, which keeps padding small
 REPORT_EVERY_S = 10.0
 MUON_LR, ADAMW_LR, WEIGHT_DECAY = 0.02, 3e-3, 0.01  # peaks
 
-TERM_COUNTS, TERM_COUNT_WEIGHTS = (2, 3, 4, 5, 6), (3, 4, 4, 4, 4)
-TERM_LIMITS, TERM_LIMIT_WEIGHTS = (9, 99, 299), (5, 3, 2)
-NEGATIVE_SHARE = 0.15
-ORDERS, ORDER_WEIGHTS = ("as_written", "largest_first", "any"), (2, 1, 6)
-DIRECT_SHARE = 0.1  # two or three terms, answered without working
-DOUBLE_STEP_SHARE = 0.25  # two terms taken in one step
-CARRY_REMARK_SHARE = 0.3
-CHECK_SHARE = 0.2
-
-
-def draw_terms(rng: random.Random) -> list[int]:
-    """Two to six signed terms of one order of magnitude; the first is positive."""
-    count = rng.choices(TERM_COUNTS, TERM_COUNT_WEIGHTS)[0]
-    limit = rng.choices(TERM_LIMITS, TERM_LIMIT_WEIGHTS)[0]
-    sizes = [rng.randint(1, limit) for _ in range(count)]
-    return [size if i == 0 or rng.random() >= NEGATIVE_SHARE else -size for i, size in enumerate(sizes)]
-
-
-def prompt_text(terms: list[int]) -> str:
-    """The sum as it is asked, for example `17+5-48=`."""
-    return f"{terms[0]}{''.join(f'{term:+d}' for term in terms[1:])}="
-
-
-def draw_order(terms: list[int], rng: random.Random) -> list[int]:
-    """The terms in the order in which the working takes them; it starts from a positive one."""
-    order = rng.choices(ORDERS, ORDER_WEIGHTS)[0]
-    if order == "as_written":
-        return list(terms)
-    if order == "largest_first":
-        return sorted(terms, reverse=True)
-    first = rng.choice([i for i, term in enumerate(terms) if term > 0])
-    rest = terms[:first] + terms[first + 1 :]
-    rng.shuffle(rest)
-    return [terms[first], *rest]
-
-
-def draw_step(total: int, taken: list[int], rng: random.Random) -> str:
-    """One step of the working, `48+17=65`, sometimes with a remark on its carry, `[8+7=15]`."""
-    step = f"{total}{''.join(f'{term:+d}' for term in taken)}={total + sum(taken)}"
-    carries = len(taken) == 1 and total > 0 and taken[0] > 0 and total % 10 + taken[0] % 10 >= 10
-    if carries and rng.random() < CARRY_REMARK_SHARE:
-        step += f"[{total % 10}+{taken[0] % 10}={total % 10 + taken[0] % 10}]"
-    return step
-
-
-def draw_ending(total: int, last: int, rng: random.Random) -> str:
-    """A full stop, sometimes after the last term has been taken off again as a check."""
-    return f";{total}{-last:+d}={total - last} ok." if rng.random() < CHECK_SHARE else "."
-
-
-def draw_response(terms: list[int], rng: random.Random) -> str:
-    """One way to work out the sum, EOS not included."""
-    if len(terms) <= 3 and rng.random() < DIRECT_SHARE:
-        return f"{sum(terms)}."
-    total, *rest = draw_order(terms, rng)
-    steps, taken = [], []
-    while rest:
-        size = 2 if len(rest) > 1 and rng.random() < DOUBLE_STEP_SHARE else 1
-        taken, rest = rest[:size], rest[size:]
-        steps.append(draw_step(total, taken, rng))
-        total += sum(taken)
-    return ";".join(steps) + draw_ending(total, taken[-1], rng)
-
-
-def draw_example(rng: random.Random) -> tuple[str, str]:
-    """A prompt and a response short enough to learn from."""
-    while True:
-        terms = draw_terms(rng)
-        response = draw_response(terms, rng)
-        if len(response) <= MAX_RESPONSE_CHARS:
-            return prompt_text(terms), response
-
-
-def draw_prompts(count: int, seed: int) -> list[str]:
-    """Distinct prompts, in the order of drawing."""
-    rng = random.Random(seed)
-    prompts: dict[str, None] = {}
-    while len(prompts) < count:
-        prompts[prompt_text(draw_terms(rng))] = None
-    return list(prompts)
-
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
-    """One token a character, plus pad and EOS; no BOS, and a character outside the alphabet is an error."""
+    """Return a tokenizer with one token a character, padding and EOS, without BOS.
+
+    A character outside the alphabet is an error.
+    """
     vocabulary = {token: i for i, token in enumerate([PAD, EOS, *CHARACTERS])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary))
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), behavior="isolated")
@@ -128,7 +46,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def build_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
-    """An untrained Llama of 0.9 million parameters, float32."""
+    """Return an untrained Llama of 0.9 million parameters, float32."""
     config = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=128,
@@ -149,7 +67,7 @@ def build_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
 
 
 def collate(examples: list[tuple[str, str]], tokenizer: PreTrainedTokenizerFast) -> dict[str, torch.Tensor]:
-    """Right-padded ids, mask and labels; the labels cover the response and its EOS only."""
+    """Return right-padded ids, mask and labels of the response and its EOS."""
     prompts = [tokenizer.encode(prompt) for prompt, _ in examples]
     rows = [ids + tokenizer.encode(y) + [tokenizer.eos_token_id] for ids, (_, y) in zip(prompts, examples, strict=True)]
     input_ids = torch.full((len(rows), max(map(len, rows))), tokenizer.pad_token_id)
@@ -162,7 +80,7 @@ def collate(examples: list[tuple[str, str]], tokenizer: PreTrainedTokenizerFast)
 
 
 def draw_batches(batch_size: int, seed: int, tokenizer: PreTrainedTokenizerFast) -> Iterator[dict[str, torch.Tensor]]:
-    """Batches without end, each of examples of similar length, in random order."""
+    """Yield batches of examples of similar length, in random order, without end."""
     rng = random.Random(seed)
     while True:
         pool = sorted((draw_example(rng) for _ in range(batch_size * POOL_BATCHES)), key=lambda e: len(e[0] + e[1]))
@@ -173,14 +91,15 @@ def draw_batches(batch_size: int, seed: int, tokenizer: PreTrainedTokenizerFast)
 
 
 def learning_rate_scale(step: int, steps: int, warmup: int = 50) -> float:
-    """Linear warm-up, then a cosine down to 2 % of the peak."""
+    """Return a linear warm-up, then a cosine down to 2 % of the peak."""
     if step < warmup:
         return (step + 1) / warmup
     return 0.02 + 0.98 * 0.5 * (1.0 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
 
 
 def build_optimizers(model: LlamaForCausalLM) -> list[torch.optim.Optimizer]:
-    """Muon for the layers' matrices (half of AdamW's loss at 500 steps), AdamW for embeddings, head and norms."""
+    """Return Muon for the layers' matrices, AdamW for embeddings, head and norms."""
+    # With Muon the loss at 500 steps is half of AdamW's.
     matrices = [p for layer in model.model.layers for p in layer.parameters() if p.ndim == 2]
     chosen = {id(p) for p in matrices}
     others = [p for p in model.parameters() if id(p) not in chosen]
@@ -191,7 +110,7 @@ def build_optimizers(model: LlamaForCausalLM) -> list[torch.optim.Optimizer]:
 
 
 def train(model: LlamaForCausalLM, batches: Iterator[dict[str, torch.Tensor]], steps: int) -> None:
-    """Fit the model in place on the mean response token."""
+    """Train the model in place on the mean loss of a response token."""
     optimizers = build_optimizers(model)
     schedules = [
         torch.optim.lr_scheduler.LambdaLR(o, lambda step: learning_rate_scale(step, steps)) for o in optimizers
@@ -212,20 +131,20 @@ def train(model: LlamaForCausalLM, batches: Iterator[dict[str, torch.Tensor]], s
 
 
 def write_prompts(path: Path, prompts: list[str]) -> None:
-    """JSONL, one `{"id", "prompt"}` a line."""
+    """Write JSONL, one `{"id", "prompt"}` a line."""
     path.parent.mkdir(parents=True, exist_ok=True)
     rows = ({"id": f"sum-{i:04d}", "prompt": prompt} for i, prompt in enumerate(prompts, start=1))
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 
 def parse_arguments() -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent, help="gets models/tiny and prompts/")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent, help="directory of models/tiny and prompts/")
     parser.add_argument("--steps", type=int, default=850, help="optimizer steps")
     parser.add_argument("--batch-size", type=int, default=64, help="examples in a step")
     parser.add_argument("--prompts", type=int, default=512, help="prompts to write")
-    parser.add_argument("--seed", type=int, default=0, help="of weights, examples and prompts")
+    parser.add_argument("--seed", type=int, default=0, help="seed of weights, examples and prompts")
     return parser.parse_args()
 
 
