@@ -1,4 +1,4 @@
-"""The accumulated gradient is the gradient of the whole loss_X, and the sums beside it are those of its responses."""
+"""The accumulated gradient and sums equal those of the whole loss_X."""
 
 import gc
 from typing import Any

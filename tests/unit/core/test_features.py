@@ -1,4 +1,4 @@
-"""Each feature is its definition in the spec, by name and in order, and knows nothing of the sampled token."""
+"""Each feature fits its definition and does not depend on the sampled token."""
 
 import dataclasses
 
@@ -18,7 +18,7 @@ RULES = [(temperature, top_p) for temperature in (0.2, 1.0, 3.0) for top_p in (1
 
 
 def some_logits(rows: int = 12, vocabulary: int = 50) -> torch.Tensor:
-    """Random rows from flat to peaked, with ties, and one row with a token that cannot occur."""
+    """Return rows from flat to peaked, with ties and with an impossible token."""
     spread = torch.logspace(-2, 1.2, rows, dtype=torch.float64)[:, None]
     logits_TV = spread * torch.randn(rows, vocabulary, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
     logits_TV[1] = logits_TV[1].mul(100).round()
@@ -32,7 +32,7 @@ def view_of(logits_TV: torch.Tensor, rule: SamplingRule) -> PrefixView:
 
 
 def by_definition(logits_V: np.ndarray, position: int, rule: SamplingRule) -> dict[str, float]:
-    """The table of spec section 4 for one prefix, in float64."""
+    """Return the features of one prefix by definition, in float64."""
     a = logits_V / rule.temperature
     p = np.exp(a - a.max())
     p /= p.sum()

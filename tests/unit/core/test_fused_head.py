@@ -1,4 +1,4 @@
-"""The fused head says what token statistics say of all its logits, forward and backward, and holds no such table."""
+"""The fused head equals token statistics of all its logits, without that table."""
 
 from collections.abc import Callable
 from typing import Any
@@ -27,7 +27,7 @@ KINDS: dict[str, dict[str, Any]] = {
 
 
 class Case:
-    """Hidden states, a head, tokens; `spread` is large for peaked rows and small for wide nuclei."""
+    """Hidden states, a head, tokens; a small `spread` makes wide nuclei."""
 
     def __init__(
         self, vocabulary: int, tokens: int = 24, hidden: int = 12, spread: float = 5.0, bias: bool = False,
@@ -89,7 +89,7 @@ def assert_near(one: Tensor | None, other: Tensor | None, relative: float) -> No
 
 @pytest.fixture
 def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every loop over blocks, tiles and pieces goes round more than once."""
+    """Make every loop over blocks, tiles and pieces run more than once."""
     monkeypatch.setattr(head_products, "BLOCK_ELEMENTS", 8 * 1000)
     monkeypatch.setitem(head_products.MOST_ROWS, "cpu", 10)
     monkeypatch.setattr(differentiable_scores, "PIECE", 100)
@@ -123,7 +123,7 @@ def test_what_was_found_without_a_graph_serves_for_one_to_the_bit(
     statistics, cached = score_and_keep(*arguments)
     tensors = (*cached.outputs, *cached.for_backward)
     assert not statistics.log_q_T.requires_grad and cached.bytes == sum(t.numel() * t.element_size() for t in tensors)
-    monkeypatch.setattr(differentiable_scores, "search", None)  # nothing is searched for again
+    monkeypatch.setattr(differentiable_scores, "search", None)  # no second search
     for _ in range(2):
         again = fused_token_statistics(*arguments, cached)
         for name, value in vars(statistics).items():
@@ -257,7 +257,7 @@ def test_a_second_derivative_is_refused_rather_than_wrong():
 
 
 class LargestTable(TorchDispatchMode):
-    """The largest number of elements of a tensor that an operation made, tensors of some shapes not counted."""
+    """Records the most elements of a created tensor, except for known shapes."""
 
     def __init__(self, known: set[tuple[int, ...]]) -> None:
         super().__init__()

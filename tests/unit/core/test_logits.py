@@ -1,4 +1,4 @@
-"""Scratch memory: a table overwrites the previous one of its own buffer, and no other."""
+"""A table overwrites the previous table of its buffer, and no other."""
 
 from dataclasses import fields, is_dataclass
 from typing import Any

@@ -1,30 +1,28 @@
-"""Whatever rung finds a nucleus, it is the definition's; and whatever the data, the statistics are the oracle's."""
+"""Every rung finds the nucleus of the definition, for any row of logits."""
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from support import token_scores
 from support.full_tables import sampling_policy
 from support.oracle import nucleus, row_gradient, row_statistics, scaled_row
 
-from ray_probe.core.policy import logits
-from ray_probe.core.policy import sampling as policy_module
+from ray_probe.core.policy import logits, sampling
 from ray_probe.core.policy.features import DEFAULT_FEATURES
 from ray_probe.core.policy.logits import SamplingRule, quick_exponentials
 from ray_probe.core.policy.nucleus import search
 from ray_probe.core.policy.row_summary import RowSummary
 from ray_probe.core.policy.sampling import sample_rows
 from ray_probe.core.policy.summarize import SummaryScratch, fill, summarize
-from ray_probe.core.policy.token_statistics import TokenStatistics, token_statistics
+from ray_probe.core.policy.token_statistics import TokenStatistics
 
-CAP = 64
 NAMES = ("H", "top1", "margin", "head_mass", "two_point_entropy", "logit_var")
 
 
 def score(logits_TV: torch.Tensor, tokens_T: torch.Tensor, rule: SamplingRule) -> TokenStatistics:
-    rows_T = torch.arange(len(tokens_T))
-    return token_statistics(logits_TV, rows_T, tokens_T, rows_T, rule, CAP, DEFAULT_FEATURES)
+    return token_scores.score(logits_TV, tokens_T, rule, DEFAULT_FEATURES)
 
 
 def assert_is_the_oracle_s(
@@ -107,7 +105,7 @@ def test_memory_used_again_leaves_no_trace_in_later_rows():
 
 @st.composite
 def rows_of_logits(draw: st.DrawFn) -> torch.Tensor:
-    """Ties, -inf entries, huge ranges, one-hot and constant rows; short, or long enough for every rung."""
+    """Draw rows with ties, -inf, huge ranges; short, or long enough for every rung."""
     scale = draw(st.sampled_from([0.0, 1e-3, 0.5, 1.0, 30.0, 1e4]))
     levels = st.one_of(st.integers(-8, 8).map(lambda level: level * scale), st.sampled_from([-np.inf, -1e9, -3.4e38]))
     dtype = draw(st.sampled_from([torch.float32, torch.float64, torch.bfloat16]))
@@ -217,7 +215,7 @@ def test_sizes_of_chunks_and_tiles_change_no_result_beyond_1e_6(
         return [*vars(statistics).values(), logits.grad, *sample_rows(logits_TV, rule, uniform_T)[:2]]
 
     before = everything()
-    monkeypatch.setattr(policy_module, "CHUNK_ELEMENTS", chunk)
+    monkeypatch.setattr(sampling, "CHUNK_ELEMENTS", chunk)
     monkeypatch.setitem(logits.TILE_ELEMENTS, "cpu", tile)
     for one, other in zip(before, everything(), strict=True):
         torch.testing.assert_close(other, one, atol=1e-6, rtol=1e-6)

@@ -1,4 +1,4 @@
-"""A step of sampling brings its own statistics: those that scoring the token gives, to the bit."""
+"""Statistics of a sampled token equal those of scoring it, to the bit."""
 
 import numpy as np
 import pytest
@@ -15,7 +15,7 @@ CAP = 64
 
 
 def rows_of_all_kinds(vocabulary: int) -> torch.Tensor:
-    """From one token to nearly all tokens in the nucleus."""
+    """Return rows whose nuclei hold from one to nearly all tokens."""
     noise_TV = torch.randn(12, vocabulary, generator=torch.Generator().manual_seed(2))
     return noise_TV * torch.logspace(-2, 1.2, 12)[:, None]
 

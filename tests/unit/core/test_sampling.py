@@ -1,4 +1,4 @@
-"""The nucleus is the definition's, q is a distribution on it, and the sampler draws from q and from nothing else."""
+"""The nucleus fits its definition, and the sampler draws from q and nothing else."""
 
 from collections.abc import Callable
 
@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from scipy import stats
 from support.full_tables import Policy, entropy, sample, sampling_policy
 
-from ray_probe.core.policy import sampling as policy_module
+from ray_probe.core.policy import sampling
 from ray_probe.core.policy.logits import SamplingRule
 from ray_probe.core.policy.sampling import sample_rows
 
@@ -18,7 +18,7 @@ LAST_UNIFORM = 1.0 - 2.0**-53
 
 
 def oracle_nucleus(logits_V: torch.Tensor, temperature: float, top_p: float) -> tuple[np.ndarray, float]:
-    """Spec section 2 word for word, in long double: the nucleus, and how near to top_p any mass above a token comes."""
+    """Return the nucleus in long double, and how near to top_p a mass above comes."""
     logits = logits_V.double().numpy()
     possible = np.isfinite(logits)
     if top_p == 1:
@@ -31,7 +31,7 @@ def oracle_nucleus(logits_V: torch.Tensor, temperature: float, top_p: float) -> 
 
 
 def assert_same_nucleus(logits_TV: torch.Tensor, rule: SamplingRule, nearest: float) -> int:
-    """Compare each row with the oracle unless a boundary is nearer than `nearest`; the number of rows compared."""
+    """Compare rows whose boundary is not nearer than `nearest`; return their number."""
     keep_TV, compared = sampling_policy(logits_TV, rule).keep_TV.numpy(), 0
     for row, keep in zip(logits_TV, keep_TV, strict=True):
         expected, distance = oracle_nucleus(row, rule.temperature, rule.top_p)
@@ -95,7 +95,7 @@ def test_a_boundary_as_near_as_1e_11_falls_on_the_right_side(vocabulary: int, to
 
 @st.composite
 def logits_rows(draw: st.DrawFn) -> torch.Tensor:
-    """A row with ties, -inf entries, huge ranges, as hostile as a model's finite logits can be."""
+    """Draw a row with ties, -inf entries and huge ranges."""
     scale = draw(st.sampled_from([0.0, 1e-3, 0.5, 1.0, 30.0, 1e4]))
     extremes = st.sampled_from([-np.inf, -3.4e38, -1e30, -1e9, 1e30, 3e38])
     levels = st.one_of(st.integers(-8, 8).map(lambda level: level * scale), extremes)
@@ -290,6 +290,6 @@ def test_sampling_in_row_chunks_changes_no_bit(monkeypatch: pytest.MonkeyPatch, 
     rule, logits_TV = SamplingRule(0.7, 0.8), torch.randn(50, 12, generator=torch.Generator().manual_seed(1))
     uniform_T = torch.rand(50, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
     tokens_T, log_q_T = sample(sampling_policy(logits_TV, rule), uniform_T)
-    monkeypatch.setattr(policy_module, "CHUNK_ELEMENTS", elements)
+    monkeypatch.setattr(sampling, "CHUNK_ELEMENTS", elements)
     chunked = sample_rows(logits_TV, rule, uniform_T)
     assert torch.equal(chunked[0], tokens_T) and torch.equal(chunked[1], log_q_T)

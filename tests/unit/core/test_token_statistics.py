@@ -1,35 +1,22 @@
-"""log q, H and features equal their definitions, forward and backward, in row chunks and in float32 too."""
+"""log q, H and features equal their definitions, forward and backward."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
+from support.token_scores import CAP, score, some_logits
 
-from ray_probe.core.policy import sampling as module
+from ray_probe.core.policy import sampling
 from ray_probe.core.policy.features import DEFAULT_FEATURES
 from ray_probe.core.policy.logits import SamplingRule
-from ray_probe.core.policy.token_statistics import TokenStatistics, token_statistics
+from ray_probe.core.policy.token_statistics import token_statistics
 
-CAP = 64
 RULES = [(1.0, 1.0), (0.7, 0.8), (1.3, 0.8), (0.7, 1e-6), (3.0, 0.95)]
 
 
-def some_logits(rows: int = 8, vocabulary: int = 12, seed: int = 0) -> torch.Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return 2.0 * torch.randn(rows, vocabulary, generator=generator, dtype=torch.float64)
-
-
-def score(logits_RV: torch.Tensor, tokens_T: torch.Tensor, rule: SamplingRule, features: Any = ()) -> TokenStatistics:
-    rows_T = torch.arange(len(tokens_T))
-    return token_statistics(logits_RV, rows_T, tokens_T, rows_T, rule, CAP, features)
-
-
 def nucleus(logits_V: torch.Tensor, rule: SamplingRule) -> tuple[torch.Tensor, float]:
-    """The definition's nucleus in float64, level by level, and how near to top_p any mass above a token comes."""
+    """Return the nucleus by definition, and how near to top_p a mass above comes."""
     if rule.top_p == 1:
         return logits_V > -torch.inf, np.inf
     logits = logits_V.detach().double().numpy()
@@ -43,7 +30,7 @@ def nucleus(logits_V: torch.Tensor, rule: SamplingRule) -> tuple[torch.Tensor, f
 def by_definition(
     logits_RV: torch.Tensor, tokens_T: torch.Tensor, rule: SamplingRule
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """(log q of the tokens in S + {Y}, H of S) with plain autograd, the nucleus held fixed."""
+    """Return log q in S + {Y} and H of S with plain autograd, the nucleus fixed."""
     log_q, entropies = [], []
     for row_V, token in zip(logits_RV, tokens_T, strict=True):
         scaled_V = row_V / rule.temperature
@@ -137,7 +124,7 @@ def test_logits_masked_with_a_finite_number_take_no_part(mask: float, temperatur
 def test_the_size_of_a_chunk_changes_nothing(monkeypatch: pytest.MonkeyPatch, elements: int):
     rule, logits_TV, tokens_T, weights_2T = SamplingRule(0.7, 0.8), some_logits(), torch.arange(8), some_weights(8)
     before = score(logits_TV, tokens_T, rule, DEFAULT_FEATURES), gradients(logits_TV, tokens_T, rule, weights_2T)
-    monkeypatch.setattr(module, "CHUNK_ELEMENTS", elements)
+    monkeypatch.setattr(sampling, "CHUNK_ELEMENTS", elements)
     after = score(logits_TV, tokens_T, rule, DEFAULT_FEATURES), gradients(logits_TV, tokens_T, rule, weights_2T)
     for name, value in vars(before[0]).items():
         torch.testing.assert_close(getattr(after[0], name), value, atol=1e-13, rtol=0)
@@ -146,7 +133,7 @@ def test_the_size_of_a_chunk_changes_nothing(monkeypatch: pytest.MonkeyPatch, el
 
 @pytest.mark.parametrize("rows", [[5, 1, 3], [7, 6, 5, 4, 3, 2, 1, 0], [2, 2, 5, 2]])
 def test_rows_may_be_left_out_reordered_or_scored_more_than_once(monkeypatch: pytest.MonkeyPatch, rows: list[int]):
-    monkeypatch.setattr(module, "CHUNK_ELEMENTS", 2 * 12)
+    monkeypatch.setattr(sampling, "CHUNK_ELEMENTS", 2 * 12)
     rule, rows_T = SamplingRule(0.7, 0.8), torch.tensor(rows)
     tokens_T, weights_2T = torch.arange(len(rows)), some_weights(len(rows))
     logits, definition = (some_logits().requires_grad_() for _ in range(2))
@@ -249,56 +236,3 @@ def test_a_second_derivative_is_refused_rather_than_wrong():
     statistics = score(logits, torch.arange(8), SamplingRule(0.7, 0.8))
     with pytest.raises(NotImplementedError, match="second derivative"):
         torch.autograd.grad(statistics.entropy_T.sum(), logits, create_graph=True)
-
-
-class LargeTables(TorchDispatchMode):
-    """Collects the storages of more than `elements` elements that operations make."""
-
-    def __init__(self, elements: int, known: torch.Tensor) -> None:
-        super().__init__()
-        self.elements = elements
-        self.known = {known.untyped_storage().data_ptr()}
-        self.found: dict[int, torch.Tensor] = {}
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        output = func(*args, **(kwargs or {}))
-        for tensor in output if isinstance(output, tuple | list) else (output,):
-            if isinstance(tensor, torch.Tensor) and tensor.numel() > self.elements:
-                address = tensor.untyped_storage().data_ptr()
-                if address not in self.known:
-                    self.found[address] = tensor
-        return output
-
-
-@contextmanager
-def large_tables(elements: int, known: torch.Tensor) -> Iterator[dict[int, torch.Tensor]]:
-    with LargeTables(elements, known) as mode:
-        yield mode.found
-
-
-@pytest.mark.parametrize("top_p", [0.8, 1.0])
-def test_no_table_is_larger_than_a_chunk_save_the_gradient_itself(monkeypatch: pytest.MonkeyPatch, top_p: float):
-    rows, vocabulary = 64, 50
-    monkeypatch.setattr(module, "CHUNK_ELEMENTS", 4 * vocabulary)
-    logits = some_logits(rows, vocabulary).requires_grad_()
-    with large_tables(4 * vocabulary, logits) as forward:
-        statistics = score(logits, torch.arange(rows) % vocabulary, SamplingRule(0.7, top_p))
-    assert not forward
-    loss = (statistics.log_q_T + statistics.entropy_T).sum()
-    with large_tables(4 * vocabulary, logits) as backward:
-        torch.autograd.grad(loss, logits)
-    assert [tensor.shape for tensor in backward.values()] == [logits.shape]
-
-
-def test_what_is_kept_for_backward_is_the_logits_and_a_few_numbers_a_token():
-    saved: list[torch.Tensor] = []
-
-    def pack(tensor: torch.Tensor) -> torch.Tensor:
-        saved.append(tensor)
-        return tensor
-
-    logits = some_logits(64, 50).requires_grad_()
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        score(logits, torch.arange(64) % 50, SamplingRule(0.7, 0.8), DEFAULT_FEATURES)
-    tables = [tensor for tensor in saved if tensor.numel() > 64]
-    assert [tensor.data_ptr() for tensor in tables] == [logits.data_ptr()]
