@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import StoppingCriteria, StoppingCriteriaList
 
 from benchmarks import language_model
-from benchmarks.measure import interleaved, ratio, said
+from benchmarks.measure import interleaved, ratio, shown
 from benchmarks.saving import save_for
 from ray_probe.core.policy.features import DEFAULT_FEATURES
 from ray_probe.core.policy.logits import SamplingRule
@@ -113,7 +113,7 @@ def timed(problem: Problem, options: Any) -> Case:
     print(f"  top_p={problem.rule.top_p:g}: time of generate over each, each over the bare forward passes, tokens/s")
     for name, values in seconds.items():
         rate = problem.size.tokens / min(values)
-        print(f"    {name:14s} x{said(speed[name], 2):20s} {said(over[name], 2):20s} {rate:8.0f}")
+        print(f"    {name:14s} x{shown(speed[name], 2):20s} {shown(over[name], 2):20s} {rate:8.0f}")
     return {"top_p": problem.rule.top_p, "generate_over": speed, "over_forward": over, "seconds": seconds}
 
 
@@ -129,8 +129,8 @@ def timed_ragged(problem: Problem, options: Any) -> Case:
     speed = {name: ratio(seconds["generate"], values) for name, values in seconds.items()}
     lengths = problem.lengths_N.tolist()
     print(
-        f"  lengths {min(lengths)} to {max(lengths)}, top_p=1: compacted over waiting x{said(gain, 2)}, "
-        f"over generate x{said(speed['compacted'], 2)}"
+        f"  lengths {min(lengths)} to {max(lengths)}, top_p=1: compacted over waiting x{shown(gain, 2)}, "
+        f"over generate x{shown(speed['compacted'], 2)}"
     )
     return {"lengths": lengths, "waiting_over_compacted": gain, "generate_over": speed, "seconds": seconds}
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from benchmarks import decoding, language_model, probe_step
-from benchmarks.measure import interleaved, ratio, said
+from benchmarks.measure import interleaved, ratio, shown
 from benchmarks.saving import save_for
 from ray_probe.model.sequences import TokenRow
 from ray_probe.sequence_processor import SequenceProcessor
@@ -39,7 +39,7 @@ def timed(size: language_model.Size, top_p: float, options: Any) -> Case:
     for name in ("two", "one"):
         passes = "two passes" if name == "two" else "one pass"
         speeds = f"{rate[name]:.0f} tokens/s against {rate['naive']:.0f}"
-        print(f"  top_p={top_p:g} {passes:10s} x{said(speed[name], 2):20s} {speeds}")
+        print(f"  top_p={top_p:g} {passes:10s} x{shown(speed[name], 2):20s} {speeds}")
     return {"top_p": top_p, "naive_over": speed, "tokens_per_s": rate, "seconds": seconds}
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from benchmarks import logit_data, naive
-from benchmarks.measure import MEGABYTE, interleaved, parser, peak_bytes, peak_in_fresh_process, ratio, said
+from benchmarks.measure import MEGABYTE, interleaved, parser, peak_bytes, peak_in_fresh_process, ratio, shown
 from benchmarks.saving import save_for
 from ray_probe.core.policy.features import DEFAULT_FEATURES
 from ray_probe.core.policy.fused_head import fused_token_statistics
@@ -101,8 +101,8 @@ def timed(case: Case, options: Any) -> Case:
     flops = 2.0 * case["tokens"] * case["vocabulary"] * case["hidden"]
     print(
         f"  V={case['vocabulary']:<7d} D={case['hidden']} T={case['tokens']} top_p={case['top_p']:<5g} fused "
-        f"{said(units['fused'], 2)} bare products ({flops / min(seconds['gemm']) / 1e9:.0f} GFLOP/s), forward alone "
-        f"{said(units['scoring'], 2)}" + (f", naive over fused x{said(speed['fused'])}" if speed else "")
+        f"{shown(units['fused'], 2)} bare products ({flops / min(seconds['gemm']) / 1e9:.0f} GFLOP/s), forward alone "
+        f"{shown(units['scoring'], 2)}" + (f", naive over fused x{shown(speed['fused'])}" if speed else "")
     )
     return case | {"in_products": units, "naive_over": speed, "seconds": seconds}
 

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.measure import ratio, said, seconds_of
+from benchmarks.measure import ratio, seconds_of, shown
 from benchmarks.saving import save
 from ray_probe.core.estimator.baselines import BaselineRule
 from ray_probe.core.estimator.records import position_bins, record_of_tokens, with_prompts
@@ -168,9 +168,9 @@ def main() -> None:
         lost = _lost(directory / "killed.jsonl")
     for what in ("acknowledge", "write_and_fsync"):
         figures = costs[what]
-        shown = "  ".join(f"{key} {value:.3f}" for key, value in figures.items())
-        print(f"  {what:16s} {shown}   (p99 of an acknowledgement at most 1 ms is the target)")
-    gain = f"{SENDERS} senders deliver x{said(together['gain'], 2)} as many records a second as one"
+        cells = "  ".join(f"{key} {value:.3f}" for key, value in figures.items())
+        print(f"  {what:16s} {cells}   (p99 of an acknowledgement at most 1 ms is the target)")
+    gain = f"{SENDERS} senders deliver x{shown(together['gain'], 2)} as many records a second as one"
     print(f"  with {1e3 * SLOW_FSYNC_S:g} ms more for an fsync, {gain}")
     print(f"  rebuilt from {ACKS} records in {costs['rebuild_s']:.2f} s")
     found = f"median {recovery['median_s']:.1f}, at most {recovery['max_s']:.1f}"

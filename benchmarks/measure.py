@@ -57,7 +57,7 @@ def ratio(numerator: list[float], denominator: list[float]) -> dict[str, float]:
     return {"median": statistics.median(ratios), "least": min(ratios), "greatest": max(ratios)}
 
 
-def said(value: Mapping[str, float], digits: int = 1) -> str:
+def shown(value: Mapping[str, float], digits: int = 1) -> str:
     """Return a ratio as a table shows it."""
     return f"{value['median']:.{digits}f} [{value['least']:.{digits}f}-{value['greatest']:.{digits}f}]"
 

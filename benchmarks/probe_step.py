@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import LlamaForCausalLM
 
 from benchmarks import language_model, naive
-from benchmarks.measure import MEGABYTE, interleaved, peak_bytes, peak_in_fresh_process, ratio, said
+from benchmarks.measure import MEGABYTE, interleaved, peak_bytes, peak_in_fresh_process, ratio, shown
 from benchmarks.saving import save_for
 from ray_probe.core.estimator.baselines import BaselineRule
 from ray_probe.core.estimator.ridge import solve
@@ -141,7 +141,7 @@ def timed(size: language_model.Size, top_p: float, options: Any) -> Case:
     rate = {name: size.tokens / min(values) for name, values in seconds.items()}
     print(f"  top_p={top_p:g}: naive time over each, tokens/s, relative distance of the gradient from the naive one")
     for name in ("two", "one"):
-        faster = f"x{said(speed[name], 2)}" if speed else ""
+        faster = f"x{shown(speed[name], 2)}" if speed else ""
         print(f"    {name} pass{'es' if name == 'two' else '  '} {faster:22s} {rate[name]:8.0f} {gap[name]:10.1e}")
     return {"top_p": top_p, "naive_over": speed, "tokens_per_s": rate, "gradient_gap": gap, "seconds": seconds}
 
@@ -165,8 +165,8 @@ def peaks(options: Any, arguments: list[str]) -> list[Case]:
         mine = [case for case in found if case["way"] == way]
         if mine:
             growth = (mine[-1]["bytes"] - mine[0]["bytes"]) / (mine[-1]["responses"] - mine[0]["responses"])
-            shown = "  ".join(f"{case['responses']}: {case['bytes'] / MEGABYTE:.0f}" for case in mine)
-            print(f"  peak MB by sequences, {way:5s} {shown}  ({growth / MEGABYTE:.2f} MB a sequence)")
+            cells = "  ".join(f"{case['responses']}: {case['bytes'] / MEGABYTE:.0f}" for case in mine)
+            print(f"  peak MB by sequences, {way:5s} {cells}  ({growth / MEGABYTE:.2f} MB a sequence)")
     return found
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import ray
 
 from benchmarks.ledger import RULE, delivery_of
-from benchmarks.measure import ratio, said
+from benchmarks.measure import ratio, shown
 from benchmarks.private_ray import private_ray
 from benchmarks.saving import save
 from ray_probe.cluster.actors.delivery import deliver
@@ -117,7 +117,7 @@ def deliveries(stage: Stage) -> Figures:
         share = ratio(rates["fitter"], rates["idle"])
         print(
             f"  {producers} producers: {median['fitter']:6.0f} deliveries/s "
-            f"({min(rates['fitter']):.0f}-{max(rates['fitter']):.0f}), {said(share, 2)} of an idle actor"
+            f"({min(rates['fitter']):.0f}-{max(rates['fitter']):.0f}), {shown(share, 2)} of an idle actor"
         )
         found[str(producers)] = {"per_second": rates, "median": median, "over_idle": share}
     return found

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.common import build, prepare_demo
-from benchmarks.measure import ratio, said
+from benchmarks.measure import ratio, shown
 from benchmarks.private_ray import private_ray
 from benchmarks.saving import save
 from ray_probe.cluster.backend import RayBackend
@@ -126,9 +126,9 @@ def main() -> None:
     over = ratio(seconds["one actor"], seconds["in process"])
     idle = [1.0 - one["work"] / one["seconds"] for one in found["one actor"]]
     share = {"median": statistics.median(idle), "least": min(idle), "greatest": max(idle)}
-    print(f"  two actors over one: x{said(speed_up, 2)}; two processes without Ray over one: x{said(possible, 2)}")
-    print(f"  time of one actor over one process without Ray: {said(over, 3)}")
-    print(f"  share of one actor's time outside its work: {said(share, 3)}   (at most 0.05 is the target)")
+    print(f"  two actors over one: x{shown(speed_up, 2)}; two processes without Ray over one: x{shown(possible, 2)}")
+    print(f"  time of one actor over one process without Ray: {shown(over, 3)}")
+    print(f"  share of one actor's time outside its work: {shown(share, 3)}   (at most 0.05 is the target)")
     for name, values in seconds.items():
         print(f"    {name:12s} {statistics.median(values) / 2:.2f} s a round of 128 responses")
     figures = {"speed_up": speed_up, "two_processes": possible, "ray_over_in_process": over, "overhead_share": share}

@@ -69,8 +69,8 @@ def main() -> None:
     for state in ("idle", "under load"):
         for way, by_query in figures[state].items():
             for query, found in by_query.items():
-                shown = "  ".join(f"{found[key]:.3f}" for key in ("median_s", "p95_s", "max_s"))
-                print(f"  {state:10s} {way:6s} {query:8s} {shown}")
+                cells = "  ".join(f"{found[key]:.3f}" for key in ("median_s", "p95_s", "max_s"))
+                print(f"  {state:10s} {way:6s} {query:8s} {cells}")
     save("service_latency", json.loads(json.dumps(figures)))
 
 

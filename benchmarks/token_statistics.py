@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from benchmarks import logit_data, naive
-from benchmarks.measure import MEGABYTE, interleaved, parser, peak_bytes, peak_in_fresh_process, ratio, said
+from benchmarks.measure import MEGABYTE, interleaved, parser, peak_bytes, peak_in_fresh_process, ratio, shown
 from benchmarks.saving import save_for
 from ray_probe.core.policy import sampling
 from ray_probe.core.policy.features import DEFAULT_FEATURES
@@ -65,8 +65,8 @@ def timed(kind: str, vocabulary: int, top_p: float, options: Any) -> Case:
     per_logit = {name: 1e9 * min(values) / logits_TV.numel() for name, values in seconds.items()}
     case = {"kind": kind, "vocabulary": vocabulary, "top_p": top_p, "tokens": tokens}
     print(
-        f"  {kind:5s} V={vocabulary:<7d} top_p={top_p:<5g} T={tokens:<5d} forward x{said(speed['forward'])}  "
-        f"with gradient x{said(speed['both'])}  ours {per_logit['ours forward']:.1f} / {per_logit['ours both']:.1f} "
+        f"  {kind:5s} V={vocabulary:<7d} top_p={top_p:<5g} T={tokens:<5d} forward x{shown(speed['forward'])}  "
+        f"with gradient x{shown(speed['both'])}  ours {per_logit['ours forward']:.1f} / {per_logit['ours both']:.1f} "
         f"ns a logit, naive {per_logit['naive forward']:.0f} / {per_logit['naive both']:.0f}"
     )
     return case | {"ratio": speed, "least_ns_per_logit": per_logit, "seconds": seconds}

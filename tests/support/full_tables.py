@@ -1,4 +1,6 @@
-"""The sampling policy in full tables [T, V], for tests to compare with: the nucleus is core's, all else is spelled out.
+"""The sampling policy in full tables [T, V], as a reference for tests.
+
+The nucleus is that of core; all other numbers follow from the tables.
 
 Shape suffixes: T rows (one a token), V vocabulary.
 """
@@ -9,13 +11,14 @@ import torch
 from torch import Tensor
 
 from ray_probe.core.policy.logits import LEAST, SamplingRule, exponentials, scaled, widened
+from ray_probe.core.policy.row_summary import RowSummary
 from ray_probe.core.policy.sampling import inverse_cdf
-from ray_probe.core.policy.summarize import summarize
+from ray_probe.core.policy.summarize import SummaryScratch, fill
 
 
 @dataclass(frozen=True)
 class Policy:
-    """The sampling policy of T prefixes in full; every tensor is float32 or wider and carries no gradient.
+    """The sampling policy of T prefixes, in float32 or wider, without gradient.
 
     Attributes:
         scaled_TV: (logits - the row's maximum) / temperature, nats; the shift changes no probability.
@@ -38,7 +41,7 @@ class Policy:
 
     @property
     def margin_T(self) -> Tensor:
-        """Difference of the two largest kept scaled logits [T], nats; 0 where one token is kept."""
+        """Difference of the two largest kept scaled logits [T], nats; 0 if one is kept."""
         kept_TV = self.scaled_TV.masked_fill(~self.keep_TV, -torch.inf)
         if kept_TV.shape[-1] < 2:
             return torch.zeros_like(self.log_norm_T)
@@ -60,13 +63,20 @@ class Policy:
         return (self.q_TV * (kept_TV - mean_T1).square()).sum(dim=-1)
 
 
+def summarize(logits_TV: Tensor, rule: SamplingRule) -> RowSummary:
+    """Return core's summary of float32 or wider logits, computed as one chunk."""
+    summary = RowSummary.empty(len(logits_TV), logits_TV.dtype, logits_TV.device)
+    fill(summary, logits_TV, rule, SummaryScratch())
+    return summary
+
+
 def sampling_policy(logits_TV: Tensor, rule: SamplingRule, threshold_T: Tensor | None = None) -> Policy:
-    """Return the sampling policy q of spec section 2 for each row of logits, in full tables.
+    """Return the sampling policy q of each row of logits, in full tables.
 
     Args:
         logits_TV: raw logits [T, V]; -inf marks a token that cannot occur.
         rule: temperature and top_p.
-        threshold_T: `threshold_T` of an earlier call on the same logits, which spares the search; None: search.
+        threshold_T: `threshold_T` of an earlier call on the same logits, which saves the search; None: search.
     """
     with torch.no_grad():
         wide_TV = widened(logits_TV)
@@ -84,7 +94,7 @@ def sampling_policy(logits_TV: Tensor, rule: SamplingRule, threshold_T: Tensor |
 
 
 def sample(policy: Policy, uniform_T: Tensor) -> tuple[Tensor, Tensor]:
-    """Draw one token a row by inverting q's cumulative sum in float64; `sample_rows` does the same without tables.
+    """Draw one token a row, as `sample_rows` does, by inverting q's cumulative sum.
 
     Args:
         policy: the policy of T prefixes.
@@ -99,6 +109,6 @@ def sample(policy: Policy, uniform_T: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def entropy(policy: Policy) -> Tensor:
-    """Return the entropy of each row's q [T], nats, `logsumexp(a over S) - sum(q * a)`; never below 0."""
+    """Return the entropy of q [T], nats: `logsumexp(a over S) - sum(q * a)`."""
     weighted_TV = policy.q_TV * policy.scaled_TV.masked_fill(~policy.keep_TV, 0.0)
     return (policy.log_norm_T - weighted_TV.sum(dim=-1)).clamp(min=0.0)

@@ -47,13 +47,6 @@ def fill(
             use(group)
 
 
-def summarize(logits_RV: Tensor, rule: SamplingRule) -> RowSummary:
-    """Return the summaries of raw logits (float32 or wider), computed as one chunk."""
-    summary = RowSummary.empty(len(logits_RV), logits_RV.dtype, logits_RV.device)
-    fill(summary, logits_RV, rule, SummaryScratch())
-    return summary
-
-
 def _of_candidates(group: Candidates, product: Buffer) -> RowSummary:
     """Return the summary of a group of rows."""
     mass_NK, level_NK = group.mass_NK, group.scaled_NK

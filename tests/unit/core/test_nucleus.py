@@ -6,7 +6,7 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from support import token_scores
-from support.full_tables import sampling_policy
+from support.full_tables import sampling_policy, summarize
 from support.oracle import nucleus, row_gradient, row_statistics, scaled_row
 
 from ray_probe.core.policy import logits, sampling
@@ -15,7 +15,7 @@ from ray_probe.core.policy.logits import SamplingRule, quick_exponentials
 from ray_probe.core.policy.nucleus import search
 from ray_probe.core.policy.row_summary import RowSummary
 from ray_probe.core.policy.sampling import sample_rows
-from ray_probe.core.policy.summarize import SummaryScratch, fill, summarize
+from ray_probe.core.policy.summarize import SummaryScratch, fill
 from ray_probe.core.policy.token_statistics import TokenStatistics
 
 NAMES = ("H", "top1", "margin", "head_mass", "two_point_entropy", "logit_var")
