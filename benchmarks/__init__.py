@@ -1,4 +1,4 @@
-"""Measurements behind the README's figures; each writes a table to the screen and JSON to benchmarks/results/."""
+"""Measurements behind the figures of docs/; each writes a table to the screen and JSON to benchmarks/results/."""
 
 import os
 

@@ -1,7 +1,8 @@
-"""Writes docs/configuration.md from the models in ray_probe/config/schema.py: `python docs/generate_configuration.py`."""
+"""Writes docs/configuration.md from the models in ray_probe/config/schema.py."""
 
 import inspect
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +12,8 @@ from pydantic.fields import FieldInfo
 from ray_probe.config import ProbeConfig
 
 PAGE = Path(__file__).with_name("configuration.md")
+TABLE = ["", "| key | default | meaning |", "| --- | --- | --- |"]
+CITATION = re.compile(r"\s*\([^()]*(?:docs/|\bspec )[^()]*\)")
 HEADING = """\
 # Configuration
 
@@ -27,7 +30,8 @@ def _sections(model: type[BaseModel], path: str = "") -> Iterator[tuple[str, str
     for name, field in model.model_fields.items():
         inner = field.annotation
         if isinstance(inner, type) and issubclass(inner, BaseModel):
-            yield f"{path}{name}", inspect.getdoc(inner) or "", inner
+            # A citation of another page is for readers of the code.
+            yield f"{path}{name}", CITATION.sub("", inspect.getdoc(inner) or ""), inner
             yield from _sections(inner, f"{path}{name}.")
 
 
@@ -46,12 +50,11 @@ def _row(section: str, name: str, field: FieldInfo) -> str:
 
 def page() -> str:
     """Returns the text of docs/configuration.md."""
-    parts = [HEADING]
+    lines = [HEADING]
     for section, meaning, model in _sections(ProbeConfig):
         keys = [(name, field) for name, field in model.model_fields.items() if not _is_section(field)]
-        rows = [_row(section, name, field) for name, field in keys]
-        parts.append("\n".join([f"## {section}", "", meaning, "", "| key | default | meaning |", "| --- | --- | --- |", *rows]))
-    return "\n".join(f"{part}\n" if index else part for index, part in enumerate(parts))
+        lines += [f"## {section}", "", meaning, *TABLE, *(_row(section, *key) for key in keys), ""]
+    return "\n".join(lines)
 
 
 def _is_section(field: FieldInfo) -> bool:

@@ -29,7 +29,7 @@ def sent(working_copy: Path, package: Path) -> set[str]:
 
 def test_a_working_copy_travels_without_weights_runs_and_hidden_files(tmp_path: Path) -> None:
     copy = tmp_path / "copy"
-    for name in ("ray_probe", "configs", "deploy", "tests", "benchmarks"):
+    for name in ("ray_probe", "configs", "deploy", "docs", "tests", "benchmarks"):
         shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in (".rayignore", "launch.py", "README.md", "pyproject.toml", "constraints.txt"):
         shutil.copy(ROOT / name, copy)
@@ -39,5 +39,5 @@ def test_a_working_copy_travels_without_weights_runs_and_hidden_files(tmp_path: 
     names = sent(copy, tmp_path / "sent.zip")
     assert {"launch.py", "ray_probe/cli/main.py", "configs/cluster_1p5b.yaml", "configs/prompts/tiny.jsonl"} <= names
     assert names.isdisjoint(LEFT_BEHIND)
-    assert [name for name in names if name.endswith(".safetensors") or name.startswith((".", "tests/"))] == []
+    assert [name for name in names if name.endswith(".safetensors") or name.startswith((".", "docs/", "tests/"))] == []
     assert (tmp_path / "sent.zip").stat().st_size < 2 * MB, "Ray packs without compressing: the code alone takes 1 MB"
