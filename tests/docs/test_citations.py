@@ -27,6 +27,7 @@ def citations(text: str) -> list[tuple[str, list[str]]]:
 def test_a_citation_is_read_over_a_line_break() -> None:
     text = 'Sums (see docs/specification.md,\n    "Noise", "Parity"). And "other" words; docs/guide.md.'
     assert citations(text) == [("specification", ["Noise", "Parity"]), ("guide", [])]
+    assert citations('docs/specification.md, "Noise" and "Parity".') == [("specification", ["Noise", "Parity"])]
 
 
 def test_every_cited_page_and_heading_is_there() -> None:
