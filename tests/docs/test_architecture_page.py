@@ -1,4 +1,4 @@
-"""docs/architecture.md has the packages as they are, in the layers that lint holds."""
+"""docs/architecture.md has the packages in the layers that lint holds."""
 
 import re
 import tomllib

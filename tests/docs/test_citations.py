@@ -1,4 +1,4 @@
-"""Code and tests cite pages and headings that are there, and no document that is not in the repository."""
+"""Code and tests cite pages and headings that exist, and no other document."""
 
 import re
 import subprocess

@@ -1,4 +1,4 @@
-"""What deploy/ and its page say is so: versions, commands, options, files, messages; and they hold no secret."""
+"""Files under deploy/ and their page name what exists, and hold no secret."""
 
 import re
 import subprocess

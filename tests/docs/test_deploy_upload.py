@@ -1,4 +1,4 @@
-"""`ray job submit --working-dir .` sends code and prompts, and nothing heavy or private."""
+"""`ray job submit` sends code and prompts, and nothing heavy or private."""
 
 import shutil
 import zipfile
@@ -22,7 +22,7 @@ LEFT_BEHIND = [
 
 
 def sent(working_copy: Path, package: Path) -> set[str]:
-    """Names of the files that Ray packs; without .gitignore, as the promise is that of .rayignore alone."""
+    """Returns the names of the files that Ray packs by .rayignore alone."""
     create_package(str(working_copy), package, include_gitignore=False, excludes=[])
     return {name for name in zipfile.ZipFile(package).namelist() if not name.endswith("/")}
 

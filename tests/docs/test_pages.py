@@ -1,4 +1,4 @@
-"""What README and docs say can be done: links lead somewhere, commands and targets exist, code runs."""
+"""Links of README and docs resolve, commands and targets exist, code runs."""
 
 import re
 
@@ -17,7 +17,7 @@ every_page = pytest.mark.parametrize("shown", PAGES, ids=lambda shown: shown.nam
 
 
 def commands(shown: Page) -> list[str]:
-    """Calls of the command line in the shell blocks of a page, continued lines joined, comments left out."""
+    """Returns the calls of the command line in the shell blocks of a page."""
     text = re.sub(r"(?:^|\s)#.*$", "", re.sub(r"\\\n\s*", "", "\n".join(shown.blocks("sh"))), flags=re.MULTILINE)
     return re.findall(r"(?<![\w/.-])(?<!-n )ray-probe ([a-z]+\b[^'\n&|]*)", text)
 

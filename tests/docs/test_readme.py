@@ -1,4 +1,4 @@
-"""The README is short, its example is a configuration, and its table is the one that a run prints."""
+"""The README is short, its example loads, and its table is that of a run."""
 
 import re
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""docs/results.md describes every field of a result, every file of a run directory and every exit code."""
+"""docs/results.md describes every field, every file and every exit code."""
 
 import json
 import re
@@ -21,7 +21,7 @@ WHOLE = {"config"}
 
 
 def fields(value: Any, path: str = "") -> Iterator[str]:
-    """Dotted paths of all fields; what is keyed by mode or by something that a run chooses ends there."""
+    """Yields dotted paths of all fields, without keys that are modes."""
     if not isinstance(value, dict) or not value or path in WHOLE or set(value) == set(MODES) or path.count(".") == 1:
         yield path
         return

@@ -1,4 +1,4 @@
-"""`pip install .` installs the package and its data, and no tests, benchmarks or docs."""
+"""`pip install .` installs the package and no tests, benchmarks or docs."""
 
 import shutil
 import subprocess

@@ -1,4 +1,4 @@
-"""Reads the files under deploy/ and their page: documents, pod templates, sizes, and the commands that they name."""
+"""Reads the files under deploy/ and their page, docs/clusters.md."""
 
 import re
 from collections.abc import Iterator
@@ -99,13 +99,13 @@ def pinned(package: str) -> str:
 
 
 def texts() -> dict[str, str]:
-    """Returns every file under deploy/ by its path there, and their page by its name, continued lines joined."""
+    """Returns files under deploy/ and their page, with continued lines joined."""
     paths = {str(path.relative_to(DEPLOY)): path for path in sorted(DEPLOY.rglob("*")) if path.is_file()}
     return {name: re.sub(r"\\\n[# ]*", "", path.read_text()) for name, path in (paths | {PAGE.name: PAGE}).items()}
 
 
 def named_commands() -> Iterator[Call]:
-    """Yields each call of the command line that a file under deploy/ or their page names."""
+    """Yields each call of the command line that these files name."""
     for path, text in texts().items():
         for said in re.findall(r"(?<!-n )(?:ray-probe|launch\.py) [a-z]+\b(?!\.)[^`'\"\n|#;)]*", text):
             words = said.split()
