@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: install run test test-slow lint bench demo clean
+.PHONY: install run test test-slow lint docs bench demo clean
 
 install: $(STAMP)
 
@@ -30,7 +30,12 @@ test-slow: install
 lint: install
 	$(BIN)/ruff check .
 	$(BIN)/lint-imports
+	$(BIN)/python .ci/check_words.py README.md docs CONTRIBUTING.md CHANGELOG.md
 	$(BIN)/mypy
+
+# Writes docs/configuration.md from the models in ray_probe/config/schema.py.
+docs: install
+	$(BIN)/python docs/generate_configuration.py
 
 bench: install
 	$(BIN)/python -m benchmarks

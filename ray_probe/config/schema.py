@@ -101,9 +101,9 @@ class BatchConfig(_Section):
     rounds: OptionalCount = 4
     """Rounds in the run; null: as many whole rounds as `max_sequences` or `max_seconds` allow."""
     max_sequences: OptionalCount = None
-    """No round starts that would bring the run past so many responses; null: no limit."""
+    """Most responses of the run: no round starts that would pass it; null: no limit."""
     max_seconds: OptionalPositive = None
-    """No round starts once the rounds before took so many seconds; null: no limit."""
+    """Seconds of rounds after which no round starts; null: no limit."""
 
     @model_validator(mode="after")
     def _has_an_end(self) -> "BatchConfig":
@@ -206,7 +206,7 @@ class OutputConfig(_Section):
     save_gradient: bool = False
     """Write the mean gradient to gradient.safetensors, 8 bytes a parameter."""
     commit_rounds: Count = 1
-    """Rounds between two commits of the gradient; what an actor had not committed is done again when it dies."""
+    """Rounds between two commits of the gradient; uncommitted work is repeated when its actor dies."""
 
 
 class ProbeConfig(_Section):

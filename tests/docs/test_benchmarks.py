@@ -1,4 +1,4 @@
-"""What the benchmarks compare is the same thing, and those of the numerics run where there is no Ray."""
+"""Benchmarks compare equal results, and those of the numerics need no Ray."""
 
 import json
 import subprocess

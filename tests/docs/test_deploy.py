@@ -1,4 +1,4 @@
-"""What is applied to a cluster is valid, safe by default, and fits the preset that it runs."""
+"""Manifests are valid, safe by default, and fit the preset that they run."""
 
 import importlib.util
 import json
@@ -34,7 +34,7 @@ every_ray_resource = pytest.mark.parametrize("kind", deployment.RAY_KINDS)
 
 @pytest.fixture
 def schemas(tmp_path: Path) -> Path:
-    """JSON schemas of KubeRay's resources, where a directory `shared` lies beside the working copy."""
+    """JSON schemas of KubeRay's resources, from `shared` beside the working copy."""
     found = ROOT.parent / "shared" / "schemas"
     if not found.is_dir():
         pytest.skip(f"no schemas of KubeRay's resources in {found}")
@@ -154,7 +154,7 @@ def test_the_actors_asked_for_have_room_when_they_are_asked_for() -> None:
 
 
 def admitted(pods: Pods, sender: dict[str, str]) -> bool:
-    """Whether some policy lets pods of the namespace with these labels speak to every port of the pods."""
+    """Whether some policy lets pods with these labels reach every port of `pods`."""
     return any(
         policy["spec"]["podSelector"].get("matchLabels", {}).items() <= pods.labels.items()
         and "ports" not in rule

@@ -1,4 +1,4 @@
-"""slurm.sh, with commands of Slurm and Ray that note what they were told in the place of the real ones."""
+"""slurm.sh, with fake commands of Slurm and Ray that note their arguments."""
 
 import json
 import os

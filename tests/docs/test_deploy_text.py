@@ -1,4 +1,4 @@
-"""What the files under deploy/ say is so: versions, commands, options, files, messages; and they hold no secret."""
+"""Files under deploy/ and their page name what exists, and hold no secret."""
 
 import re
 import subprocess
@@ -22,9 +22,9 @@ def test_scripts_pass_their_linters(command: list[str]) -> None:
     assert (done.returncode, done.stdout) == (0, "")
 
 
-def test_all_pods_run_the_one_image_that_the_readme_builds() -> None:
+def test_all_pods_run_the_one_image_that_the_page_builds() -> None:
     (image,) = {pods.container["image"] for pods in deployment.ray_pods()}
-    assert f"docker build -f deploy/Dockerfile -t {image} ." in TEXTS["README.md"]
+    assert f"docker build -f deploy/Dockerfile -t {image} ." in TEXTS["clusters.md"]
 
 
 def test_python_and_torch_are_the_same_wherever_they_are_installed() -> None:
@@ -33,7 +33,7 @@ def test_python_and_torch_are_the_same_wherever_they_are_installed() -> None:
     assert f"ARG TORCH_VERSION={pinned('torch')}\n" in DOCKERFILE
     build = re.search(r"^ARG TORCH_BUILD=(\w+)$", DOCKERFILE, re.MULTILINE)[1]  # type: ignore[index]
     install = f"pip install --index-url https://download.pytorch.org/whl/{build} torch=={pinned('torch')}"
-    for text in (TEXTS["README.md"], TEXTS["cluster-launcher.yaml"].replace("install -q", "install")):
+    for text in (TEXTS["clusters.md"], TEXTS["cluster-launcher.yaml"].replace("install -q", "install")):
         assert install in text
         assert set(re.findall(r"python(\d+\.\d+)", text)) == {tested}
 
@@ -53,7 +53,7 @@ def test_no_secret_lies_in_a_file(path: str) -> None:
 
 def test_every_command_that_is_named_exists_with_its_options() -> None:
     calls, known = list(deployment.named_commands()), deployment.command_line()
-    assert {call.path for call in calls} > {"README.md", "slurm.sh", "kuberay/rayjob.yaml", "kuberay/raycluster.yaml"}
+    assert {call.path for call in calls} > {"clusters.md", "slurm.sh", "kuberay/rayjob.yaml", "kuberay/raycluster.yaml"}
     assert len(calls) > 25
     assert [call for call in calls if call.command not in known or call.options - known[call.command]] == []
 
@@ -62,12 +62,12 @@ def test_every_file_that_is_named_exists() -> None:
     named = {file for text in TEXTS.values() for file in re.findall(r"\b(?:configs|deploy)/[\w/.-]*\w\b(?!\*)", text)}
     assert len(named) > 8
     assert [file for file in named if not (ROOT / file).exists()] == []
-    in_table = re.findall(r"^\| [^|]+ \| `([\w/.-]+\.\w+)` \|", TEXTS["README.md"], re.MULTILINE)
+    in_table = re.findall(r"^\| [^|]+ \| `([\w/.-]+\.\w+)` \|", TEXTS["clusters.md"], re.MULTILINE)
     assert len(in_table) == 4 and all((DEPLOY / file).is_file() for file in in_table)
 
 
-def test_messages_that_the_readme_explains_are_those_that_are_given() -> None:
-    table = TEXTS["README.md"].split("| what you see |")[1].split("\n\n")[0]
+def test_messages_that_the_page_explains_are_those_that_are_given() -> None:
+    table = TEXTS["clusters.md"].split("| what you see |")[1].split("\n\n")[0]
     source = "".join(path.read_text() for path in (ROOT / "ray_probe").rglob("*.py"))
     for message in (
         "the cluster refused the token",

@@ -1,4 +1,4 @@
-"""`ray job submit --working-dir .` sends code and prompts, and nothing heavy or private."""
+"""`ray job submit` sends code and prompts, and nothing heavy or private."""
 
 import shutil
 import zipfile
@@ -22,14 +22,14 @@ LEFT_BEHIND = [
 
 
 def sent(working_copy: Path, package: Path) -> set[str]:
-    """Names of the files that Ray packs; without .gitignore, as the promise is that of .rayignore alone."""
+    """Returns the names of the files that Ray packs by .rayignore alone."""
     create_package(str(working_copy), package, include_gitignore=False, excludes=[])
     return {name for name in zipfile.ZipFile(package).namelist() if not name.endswith("/")}
 
 
 def test_a_working_copy_travels_without_weights_runs_and_hidden_files(tmp_path: Path) -> None:
     copy = tmp_path / "copy"
-    for name in ("ray_probe", "configs", "deploy", "tests", "benchmarks"):
+    for name in ("ray_probe", "configs", "deploy", "docs", "tests", "benchmarks"):
         shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in (".rayignore", "launch.py", "README.md", "pyproject.toml", "constraints.txt"):
         shutil.copy(ROOT / name, copy)
@@ -39,5 +39,5 @@ def test_a_working_copy_travels_without_weights_runs_and_hidden_files(tmp_path: 
     names = sent(copy, tmp_path / "sent.zip")
     assert {"launch.py", "ray_probe/cli/main.py", "configs/cluster_1p5b.yaml", "configs/prompts/tiny.jsonl"} <= names
     assert names.isdisjoint(LEFT_BEHIND)
-    assert [name for name in names if name.endswith(".safetensors") or name.startswith((".", "tests/"))] == []
+    assert [name for name in names if name.endswith(".safetensors") or name.startswith((".", "docs/", "tests/"))] == []
     assert (tmp_path / "sent.zip").stat().st_size < 2 * MB, "Ray packs without compressing: the code alone takes 1 MB"

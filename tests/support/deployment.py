@@ -1,4 +1,4 @@
-"""What tests ask of the files under deploy/: documents, pod templates, sizes, and the commands that they name."""
+"""Reads the files under deploy/ and their page, docs/clusters.md."""
 
 import re
 from collections.abc import Iterator
@@ -13,6 +13,7 @@ from ray_probe.cli.main import app
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"
 KUBERAY = DEPLOY / "kuberay"
+PAGE = ROOT / "docs" / "clusters.md"
 DOCKERFILE = (DEPLOY / "Dockerfile").read_text()
 LAUNCHER = yaml.safe_load((DEPLOY / "cluster-launcher.yaml").read_text())
 RAY_KINDS = {"RayCluster": "raycluster", "RayJob": "rayjob"}
@@ -98,13 +99,13 @@ def pinned(package: str) -> str:
 
 
 def texts() -> dict[str, str]:
-    """Every file under deploy/ by its path there, continued lines joined."""
-    paths = sorted(path for path in DEPLOY.rglob("*") if path.is_file())
-    return {str(path.relative_to(DEPLOY)): re.sub(r"\\\n[# ]*", "", path.read_text()) for path in paths}
+    """Returns files under deploy/ and their page, with continued lines joined."""
+    paths = {str(path.relative_to(DEPLOY)): path for path in sorted(DEPLOY.rglob("*")) if path.is_file()}
+    return {name: re.sub(r"\\\n[# ]*", "", path.read_text()) for name, path in (paths | {PAGE.name: PAGE}).items()}
 
 
 def named_commands() -> Iterator[Call]:
-    """Each call of the command line that a file under deploy/ names."""
+    """Yields each call of the command line that these files name."""
     for path, text in texts().items():
         for said in re.findall(r"(?<!-n )(?:ray-probe|launch\.py) [a-z]+\b(?!\.)[^`'\"\n|#;)]*", text):
             words = said.split()
