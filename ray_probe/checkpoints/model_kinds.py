@@ -1,4 +1,4 @@
-"""What kind of model a checkpoint holds, told from its configuration: a decoder-only language model, or what else."""
+"""Refuse all but decoder-only language models, by their configuration."""
 
 import inspect
 from pathlib import Path
@@ -19,18 +19,18 @@ OTHER_HEADS = {
     "ForMaskedLM": "a masked language model",
     "RewardModel": "a reward model",
 }
-"""How names of classes in config.json's `architectures` end where the head makes no next token, and what that is."""
+"""Endings of class names in config.json's `architectures` whose heads predict no next token."""
 
 
 def check_kind(directory: Path, config: Any) -> None:
-    """Refuse what is no decoder-only language model with a key-value cache.
+    """Refuse all but decoder-only language models with a key-value cache.
 
     Args:
         directory: of the checkpoint.
         config: its transformers configuration.
 
     Raises:
-        CheckpointError: what it is, and what to give instead.
+        CheckpointError: names the kind, and what to give instead.
     """
     kind, name = type(config), config.model_type
     if getattr(config, "is_encoder_decoder", False):
@@ -44,7 +44,7 @@ def check_kind(directory: Path, config: Any) -> None:
     if what := _other_head(config):
         raise refuse(directory, f"{what}; give a checkpoint with a language model's head (...ForCausalLM)")
     if setting(config.get_text_config(), "num_attention_heads") is not None:
-        return  # importing the class takes seconds, so the others wait until the model is loaded
+        return  # importing the class takes seconds, so other models are checked after loading
     model_class = MODEL_FOR_CAUSAL_LM_MAPPING[kind]
     if "past_key_values" not in inspect.signature(model_class.forward).parameters:
         raise refuse(directory, f"it is a {model_class.__name__}, which keeps no keys and values; {CACHE}")
@@ -61,7 +61,7 @@ def _other_model(config: Any) -> str:
 
 
 def _other_head(config: Any) -> str | None:
-    """What the class in config.json is, where it is one without a language model's head."""
+    """Describe the class in config.json if it has no language model's head."""
     for written in getattr(config, "architectures", None) or ():
         for ending, what in OTHER_HEADS.items():
             if str(written).endswith(ending):

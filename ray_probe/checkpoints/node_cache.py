@@ -18,7 +18,8 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ray_probe.checkpoints.files import ADAPTER_FILES, CHECKPOINT_FILES, fingerprint, matching_files, refuse
+from ray_probe.checkpoints.files import ADAPTER_FILES, CHECKPOINT_FILES, matching_files, refuse
+from ray_probe.checkpoints.fingerprint import fingerprint
 from ray_probe.errors import OutputError, bad_value
 from ray_probe.system.files import held, write_remedy
 
@@ -28,7 +29,7 @@ _LOCK, _PART = ".lock", ".part"
 
 @dataclass
 class NodeCopy:
-    """The directories to load from; cached ones stay until `release` or the end of the process.
+    """The directories to load from; `release` allows the removal of cached ones.
 
     Attributes:
         directory: of the checkpoint.
@@ -47,7 +48,7 @@ class NodeCopy:
 def node_copy(
     cache_dir: str | None, directory: Path, expected: str, adapter: Path | None = None, adapter_expected: str = ""
 ) -> NodeCopy:
-    """Return the node's copies of a checkpoint and its adapter, or the originals without a cache.
+    """Return the node's copies, made if need be, or the originals without a cache.
 
     Args:
         cache_dir: `model.cache_dir`.
@@ -72,7 +73,7 @@ def node_copy(
 
 
 def _entry(cache: Path, source: Path, digest: str, patterns: Sequence[str], field: str, locks: ExitStack) -> Path:
-    """Return the whole entry of `source`, made if need be; `locks` keeps it from eviction."""
+    """Return the whole entry of `source`; `locks` protects it from eviction."""
     entry, copied = cache / digest, None
     with _disk(cache):
         cache.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -114,7 +115,7 @@ def _copy(cache: Path, entry: Path, files: Sequence[Path]) -> int | None:
 
 
 def _evict(cache: Path, kept: int) -> None:
-    """Remove unused entries except the `kept` used last, and the rests of killed copies."""
+    """Remove unused entries except the `kept` used last, and rests of killed copies."""
     for part in cache.glob("*" + _PART):
         shutil.rmtree(part, ignore_errors=True)
     entries = [path for path in cache.iterdir() if path.is_dir()]
@@ -127,7 +128,7 @@ def _evict(cache: Path, kept: int) -> None:
 
 
 def _lock(entry: Path, how: int, locks: ExitStack) -> int | None:
-    """Lock a directory until `locks` closes; returns its inode, or None where it is absent."""
+    """Lock a directory until `locks` closes; returns its inode, or None if absent."""
     try:
         descriptor = os.open(entry, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except FileNotFoundError:

@@ -10,7 +10,7 @@ from ray_probe.config.schema import ClusterConfig, ProbeConfig
 from ray_probe.errors import InputError, ProbeError
 
 if TYPE_CHECKING:
-    from ray_probe.checkpoints.load import Checkpoint
+    from ray_probe.checkpoints.inspection import Checkpoint
     from ray_probe.cluster.connection.nodes import Node
     from ray_probe.run.prepared import PreparedRun
 

@@ -3,9 +3,9 @@
 import shutil
 from pathlib import Path
 
-from ray_probe.checkpoints.eos import KEY as EOS_KEY
-from ray_probe.checkpoints.files import weight_headers
+from ray_probe.checkpoints.headers import weight_headers
 from ray_probe.checkpoints.memory_forecast import BUFFERS, WIDTH, estimate, size
+from ray_probe.checkpoints.tokenizer.eos import KEY as EOS_KEY
 from ray_probe.data.prompts import Prompt, load_prompts
 from ray_probe.doctor.checks import Case, Finding
 from ray_probe.errors import InputError, OutputError
@@ -18,7 +18,7 @@ OTHER_BYTES = 64 * 2**20  # records, rounds, plots, log
 
 def checkpoint(case: Case) -> Finding:
     """The checkpoint, and the adapter, can be read and are whole and finite; their weights are not loaded."""
-    from ray_probe.checkpoints.load import inspect_checkpoint
+    from ray_probe.checkpoints.inspection import inspect_checkpoint
     from ray_probe.run.prepare import prepare
 
     found = inspect_checkpoint(case.run.model)

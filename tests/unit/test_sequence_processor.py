@@ -14,7 +14,7 @@ from support.enumeration import oracle_policy
 from support.models import ARCHITECTURES, EOS, character_tokenizer, processor, save_checkpoint, tiny_gpt2, tiny_model
 
 from ray_probe.checkpoints.load import load_model
-from ray_probe.checkpoints.tokenizer import load_tokenizer
+from ray_probe.checkpoints.tokenizer.load import load_tokenizer
 from ray_probe.config import GenerationSettings
 from ray_probe.core.policy.features import DEFAULT_FEATURES
 from ray_probe.errors import CheckpointError, ConfigError, NonFiniteError, PromptsError

@@ -11,8 +11,8 @@ from support.adapters import write_adapter
 from support.jobs import job_on, write_jsonl
 from support.models import character_tokenizer, save_checkpoint, tiny_llama
 
-from ray_probe.checkpoints.adapter import adapter_fingerprint
-from ray_probe.checkpoints.load import check_fingerprint, inspect_checkpoint
+from ray_probe.checkpoints.fingerprint import adapter_fingerprint, check_fingerprint
+from ray_probe.checkpoints.inspection import inspect_checkpoint
 from ray_probe.checkpoints.node_cache import node_copy
 from ray_probe.config.schema import ModelConfig, ProbeConfig
 from ray_probe.controller.run_log import log_text, logged_to

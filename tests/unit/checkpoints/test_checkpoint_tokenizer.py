@@ -9,8 +9,8 @@ import transformers
 from support.models import character_tokenizer, probe_config, save_checkpoint, tiny_model
 from tokenizers import Tokenizer
 
-from ray_probe.checkpoints.load import inspect_checkpoint
-from ray_probe.checkpoints.tokenizer import load_tokenizer
+from ray_probe.checkpoints.inspection import inspect_checkpoint
+from ray_probe.checkpoints.tokenizer.load import load_tokenizer
 from ray_probe.config.schema import ModelConfig
 from ray_probe.errors import CheckpointError
 from ray_probe.rollout.builder import build_rollout

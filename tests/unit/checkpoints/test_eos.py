@@ -10,10 +10,10 @@ import transformers
 from support.jobs import job_on, write_jsonl
 from support.models import EOS, character_tokenizer, save_checkpoint, tiny_gpt2, tiny_llama
 
-from ray_probe.checkpoints.eos import KEY, EosIds, EosSource, resolve_eos
-from ray_probe.checkpoints.eos_sources import written_sources
-from ray_probe.checkpoints.load import inspect_checkpoint
-from ray_probe.checkpoints.tokenizer import load_tokenizer
+from ray_probe.checkpoints.inspection import inspect_checkpoint
+from ray_probe.checkpoints.tokenizer.eos import KEY, EosIds, EosSource, resolve_eos
+from ray_probe.checkpoints.tokenizer.eos_sources import written_sources
+from ray_probe.checkpoints.tokenizer.load import load_tokenizer
 from ray_probe.config.schema import GenerationSettings, ModelConfig, ProbeConfig
 from ray_probe.errors import CheckpointError, ConfigError
 from ray_probe.rollout.builder import build_rollout

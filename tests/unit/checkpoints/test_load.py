@@ -15,8 +15,10 @@ import torch
 import transformers
 from support.models import character_tokenizer, save_checkpoint, tiny_gpt2, tiny_llama, tiny_model
 
-from ray_probe.checkpoints.load import inspect_checkpoint, load_model
-from ray_probe.checkpoints.tokenizer import check_token_ids, load_tokenizer, open_tokenizer
+from ray_probe.checkpoints.inspection import inspect_checkpoint
+from ray_probe.checkpoints.load import load_model
+from ray_probe.checkpoints.tokenizer.load import load_tokenizer, open_tokenizer
+from ray_probe.checkpoints.tokenizer.token_ids import check_token_ids
 from ray_probe.config.schema import ModelConfig
 from ray_probe.errors import CheckpointError, ClusterError
 

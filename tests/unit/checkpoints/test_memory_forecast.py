@@ -14,11 +14,9 @@ from support.architectures import tiny
 from support.models import probe_config, save_checkpoint, tiny_experts, tiny_llama, tiny_model
 from torch.profiler import ProfilerActivity, profile
 
-from ray_probe.checkpoints.load import inspect_checkpoint
+from ray_probe.checkpoints.inspection import inspect_checkpoint
 from ray_probe.checkpoints.memory_forecast import CHUNK_BYTES, MemoryDemand, check_fits, estimate, size
-from ray_probe.checkpoints.memory_forecast import CHUNK_ELEMENTS as ASSUMED_CHUNK
 from ray_probe.config import ProbeConfig
-from ray_probe.core.policy.sampling import CHUNK_ELEMENTS
 from ray_probe.errors import ClusterError
 from ray_probe.model.sequences import pack_sequences
 from ray_probe.rollout.builder import build_rollout
@@ -237,4 +235,3 @@ def test_forecast_and_node_cache_need_no_torch():
     code = f"import sys, {modules}; print({{'torch', 'transformers'}} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
-    assert ASSUMED_CHUNK == CHUNK_ELEMENTS

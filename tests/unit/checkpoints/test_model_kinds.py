@@ -8,7 +8,7 @@ import transformers
 from support.architectures import ROWS, SIZES, tiny, tiny_config
 from support.models import character_tokenizer, tiny_llama
 
-from ray_probe.checkpoints.load import Checkpoint, inspect_checkpoint
+from ray_probe.checkpoints.inspection import Checkpoint, inspect_checkpoint
 from ray_probe.checkpoints.model_kinds import check_kind
 from ray_probe.config.schema import ModelConfig
 from ray_probe.errors import CheckpointError

@@ -14,8 +14,8 @@ from support.adapters import write_adapter
 from support.models import save_checkpoint, tiny_llama
 
 from ray_probe.checkpoints import node_cache
-from ray_probe.checkpoints.adapter import adapter_fingerprint
-from ray_probe.checkpoints.files import ADAPTER_FILES, CHECKPOINT_FILES, fingerprint
+from ray_probe.checkpoints.files import ADAPTER_FILES, CHECKPOINT_FILES
+from ray_probe.checkpoints.fingerprint import adapter_fingerprint, fingerprint
 from ray_probe.checkpoints.load import load_model
 from ray_probe.checkpoints.node_cache import node_copy
 from ray_probe.errors import CheckpointError, OutputError

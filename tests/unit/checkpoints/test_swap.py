@@ -14,7 +14,7 @@ import torch
 from support.adapters import write_adapter
 from support.models import probe_config, save_checkpoint, tiny_gpt2, tiny_llama, tiny_model
 
-from ray_probe.checkpoints.files import weight_headers
+from ray_probe.checkpoints.headers import weight_headers
 from ray_probe.checkpoints.swap import Architecture, Policy, can_swap, load_policy, release, swap_weights
 from ray_probe.config import ProbeConfig
 from ray_probe.errors import CheckpointError

@@ -21,7 +21,7 @@ import torch
 from support.adapters import write_adapter
 from support.checkpoints import raw_config
 
-from ray_probe.checkpoints.files import weight_headers
+from ray_probe.checkpoints.headers import weight_headers
 from ray_probe.checkpoints.memory_forecast import size
 from ray_probe.cli.doctor_table import shown
 from ray_probe.config.loading import config_from_dict

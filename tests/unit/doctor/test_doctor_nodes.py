@@ -9,7 +9,7 @@ import psutil
 import pytest
 from support.checkpoints import raw_config
 
-from ray_probe.checkpoints.load import Checkpoint, inspect_checkpoint
+from ray_probe.checkpoints.inspection import Checkpoint, inspect_checkpoint
 from ray_probe.cluster.connection.nodes import Answer, Node
 from ray_probe.config.loading import config_from_dict
 from ray_probe.config.schema import ProbeConfig
