@@ -16,7 +16,7 @@ from support.results import a_result
 from ray_probe.cli import main as cli
 from ray_probe.cli import streams
 from ray_probe.controller.replies import Scaled
-from ray_probe.doctor import Check
+from ray_probe.doctor.checks import Check
 from ray_probe.errors import OutputError
 from ray_probe.report.signs import ENCODING_ERRORS, spelled
 from ray_probe.service.client import ProbeClient
