@@ -23,16 +23,23 @@ ADAPTER_FILES = (
 )  # fmt: skip
 
 
-def refuse(directory: Path | str, remedy: str, field: str = "model.path") -> CheckpointError:
-    """Return the one-line error of a directory that cannot be used."""
-    return CheckpointError(bad_value(field, str(directory), " ".join(remedy.split())))
+def unusable(directory: Path | str, problem: str, remedy: str, field: str = "model.path") -> CheckpointError:
+    """Return the one-line error of a directory that cannot be used.
+
+    Args:
+        directory: of the checkpoint or adapter.
+        problem: what is wrong.
+        remedy: what to do about it.
+        field: config key of the directory.
+    """
+    return CheckpointError(bad_value(field, str(directory), " ".join(f"{problem}; {remedy}".split())))
 
 
 def refuse_not_finite(directory: Path, names: Collection[str], field: str = "model.path") -> None:
     """Raise CheckpointError if there are names of tensors with NaN or infinity."""
     if names:
         remedy = "export the checkpoint again" if field == "model.path" else "save it again"
-        raise refuse(directory, f"NaN or infinity in {len(names)} tensors: {some(names)}; {remedy}", field)
+        raise unusable(directory, f"NaN or infinity in {len(names)} tensors: {some(names)}", remedy, field)
 
 
 @contextmanager
@@ -41,8 +48,9 @@ def reading(directory: Path, file: Path, field: str = "model.path") -> Iterator[
     try:
         yield
     except (SafetensorError, OSError) as error:
-        remedy = f"{file.name} is truncated or damaged ({error}); copy or export it again"
-        raise refuse(directory, remedy, field) from error
+        raise unusable(
+            directory, f"{file.name} is truncated or damaged ({error})", "copy or export it again", field
+        ) from error
 
 
 def read_json(directory: Path, name: str, required: bool = True, field: str = "model.path") -> dict[str, Any]:
@@ -54,14 +62,14 @@ def read_json(directory: Path, name: str, required: bool = True, field: str = "m
     path = directory / name
     if not path.is_file():
         if required:
-            raise refuse(directory, f"it has no {name}; give a directory that save_pretrained wrote", field)
+            raise unusable(directory, f"it has no {name}", "give a directory that save_pretrained wrote", field)
         return {}
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise refuse(directory, f"{name} cannot be read as JSON ({error}); copy it again", field) from error
+        raise unusable(directory, f"{name} cannot be read as JSON ({error})", "copy it again", field) from error
     if not isinstance(raw, dict):
-        raise refuse(directory, f"{name} is not a JSON object; copy it again", field)
+        raise unusable(directory, f"{name} is not a JSON object", "copy it again", field)
     return raw
 
 

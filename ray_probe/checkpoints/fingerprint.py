@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from ray_probe.checkpoints.files import ADAPTER_FILES, CHECKPOINT_FILES, matching_files, refuse
+from ray_probe.checkpoints.files import ADAPTER_FILES, CHECKPOINT_FILES, matching_files, unusable
 from ray_probe.checkpoints.weight_scan import WeightScan
 
 _BLOCK_BYTES = 1 << 20  # stays in a core's cache for the digest and the scan
@@ -62,8 +62,10 @@ def check_fingerprint(directory: Path, expected: str, adapter: Path | None = Non
         found.append(("model.adapter", adapter, adapter_fingerprint(adapter), adapter_expected))
     for field, place, there, wanted in found:
         if there != wanted:
-            remedy = f"its files on node {platform.node()} have the fingerprint {there[:12]}, the run measures"
-            raise refuse(place, f"{remedy} {wanted[:12]}; keep a checkpoint as it is while it is measured", field)
+            problem = f"its files on node {platform.node()} have the fingerprint {there[:12]}, the run measures"
+            raise unusable(
+                place, f"{problem} {wanted[:12]}", "keep a checkpoint as it is while it is measured", field
+            )
 
 
 def _sha256(file: Path, scan: WeightScan | None) -> bytes:

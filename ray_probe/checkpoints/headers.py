@@ -6,7 +6,7 @@ from pathlib import Path
 
 from safetensors import safe_open
 
-from ray_probe.checkpoints.files import INDEX, WEIGHTS, read_json, reading, refuse
+from ray_probe.checkpoints.files import INDEX, WEIGHTS, read_json, reading, unusable
 from ray_probe.errors import some
 
 _WIDTHS = {"F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "F16": 2, "BF16": 2, "I16": 2, "U16": 2}
@@ -46,19 +46,22 @@ def weight_headers(directory: Path) -> dict[str, TensorHeader]:
     if (directory / WEIGHTS).is_file():
         return file_headers(directory, directory / WEIGHTS)
     if not (directory / INDEX).is_file():
-        raise refuse(directory, f"it has no {WEIGHTS}; export it with safetensors (pickle weights are not loaded)")
+        raise unusable(directory, f"it has no {WEIGHTS}", "export it with safetensors (pickle weights are not loaded)")
     indexed = _index(directory)
     found: dict[str, TensorHeader] = {}
     for name in sorted(set(indexed.values())):
         tensors = file_headers(directory, directory / name)
-        twice = sorted(found.keys() & tensors.keys())
-        if twice:
-            raise refuse(directory, f"{some(twice)} is in {name} and in another file too; copy the whole checkpoint")
+        if twice := sorted(found.keys() & tensors.keys()):
+            raise unusable(
+                directory, f"{some(twice)} is in {name} and in another file too", "copy the whole checkpoint"
+            )
         found |= tensors
-    absent = sorted(key for key, name in indexed.items() if key not in found or found[key].file.name != name)
-    if absent:
-        remedy = f"{INDEX} names {some(absent)}, which {indexed[absent[0]]} does not hold; copy the whole checkpoint"
-        raise refuse(directory, remedy)
+    if absent := sorted(key for key, name in indexed.items() if key not in found or found[key].file.name != name):
+        raise unusable(
+            directory,
+            f"{INDEX} names {some(absent)}, which {indexed[absent[0]]} does not hold",
+            "copy the whole checkpoint",
+        )
     return found
 
 
@@ -73,12 +76,10 @@ def _index(directory: Path) -> dict[str, str]:
     """Return tensor name to file name, of a checkpoint in several files."""
     indexed = read_json(directory, INDEX).get("weight_map")
     if not isinstance(indexed, dict) or not indexed or not all(isinstance(name, str) for name in indexed.values()):
-        raise refuse(directory, f"{INDEX} has no weight_map of file names; copy the whole checkpoint")
+        raise unusable(directory, f"{INDEX} has no weight_map of file names", "copy the whole checkpoint")
     names = sorted(set(indexed.values()))
-    outside = [name for name in names if Path(name).name != name]
-    if outside:
-        raise refuse(directory, f"{INDEX} names {some(outside)}, which is not in the directory; copy it there")
-    missing = [name for name in names if not (directory / name).is_file()]
-    if missing:
-        raise refuse(directory, f"{INDEX} names {some(missing)}, which is not there; copy the whole checkpoint")
+    if outside := [name for name in names if Path(name).name != name]:
+        raise unusable(directory, f"{INDEX} names {some(outside)}, which is not in the directory", "copy it there")
+    if missing := [name for name in names if not (directory / name).is_file()]:
+        raise unusable(directory, f"{INDEX} names {some(missing)}, which is not there", "copy the whole checkpoint")
     return indexed

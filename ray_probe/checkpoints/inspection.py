@@ -17,8 +17,8 @@ from ray_probe.checkpoints.files import (
     CHECKPOINT_FILES,
     WEIGHTS,
     read_json,
-    refuse,
     refuse_not_finite,
+    unusable,
 )
 from ray_probe.checkpoints.fingerprint import read_through
 from ray_probe.checkpoints.headers import weight_headers
@@ -120,8 +120,11 @@ def _directory(settings: ModelConfig) -> Path:
     if os.path.isdir(settings.path):
         return Path(settings.path).resolve()
     if settings.local_files_only:
-        remedy = "no such directory; give the directory of a checkpoint (relative: to the working directory)"
-        raise refuse(settings.path, remedy)
+        raise unusable(
+            settings.path,
+            "no such directory",
+            "give the directory of a checkpoint (relative: to the working directory)",
+        )
     from huggingface_hub import snapshot_download
 
     with guarded(settings.path):
@@ -131,15 +134,20 @@ def _directory(settings: ModelConfig) -> Path:
 def _check_settings(directory: Path) -> None:
     """Refuse JSON files that are unreadable or point to other code or weights."""
     if (directory / ADAPTER_CONFIG).is_file():
-        remedy = f"it holds an adapter ({ADAPTER_CONFIG}); name it in model.adapter and its base model in model.path"
-        raise refuse(directory, remedy)
+        raise unusable(
+            directory,
+            f"it holds an adapter ({ADAPTER_CONFIG})",
+            "name it in model.adapter and its base model in model.path",
+        )
     raw = read_json(directory, "config.json")
     if "auto_map" in raw or "auto_map" in read_json(directory, "tokenizer_config.json", required=False):
-        raise refuse(directory, "it asks for remote code (auto_map), and trust_remote_code is off; convert it first")
+        raise unusable(
+            directory, "it asks for remote code (auto_map), and trust_remote_code is off", "convert it first"
+        )
     sections = [section for section in (raw, *raw.values()) if isinstance(section, dict)]
     for key, value in (item for section in sections for item in section.items()):
         if value not in _ALLOWED.get(key.removeprefix("_"), (value,)):
-            raise refuse(directory, f"config.json sets {key}, which can bring in other code or weights; remove it")
+            raise unusable(directory, f"config.json sets {key}, which can bring in other code or weights", "remove it")
     if raw.get("quantization_config"):
-        raise refuse(directory, "its weights are quantised (quantization_config); export it in float32 or bfloat16")
+        raise unusable(directory, "its weights are quantised (quantization_config)", "export it in float32 or bfloat16")
     read_json(directory, "generation_config.json", required=False)  # transformers would silently drop its EOS ids

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM
 
-from ray_probe.checkpoints.files import refuse, refuse_not_finite
+from ray_probe.checkpoints.files import refuse_not_finite, unusable
 from ray_probe.checkpoints.transformers_calls import OFFLINE, guarded
 from ray_probe.errors import some
 from ray_probe.model.trainable import mark_frozen
@@ -56,9 +56,11 @@ def load_checked(
             **options,
         )
     for problem in ("missing", "unexpected", "mismatched"):
-        names = sorted(str(entry[0] if isinstance(entry, tuple) else entry) for entry in info[f"{problem}_keys"])
-        if names:
-            raise refuse(directory, f"{len(names)} tensors are {problem}: {some(names)}; export the checkpoint again")
+        keys = (entry[0] if isinstance(entry, tuple) else entry for entry in info[f"{problem}_keys"])
+        if names := sorted(map(str, keys)):
+            raise unusable(
+                directory, f"{len(names)} tensors are {problem}: {some(names)}", "export the checkpoint again"
+            )
     mark_frozen(model, _frozen_by_architecture(model))
     return model
 

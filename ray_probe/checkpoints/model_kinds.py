@@ -6,7 +6,7 @@ from typing import Any
 
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
 
-from ray_probe.checkpoints.files import refuse
+from ray_probe.checkpoints.files import unusable
 from ray_probe.model.context_length import setting
 from ray_probe.model.forward import CACHE
 
@@ -34,30 +34,37 @@ def check_kind(directory: Path, config: Any) -> None:
     """
     kind, name = type(config), config.model_type
     if getattr(config, "is_encoder_decoder", False):
-        raise refuse(directory, f"it is an encoder-decoder model ({name}); give a decoder-only language model")
+        raise unusable(directory, f"it is an encoder-decoder model ({name})", "give a decoder-only language model")
     if kind not in MODEL_FOR_CAUSAL_LM_MAPPING:
-        raise refuse(directory, _other_model(config))
+        raise unusable(directory, *_other_model(config))
     for file in EMBEDDING_FILES:
         if (directory / file).is_file():
-            remedy = f"it is an embedding model ({name}, with {file} of sentence-transformers)"
-            raise refuse(directory, f"{remedy}; give a language model, or remove that file if it is one")
+            raise unusable(
+                directory,
+                f"it is an embedding model ({name}, with {file} of sentence-transformers)",
+                "give a language model, or remove that file if it is one",
+            )
     if what := _other_head(config):
-        raise refuse(directory, f"{what}; give a checkpoint with a language model's head (...ForCausalLM)")
+        raise unusable(directory, what, "give a checkpoint with a language model's head (...ForCausalLM)")
     if setting(config.get_text_config(), "num_attention_heads") is not None:
         return  # importing the class takes seconds, so other models are checked after loading
     model_class = MODEL_FOR_CAUSAL_LM_MAPPING[kind]
     if "past_key_values" not in inspect.signature(model_class.forward).parameters:
-        raise refuse(directory, f"it is a {model_class.__name__}, which keeps no keys and values; {CACHE}")
+        raise unusable(directory, f"it is a {model_class.__name__}, which keeps no keys and values", CACHE)
 
 
-def _other_model(config: Any) -> str:
+def _other_model(config: Any) -> tuple[str, str]:
+    """Return problem and remedy of a model that is not a causal language model."""
     name = config.model_type
     parts = sorted(key.removesuffix("_config") for key in getattr(config, "sub_configs", {}))
     if "text" in parts or "thinker" in parts:
         others = " and ".join(part for part in parts if part != "text") or "other parts"
-        remedy = "save its language model alone (a ...ForCausalLM, with save_pretrained) and give that directory"
-        return f"it is a multimodal model ({name}: text with {others}); {remedy}"
-    return f"it is a model of type {name}, for which transformers has no causal language model; give a decoder-only one"
+        return (
+            f"it is a multimodal model ({name}: text with {others})",
+            "save its language model alone (a ...ForCausalLM, with save_pretrained) and give that directory",
+        )
+    problem = f"it is a model of type {name}, for which transformers has no causal language model"
+    return problem, "give a decoder-only one"
 
 
 def _other_head(config: Any) -> str | None:

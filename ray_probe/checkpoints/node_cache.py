@@ -18,7 +18,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ray_probe.checkpoints.files import ADAPTER_FILES, CHECKPOINT_FILES, matching_files, refuse
+from ray_probe.checkpoints.files import ADAPTER_FILES, CHECKPOINT_FILES, matching_files, unusable
 from ray_probe.checkpoints.fingerprint import fingerprint
 from ray_probe.errors import OutputError, bad_value
 from ray_probe.system.files import held, write_remedy
@@ -85,8 +85,12 @@ def _entry(cache: Path, source: Path, digest: str, patterns: Sequence[str], fiel
                 locks.push(lock.pop_all())
                 return entry
             if found is not None and found == copied:
-                remedy = f"its files are not what the run measures ({digest[:12]}); do not change them while it runs"
-                raise refuse(source, remedy, field)
+                raise unusable(
+                    source,
+                    f"its files are not what the run measures ({digest[:12]})",
+                    "do not change them while it runs",
+                    field,
+                )
             with _disk(cache), held(cache / _LOCK, wait_s=math.inf):
                 if _inode(entry) in (found, None):  # otherwise another actor made it in the meantime
                     copied = _copy(cache, entry, matching_files(source, patterns))

@@ -16,7 +16,7 @@ from safetensors import safe_open
 
 from ray_probe.checkpoints.adapter.files import adapter_settings
 from ray_probe.checkpoints.adapter.load import attach_adapter, fill_adapter
-from ray_probe.checkpoints.files import read_json, reading, refuse, refuse_not_finite
+from ray_probe.checkpoints.files import read_json, reading, refuse_not_finite, unusable
 from ray_probe.checkpoints.headers import TensorHeader
 from ray_probe.checkpoints.load import load_model
 
@@ -132,7 +132,7 @@ def _copy(policy: Policy, directory: Path, file: Path, names: list[str]) -> None
         for name in names:
             value, target = opened.get_tensor(name), policy.tensors[name]
             if value.shape != target.shape:
-                raise refuse(directory, f"{name} in {file.name} has changed while it was read; export it again")
+                raise unusable(directory, f"{name} in {file.name} has changed while it was read", "export it again")
             target.copy_(value)
             if not torch.isfinite(target).all():
                 not_finite.append(name)

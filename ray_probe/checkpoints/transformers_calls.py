@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from transformers.utils import logging as transformers_logging
 
-from ray_probe.checkpoints.files import refuse
+from ray_probe.checkpoints.files import unusable
 from ray_probe.errors import ClusterError, ProbeError, bad_value, first_line
 
 OFFLINE = {"local_files_only": True, "trust_remote_code": False}
@@ -38,7 +38,11 @@ def guarded(directory: Path | str, field: str = "model.path", subject: str = "it
         remedy = f"its weights do not fit on the device ({str(error).split('. ')[0]}); use a larger one"
         raise ClusterError(bad_value(field, str(directory), remedy)) from error
     except Exception as error:  # parsers raise any type
-        remedy = "check its files, and that this version of transformers knows the model"
-        raise refuse(directory, f"{subject} cannot be loaded ({first_line(error)}); {remedy}", field) from error
+        raise unusable(
+            directory,
+            f"{subject} cannot be loaded ({first_line(error)})",
+            "check its files, and that this version of transformers knows the model",
+            field,
+        ) from error
     finally:
         transformers_logging.set_verbosity(verbosity)

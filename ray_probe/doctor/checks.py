@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Callable, Collection, Iterable
+from concurrent.futures import Future, wait
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -168,19 +169,15 @@ def _failed(name: str, message: str, code: int) -> Check:
 
 def _within(seconds: float, look: Callable[[Case], Finding], case: Case) -> Finding:
     """Run `look` with a timeout, in a thread that is abandoned if a file system hangs."""
-    outcome: list[Finding | BaseException] = []
+    outcome: Future[Finding] = Future()
 
     def work() -> None:
         try:
-            outcome.append(look(case))
+            outcome.set_result(look(case))
         except BaseException as error:
-            outcome.append(error)
+            outcome.set_exception(error)
 
-    thread = threading.Thread(target=work, daemon=True)
-    thread.start()
-    thread.join(seconds)
-    if not outcome:
+    threading.Thread(target=work, daemon=True).start()
+    if not wait([outcome], seconds).done:
         raise ProbeError(f"no end after {seconds:g} s; check the file system that it is on")
-    if isinstance(outcome[0], BaseException):
-        raise outcome[0]
-    return outcome[0]
+    return outcome.result()

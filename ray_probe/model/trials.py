@@ -159,8 +159,9 @@ class Trial:
             found = [logits_1V.clone()]
             if first < len(ids_L):
                 found.append(self.forward.step(ids_L[None, first:], mask_1L, cache, Buffer())[0])
-        except ERRORS as error:
-            _pass_on(error)
+        except torch.OutOfMemoryError:  # the device is full, which is not about the model
+            raise
+        except ERRORS:
             return False
         return self._same(self.whole_LV[first - 1 : len(ids_L)], torch.cat(found))
 
@@ -173,8 +174,9 @@ class Trial:
                 return False
             cache.batch_select_indices(torch.tensor([1], device=other_L.device))
             found_1V, _ = self._next(other_L[None, -1:], len(other_L), cache)
-        except ERRORS as error:
-            _pass_on(error)
+        except torch.OutOfMemoryError:  # the device is full, which is not about the model
+            raise
+        except ERRORS:
             return False
         return self._same(self._alone(other_L)[-1:], found_1V)
 
@@ -205,8 +207,9 @@ class Trial:
         """Turn errors of transformers into one line."""
         try:
             yield
+        except torch.OutOfMemoryError:
+            raise
         except ERRORS as error:
-            _pass_on(error)
             text = " ".join(str(error).split())[:200]
             remedy = f"{subject} fails in transformers ({type(error).__name__}: {text})"
             raise self._refusal(f"{remedy}; use a version, or a model.dtype, that can") from error
@@ -215,9 +218,3 @@ class Trial:
 def _scored(ids_L: Tensor) -> TokenRow:
     """Return a row whose scoring gives the logits after each of these tokens."""
     return ids_L[:1], torch.cat([ids_L[1:], ids_L[:1]])
-
-
-def _pass_on(error: Exception) -> None:
-    """Raise a full device's error, which is not about the model."""
-    if isinstance(error, torch.OutOfMemoryError):
-        raise error

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from safetensors import safe_open
 
-from ray_probe.checkpoints.adapter.files import INERT_REMEDY, PREFIX, adapter_settings, refuse_adapter
-from ray_probe.checkpoints.files import ADAPTER_WEIGHTS
+from ray_probe.checkpoints.adapter.files import FIELD, INERT_REMEDY, PREFIX, adapter_settings
+from ray_probe.checkpoints.files import ADAPTER_WEIGHTS, unusable
 from ray_probe.checkpoints.headers import TensorHeader
 
 _FACTORS = {"lora_B": "lora_A", "lora_embedding_B": "lora_embedding_A"}  # a LoRA adds their product
@@ -31,8 +31,12 @@ def refuse_untrained(directory: Path, base: Mapping[str, TensorHeader]) -> None:
     with safe_open(directory / ADAPTER_WEIGHTS, framework="pt") as opened:
         if any(_changes(opened, name, base, tokens) for name in opened.keys()):  # noqa: SIM118
             return
-    remedy = "it is inert: its lora_B is all zero, and nothing else in it differs from the base model"
-    raise refuse_adapter(directory, f"{remedy}; {INERT_REMEDY}")
+    raise unusable(
+        directory,
+        "it is inert: its lora_B is all zero, and nothing else in it differs from the base model",
+        INERT_REMEDY,
+        FIELD,
+    )
 
 
 def _changes(opened: Any, name: str, base: Mapping[str, TensorHeader], tokens: Any) -> bool:

@@ -4,9 +4,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ray_probe.checkpoints.files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, read_json, refuse
+from ray_probe.checkpoints.files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, read_json, unusable
 from ray_probe.checkpoints.headers import file_headers
-from ray_probe.errors import CheckpointError, ConfigError, bad_value
+from ray_probe.errors import ConfigError, bad_value
 from ray_probe.system.versions import how_to_install
 
 FIELD = "model.adapter"
@@ -30,11 +30,6 @@ _RESTRICTED: dict[str, tuple[object, ...]] = {
 }
 
 
-def refuse_adapter(directory: Path | str, remedy: str) -> CheckpointError:
-    """Return the error of an adapter that cannot be used."""
-    return refuse(directory, remedy, FIELD)
-
-
 def inspect_adapter(path: str) -> Path:
     """Check the files of an adapter; returns its directory.
 
@@ -44,15 +39,20 @@ def inspect_adapter(path: str) -> Path:
     """
     directory = Path(path)
     if not directory.is_dir():
-        remedy = "no such directory; give the directory of an adapter (relative: to the working directory)"
-        raise refuse_adapter(path, remedy)
+        raise unusable(
+            path, "no such directory", "give the directory of an adapter (relative: to the working directory)", FIELD
+        )
     directory = directory.resolve()
     adapter_settings(directory)
     if not (directory / ADAPTER_WEIGHTS).is_file():
-        remedy = f"it has no {ADAPTER_WEIGHTS}; save it again with safetensors (pickle weights are not loaded)"
-        raise refuse_adapter(directory, remedy)
+        raise unusable(
+            directory,
+            f"it has no {ADAPTER_WEIGHTS}",
+            "save it again with safetensors (pickle weights are not loaded)",
+            FIELD,
+        )
     if not file_headers(directory, directory / ADAPTER_WEIGHTS, FIELD):
-        raise refuse_adapter(directory, f"{ADAPTER_WEIGHTS} holds no tensor; save it again")
+        raise unusable(directory, f"{ADAPTER_WEIGHTS} holds no tensor", "save it again", FIELD)
     import_peft()
     return directory
 
@@ -65,17 +65,24 @@ def adapter_settings(directory: Path) -> dict[str, Any]:
     """
     raw = read_json(directory, ADAPTER_CONFIG, field=FIELD)
     if "auto_map" in raw:
-        remedy = "it asks for remote code (auto_map), and trust_remote_code is off; save it without"
-        raise refuse_adapter(directory, remedy)
+        raise unusable(
+            directory, "it asks for remote code (auto_map), and trust_remote_code is off", "save it without", FIELD
+        )
     if raw.get("peft_type") != "LORA":
-        raise refuse_adapter(directory, f"its peft_type is {raw.get('peft_type')!r}; need a LORA adapter, or merge it")
+        raise unusable(
+            directory, f"its peft_type is {raw.get('peft_type')!r}", "need a LORA adapter, or merge it", FIELD
+        )
     settings = {}
     for key, value in raw.items():
         if key in _DESCRIPTIVE or (key not in _PLAIN and key not in _RESTRICTED and not value):
             continue
         if key not in _PLAIN and value not in _RESTRICTED.get(key, ()):
-            remedy = f"{ADAPTER_CONFIG} sets {key} to {json.dumps(value)[:60]}, and only a plain LoRA can be measured"
-            raise refuse_adapter(directory, f"{remedy}; convert it, or merge it into the weights")
+            raise unusable(
+                directory,
+                f"{ADAPTER_CONFIG} sets {key} to {json.dumps(value)[:60]}, and only a plain LoRA can be measured",
+                "convert it, or merge it into the weights",
+                FIELD,
+            )
         named = isinstance(value, list) and all(isinstance(item, str) for item in value)
         settings[key] = sorted(value) if named else value  # peft saves sets of names, in any order
     return settings

@@ -21,15 +21,15 @@ from ray_probe.checkpoints.adapter.files import (
     PREFIX,
     adapter_settings,
     import_peft,
-    refuse_adapter,
 )
-from ray_probe.checkpoints.files import ADAPTER_WEIGHTS, refuse_not_finite
+from ray_probe.checkpoints.files import ADAPTER_WEIGHTS, refuse_not_finite, unusable
 from ray_probe.checkpoints.headers import file_headers
 from ray_probe.errors import ProbeError, some
 from ray_probe.model.context_length import context_length
 from ray_probe.model.model_call import call_model
 from ray_probe.model.trainable import adapter_parameters, mark_adapter
 
+SAVE_WHOLE = "give the adapter of this very checkpoint, saved whole"
 PROBE_TOKENS = 32  # enough to reach several experts of each layer
 
 
@@ -95,8 +95,12 @@ def _load(
     wrapped.eval()
     # An inert adapter's run would measure the base model unnoticed.
     if torch.equal(_logits(wrapped.get_base_model(), ids_1L), without):
-        remedy = f"it is inert: it moves no logit in {without.dtype} (is lora_B all zero, and the adapter untrained?)"
-        raise refuse_adapter(directory, f"{remedy}; {INERT_REMEDY}")
+        raise unusable(
+            directory,
+            f"it is inert: it moves no logit in {without.dtype} (is lora_B all zero, and the adapter untrained?)",
+            INERT_REMEDY,
+            FIELD,
+        )
 
 
 def _mark(wrapped: Any) -> None:
@@ -128,12 +132,16 @@ def _fill(directory: Path, wrapped: Any, tensors: dict[str, torch.Tensor]) -> No
     try:
         result = import_peft().set_peft_model_state_dict(wrapped, tensors)
     except KeyError as error:
-        raise refuse_adapter(directory, f"{ADAPTER_WEIGHTS} has no {error.args[0]}; save the whole adapter") from error
-    unused, empty = sorted(result.unexpected_keys), sorted(expected.intersection(result.missing_keys))
-    if unused or empty:
-        kind, names = ("tensors fit nothing in the model", unused) if unused else ("parameters are not in it", empty)
-        remedy = f"{len(names)} {kind}: {some(name.removeprefix(PREFIX) for name in names)}"
-        raise refuse_adapter(directory, f"{remedy}; give the adapter of this very checkpoint, saved whole")
+        raise unusable(
+            directory, f"{ADAPTER_WEIGHTS} has no {error.args[0]}", "save the whole adapter", FIELD
+        ) from error
+    for kind, names in (
+        ("tensors fit nothing in the model", sorted(result.unexpected_keys)),
+        ("parameters are not in it", sorted(expected.intersection(result.missing_keys))),
+    ):
+        if names:
+            listed = some(name.removeprefix(PREFIX) for name in names)
+            raise unusable(directory, f"{len(names)} {kind}: {listed}", SAVE_WHOLE, FIELD)
 
 
 def _probe_ids(model: Any, directory: Path) -> torch.Tensor:
@@ -164,5 +172,4 @@ def _peft_errors(directory: Path) -> Iterator[None]:
     except Exception as error:  # peft raises any type
         lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
         line = next((line for line in lines if "size mismatch" in line), lines[0]).replace(PREFIX, "")
-        remedy = f"it cannot be loaded ({line[:200]}); give the adapter of this very checkpoint, saved whole"
-        raise refuse_adapter(directory, remedy) from error
+        raise unusable(directory, f"it cannot be loaded ({line[:200]})", SAVE_WHOLE, FIELD) from error

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from ray_probe.checkpoints.files import read_json, refuse
+from ray_probe.checkpoints.files import read_json, unusable
 from ray_probe.checkpoints.tokenizer.eos import EosSource
 from ray_probe.checkpoints.tokenizer.eos_sources import GENERATION, TOKENIZER, written_sources
 from ray_probe.checkpoints.transformers_calls import OFFLINE, guarded
@@ -78,7 +78,7 @@ def load_tokenizer(directory: Path, field: Field = "model.path", config: Any = N
         CheckpointError: the directory has no tokenizer, or transformers cannot load it.
     """
     if not _has_tokenizer(directory):
-        raise refuse(directory, "it has no tokenizer; put tokenizer.json beside the weights", field)
+        raise unusable(directory, "it has no tokenizer", "put tokenizer.json beside the weights", field)
     declared = read_json(directory, TOKENIZER_CONFIG, required=False, field=field).get("tokenizer_class")
     verbatim = declared in _VERBATIM and (directory / TOKENIZER_JSON).is_file()
     chosen: dict[str, Any] = {} if config is None or verbatim else {"config": config}
@@ -95,13 +95,21 @@ def _of_adapter(adapter: Path, config: Any) -> Any | None:
     """Load the adapter's tokenizer; None if its directory has no part of one."""
     settings = read_json(adapter, TOKENIZER_CONFIG, required=False, field="model.adapter")
     if "auto_map" in settings:
-        remedy = f"its {TOKENIZER_CONFIG} asks for remote code (auto_map), which is off; save it without"
-        raise refuse(adapter, remedy, "model.adapter")
+        raise unusable(
+            adapter,
+            f"its {TOKENIZER_CONFIG} asks for remote code (auto_map), which is off",
+            "save it without",
+            "model.adapter",
+        )
     if _has_tokenizer(adapter):
         return load_tokenizer(adapter, "model.adapter", config)
     if settings:
-        remedy = f"it has {TOKENIZER_CONFIG} and no tokenizer; copy {TOKENIZER_JSON} too, or remove the file"
-        raise refuse(adapter, remedy, "model.adapter")
+        raise unusable(
+            adapter,
+            f"it has {TOKENIZER_CONFIG} and no tokenizer",
+            f"copy {TOKENIZER_JSON} too, or remove the file",
+            "model.adapter",
+        )
     return None
 
 
@@ -114,8 +122,9 @@ def _choose_template(own: Any | None, base: Any | None, adapter: Path) -> Field 
         try:
             tokenizer.chat_template = (adapter / CHAT_TEMPLATE).read_text(encoding="utf-8")
         except (OSError, ValueError) as error:
-            remedy = f"{CHAT_TEMPLATE} cannot be read ({error}); copy it again"
-            raise refuse(adapter, remedy, "model.adapter") from error
+            raise unusable(
+                adapter, f"{CHAT_TEMPLATE} cannot be read ({error})", "copy it again", "model.adapter"
+            ) from error
         return "model.adapter"
     tokenizer.chat_template = getattr(base, "chat_template", None)
     return "model.path" if tokenizer.chat_template else None

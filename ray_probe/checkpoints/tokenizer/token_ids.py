@@ -4,7 +4,7 @@ from pathlib import Path
 
 from tokenizers import Tokenizer
 
-from ray_probe.checkpoints.files import read_json, refuse
+from ray_probe.checkpoints.files import read_json, unusable
 from ray_probe.checkpoints.tokenizer.load import TOKENIZER_CONFIG, TOKENIZER_JSON, Field, PolicyTokenizer
 from ray_probe.errors import some
 
@@ -24,14 +24,14 @@ def check_token_ids(found: PolicyTokenizer, rows: int) -> None:
     if not past:
         return
     problem = f"its tokenizer has ids up to {past[-1][0]}, the embeddings have {rows} rows"
-    added = _not_in_files(directory, [token for _, token in past], field)
-    if added:
+    if added := _not_in_files(directory, [token for _, token in past], field):
         added_by = f"no file of it holds {some(map(repr, added))}: transformers adds it to a {type(tokenizer).__name__}"
         remedy = f"set tokenizer_class to PreTrainedTokenizerFast in {TOKENIZER_CONFIG}, or resize the embeddings"
-        raise refuse(directory, f"{problem}; {added_by}; {remedy}", field)
+        raise unusable(directory, f"{problem}; {added_by}", remedy, field)
     named = some(f"{number} {token[:40]!r}" for number, token in past)
-    remedy = "resize them, or put in the tokenizer that the model was trained with"
-    raise refuse(directory, f"{problem} ({named}); {remedy}", field)
+    raise unusable(
+        directory, f"{problem} ({named})", "resize them, or put in the tokenizer that the model was trained with", field
+    )
 
 
 def _not_in_files(directory: Path, tokens: list[str], field: Field) -> list[str]:

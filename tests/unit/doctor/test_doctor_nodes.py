@@ -1,4 +1,4 @@
-"""What a diagnosis makes of the answers of a cluster's nodes: whoever differs is named, with what is wrong there."""
+"""A diagnosis names each node that differs, with the problem there."""
 
 import shutil
 from collections.abc import Callable, Sequence
@@ -50,7 +50,7 @@ def on_nodes(
         ]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(nodes, "ask_nodes", ask)
+        patch.setattr("ray_probe.cluster.connection.nodes.ask_nodes", ask)
         check = examine(Step("it", step), case, set())
     assert len(asked) == 1
     return check
