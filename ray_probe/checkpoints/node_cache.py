@@ -1,16 +1,16 @@
 """One copy of a checkpoint on each node, shared by the node's actors.
 
+    CACHE_DIR/                   locked by the process that evicts and copies
     CACHE_DIR/FINGERPRINT/       a whole entry; its users lock it shared, eviction exclusively
     CACHE_DIR/FINGERPRINT.part/  a copy in progress, or the rest of a killed one
-    CACHE_DIR/.lock              locked by the process that evicts and copies
 
 Every use reads the entry whole and compares its fingerprint. Before a copy, eviction removes unused entries except
-the two used last; on a full disk, those too. The kernel releases the locks of a process that ends. The directory
-should be on a disk of the node itself.
+the two used last; on a full disk, those too. The directories themselves are locked, so a full disk stops no lock, and
+the kernel releases the locks of a process that ends. The cache must be on a disk of the node itself: over NFS these
+locks hold within one node only.
 """
 
 import fcntl
-import math
 import os
 import shutil
 from collections.abc import Iterator, Sequence
@@ -21,10 +21,10 @@ from pathlib import Path
 from ray_probe.checkpoints.files import ADAPTER_FILES, CHECKPOINT_FILES, matching_files, unusable
 from ray_probe.checkpoints.fingerprint import fingerprint
 from ray_probe.errors import OutputError, bad_value
-from ray_probe.system.files import held, write_remedy
+from ray_probe.system.files import write_remedy
 
 KEPT = 2
-_LOCK, _PART = ".lock", ".part"
+_PART = ".part"
 
 
 @dataclass
@@ -91,7 +91,8 @@ def _entry(cache: Path, source: Path, digest: str, patterns: Sequence[str], fiel
                     "do not change them while it runs",
                     field,
                 )
-            with _disk(cache), held(cache / _LOCK, wait_s=math.inf):
+            with _disk(cache):
+                _lock(cache, fcntl.LOCK_EX, lock)
                 if _inode(entry) in (found, None):  # otherwise another actor made it in the meantime
                     copied = _copy(cache, entry, matching_files(source, patterns))
 
