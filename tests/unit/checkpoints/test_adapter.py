@@ -1,4 +1,4 @@
-"""An adapter is loaded whole or refused in one line, and the gradient is that of its parameters alone."""
+"""An adapter is loaded whole or refused in one line; only it gets a gradient."""
 
 import json
 import pickle
@@ -311,7 +311,7 @@ def sampled(policy: SequenceProcessor, prompts: list[str]) -> BatchedSequences:
 
 
 def gradient(policy: SequenceProcessor, trainable: str, sequences: BatchedSequences) -> Tensors:
-    """Of the summed loss, by name, of the chosen parameters; `.grad` of all others must be empty."""
+    """Return the chosen parameters' gradients; `.grad` of all others must be empty."""
     policy.model.zero_grad(set_to_none=True)
     chosen = select_trainable(policy.model, trainable)
     ProbeComponents(policy).accumulate_sum_X(sequences, None)

@@ -1,4 +1,4 @@
-"""LoRA on fused experts, trained tokens, tied heads and biases: measured as peft computes them, in every respect."""
+"""LoRAs on experts, tokens, tied heads and biases are measured as in peft."""
 
 import warnings
 from pathlib import Path
@@ -92,7 +92,7 @@ def gradient(policy: SequenceProcessor, trainable: str, sequences: BatchedSequen
 
 
 def reference_gradient(model: Any, sequences: BatchedSequences) -> None:
-    """Leave in `.grad` what peft's own forward and autograd give, one response at a time, without cache or padding."""
+    """Set `.grad` by peft's own forward, one response at a time, without padding."""
     prompts, group = sequences.shape
     for prompt, response in (sequences.tokens(b, g) for b in range(prompts) for g in range(group)):
         ids = torch.cat([prompt, response])[None]

@@ -1,4 +1,4 @@
-"""An adapter's own tokenizer, EOS and chat template come before those of its base, and its files fix the run."""
+"""An adapter's tokenizer, EOS and chat template precede those of its base."""
 
 import json
 import os

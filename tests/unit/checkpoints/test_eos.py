@@ -1,4 +1,4 @@
-"""What ends a response: the first source that names ids, never a union, and what transformers itself stops at."""
+"""The first source that names ids ends a response, as in transformers."""
 
 import json
 from pathlib import Path
@@ -32,7 +32,7 @@ def checkpoint(tmp_path: Path) -> Path:
 
 
 def name_eos(directory: Path, file: str, value: Any) -> None:
-    """Write `eos_token_id` into a file of the checkpoint, or take it out where it is None."""
+    """Write `eos_token_id` into a file of the checkpoint; None removes it."""
     raw = json.loads((directory / file).read_text())
     raw.pop("eos_token_id", None)
     (directory / file).write_text(json.dumps(raw if value is None else raw | {"eos_token_id": value}))

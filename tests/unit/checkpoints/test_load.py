@@ -1,4 +1,4 @@
-"""A checkpoint is loaded as its directory says, or refused in one line that names field, value and remedy."""
+"""A checkpoint is loaded as written, or refused with field, value and remedy."""
 
 import contextlib
 import json
@@ -84,7 +84,7 @@ def booby_trap(file: Path) -> None:
 
 
 def write_remote_code(directory: Path) -> None:
-    """A module that leaves a file behind when it is imported, from wherever it was copied to."""
+    """A module that writes a file when it is imported, also from a copy."""
     (directory / "code.py").write_text(f"from pathlib import Path\nPath({str(directory / 'ran')!r}).touch()\n")
 
 
@@ -93,7 +93,7 @@ SPOILT: dict[str, tuple[Spoiler, tuple[str, ...]]] = {}
 
 
 def spoil(name: str, *says: str) -> Callable[[Spoiler], None]:
-    """Register what spoils a checkpoint, and what the line must then say: what is wrong, and what to do."""
+    """Register a fault of a checkpoint, and the problem and remedy of its message."""
 
     def register(function: Spoiler) -> None:
         SPOILT[name] = (function, says)

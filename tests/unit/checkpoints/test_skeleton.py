@@ -1,4 +1,4 @@
-"""What is wrong with weights, adapter or `model.trainable` is known before a weight is loaded or a cluster touched."""
+"""Faults of weights, adapter or `model.trainable` are found before loading."""
 
 import json
 import struct

@@ -1,4 +1,4 @@
-"""NaN and infinity are found in the bytes of a file, whatever their type and wherever a block ends."""
+"""NaN and infinity are found in a file, for any dtype and block size."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""A diagnosis: each thing that is wrong is named in one line, and hides nothing else that is."""
+"""A diagnosis names each fault in one line, and no fault hides another."""
 
 import io
 import itertools
@@ -56,7 +56,7 @@ def quick(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 @pytest.fixture
 def nowhere() -> Iterator[str]:
-    """An address that refuses connections: bound and not listening, so that nobody else can take it."""
+    """An address that refuses connections: bound, so not free, and not listening."""
     with socket.socket() as held:
         held.bind(("127.0.0.1", 0))
         yield f"127.0.0.1:{held.getsockname()[1]}"
@@ -209,7 +209,7 @@ def test_a_loaded_model_is_put_through_all_that_a_run_does(configured):
 
 
 def untrained_dora(model: Path) -> dict[str, Any]:
-    """Files cannot tell that it is untrained: its magnitudes have no counterpart in the base model."""
+    """An untrained DoRA; its magnitudes have no counterpart in the base's files."""
     return {"adapter": str(write_adapter(model.parent / "a", model, use_dora=True, spread=0.0))}
 
 

@@ -38,7 +38,7 @@ def configured(files: Path) -> Callable[..., ProbeConfig]:
 def on_nodes(
     step: Callable[[Case], Finding], config: ProbeConfig, *answers: Any, nodes: Sequence[Node] = NODES, **found: Any
 ) -> Check:
-    """A step on a cluster whose nodes answer so; an answer that is an exception is an error there."""
+    """Run a step on nodes with these answers; an exception is an error there."""
     case = Case(config, config.cluster, None, False, 1.0, None, nodes=list(nodes), **found)  # type: ignore[arg-type]
     asked = []
 

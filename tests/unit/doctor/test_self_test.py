@@ -1,4 +1,4 @@
-"""The self-test holds on what is installed here, and says so with numbers when the estimator is broken."""
+"""The self-test passes here, and gives numbers for a broken estimator."""
 
 import dataclasses
 import math

@@ -1,4 +1,4 @@
-"""What no text reaches is refused before the first round; experts that a short text passes by are not."""
+"""Parameters that no text reaches are refused; experts that it misses are not."""
 
 import json
 import re
@@ -156,7 +156,7 @@ def test_an_unused_part_of_every_layer_is_one_part_of_the_remedy():
 
 
 class Routed(torch.nn.Module):
-    """Experts of which only the first sees a token: modules of their own, as in code outside transformers."""
+    """Experts as separate modules, of which only the first sees a token."""
 
     def __init__(self, experts: list[torch.nn.Module]) -> None:
         super().__init__()

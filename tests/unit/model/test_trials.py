@@ -1,4 +1,4 @@
-"""A model is tried when it is loaded: what its cache cannot do is left out, and what cannot be measured is refused."""
+"""A model is tried at load: abilities of its cache, and whether to refuse it."""
 
 from pathlib import Path
 from typing import Any
