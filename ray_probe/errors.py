@@ -4,6 +4,8 @@ Each leaf takes a single string, so that it survives pickling between Ray proces
 that the command line ends with.
 """
 
+from collections.abc import Iterable
+
 MAX_VALUE_CHARS = 80
 
 
@@ -13,6 +15,17 @@ def bad_value(field: str, value: object, remedy: str) -> str:
     if len(text) > MAX_VALUE_CHARS:
         text = text[: MAX_VALUE_CHARS - 3] + "..."
     return f"{field}: got {text}; {remedy}"
+
+
+def some(names: Iterable[str]) -> str:
+    """Join the first three names; `, ...` stands for the rest."""
+    listed = list(names)
+    return ", ".join(listed[:3]) + (", ..." if len(listed) > 3 else "")
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's text, cut to 200 characters, or its type without one."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 
 class ProbeError(Exception):

@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ray_probe.checkpoints.trainable import accumulate_wide
 from ray_probe.core.arrays import Array
 from ray_probe.core.estimator.baselines import MODES, Mode, PublishedFit, ShardBaseline, mu_hat_by_mode
 from ray_probe.core.estimator.loss import Estimator, advantages, baseline_target, response_loss
@@ -21,6 +20,7 @@ from ray_probe.core.policy.token_scores import ScoredTokens
 from ray_probe.errors import ConfigError
 from ray_probe.model.micro_batches import ScoredMicroBatch, results_of, to_float64
 from ray_probe.model.sequences import BatchedSequences, LogprobResults
+from ray_probe.model.trainable import accumulate_wide
 from ray_probe.run.messages import SumsX
 from ray_probe.sequence_processor import SequenceProcessor
 

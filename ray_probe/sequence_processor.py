@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from ray_probe.checkpoints.eos import resolve_eos, token_text
-from ray_probe.checkpoints.eos_sources import sources_of_model
+from ray_probe.checkpoints.tokenizer.eos import resolve_eos, token_text
+from ray_probe.checkpoints.tokenizer.eos_sources import sources_of_model
 from ray_probe.config import GenerationSettings
 from ray_probe.core.arrays import Array
 from ray_probe.core.policy.features import DEFAULT_FEATURES

@@ -1,1 +1,1 @@
-"""Reads checkpoints: files, weights, adapters, tokenizers, and how much memory they take."""
+"""Checkpoints: their files, inspection and loading, and the forecast of memory."""

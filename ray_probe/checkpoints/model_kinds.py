@@ -1,4 +1,4 @@
-"""What kind of model a checkpoint holds, told from its configuration: a decoder-only language model, or what else."""
+"""Refuse all but decoder-only language models, by their configuration."""
 
 import inspect
 from pathlib import Path
@@ -6,7 +6,7 @@ from typing import Any
 
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
 
-from ray_probe.checkpoints.files import refuse
+from ray_probe.checkpoints.files import unusable
 from ray_probe.model.context_length import setting
 from ray_probe.model.forward import CACHE
 
@@ -19,49 +19,56 @@ OTHER_HEADS = {
     "ForMaskedLM": "a masked language model",
     "RewardModel": "a reward model",
 }
-"""How names of classes in config.json's `architectures` end where the head makes no next token, and what that is."""
+"""Endings of class names in config.json's `architectures` whose heads predict no next token."""
 
 
 def check_kind(directory: Path, config: Any) -> None:
-    """Refuse what is no decoder-only language model with a key-value cache.
+    """Refuse all but decoder-only language models with a key-value cache.
 
     Args:
         directory: of the checkpoint.
         config: its transformers configuration.
 
     Raises:
-        CheckpointError: what it is, and what to give instead.
+        CheckpointError: names the kind, and what to give instead.
     """
     kind, name = type(config), config.model_type
     if getattr(config, "is_encoder_decoder", False):
-        raise refuse(directory, f"it is an encoder-decoder model ({name}); give a decoder-only language model")
+        raise unusable(directory, f"it is an encoder-decoder model ({name})", "give a decoder-only language model")
     if kind not in MODEL_FOR_CAUSAL_LM_MAPPING:
-        raise refuse(directory, _other_model(config))
+        raise unusable(directory, *_other_model(config))
     for file in EMBEDDING_FILES:
         if (directory / file).is_file():
-            remedy = f"it is an embedding model ({name}, with {file} of sentence-transformers)"
-            raise refuse(directory, f"{remedy}; give a language model, or remove that file if it is one")
+            raise unusable(
+                directory,
+                f"it is an embedding model ({name}, with {file} of sentence-transformers)",
+                "give a language model, or remove that file if it is one",
+            )
     if what := _other_head(config):
-        raise refuse(directory, f"{what}; give a checkpoint with a language model's head (...ForCausalLM)")
+        raise unusable(directory, what, "give a checkpoint with a language model's head (...ForCausalLM)")
     if setting(config.get_text_config(), "num_attention_heads") is not None:
-        return  # importing the class takes seconds, so the others wait until the model is loaded
+        return  # importing the class takes seconds, so other models are checked after loading
     model_class = MODEL_FOR_CAUSAL_LM_MAPPING[kind]
     if "past_key_values" not in inspect.signature(model_class.forward).parameters:
-        raise refuse(directory, f"it is a {model_class.__name__}, which keeps no keys and values; {CACHE}")
+        raise unusable(directory, f"it is a {model_class.__name__}, which keeps no keys and values", CACHE)
 
 
-def _other_model(config: Any) -> str:
+def _other_model(config: Any) -> tuple[str, str]:
+    """Return problem and remedy of a model that is not a causal language model."""
     name = config.model_type
     parts = sorted(key.removesuffix("_config") for key in getattr(config, "sub_configs", {}))
     if "text" in parts or "thinker" in parts:
         others = " and ".join(part for part in parts if part != "text") or "other parts"
-        remedy = "save its language model alone (a ...ForCausalLM, with save_pretrained) and give that directory"
-        return f"it is a multimodal model ({name}: text with {others}); {remedy}"
-    return f"it is a model of type {name}, for which transformers has no causal language model; give a decoder-only one"
+        return (
+            f"it is a multimodal model ({name}: text with {others})",
+            "save its language model alone (a ...ForCausalLM, with save_pretrained) and give that directory",
+        )
+    problem = f"it is a model of type {name}, for which transformers has no causal language model"
+    return problem, "give a decoder-only one"
 
 
 def _other_head(config: Any) -> str | None:
-    """What the class in config.json is, where it is one without a language model's head."""
+    """Describe the class in config.json if it has no language model's head."""
     for written in getattr(config, "architectures", None) or ():
         for ending, what in OTHER_HEADS.items():
             if str(written).endswith(ending):

@@ -1,34 +1,35 @@
-"""One copy of a checkpoint on each node, made once and shared by the node's actors.
+"""One copy of a checkpoint on each node, shared by the node's actors.
 
-    CACHE_DIR/FINGERPRINT/       a whole entry, renamed into place
-    CACHE_DIR/FINGERPRINT.part/  a copy under way, or what a crash left of one
-    CACHE_DIR/FINGERPRINT.use    locked shared by whoever uses or makes the entry, exclusively by who removes it
-    CACHE_DIR/FINGERPRINT.make   locked exclusively by who makes it
+    CACHE_DIR/                   locked by the process that evicts and copies
+    CACHE_DIR/FINGERPRINT/       a whole entry; its users lock it shared, eviction exclusively
+    CACHE_DIR/FINGERPRINT.part/  a copy in progress, or the rest of a killed one
 
-An entry is read through and compared with its fingerprint each time that it is handed out. Before another one is
-made, entries that nobody uses are removed but for the two that were used last; where the disk is too full, those too.
-Locks are the kernel's: they go with the process that held them. The directory should be on a disk of the node itself.
+Every use reads the entry whole and compares its fingerprint. Before a copy, eviction removes unused entries except
+the two used last; on a full disk, those too. The directories themselves are locked, so a full disk stops no lock, and
+the kernel releases the locks of a process that ends. The cache must be on a disk of the node itself: over NFS these
+locks hold within one node only.
 """
 
 import fcntl
 import os
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from ray_probe.checkpoints.files import ADAPTER_FILES, CHECKPOINT_FILES, fingerprint, matching_files, refuse
+from ray_probe.checkpoints.files import ADAPTER_FILES, CHECKPOINT_FILES, matching_files, unusable
+from ray_probe.checkpoints.fingerprint import fingerprint
 from ray_probe.errors import OutputError, bad_value
 from ray_probe.system.files import write_remedy
 
 KEPT = 2
-_PART, _OLD, _USE, _MAKE = ".part", ".old", ".use", ".make"
+_PART = ".part"
 
 
 @dataclass
 class NodeCopy:
-    """Where a checkpoint and its adapter are loaded from; cached copies stay until `release` or the process's end.
+    """The directories to load from; `release` allows the removal of cached ones.
 
     Attributes:
         directory: of the checkpoint.
@@ -37,19 +38,17 @@ class NodeCopy:
 
     directory: Path
     adapter: Path | None
-    _locks: tuple[int, ...] = ()
+    _locks: ExitStack = field(default_factory=ExitStack)
 
     def release(self) -> None:
-        """Let the copies go: they may be removed to make room for others."""
-        for descriptor in self._locks:
-            os.close(descriptor)
-        self._locks = ()
+        """Allow the removal of the copies."""
+        self._locks.close()
 
 
 def node_copy(
     cache_dir: str | None, directory: Path, expected: str, adapter: Path | None = None, adapter_expected: str = ""
 ) -> NodeCopy:
-    """The node's copies of a checkpoint and its adapter, made if need be; the originals where there is no cache.
+    """Return the node's copies, made if need be, or the originals without a cache.
 
     Args:
         cache_dir: `model.cache_dir`.
@@ -59,121 +58,102 @@ def node_copy(
         adapter_expected: its fingerprint.
 
     Raises:
-        CheckpointError: the originals are not what the fingerprints say.
-        OutputError: the cache cannot be written: the disk is full, say.
+        CheckpointError: the originals do not have these fingerprints.
+        OutputError: the cache cannot be written, for example on a full disk.
     """
     if cache_dir is None:
         return NodeCopy(directory, adapter)
     cache = Path(cache_dir)
-    wanted = [_Wanted(directory, expected, CHECKPOINT_FILES, "model.path")]
-    if adapter is not None:
-        wanted.append(_Wanted(adapter, adapter_expected, ADAPTER_FILES, "model.adapter"))
-    locks: list[int] = []
-    try:
-        for one in wanted:
-            locks.append(_entry(cache, one))
-    except BaseException:
-        for descriptor in locks:
-            os.close(descriptor)
-        raise
-    return NodeCopy(cache / expected, None if adapter is None else cache / adapter_expected, tuple(locks))
+    with ExitStack() as locks:
+        copy = _entry(cache, directory, expected, CHECKPOINT_FILES, "model.path", locks)
+        of_adapter = None
+        if adapter is not None:
+            of_adapter = _entry(cache, adapter, adapter_expected, ADAPTER_FILES, "model.adapter", locks)
+        return NodeCopy(copy, of_adapter, locks.pop_all())
 
 
-@dataclass(frozen=True)
-class _Wanted:
-    source: Path
-    digest: str
-    patterns: Sequence[str]
-    field: str
-
-
-def _entry(cache: Path, wanted: _Wanted) -> int:
-    """See to it that the entry is there and whole; returns the lock that keeps it."""
+def _entry(cache: Path, source: Path, digest: str, patterns: Sequence[str], field: str, locks: ExitStack) -> Path:
+    """Return the whole entry of `source`; `locks` protects it from eviction."""
+    entry, copied = cache / digest, None
     with _disk(cache):
         cache.mkdir(mode=0o700, parents=True, exist_ok=True)
-        descriptor = _locked(cache / (wanted.digest + _USE), fcntl.LOCK_SH)
-    entry = cache / wanted.digest
-    try:
-        for attempt in range(2):
-            seen = _identity(entry)
-            if seen is not None and fingerprint(entry, wanted.patterns) == wanted.digest:
-                os.utime(entry)  # used last
-                return descriptor
-            if attempt == 0:
-                with _disk(cache), _making(cache / (wanted.digest + _MAKE)):
-                    if _identity(entry) == seen:  # else somebody made it while this one waited
-                        _make(cache, entry, matching_files(wanted.source, wanted.patterns))
-        remedy = f"its files are not what the run measures ({wanted.digest[:12]}); keep a checkpoint as it is meanwhile"
-        raise refuse(wanted.source, remedy, wanted.field)
-    except BaseException:
-        os.close(descriptor)
-        raise
+    while True:
+        with ExitStack() as lock:
+            found = _lock(entry, fcntl.LOCK_SH, lock)
+            if found is not None and _is_whole(entry, digest, patterns) and _inode(entry) == found:
+                os.utime(entry)  # eviction goes by this time
+                locks.push(lock.pop_all())
+                return entry
+            if found is not None and found == copied:
+                raise unusable(
+                    source,
+                    f"its files are not what the run measures ({digest[:12]})",
+                    "do not change them while it runs",
+                    field,
+                )
+            with _disk(cache):
+                _lock(cache, fcntl.LOCK_EX, lock)
+                if _inode(entry) in (found, None):  # otherwise another actor made it in the meantime
+                    copied = _copy(cache, entry, matching_files(source, patterns))
 
 
-def _make(cache: Path, entry: Path, files: Sequence[Path]) -> None:
-    part, old = (entry.with_name(entry.name + ending) for ending in (_PART, _OLD))
+def _copy(cache: Path, entry: Path, files: Sequence[Path]) -> int | None:
+    """Put a copy of `files` in place, in front of a damaged one; returns its inode."""
     needed = sum(file.stat().st_size for file in files)
-    _evict(cache, entry.name, KEPT)
+    _evict(cache, KEPT)
     if shutil.disk_usage(cache).free < needed:
-        _evict(cache, entry.name, 0)
+        _evict(cache, 0)
     free = shutil.disk_usage(cache).free
     if free < needed:
         what = f"{needed / 1e9:.2f} GB are needed and {free / 1e9:.2f} GB are free"
         raise OutputError(_not_copied(cache, what, "make room"))
-    for leftover in (part, old):
-        shutil.rmtree(leftover, ignore_errors=True)
+    part = entry.with_name(entry.name + _PART)
     part.mkdir(mode=0o700)
     try:
         for file in files:
             shutil.copyfile(file, part / file.name)
-        if entry.exists():  # damaged
-            entry.rename(old)
+        shutil.rmtree(entry, ignore_errors=True)
         part.rename(entry)
     finally:
-        for leftover in (part, old):
-            shutil.rmtree(leftover, ignore_errors=True)
+        shutil.rmtree(part, ignore_errors=True)
+    return _inode(entry)
 
 
-def _evict(cache: Path, own: str, kept: int) -> None:
-    """Remove the entries that nobody uses, but for the `kept` used last, and what crashes left of others."""
-    names = {path.name.removesuffix(ending) for ending in (_USE, _PART, _OLD) for path in cache.glob("*" + ending)}
-    for name in sorted(names - {own}, key=lambda name: _last_used(cache / name), reverse=True):
-        try:
-            descriptor = _locked(cache / (name + _USE), fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            continue
-        for ending in (_PART, _OLD):
-            shutil.rmtree(cache / (name + ending), ignore_errors=True)
-        if kept > 0 and (cache / name).exists():
+def _evict(cache: Path, kept: int) -> None:
+    """Remove unused entries except the `kept` used last, and rests of killed copies."""
+    for part in cache.glob("*" + _PART):
+        shutil.rmtree(part, ignore_errors=True)
+    entries = [path for path in cache.iterdir() if path.is_dir()]
+    for entry in sorted(entries, key=lambda entry: entry.stat().st_mtime, reverse=True):
+        with ExitStack() as lock, suppress(BlockingIOError):  # it is in use
+            _lock(entry, fcntl.LOCK_EX | fcntl.LOCK_NB, lock)
+            if kept <= 0:
+                shutil.rmtree(entry, ignore_errors=True)
             kept -= 1
-        else:
-            shutil.rmtree(cache / name, ignore_errors=True)
-            for ending in (_USE, _MAKE):
-                (cache / (name + ending)).unlink(missing_ok=True)
-        os.close(descriptor)
 
 
-def _locked(path: Path, how: int) -> int:
-    """A descriptor that holds the file's lock: of the file that has the name now, not of one that was removed."""
-    while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(descriptor, how)
-            if _identity(path) == os.fstat(descriptor).st_ino:
-                return descriptor
-        except BaseException:
-            os.close(descriptor)
-            raise
-        os.close(descriptor)
-
-
-@contextmanager
-def _making(path: Path) -> Iterator[None]:
-    descriptor = _locked(path, fcntl.LOCK_EX)
+def _lock(entry: Path, how: int, locks: ExitStack) -> int | None:
+    """Lock a directory until `locks` closes; returns its inode, or None if absent."""
     try:
-        yield
-    finally:
-        os.close(descriptor)
+        descriptor = os.open(entry, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return None
+    locks.callback(os.close, descriptor)
+    fcntl.flock(descriptor, how)
+    return os.fstat(descriptor).st_ino
+
+
+def _is_whole(entry: Path, digest: str, patterns: Sequence[str]) -> bool:
+    try:
+        return fingerprint(entry, patterns) == digest
+    except OSError:  # another actor replaces a damaged entry
+        return False
+
+
+def _inode(path: Path) -> int | None:
+    with suppress(FileNotFoundError):
+        return path.stat().st_ino
+    return None
 
 
 @contextmanager
@@ -187,18 +167,3 @@ def _disk(cache: Path) -> Iterator[None]:
 def _not_copied(cache: Path, what: str, remedy: str) -> str:
     remedy = f"a checkpoint cannot be copied there ({what}); {remedy}, name another directory, or set it to null"
     return bad_value("model.cache_dir", str(cache), remedy)
-
-
-def _identity(path: Path) -> int | None:
-    """Number of the file or directory that has the name now; None when there is none."""
-    try:
-        return path.stat().st_ino
-    except FileNotFoundError:
-        return None
-
-
-def _last_used(entry: Path) -> float:
-    try:
-        return entry.stat().st_mtime
-    except FileNotFoundError:
-        return 0.0

@@ -1,7 +1,7 @@
-"""The weights of a policy in memory, and the next checkpoint's copied over them tensor by tensor.
+"""Keep a policy in memory, and copy the next checkpoint over its weights.
 
-A swap is made only where it gives, bit for bit, what loading would: the same architecture, and files that hold exactly
-the model's own tensors. Otherwise the old model is freed first and the new one is loaded by transformers.
+A swap must give, bit for bit, the same weights as loading. It needs the same architecture, and files with exactly the
+model's own tensors. Otherwise the caller releases the old model and loads the new one.
 """
 
 import gc
@@ -12,26 +12,28 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 
-from ray_probe.checkpoints.adapter import adapter_settings, attach_adapter, fill_adapter
-from ray_probe.checkpoints.files import TensorHeader, read_json, refuse, some
+from ray_probe.checkpoints.adapter.files import adapter_settings
+from ray_probe.checkpoints.adapter.load import attach_adapter, fill_adapter
+from ray_probe.checkpoints.files import read_json, reading, refuse_not_finite, unusable
+from ray_probe.checkpoints.headers import TensorHeader
 from ray_probe.checkpoints.load import load_model
 
-# Keys of config.json that say nothing about what is computed: the dtype comes from the run's configuration.
+# Keys of config.json that do not change the computation; the dtype comes from the run's configuration.
 _IRRELEVANT = ("_name_or_path", "transformers_version", "dtype", "torch_dtype")
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """Everything but the weights that decides which model is built: equal ones hold the same tensors.
+    """The settings that a model is built from; equal ones give the same tensors.
 
     Attributes:
-        config: config.json, without what is irrelevant.
-        generation: generation_config.json: it says what ends a response.
-        adapter: what adapter_config.json says of the policy, or None.
+        config: config.json, without irrelevant keys.
+        generation: generation_config.json, which names EOS ids.
+        adapter: the adapter's settings, or None.
         dtype: of the weights, as in the configuration.
-        device: where they are.
+        device: of the weights.
     """
 
     config: str
@@ -42,7 +44,7 @@ class Architecture:
 
     @classmethod
     def of(cls, directory: Path, adapter: Path | None, dtype: str, device: str) -> "Architecture":
-        """Read it from a checkpoint and the adapter on it."""
+        """Read the architecture of a checkpoint and the adapter on it."""
         config = {key: v for key, v in read_json(directory, "config.json").items() if key not in _IRRELEVANT}
         generation = read_json(directory, "generation_config.json", required=False)
         generation.pop("transformers_version", None)
@@ -55,10 +57,10 @@ class Policy:
     """A model in memory.
 
     Attributes:
-        model: the transformers model; an adapter's modules are inside it.
+        model: the transformers model, with the modules of an adapter.
         wrapped: peft's wrapper of that model, or None without an adapter.
-        tensors: the model's own parameters and buffers by their names in a checkpoint; tied names share one.
-        architecture: what it was built from.
+        tensors: the model's own parameters and buffers, by name in a checkpoint; tied names share one.
+        architecture: the settings that it was built from.
     """
 
     model: Any
@@ -68,7 +70,7 @@ class Policy:
 
 
 def load_policy(directory: Path, adapter: Path | None, architecture: Architecture) -> Policy:
-    """Load a checkpoint, and the adapter on it, to the architecture's device."""
+    """Load a checkpoint, and the adapter on it, onto the architecture's device."""
     model = load_model(directory, architecture.dtype, architecture.device)
     tensors = model.state_dict(keep_vars=True)  # before an adapter's modules change the names
     wrapped = None if adapter is None else attach_adapter(model, adapter, architecture.device)
@@ -76,10 +78,10 @@ def load_policy(directory: Path, adapter: Path | None, architecture: Architectur
 
 
 def can_swap(policy: Policy, architecture: Architecture, headers: Mapping[str, TensorHeader]) -> bool:
-    """Whether copying the tensors of these files gives what loading them would.
+    """Return whether copying these tensors equals loading them.
 
-    Not where transformers renamed or rebuilt tensors on loading, or where a name is missing, is unknown, has another
-    shape, or stands beside the one that it is tied to: loading decides on those, or says what is wrong.
+    False if transformers renamed or rebuilt tensors on loading, or if a name is missing, unknown, of another shape, or
+    stored beside a name tied to it. Loading handles those, or reports what is wrong.
     """
     if policy.architecture != architecture or getattr(policy.model, "_weight_conversions", None) != []:
         return False
@@ -93,11 +95,12 @@ def can_swap(policy: Policy, architecture: Architecture, headers: Mapping[str, T
 
 
 def swap_weights(policy: Policy, directory: Path, headers: Mapping[str, TensorHeader], adapter: Path | None) -> None:
-    """Copy a checkpoint's tensors over a policy's for which `can_swap` holds, one at a time, and drop its gradients.
+    """Copy a checkpoint's tensors over a policy's, and drop its gradients.
+
+    `can_swap` must hold. After any error the policy is released, so that no half-swapped model is used.
 
     Raises:
-        CheckpointError: a tensor cannot be read, has another shape than its header said, or is not finite. Whatever is
-            raised, the policy was released: nothing half-swapped is left to be used.
+        CheckpointError: a tensor cannot be read, has another shape than in its header, or is not finite.
     """
     try:
         for parameter in policy.model.parameters():
@@ -113,7 +116,7 @@ def swap_weights(policy: Policy, directory: Path, headers: Mapping[str, TensorHe
 
 
 def release(model: torch.nn.Module) -> None:
-    """Give a model's memory back though it may still be referred to: nothing can be computed with it any more."""
+    """Free a model's memory even if references remain; it is unusable afterwards."""
     for tensor in (*model.parameters(), *model.buffers()):
         tensor.grad = None
         tensor.data = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
@@ -124,22 +127,16 @@ def release(model: torch.nn.Module) -> None:
 
 @torch.no_grad()
 def _copy(policy: Policy, directory: Path, file: Path, names: list[str]) -> None:
-    spoilt = []
-    try:
-        with safe_open(file, framework="pt") as opened:
-            for name in names:
-                value, target = opened.get_tensor(name), policy.tensors[name]
-                if value.shape != target.shape:
-                    raise refuse(directory, f"{name} in {file.name} has changed while it was read; export it again")
-                target.copy_(value)
-                if not torch.isfinite(target).all():
-                    spoilt.append(name)
-    except (SafetensorError, OSError) as error:
-        remedy = f"{file.name} is truncated or damaged ({error}); copy or export it again"
-        raise refuse(directory, remedy) from error
-    if spoilt:
-        remedy = f"NaN or infinity in {len(spoilt)} tensors: {some(spoilt)}; export the checkpoint again"
-        raise refuse(directory, remedy)
+    not_finite = []
+    with reading(directory, file), safe_open(file, framework="pt") as opened:
+        for name in names:
+            value, target = opened.get_tensor(name), policy.tensors[name]
+            if value.shape != target.shape:
+                raise unusable(directory, f"{name} in {file.name} has changed while it was read", "export it again")
+            target.copy_(value)
+            if not torch.isfinite(target).all():
+                not_finite.append(name)
+    refuse_not_finite(directory, not_finite)
 
 
 def _text(settings: Mapping[str, Any]) -> str:

@@ -1,6 +1,6 @@
-"""Find NaN and infinity in the bytes of a safetensors file while they pass by, for a fingerprint say.
+"""Find NaN and infinity in the bytes of a safetensors file as they are read.
 
-Reading a checkpoint takes longer than looking at its numbers, so they are looked at when it is read anyway.
+Reading a checkpoint takes longer than scanning it, so the scan shares the read of the fingerprint.
 """
 
 import json
@@ -11,7 +11,13 @@ import numpy as np
 
 
 class _Bits(NamedTuple):
-    """A floating-point type as unsigned integers: without their sign, numbers from `infinity` on are not finite."""
+    """A floating-point dtype as unsigned integers.
+
+    Attributes:
+        dtype: of the integers.
+        magnitude: mask of all bits but the sign.
+        infinity: magnitudes from this on are not finite.
+    """
 
     dtype: type[np.unsignedinteger]
     magnitude: int
@@ -34,35 +40,35 @@ class _Tensor(NamedTuple):
 
 
 class WeightScan:
-    """Looks at the numbers of one file; give it the file's bytes in order, in blocks of any size.
+    """Scans one file, whose bytes come in order and in blocks of any size.
 
     Args:
         file: a safetensors file with a sound header.
 
     Attributes:
-        not_finite: names of the tensors so far that hold NaN or infinity, in the order of the file.
+        not_finite: names of the tensors with NaN or infinity so far, in the order of the file.
     """
 
     def __init__(self, file: Path) -> None:
         self.not_finite: list[str] = []
         self._tensors = _tensors(file)
-        self._place = 0  # of the tensor that comes next
-        self._at = 0  # bytes so far
-        self._rest = b""  # of a number that the block before has cut
+        self._place = 0  # of the next tensor
+        self._at = 0  # bytes fed
+        self._rest = b""  # of a number that the previous block cut
 
     def feed(self, block: memoryview) -> None:
-        """Look at the next bytes of the file."""
+        """Scan the next bytes of the file."""
         start, self._at = self._at, self._at + len(block)
         while self._place < len(self._tensors):
             tensor = self._tensors[self._place]
             if tensor.start >= self._at:
                 return
-            self._look(tensor, block[max(0, tensor.start - start) : tensor.stop - start])
+            self._scan(tensor, block[max(0, tensor.start - start) : tensor.stop - start])
             if tensor.stop > self._at:
                 return
             self._place, self._rest = self._place + 1, b""
 
-    def _look(self, tensor: _Tensor, piece: memoryview) -> None:
+    def _scan(self, tensor: _Tensor, piece: memoryview) -> None:
         if self.not_finite[-1:] == [tensor.name]:
             return
         width = np.dtype(tensor.bits.dtype).itemsize
@@ -83,7 +89,7 @@ def _not_finite(numbers: bytes | memoryview, bits: _Bits) -> bool:
 
 
 def _tensors(file: Path) -> list[_Tensor]:
-    """The floating-point tensors of a file, as they lie in it; those of 8 bits and less are left out."""
+    """Return the floating-point tensors of more than 8 bits, in the order of the file."""
     with file.open("rb") as stream:
         length = int.from_bytes(stream.read(8), "little")
         header = json.loads(stream.read(length))

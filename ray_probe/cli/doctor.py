@@ -26,7 +26,8 @@ def doctor(
     from ray_probe.cli.doctor_table import shown
     from ray_probe.cli.options import overrides
     from ray_probe.config import load_config
-    from ray_probe.doctor import diagnose, exit_code, to_json
+    from ray_probe.doctor.checks import exit_code, to_json
+    from ray_probe.doctor.diagnosis import diagnose
 
     if config is None and set_:
         raise ConfigError(bad_value("--set", set_[0], "give CONFIG too"))

@@ -99,7 +99,7 @@ class Controller:
             InputError: what is wrong with the checkpoint, or ConfigError while the service drains.
             OutputError: it cannot be pinned. Nothing is queued then.
         """
-        from ray_probe.checkpoints.load import inspect_checkpoint  # brings transformers along
+        from ray_probe.checkpoints.inspection import inspect_checkpoint  # brings transformers along
 
         self._board.queue.refuse_draining(config.model.path)  # before what may take long
         checkpoint = inspect_checkpoint(config.model, hashed=False)

@@ -5,9 +5,9 @@ import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from ray_probe.checkpoints.eos import KEY as EOS_KEY
-from ray_probe.checkpoints.files import some
+from ray_probe.checkpoints.tokenizer.eos import KEY as EOS_KEY
 from ray_probe.config.schema import ProbeConfig
+from ray_probe.errors import some
 from ray_probe.run.backend import LoadingBackend
 from ray_probe.run.forward_passes import Pass
 from ray_probe.run.prepared import PreparedRun

@@ -10,7 +10,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from ray_probe.checkpoints.files import ADAPTER_FILES, CHECKPOINT_FILES, fingerprint, matching_files
+from ray_probe.checkpoints.files import ADAPTER_FILES, CHECKPOINT_FILES, matching_files
+from ray_probe.checkpoints.fingerprint import fingerprint
 from ray_probe.config import ProbeConfig
 from ray_probe.errors import CheckpointError, InputError, PromptsError, bad_value
 from ray_probe.run.prepared import PreparedRun

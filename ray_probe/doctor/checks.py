@@ -1,7 +1,8 @@
-"""What a diagnosis is made of: steps that look at one thing each, and the line that comes of it."""
+"""The parts of a diagnosis: steps, findings, and the checks that users see."""
 
 import threading
 from collections.abc import Callable, Collection, Iterable
+from concurrent.futures import Future, wait
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -10,7 +11,7 @@ from ray_probe.config.schema import ClusterConfig, ProbeConfig
 from ray_probe.errors import InputError, ProbeError
 
 if TYPE_CHECKING:
-    from ray_probe.checkpoints.load import Checkpoint
+    from ray_probe.checkpoints.inspection import Checkpoint
     from ray_probe.cluster.connection.nodes import Node
     from ray_probe.run.prepared import PreparedRun
 
@@ -22,12 +23,12 @@ class Check:
     """One line of a diagnosis.
 
     Attributes:
-        name: what was looked at.
-        status: ok, warning (it holds, and there is something to know), failed, skipped (something that it needs
-            does not hold), or omitted (nobody asked to look at it).
-        detail: what was found.
-        remedy: what to do about it, or None.
-        exit_code: of the command, were this the first thing that is wrong; 0 when nothing is.
+        name: of the step.
+        status: ok, warning (passed, with advice), failed, skipped (a step that it needs failed), or omitted (not
+            requested).
+        detail: the finding.
+        remedy: what to do, or None.
+        exit_code: of the command if this is the first failure; 0 without one.
     """
 
     name: str
@@ -38,17 +39,17 @@ class Check:
 
     @property
     def ok(self) -> bool:
-        """Whether nothing that was looked at is wrong."""
+        """Whether the step found nothing wrong."""
         return self.status in ("ok", "warning", "omitted")
 
 
 class Finding(NamedTuple):
-    """What a step found to hold; a remedy makes it a warning. What does not hold is raised as a ProbeError.
+    """The result of a step that passed; failures are raised as ProbeError.
 
     Attributes:
-        detail: what was found, or what was not looked at.
-        remedy: what to do about it.
-        looked: False when the step did not look.
+        detail: what the step found, or did not check.
+        remedy: what to do; makes the check a warning.
+        looked: False if the step checked nothing.
     """
 
     detail: str
@@ -57,7 +58,7 @@ class Finding(NamedTuple):
 
     @property
     def status(self) -> Status:
-        """The status of its check."""
+        """Status of the check."""
         if not self.looked:
             return "omitted"
         return "ok" if self.remedy is None else "warning"
@@ -65,19 +66,19 @@ class Finding(NamedTuple):
 
 @dataclass
 class Case:
-    """What is examined, and what the steps have found that later ones use.
+    """The subject of a diagnosis, and findings that later steps use.
 
     Attributes:
-        config: the run to be, or None to look at this machine, and a cluster, alone.
-        cluster: where it would run.
+        config: of the planned run, or None to check only this machine, and a cluster.
+        cluster: the cluster of the run.
         token_path: token of a cluster that another ray_probe started.
         loopback: that cluster is on this machine.
-        self_test_s: time for the self-test.
+        self_test_s: time limit of the self-test.
         stack: holds the connection to the cluster.
-        found: the checkpoint, when it can be used.
-        prepared: the run, when all of its files can be used.
-        unusable: why the prompts cannot be, when the checkpoint can.
-        longest: of the prompts, in tokens, when they can be used.
+        found: the checkpoint, if it passed.
+        prepared: the run, if its checkpoint and prompts passed.
+        unusable: error of the prompts, if the checkpoint passed and they did not.
+        longest: of the prompts, in tokens, if they passed.
         nodes: of the connected cluster.
     """
 
@@ -95,25 +96,31 @@ class Case:
 
     @property
     def run(self) -> ProbeConfig:
-        """The config, in steps that exist only where there is one."""
+        """The config, for steps of a diagnosis with one."""
         assert self.config is not None
         return self.config
 
     @property
     def checkpoint(self) -> "Checkpoint":
-        """The checkpoint, in steps that need it."""
+        """The checkpoint, for steps that need it."""
         assert self.found is not None
         return self.found
 
+    @property
+    def prepared_run(self) -> "PreparedRun":
+        """The prepared run, for steps that need it."""
+        assert self.prepared is not None
+        return self.prepared
+
 
 class Step(NamedTuple):
-    """One thing to look at.
+    """One step of a diagnosis.
 
     Attributes:
         name: of the check.
-        look: raises a ProbeError when it does not hold.
-        needs: names of the steps that must hold for this one to mean anything.
-        limit_s: how long it may take, for one that waits in nothing that has a deadline of its own.
+        look: the check itself; raises ProbeError on failure.
+        needs: names of the steps that must pass first.
+        limit_s: timeout of a step whose calls have none.
     """
 
     name: str
@@ -123,12 +130,12 @@ class Step(NamedTuple):
 
 
 def examine(step: Step, case: Case, held: Collection[str]) -> Check:
-    """Take one step.
+    """Run one step.
 
     Args:
-        step: what to look at.
-        case: what is examined.
-        held: names of the steps so far that hold.
+        step: the step.
+        case: subject of the diagnosis.
+        held: names of the steps that passed.
     """
     missing = [name for name in step.needs if name not in held]
     if missing:
@@ -137,47 +144,40 @@ def examine(step: Step, case: Case, held: Collection[str]) -> Check:
         found = step.look(case) if step.limit_s is None else _within(step.limit_s, step.look, case)
     except ProbeError as error:
         return _failed(step.name, str(error), error.exit_code)
-    except Exception as error:  # a diagnosis names what is broken, whatever it is, and goes on
+    except Exception as error:  # the diagnosis continues after any error
         return _failed(step.name, f"{type(error).__name__}: {error}", 1)
     return Check(step.name, found.status, found.detail, found.remedy)
 
 
 def exit_code(checks: Iterable[Check]) -> int:
-    """What the command ends with: 0 when everything holds, else the code of the first thing that does not."""
+    """Return the exit code of the first failure, or 0."""
     return next((check.exit_code for check in checks if not check.ok), 0)
 
 
 def to_json(checks: Iterable[Check]) -> dict[str, Any]:
-    """A diagnosis for machines: `ok`, and the checks in order with all that their lines say."""
-    listed = list(checks)
-    return {
-        "ok": all(check.ok for check in listed),
-        "checks": [{"ok": check.ok, **asdict(check)} for check in listed],
-    }
+    """Return a diagnosis in plain JSON types: `ok`, and all checks in order."""
+    listed = [{"ok": check.ok, **asdict(check)} for check in checks]
+    return {"ok": all(check["ok"] for check in listed), "checks": listed}
 
 
 def _failed(name: str, message: str, code: int) -> Check:
-    """Our errors end with the remedy, after their last semicolon."""
+    """Split the remedy off: messages end with it, after their last semicolon."""
     line = " ".join(message.split())
     detail, _, remedy = line.rpartition("; ")
     return Check(name, "failed", detail or line, remedy if detail else None, code)
 
 
 def _within(seconds: float, look: Callable[[Case], Finding], case: Case) -> Finding:
-    """Look in a thread, which is left behind when it takes longer: a file system may never answer."""
-    outcome: list[Finding | BaseException] = []
+    """Run `look` with a timeout, in a thread that is abandoned if a file system hangs."""
+    outcome: Future[Finding] = Future()
 
     def work() -> None:
         try:
-            outcome.append(look(case))
+            outcome.set_result(look(case))
         except BaseException as error:
-            outcome.append(error)
+            outcome.set_exception(error)
 
-    thread = threading.Thread(target=work, daemon=True)
-    thread.start()
-    thread.join(seconds)
-    if not outcome:
-        raise ProbeError(f"no end after {seconds:g} s; check the file system that it lies on")
-    if isinstance(outcome[0], BaseException):
-        raise outcome[0]
-    return outcome[0]
+    threading.Thread(target=work, daemon=True).start()
+    if not wait([outcome], seconds).done:
+        raise ProbeError(f"no end after {seconds:g} s; check the file system that it is on")
+    return outcome.result()

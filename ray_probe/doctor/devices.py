@@ -1,4 +1,4 @@
-"""Whether the devices that actors get have the memory that one of them needs."""
+"""Check that the devices of actors have enough free memory."""
 
 import contextlib
 from pathlib import Path
@@ -8,20 +8,20 @@ import psutil
 from ray_probe.checkpoints.memory_forecast import check_fits, estimate, size
 from ray_probe.cluster.connection.demand import Demand, room
 from ray_probe.doctor.checks import Case, Finding
-from ray_probe.doctor.cluster import ask, nodes_with_room, silent, some
-from ray_probe.errors import ClusterError
+from ray_probe.doctor.nodes import ask, nodes_with_room, problems
+from ray_probe.errors import ClusterError, some
 
 LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")  # of a container
 
 
 def memory(case: Case) -> Finding:
-    """What an actor needs is free on every node that can hold one, for as many as go there."""
+    """Check that every node has free memory for all actors that it can hold."""
     found, demand = case.checkpoint, Demand.of(case.run.cluster)
     needed = estimate(case.run, found.directory, found.config, case.longest, found.adapter)
     gpus = demand.gpus_per_actor
     answers = ask(nodes_with_room(case), free_device, gpus > 0, **({"num_gpus": gpus} if gpus else {}))
-    if mute := [silent(answer) for answer in answers if answer.error is not None]:
-        raise ClusterError(f"memory: {some(mute)}; look at that node, or wait until its devices are free")
+    if silent := problems(answers, lambda value: None):
+        raise ClusterError(f"memory: {some(silent)}; look at that node, or wait until its devices are free")
     shares = []
     for answer in answers:
         name, free = answer.value
@@ -37,10 +37,10 @@ def memory(case: Case) -> Finding:
 
 
 def free_device(cuda: bool) -> tuple[str, int]:
-    """Name and free bytes of the device that an actor in this process would use.
+    """Return the name and free bytes of the device of an actor in this process.
 
     Raises:
-        ClusterError: a GPU is asked for, and torch sees none in this process.
+        ClusterError: `cuda` is set, and torch sees no CUDA device in this process.
     """
     if not cuda:
         return "the memory", _free_memory()
@@ -52,9 +52,9 @@ def free_device(cuda: bool) -> tuple[str, int]:
 
 
 def _free_memory() -> int:
-    """Memory that programs can have now, within the container's limit."""
+    """Return the available memory, within the container's limit."""
     free = int(psutil.virtual_memory().available)
     for limit in LIMITS:
-        with contextlib.suppress(OSError, ValueError):  # there is no such file, or it says "max"
+        with contextlib.suppress(OSError, ValueError):  # the file does not exist, or holds "max"
             free = min(free, int(Path(limit).read_text()))
     return free

@@ -1,7 +1,7 @@
-"""Every response of a policy that is small enough, with its probability, and the exact gradient of J by autograd.
+"""Enumerate every response of a tiny policy, and differentiate J by autograd.
 
-This is the oracle of the self-test and of the tests: it restates the definitions of spec section 2 in float64, imports
-nothing of the project, and so shares no mistake with what it judges.
+This is the oracle of the self-test and of the tests. It restates the definitions of docs/specification.md, "Sampling
+policy", in float64 and imports nothing of the project, so it shares no mistake with the code under test.
 
 Shape suffix: V vocabulary.
 """
@@ -18,7 +18,7 @@ EOS = 0
 
 @dataclass(frozen=True)
 class Enumerated:
-    """All responses with positive probability, and what is exact about them.
+    """All responses with positive probability, and exact values of the policy.
 
     Attributes:
         responses: token ids.
@@ -34,7 +34,7 @@ class Enumerated:
 
 
 def oracle_nucleus(scaled_V: Tensor, top_p: float) -> Tensor:
-    """The tokens such that the mass of strictly more probable ones is at most top_p, by the definition itself."""
+    """Return the nucleus: tokens with at most mass top_p strictly more probable."""
     if top_p >= 1:
         return torch.ones_like(scaled_V, dtype=torch.bool)
     mass_V = torch.softmax(scaled_V.detach().double(), dim=-1)
@@ -43,7 +43,7 @@ def oracle_nucleus(scaled_V: Tensor, top_p: float) -> Tensor:
 
 
 def oracle_policy(logits_V: Tensor, temperature: float, top_p: float) -> tuple[Tensor, Tensor]:
-    """(log q with -inf outside, entropy), with graph, the nucleus held fixed."""
+    """Return log q, with -inf outside the nucleus, and the entropy, both with graph."""
     scaled_V = logits_V / temperature
     keep_V = oracle_nucleus(scaled_V, top_p)
     log_q_V = torch.log_softmax(scaled_V.masked_fill(~keep_V, -torch.inf), dim=-1)
@@ -52,7 +52,7 @@ def oracle_policy(logits_V: Tensor, temperature: float, top_p: float) -> tuple[T
 
 
 def all_responses(vocabulary: int, cap: int, prefix: tuple[int, ...] = ()) -> Iterator[tuple[int, ...]]:
-    """Every response: it ends at EOS (id 0) or at the cap."""
+    """Yield every response; each ends at EOS (id 0) or at the cap."""
     for token in range(vocabulary):
         response = (*prefix, token)
         if token == EOS or len(response) == cap:
@@ -62,7 +62,7 @@ def all_responses(vocabulary: int, cap: int, prefix: tuple[int, ...] = ()) -> It
 
 
 def enumerate_policy(model: Any, prompt: Sequence[int], cap: int, temperature: float, top_p: float) -> Enumerated:
-    """Enumerate the responses to one prompt and differentiate J = E[sum of entropies] by autograd."""
+    """Enumerate the responses to a prompt; differentiate J = E[sum of entropies]."""
     model.eval()
     parameters = list(model.parameters())
     objective = torch.zeros((), dtype=torch.float64)

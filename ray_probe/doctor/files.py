@@ -1,31 +1,31 @@
-"""What is looked at among the files: checkpoint, prompts, run directory, room on the disk."""
+"""Check the files of a run: checkpoint, prompts, run directory, room on the disk."""
 
 import shutil
 from pathlib import Path
 
-from ray_probe.checkpoints.eos import KEY as EOS_KEY
-from ray_probe.checkpoints.files import weight_headers
+from ray_probe.checkpoints.headers import weight_headers
 from ray_probe.checkpoints.memory_forecast import BUFFERS, WIDTH, estimate, size
-from ray_probe.data.prompts import Prompt, load_prompts
+from ray_probe.checkpoints.tokenizer.eos import KEY as EOS_KEY
+from ray_probe.data.prompts import load_prompts
 from ray_probe.doctor.checks import Case, Finding
 from ray_probe.errors import InputError, OutputError
 from ray_probe.run.directory import RunDirectory
 
-GRADIENT_BYTES = 16  # float64, the committed one and the one that takes its place
+GRADIENT_BYTES = 16  # float64, the committed one and its successor
 SAVED_BYTES = 8  # gradient.safetensors
 OTHER_BYTES = 64 * 2**20  # records, rounds, plots, log
 
 
 def checkpoint(case: Case) -> Finding:
-    """The checkpoint, and the adapter, can be read and are whole and finite; their weights are not loaded."""
-    from ray_probe.checkpoints.load import inspect_checkpoint
+    """Check that checkpoint and adapter are whole and finite, without loading them."""
+    from ray_probe.checkpoints.inspection import inspect_checkpoint
     from ray_probe.run.prepare import prepare
 
     found = inspect_checkpoint(case.run.model)
     found.eos(case.run.generation.eos_token_ids)
     try:
         case.prepared = prepare(case.run, checkpoint=found)
-    except InputError as error:  # the checkpoint has just passed, so it is about the prompts
+    except InputError as error:  # of the prompts, as the checkpoint has just passed
         case.unusable = error
     case.found = found
     tensors = weight_headers(found.directory).values()
@@ -37,7 +37,7 @@ def checkpoint(case: Case) -> Finding:
 
 
 def end_of_response(case: Case) -> Finding:
-    """The ids that end a response, with their text; a warning where sources differ."""
+    """Name the ids that end a response; a warning if sources differ."""
     eos = case.checkpoint.eos(case.run.generation.eos_token_ids)
     detail = f"responses end at {eos.line()}"
     if case.run.generation.eos_token_ids is not None or not eos.others:
@@ -46,14 +46,14 @@ def end_of_response(case: Case) -> Finding:
 
 
 def prompts(case: Case) -> Finding:
-    """The prompts can be read and, as far as the checkpoint can say, used."""
+    """Check that the prompts can be read and fit the model."""
     if case.unusable is not None:
         raise case.unusable
     if case.prepared is None:
         data = case.run.data
-        render = _untouched if data.chat_template else None
+        render = (lambda prompt, where: str(prompt)) if data.chat_template else None  # stands in for the template
         read = load_prompts(data.prompts, data.field, render, case.run.model.local_files_only, data.id_field)
-        return Finding(f"{read.source}: {len(read)} prompts, whose lengths nobody knows without the checkpoint")
+        return Finding(f"{read.source}: {len(read)} prompts, of unknown length without the checkpoint")
     found, plan = case.prepared.prompts, case.prepared.plan
     case.longest = _longest(case)
     left_out = f", {found.skipped} skipped as too long" if found.skipped else ""
@@ -63,30 +63,24 @@ def prompts(case: Case) -> Finding:
 
 
 def _longest(case: Case) -> int:
-    """Tokens of the longest prompt that is used."""
+    """Return the tokens of the longest prompt of the run."""
     from ray_probe.data.tokenization import encode_prompts
     from ray_probe.run.prepare import TOKENIZE_BATCH
 
-    assert case.prepared is not None
-    plan, tokenizer = case.prepared.plan, case.checkpoint.tokenizer
+    plan, tokenizer = case.prepared_run.plan, case.checkpoint.tokenizer
     texts = [plan.texts[index] for index in plan.usable]
     batches = (texts[start : start + TOKENIZE_BATCH] for start in range(0, len(texts), TOKENIZE_BATCH))
     return max(len(ids) for batch in batches for ids in encode_prompts(tokenizer, batch, case.run.data.chat_template))
 
 
-def _untouched(prompt: Prompt, where: str) -> str:
-    """Stands in for the chat template of a checkpoint that cannot be read."""
-    return str(prompt)
-
-
 def no_run(case: Case) -> Finding:
-    """Without a config there is no run to look at."""
+    """Name the checks that need a config."""
     what = "checkpoint, prompts, memory and run directory"
     return Finding(f"not looked at: {what} of a run", "give its CONFIG", looked=False)
 
 
 def run_directory(case: Case) -> Finding:
-    """The run directory can be made here."""
+    """Check that the run directory can be made here."""
     output = case.run.output
     parent = Path(output.dir).resolve()
     RunDirectory.check_free(parent, output.name or "-")
@@ -94,15 +88,19 @@ def run_directory(case: Case) -> Finding:
 
 
 def disk(case: Case) -> Finding:
-    """There is room for what a run leaves."""
+    """Check that the disk has room for the files of a run."""
     output, found = case.run.output, case.checkpoint
     demand = estimate(case.run, found.directory, found.config, 1, found.adapter)
     trainable = demand.gradients // (BUFFERS * max(4, WIDTH[case.run.model.dtype]))
     needed = trainable * (GRADIENT_BYTES + (SAVED_BYTES if output.save_gradient else 0)) + OTHER_BYTES
-    parent = Path(output.dir).resolve()
-    there = next(place for place in (parent, *parent.parents) if place.exists())
+    there = nearest(Path(output.dir).resolve())
     free = shutil.disk_usage(there).free
     detail = f"{size(free)} free at {there}, about {size(needed)} needed"
     if free < needed:
         raise OutputError(f"output.dir: {detail}; make room, or choose another directory")
     return Finding(detail)
+
+
+def nearest(path: Path) -> Path:
+    """Return the path itself, or its nearest parent that exists."""
+    return next(place for place in (path, *path.parents) if place.exists())

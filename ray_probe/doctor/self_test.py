@@ -1,8 +1,8 @@
-"""The estimator against exact enumeration, in seconds and without a cluster or a file (spec section 10, invariant 1).
+"""Check the estimator against exact enumeration, in seconds and in one process.
 
-On a policy with a few dozen responses the probability-weighted mean of the estimator over all of them must be
-autograd's gradient of the enumerated J. What runs is what a run uses: processor, components, records, fit and gradient
-sum; the judge is `ray_probe.doctor.enumeration`, which shares no code with them.
+On a policy with a few dozen responses, the probability-weighted mean of the estimator over all responses must equal
+autograd's gradient of the enumerated J (docs/specification.md, "Invariants"). The test uses the processor, components,
+records, fit and gradient sum of a run, and `ray_probe.doctor.enumeration`, which shares no code with them.
 """
 
 import contextlib
@@ -42,7 +42,7 @@ Baselines = Iterable[tuple[float, ShardBaseline]]
 
 
 class Toy(NamedTuple):
-    """Sizes of a policy that can be enumerated: tokens in its vocabulary, steps, nucleus and temperature."""
+    """Settings of a policy that can be enumerated."""
 
     vocabulary: int
     cap: int
@@ -55,19 +55,19 @@ PAIRS = Toy(3, 3, 0.93, 1.3)  # 7 responses, 49 pairs
 
 
 class _OutOfTime(Exception):
-    """The time given to the self-test is over."""
+    """The time limit of the self-test has passed."""
 
 
 @dataclass(frozen=True)
 class SelfTestResult:
-    """What the self-test found.
+    """The outcome of the self-test.
 
     Attributes:
-        errors: largest relative error by what was checked: `sampling` (probability of sampled responses),
-            `rb_residual` and `naive` (gradient with a fixed baseline, over its modes), `leave_one_out` (gradient over
-            all pairs of responses).
-        unfinished: checks that the time did not suffice for.
-        seconds: how long it took.
+        errors: largest relative error of each check: `sampling` (probability of sampled responses), `rb_residual` and
+            `naive` (gradient with a fixed baseline, over its modes), `leave_one_out` (gradient over all pairs of
+            responses).
+        unfinished: checks that did not finish in time.
+        seconds: duration.
         tolerance: the largest error that passes.
     """
 
@@ -78,20 +78,20 @@ class SelfTestResult:
 
     @property
     def failed(self) -> tuple[str, ...]:
-        """Checks whose error is past the tolerance, or no number."""
+        """Checks whose error is NaN or exceeds the tolerance."""
         return tuple(name for name, error in self.errors.items() if not error <= self.tolerance)
 
     @property
     def ok(self) -> bool:
-        """Everything was checked and holds."""
+        """Whether every check finished and passed."""
         return not self.failed and not self.unfinished
 
 
 def self_test(seconds: float = 10.0) -> SelfTestResult:
-    """Check the estimator as it is installed here.
+    """Check the installed estimator.
 
     Args:
-        seconds: time that it may take; what is not done by then is reported as unfinished.
+        seconds: time limit; later checks are reported as unfinished.
 
     Raises:
         ProbeError: the estimator refuses its own numbers.
@@ -108,7 +108,7 @@ def self_test(seconds: float = 10.0) -> SelfTestResult:
 
 
 def _sampling_error(policy: "_Policy") -> float:
-    """Largest relative gap between the probability that a response was sampled with and the enumerated one."""
+    """Return the largest relative error of sampled probabilities."""
     sequences = policy.processor.generate([PROMPT], SAMPLED, [[(0, g) for g in range(SAMPLED)]])
     assert sequences.sample_logprobs is not None
     gaps = []
@@ -120,7 +120,7 @@ def _sampling_error(policy: "_Policy") -> float:
 
 
 def _fixed_error(policy: "_Policy", estimator: Estimator) -> float:
-    """Largest error of the gradient over the baseline's modes, for a baseline that no data went into."""
+    """Return the largest error of the gradient over modes of a fixed baseline."""
     numbers = np.random.default_rng(3)
     beta_D, means_B = numbers.normal(size=len(DEFAULT_FEATURES)), numbers.normal(size=position_bins(policy.cap))
     baselines = [ShardBaseline(mode, 0.7, means_B, beta_D, policy.cap, True) for mode in MODES]
@@ -128,22 +128,22 @@ def _fixed_error(policy: "_Policy", estimator: Estimator) -> float:
 
 
 def _pairs_error(policy: "_Policy") -> float:
-    """Largest error of the gradient of two responses, each a shard of its own that the other's record serves."""
+    """Return the largest error of two one-response shards, each fitted on the other."""
     return _largest([policy.error("rb_residual", policy.served_by_the_other(mode)) for mode in FITTED])
 
 
 def _alone(baseline: ShardBaseline, response: Response) -> Baselines:
-    """The one baseline that every response meets."""
+    """Return the same baseline for every response."""
     return [(1.0, baseline)]
 
 
 def _largest(errors: Sequence[float]) -> float:
-    """The largest; one that is no number counts as larger than any."""
+    """Return the largest error; NaN counts as larger than any number."""
     return float(np.max(errors))
 
 
 class _Policy:
-    """A policy whose responses can be enumerated, and the parts of a rollout around it."""
+    """A policy whose responses can be enumerated, with the parts of a rollout."""
 
     def __init__(self, toy: Toy, deadline: float) -> None:
         vocabulary, cap, top_p, temperature = toy
@@ -159,11 +159,11 @@ class _Policy:
         self.exact_gradient = exact.gradient
 
     def error(self, estimator: Estimator, baselines_of: Callable[[Response], Baselines]) -> float:
-        """Relative error of the estimator's mean gradient.
+        """Return the relative error of the estimator's mean gradient.
 
         Args:
             estimator: `rb_residual` or `naive`.
-            baselines_of: the baselines that a response can meet, with their probabilities.
+            baselines_of: returns the possible baselines of a response, with their probabilities.
         """
         components = ProbeComponents(self.processor, estimator)
         mean = torch.zeros_like(self.exact_gradient)
@@ -173,7 +173,7 @@ class _Policy:
         return float((mean - self.exact_gradient).norm() / self.exact_gradient.norm())
 
     def served_by_the_other(self, mode: Mode) -> Callable[[Response], Baselines]:
-        """For each response, the baseline of its shard in a round with every other response."""
+        """Return a response's baselines in rounds with every other response."""
         rule = BaselineRule(mode, "leave_one_out", 1e-3, 0.9, DEFAULT_FEATURES, self.cap)
         empty = PublishedFit.empty(rule, "self-test")
         records = {response: self._record_of(response, rule) for response in self.probabilities}
@@ -186,7 +186,7 @@ class _Policy:
         return baselines
 
     def _record_of(self, response: Response, rule: BaselineRule) -> Record:
-        """The record of a shard with this response alone, as it arrives at the fitter."""
+        """Return the record of a shard with only this response, as the fitter receives it."""
         results = self.processor.teacher_force_logprobs(
             self._sequences(response), compute_rb=True, return_baseline_features=True
         )
@@ -208,7 +208,8 @@ class _Policy:
 
 
 def _tiny_model(vocabulary: int) -> GPT2LMHeadModel:
-    """A GPT-2 of a thousand parameters in float64 (its LayerNorm computes in float64; Llama's norm would not)."""
+    """Build a GPT-2 of a thousand parameters in float64."""
+    # GPT-2, because its LayerNorm computes in float64 and Llama's norm does not.
     with torch.random.fork_rng(devices=()):
         model = GPT2LMHeadModel(
             GPT2Config(
@@ -216,7 +217,7 @@ def _tiny_model(vocabulary: int) -> GPT2LMHeadModel:
                 bos_token_id=None,
             )
         )  # fmt: skip
-    own = torch.Generator().manual_seed({3: 3, 4: 8}[vocabulary])  # nuclei of several tokens
+    own = torch.Generator().manual_seed({3: 3, 4: 8}[vocabulary])  # seeds that give nuclei of several tokens
     with torch.no_grad():
         for weight in model.parameters():
             if weight.dim() > 1:
@@ -225,7 +226,7 @@ def _tiny_model(vocabulary: int) -> GPT2LMHeadModel:
 
 
 def _tiny_tokenizer(vocabulary: int) -> PreTrainedTokenizerFast:
-    """One token a letter; id 0 ends a response."""
+    """Build a tokenizer of one token a letter; id 0 ends a response."""
     words = ["<eos>", *"abc"[: vocabulary - 1]]
     letters = Tokenizer(models.WordLevel({word: index for index, word in enumerate(words)}, unk_token="<eos>"))
     letters.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
@@ -234,7 +235,7 @@ def _tiny_tokenizer(vocabulary: int) -> PreTrainedTokenizerFast:
 
 @contextlib.contextmanager
 def _one_thread() -> Iterator[None]:
-    """Tensors of a few numbers gain nothing from more threads, and lose much on a busy machine."""
+    """Use one thread: small tensors gain nothing from more."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -10,9 +10,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from ray_probe.checkpoints.trainable import frozen_out, select_trainable
 from ray_probe.errors import NonFiniteError
 from ray_probe.gradient.layout import ParameterLayout
+from ray_probe.model.trainable import frozen_out, select_trainable
 
 Vector = npt.NDArray[np.floating[Any]]
 _PIECE = 1 << 16  # numbers that stay in a core's cache as float64

@@ -1,1 +1,1 @@
-"""A transformers model as this package calls it: forward pass, decoding, micro-batches."""
+"""Running a transformers model: forward pass, LM head, decoding, micro-batches."""

@@ -1,6 +1,6 @@
-"""Activation checkpointing: layers that keep their input alone for the backward pass and are computed again there.
+"""Activation checkpointing: layers keep only their input for the backward pass.
 
-That of transformers goes by a module's training mode, which brings dropout along; the model here stays in eval mode.
+transformers' own checkpointing needs training mode, which enables dropout. Here the model stays in eval mode.
 """
 
 from typing import Any
@@ -13,10 +13,10 @@ from ray_probe.errors import ConfigError, bad_value
 
 
 def set_recompute(model: torch.nn.Module, on: bool) -> None:
-    """Have every decoder layer keep its input alone, or all that backward needs.
+    """Switch activation checkpointing on or off in every decoder layer.
 
     Raises:
-        ConfigError: `on`, and the architecture names no layers.
+        ConfigError: the architecture has no layers to recompute, and `on` is set.
     """
     layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
     if on and not layers:

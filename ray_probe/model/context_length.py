@@ -1,4 +1,4 @@
-"""How many positions a model can see, and where its rotary scaling makes one row depend on the rows beside it."""
+"""Context length of a model, and where rotary scaling couples a batch's rows."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -12,16 +12,16 @@ ORIGINAL = "original_max_position_embeddings"
 
 @dataclass(frozen=True)
 class Switch:
-    """A length at which a model's rotary frequencies change for a whole batch, by its longest row.
+    """A length at which the longest row changes a whole batch's rotary frequencies.
 
-    A response that crosses it would be scored under other frequencies than it was sampled with, and a row on one side
-    would have other numbers beside a row on the other side.
+    A response that crosses it would be scored with other frequencies than it was sampled with, and a row's numbers
+    would depend on the rows beside it.
 
     Attributes:
-        tokens: the longest row on the near side.
-        name: of the scaling, as config.json has it.
-        remedy: what makes the model independent of it.
-        far_side: whether the frequencies are the same for all rows beyond it.
+        tokens: the longest row before the change.
+        name: of the scaling.
+        remedy: the change to config.json that removes the switch.
+        far_side: the frequencies are the same for all rows beyond it.
     """
 
     tokens: int
@@ -30,7 +30,7 @@ class Switch:
     far_side: bool
 
     def problem(self, shortest_prompt: int, longest_row: int) -> str | None:
-        """Why rows of these lengths cannot be measured, in one line without a field; None when they can.
+        """Describe why rows of these lengths cannot be measured; None if they can.
 
         Args:
             shortest_prompt: tokens of the shortest prompt.
@@ -47,9 +47,9 @@ class Switch:
 
 
 def context_length(model_config: Any) -> int | None:
-    """Positions that a model can see, or None when its config (of transformers) names no limit.
+    """Return the positions that a model can see; None if it names no limit.
 
-    Rotary scaling is counted: by its factor where the config still has the length before it.
+    Includes rotary scaling, also where the configuration has the length before scaling.
     """
     text_config = model_config.get_text_config()
     own = _own_length(text_config)
@@ -59,10 +59,10 @@ def context_length(model_config: Any) -> int | None:
 
 
 def limit_of(model_config: Any, asked: int | None) -> int | None:
-    """The context to keep to: the length asked for by `data.context_length`, else the model's.
+    """Return the context length of a run: `data.context_length`, else the model's.
 
     Raises:
-        ConfigError: that is beyond the limit of a model without rotary positions: most have a table that ends there.
+        ConfigError: it exceeds the limit of a model without rotary positions, whose table ends there.
     """
     own = context_length(model_config)
     if asked is None or own is None or asked <= own:
@@ -74,7 +74,7 @@ def limit_of(model_config: Any, asked: int | None) -> int | None:
 
 
 def rope_switch(model_config: Any) -> Switch | None:
-    """The first length at which the frequencies change for a whole batch; None where they never do."""
+    """Return the first length at which a whole batch's frequencies change, or None."""
     text_config = model_config.get_text_config()
     own = _own_length(text_config)
     found = [switch for rope in _ropes(text_config) if (switch := _switch(rope, own)) is not None]
@@ -82,7 +82,7 @@ def rope_switch(model_config: Any) -> Switch | None:
 
 
 def setting(config: Any, name: str) -> Any:
-    """A field of a transformers config; None where it is absent or differs by layer."""
+    """Return a field of a transformers config; None if absent or different by layer."""
     try:
         return getattr(config, name, None)
     except RuntimeError:  # transformers raises one for a field that differs by layer
@@ -95,7 +95,7 @@ def _own_length(text_config: Any) -> int | None:
 
 
 def _ropes(text_config: Any) -> Iterator[Mapping[str, Any]]:
-    """The rotary parameters: one set, or one for each type of layer."""
+    """Yield the rotary parameters: one set, or one for each type of layer."""
     found = setting(text_config, "rope_parameters")
     if isinstance(found, Mapping):
         nested = [value for value in found.values() if isinstance(value, Mapping)]
@@ -103,7 +103,7 @@ def _ropes(text_config: Any) -> Iterator[Mapping[str, Any]]:
 
 
 def _scaled(rope: Mapping[str, Any], own: int, text_config: Any) -> int:
-    """Positions that a scaling reaches; the model's own length where it does not say or is already counted."""
+    """Return the positions that a scaling reaches; `own` if unknown or included."""
     kind, factor = rope.get("rope_type"), rope.get("factor")
     if not isinstance(factor, int | float):
         return own
@@ -111,8 +111,8 @@ def _scaled(rope: Mapping[str, Any], own: int, text_config: Any) -> int:
     if kind == "dynamic":
         return int(factor * own)
     # Llama 3.2 has factor 32 over 8,192 tokens and a context of 131,072: there the config's own length is the scaled
-    # one. Qwen3's YaRN recipe has factor 4 over 32,768 and 40,960 in the config: there it is not. Of `linear` the
-    # published configs disagree, so it is left to data.context_length.
+    # one. Qwen3's YaRN recipe has factor 4 over 32,768 and 40,960 in the config: there it is not. Published configs
+    # with `linear` disagree, so data.context_length decides.
     if kind in ("yarn", "longrope") or (kind == "llama3" and own <= original):
         return int(factor * original)
     return own

@@ -1,10 +1,9 @@
-"""Sampling responses from a model under the policy: a loop of our own on its key-value cache.
+"""Sample responses from a model, step by step on its key-value cache.
 
-`generate` of transformers would merge the checkpoint's generation_config (top_k, penalties, forced tokens, a length)
-into the policy. Rows that have ended are taken out of the cache, so that the rest does not wait for them.
+transformers' `generate` would merge the checkpoint's generation_config (top_k, penalties, forced tokens, a length)
+into the policy. Rows that have ended leave the cache, so that they take no time.
 
-A token is scored as it is sampled, by the search for the nucleus that it was drawn from, so that its features cost no
-second look at the logits.
+The search for a token's nucleus also scores the token, so its features need no second read of the logits.
 
 Shape suffixes: N rows (responses) of a batch, P prompt width, T cap or tokens of a response, V vocabulary, D features.
 """
@@ -24,16 +23,16 @@ from ray_probe.core.policy.token_statistics import TokenStatistics, sample_stati
 from ray_probe.model.forward import Forward
 
 COMPACT_BELOW = 0.75
-"""Rows are taken out once so small a share is left: copying the cache costs less than what it saves."""
+"""Rows that have ended leave the cache once at most this share is left, as copying it takes time."""
 
 
 @dataclass(frozen=True)
 class Sampled:
-    """A response.
+    """A sampled response.
 
     Attributes:
         tokens: its ids.
-        log_q: log q of each when it was sampled, float64 [T], nats.
+        log_q: log q of each token when it was sampled, float64 [T], nats.
         features_TD: features of its prefixes, float32 or wider [T, D].
     """
 
@@ -51,9 +50,9 @@ class Decoder:
         rule: temperature and top_p.
         cap: max_new_tokens.
         eos_ids: ids that end a response.
-        pad_id: any id that has an embedding: the mask says what is padding.
-        on_progress: told of tokens done.
-        features: names of those that each step makes.
+        pad_id: any id that has an embedding; the mask marks padding.
+        on_progress: called with each number of sampled tokens.
+        features: names of the features of each step.
     """
 
     forward: Forward
@@ -65,13 +64,15 @@ class Decoder:
     features: tuple[str, ...] = ()
 
     def sample(self, prompts: Sequence[Sequence[int]], uniforms_NT: Array, batch_size: int) -> list[Sampled]:
-        """One response a prompt, in batches of prompts of like length.
+        """Sample one response a prompt, in batches of prompts of similar length.
 
         Args:
             prompts: token ids.
-            uniforms_NT: float64 [N, cap] in [0, 1): they belong to the response, so its tokens do not depend on the
-                batch that it is in.
-            batch_size: responses sampled at once, at most.
+            uniforms_NT: float64 [N, cap] in [0, 1), one row a response, so that its tokens do not depend on its batch.
+            batch_size: most responses sampled at once.
+
+        Returns:
+            The responses in the order of the prompts.
         """
         sampled: dict[int, Sampled] = {}
         for places in in_batches([len(prompt) for prompt in prompts], batch_size, self.forward.takes_padding):
@@ -86,7 +87,7 @@ class Decoder:
         uniforms_NT = uniforms_NT.to(device)
         eos = torch.tensor(self.eos_ids, dtype=torch.int64, device=device)
         steps = _Steps.empty(len(prompts), self.cap, device)
-        rows = torch.arange(len(prompts), device=device)  # whose they are, of the rows that are in the cache
+        rows = torch.arange(len(prompts), device=device)  # place of each cached row in the batch
         alive = torch.ones_like(rows, dtype=torch.bool)
         cache: Any = None
         logits_buffer, scratch = Buffer(), SummaryScratch()
@@ -112,7 +113,7 @@ class Decoder:
 
 @dataclass(frozen=True)
 class _Steps:
-    """What the steps of a batch have given so far; -1 where there is no token."""
+    """Tokens, log q and features of a batch so far; token -1 marks no token."""
 
     tokens_NT: Tensor
     log_q_NT: Tensor
@@ -124,7 +125,7 @@ class _Steps:
         return cls(tokens_NT, torch.zeros((rows, cap), dtype=torch.float64, device=device), [])
 
     def put(self, step: int, rows: Tensor, alive: Tensor, token_N: Tensor, scored: TokenStatistics) -> None:
-        """Take in a step: tokens of these rows, and which of the rows had not ended before."""
+        """Add a step: a token of each row, and whether the row had not ended."""
         self.tokens_NT[rows[alive], step] = token_N[alive]
         self.log_q_NT[rows[alive], step] = scored.log_q_T[alive].double()
         if scored.features_TD is not None:
@@ -133,7 +134,7 @@ class _Steps:
             self.features.append(table_ND)
 
     def responses(self) -> list[Sampled]:
-        """Row by row, without what comes after its end."""
+        """Return the responses, each cut at its end."""
         lengths = (self.tokens_NT >= 0).sum(dim=-1).tolist()
         tokens, log_q_NT = self.tokens_NT.tolist(), self.log_q_NT.cpu().numpy()
         features_NTD = torch.stack(self.features, dim=1).cpu() if self.features else torch.zeros((len(tokens), 0, 0))
@@ -144,11 +145,11 @@ class _Steps:
 
 
 def in_batches(lengths: Sequence[int], size: int, mixed: bool) -> Iterator[list[int]]:
-    """Places of prompts that are sampled together, shortest first.
+    """Yield the places of prompts that are sampled together, shortest first.
 
     Args:
         lengths: of the prompts, tokens.
-        size: prompts in a batch, at most.
+        size: most prompts in a batch.
         mixed: prompts of a batch may differ in length.
     """
     order = sorted(range(len(lengths)), key=lambda place: lengths[place])
@@ -158,7 +159,7 @@ def in_batches(lengths: Sequence[int], size: int, mixed: bool) -> Iterator[list[
 
 
 def left_padded(prompts: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, Tensor]:
-    """Token ids [N, P] and their mask: a prompt ends where its response begins."""
+    """Return token ids [N, P] and their mask, padded on the left."""
     width = max(len(prompt) for prompt in prompts)
     ids_NP = torch.full((len(prompts), width), pad_id, dtype=torch.int64)
     mask_NP = torch.zeros_like(ids_NP)

@@ -1,6 +1,6 @@
-"""A transformers causal language model as a map from tokens to logits, or to hidden states and a head.
+"""Run a causal language model from tokens to logits or hidden states.
 
-Shape suffixes: N rows, P width of what is new, L width of whole sequences, T scored tokens, D hidden, V vocabulary.
+Shape suffixes: N rows, P width of new tokens, L width of whole sequences, T scored tokens, D hidden, V vocabulary.
 """
 
 import inspect
@@ -21,18 +21,18 @@ CACHE = "need a decoder-only model with a key-value cache"
 
 
 class Forward:
-    """Runs a model; puts it in eval mode.
+    """Runs a model in eval mode.
 
     Args:
         model: a transformers causal language model.
 
     Attributes:
-        takes_padding: prompts of different length can be in one batch, padded on the left.
-        drops_rows: rows that have ended can be taken out of its cache.
-        cache_gap: mean gap of log p between its cached steps and one pass, nats; 0.0 where it is rounding.
+        head: its LM head, or None if it cannot be split off.
+        why_no_head: the reason for None.
+        takes_padding, drops_rows, cache_gap: see `ray_probe.model.trials.Traits`.
 
     Raises:
-        CheckpointError: it has no key-value cache, or a trial refuses it (see `ray_probe.model.trials`).
+        CheckpointError: it has no key-value cache, or a trial refuses it.
     """
 
     def __init__(self, model: Any) -> None:
@@ -43,32 +43,32 @@ class Forward:
         self._keeps_logits = "logits_to_keep" in accepted
         self.head: ModelHead | None
         self.head, self.why_no_head = find_head(model)
-        traits = try_model(self)
-        self.takes_padding = traits.takes_padding
-        self.drops_rows = traits.drops_rows
-        self.cache_gap = traits.cache_gap
+        self.takes_padding, self.drops_rows, self.cache_gap = try_model(self)
 
     @property
     def device(self) -> torch.device:
-        """Where the model's weights are."""
+        """Device of the model's weights."""
         device: torch.device = next(self.model.parameters()).device
         return device
 
     def next_logits(self, ids_NP: Tensor, mask_NL: Tensor, cache: Any, buffer: Buffer) -> tuple[Tensor, Any]:
-        """Logits of the token after each row [N, V], and the cache to go on with.
+        """Return the logits of the next token of each row [N, V], and the new cache.
 
         Args:
-            ids_NP: what is new: the prompts, padded on the left, then one token a row.
-            mask_NL: 1 at real tokens, of everything so far.
-            cache: what the call before returned; None: there was none.
+            ids_NP: new tokens: the prompts, padded on the left, then one token a row.
+            mask_NL: 1 at real tokens, of all tokens so far.
+            cache: returned by the previous call; None at first.
             buffer: memory for the logits, which are valid until its next use.
+
+        Raises:
+            NonFiniteError: a logit is NaN or infinite.
         """
         logits_NV, cache = self.step(ids_NP, mask_NL, cache, buffer)
         refuse_non_finite(logits_NV.amax(dim=-1))
         return logits_NV, cache
 
     def step(self, ids_NP: Tensor, mask_NL: Tensor, cache: Any, buffer: Buffer) -> tuple[Tensor, Any]:
-        """As `next_logits`, whatever the logits hold."""
+        """Do the same as `next_logits` without the check of the logits."""
         inputs: dict[str, Any] = {
             "input_ids": ids_NP, "attention_mask": mask_NL, "past_key_values": cache, "use_cache": True,
         }  # fmt: skip
@@ -86,21 +86,19 @@ class Forward:
         return logits_NV, cache
 
     def hidden(self, rows: Sequence[TokenRow], pad_id: int) -> Tensor:
-        """Hidden states that predict the tokens of the responses, one response after the other [T, D], with graph."""
-        assert self.head is not None, "ask `logits` where there is no head"
+        """Return hidden states [T, D] that predict the responses' tokens, with graph."""
+        assert self.head is not None, "call `logits` without a head"
         hidden_NLD, _ = self.head.hidden(**self._whole(rows, pad_id))
         return hidden_NLD.flatten(0, 1).index_select(0, self._predicting(rows, hidden_NLD.shape[1]))
 
     def logits(self, rows: Sequence[TokenRow], pad_id: int) -> Tensor:
-        """Logits that predict the tokens of the responses, one response after the other [T, V], with graph."""
+        """Return logits [T, V] that predict the responses' tokens, with graph."""
         logits_NLV: Tensor = call_model(self.model, **self._whole(rows, pad_id)).logits
         return logits_NLV.flatten(0, 1).index_select(0, self._predicting(rows, logits_NLV.shape[1]))
 
     def _whole(self, rows: Sequence[TokenRow], pad_id: int) -> dict[str, Any]:
-        """A model's inputs for whole sequences, without what the last token predicts.
-
-        Padding stands right of them, where no real token sees it: they need no mask, and positions count from 0.
-        """
+        """Return a model's inputs for whole sequences without their last tokens."""
+        # Padding stands on the right, where no real token sees it, so no mask is needed and positions count from 0.
         sequences = [torch.cat(row)[:-1] for row in rows]
         ids_NL = torch.nn.utils.rnn.pad_sequence(sequences, batch_first=True, padding_value=pad_id).to(self.device)
         inputs: dict[str, Any] = {"input_ids": ids_NL, "use_cache": False}
@@ -109,16 +107,15 @@ class Forward:
         return inputs
 
     def _predicting(self, rows: Sequence[TokenRow], width: int) -> Tensor:
-        """Places, in the flattened batch, that predict the tokens of the responses [T]."""
+        """Return the places in the flattened batch that predict the responses' tokens [T]."""
         places = [
             torch.arange(len(response)) + row * width + len(prompt) - 1 for row, (prompt, response) in enumerate(rows)
         ]
         return torch.cat(places).to(self.device)
 
 
-
 def refuse_without_cache(model: Any) -> None:
-    """Refuse a model whose forward pass takes no key-value cache. Raises CheckpointError."""
+    """Raise CheckpointError for a model that takes no key-value cache."""
     if "past_key_values" not in inspect.signature(model.forward).parameters:
         raise _no_cache(model)
 
@@ -128,6 +125,6 @@ def _no_cache(model: Any) -> CheckpointError:
 
 
 def refuse_non_finite(numbers: Tensor) -> None:
-    """Refuse what a model with NaN or infinity in its logits gives. Raises NonFiniteError."""
+    """Refuse logits with NaN or infinity. Raises NonFiniteError."""
     if not torch.isfinite(numbers.detach()).all():
         raise NonFiniteError("logits: the model gave NaN or infinity; check its weights and model.dtype")

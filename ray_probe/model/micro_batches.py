@@ -1,4 +1,7 @@
-"""Which responses are scored together: as many tokens as are allowed, of like length, so that little is padding."""
+"""Plan which responses are scored together, and collect their results.
+
+A micro-batch has as many tokens as allowed, of responses of similar length, so that little is padding.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -12,19 +15,19 @@ from ray_probe.core.policy.token_statistics import TokenStatistics
 from ray_probe.model.sequences import LogprobResults
 
 MOST_PADDING = 0.15
-"""Share of a micro-batch's positions that may be padding."""
+"""Largest share of padding in a micro-batch."""
 
 
 def plan_micro_batches(lengths: Sequence[int], sequences: int, tokens: int) -> list[list[int]]:
-    """Places of the responses that are scored together, longest first.
+    """Return the places of the responses of each micro-batch, longest first.
 
-    A micro-batch is a rectangle: its responses times the longest of them. It takes on the next shorter response while
-    that keeps to both limits, and padding to `MOST_PADDING`. One response that is longer than `tokens` is alone.
+    A micro-batch is a rectangle: its number of responses times the longest of them. The next shorter response joins it
+    within both limits and `MOST_PADDING`. A response longer than `tokens` is alone.
 
     Args:
         lengths: tokens of each response with its prompt.
-        sequences: responses in a micro-batch, at most.
-        tokens: positions in a micro-batch, padding included, at most.
+        sequences: most responses in a micro-batch.
+        tokens: most positions in a micro-batch, padding included.
     """
     order = sorted(range(len(lengths)), key=lambda place: -lengths[place])
     batches: list[list[int]] = []
@@ -44,11 +47,11 @@ def plan_micro_batches(lengths: Sequence[int], sequences: int, tokens: int) -> l
 
 @dataclass(frozen=True)
 class ScoredMicroBatch:
-    """A micro-batch of responses and what scoring gave.
+    """A micro-batch of scored responses.
 
     Attributes:
         places: of the responses in the whole batch, b * G + g, ascending.
-        statistics: of each response; with graph when that was asked for.
+        statistics: of each response, with or without graph.
         positions: of the micro-batch, prompts and padding included.
         cached: scores and nuclei for a later pass with graph; None: not cached.
     """
@@ -60,28 +63,35 @@ class ScoredMicroBatch:
 
     @property
     def has_graph(self) -> bool:
-        """Whether a gradient can be taken."""
+        """Whether backward is possible."""
         return any(row.log_q_T.requires_grad for row in self.statistics)
 
     def without_graph(self) -> "ScoredMicroBatch":
-        """The numbers alone."""
+        """Return a copy without graph and cache."""
         rows = [replace(row, log_q_T=row.log_q_T.detach(), entropy_T=row.entropy_T.detach()) for row in self.statistics]
         return ScoredMicroBatch(self.places, rows, self.positions)
 
 
 def grouped(flat: list[Any], size: int) -> list[list[Any]]:
-    """Lists of so many, in order: [b][g] from a flat list."""
+    """Split a flat list into lists of `size`: [b][g]."""
     return [flat[start : start + size] for start in range(0, len(flat), size)]
 
 
 def to_float64(tensor: Tensor) -> Array:
-    """A tensor's values as a float64 array on the CPU, detached."""
+    """Return a tensor's values as a float64 array on the CPU, detached."""
     values: Array = tensor.detach().cpu().double().numpy()
     return values
 
 
 def results_of(parts: Sequence[ScoredMicroBatch], group: int, with_grad: bool, compute_rb: bool) -> LogprobResults:
-    """The results of all responses of some micro-batches, in their order in the whole batch, in groups of so many."""
+    """Return the results of all responses, in the order of the whole batch.
+
+    Args:
+        parts: the micro-batches.
+        group: responses a prompt.
+        with_grad: return entropies with graph too.
+        compute_rb: return entropies.
+    """
     by_place = {p: row for part in parts for p, row in zip(part.places, part.statistics, strict=True)}
     flat = [by_place[place] for place in sorted(by_place)]
     surprisal = [-to_float64(row.log_q_T) for row in flat]

@@ -1,11 +1,11 @@
-"""Calling a transformers model for its logits or hidden states, and for nothing else."""
+"""Call a transformers model for its logits or hidden states only."""
 
 import inspect
 from functools import lru_cache
 from typing import Any
 
 _WANTED = {
-    # A mixture of experts that was trained with its auxiliary loss would compute that loss, with the cache's mask.
+    # A mixture of experts trained with its auxiliary loss would compute that loss, with the cache's mask.
     "output_router_logits": False,
     "output_attentions": False,
     "output_hidden_states": False,
@@ -16,7 +16,7 @@ _WANTED = {
 def call_model(module: Any, **inputs: Any) -> Any:
     """Run a model, or the trunk of one; returns its output with named fields.
 
-    Outputs that its config.json turns on, such as router logits, are turned off: they say nothing about the policy.
+    Further outputs that its config.json turns on, such as router logits, are turned off.
 
     Args:
         module: a transformers model.
@@ -26,7 +26,7 @@ def call_model(module: Any, **inputs: Any) -> Any:
 
 
 def _turned_off(module: Any) -> dict[str, bool]:
-    """Arguments that set aside what the module's config asks for beyond what is wanted."""
+    """Return the arguments that turn off further outputs of the module's config."""
     config = module.config.get_text_config()
     names = [name for name, wanted in _WANTED.items() if bool(getattr(config, name, wanted)) != wanted]
     return {name: _WANTED[name] for name in names if _takes(module.__class__, name)}

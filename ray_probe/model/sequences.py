@@ -1,4 +1,4 @@
-"""Sampled sequences and what scoring them gives, each addressable as [b][g].
+"""Sampled sequences and the results of scoring them, each addressable as [b][g].
 
 Shape suffixes: B prompts, G responses a prompt, L padded length, T tokens of one response, D features.
 """
@@ -20,13 +20,13 @@ TokenRow = tuple[Tensor, Tensor]
 class BatchedSequences:
     """Prompts with their responses.
 
-    The mask alone says which tokens are real: padding may stand left of the prompt and right of the response.
+    Only the mask marks real tokens: padding may stand left of the prompt and right of the response.
 
     Attributes:
         sequences: token ids [B, G, L], int64, on the CPU.
         attention_masks: [B, G, L], 1 at the tokens of prompt and response.
         prompt_lens: tokens of each prompt [B].
-        gen_lens: tokens of each response [B][G]; the EOS token is one of them.
+        gen_lens: tokens of each response [B][G], the EOS token included.
         sample_logprobs: log q when each token was sampled [B][G], arrays [T], nats; or None.
         responses_text: decoded responses [B][G], or None.
         sample_features: features of each prefix as its token was sampled [B][G], tensors [T, D] on the CPU; or None.
@@ -46,7 +46,7 @@ class BatchedSequences:
         return self.sequences.shape[0], self.sequences.shape[1]
 
     def tokens(self, b: int, g: int) -> TokenRow:
-        """Prompt ids [P] and response ids [T] of one response."""
+        """Return prompt ids [P] and response ids [T] of one response."""
         real = self.sequences[b, g][self.attention_masks[b, g].bool()]
         prompt_len = self.prompt_lens[b]
         return real[:prompt_len], real[prompt_len : prompt_len + self.gen_lens[b][g]]
@@ -58,7 +58,7 @@ def pack_sequences(
     sample_logprobs: list[list[Array]] | None = None,
     pad_id: int = 0,
 ) -> BatchedSequences:
-    """Build a batch from token ids: prompts [B] are padded on the left, responses [B][G] on the right."""
+    """Pad prompts [B] on the left and responses [B][G] on the right into one batch."""
     prompt_width = max(len(prompt) for prompt in prompts)
     width = prompt_width + max(len(response) for group in responses for response in group)
     sequences = torch.full((len(prompts), len(responses[0]), width), pad_id, dtype=torch.int64)
@@ -79,13 +79,13 @@ class LogprobResults:
     """Teacher-forced results, each list addressable as [b][g].
 
     Attributes:
-        logprobs: log q of the sampled tokens, nats, tensor [T], with graph when asked for.
+        logprobs: log q of the sampled tokens, nats, tensor [T], with graph on request.
         entropies: surprisal -log q of the sampled tokens, nats, float64 array [T].
         sequence_logprobs: sum of `logprobs`, nats.
         rb_entropies: entropy of q at each step, nats, float64 array [T]; None unless `compute_rb`.
         rb_entropies_torch: the same with graph, tensor [T]; None unless `compute_rb` and `with_grad`.
-        baseline_feats_torch: detached features, tensor [T, D]; None when not asked for.
-        outside_nucleus: bool array [T]: the token lay outside the recomputed nucleus and was added to it.
+        baseline_feats_torch: detached features, tensor [T, D]; None unless requested.
+        outside_nucleus: bool array [T]: tokens outside the recomputed nucleus, which were added to it.
     """
 
     logprobs: list[list[Tensor]] = field(default_factory=list)

@@ -1,16 +1,15 @@
-"""Trials of a model at load, on a few tokens.
+"""Try a model on a few tokens at load.
 
-A response must have the same numbers when it is sampled token by token from a cache, padded and beside others, as when
-it is scored in one pass. Whether a model does that is tried here, before anything is sampled: what it cannot do is left
-out, and a model that cannot be measured is refused.
+A response must get the same numbers when it is sampled from a cache, padded and beside other responses, as when it is
+scored in one pass. The trials find out whether a model does that before anything is sampled. Features that it lacks
+are not used, and a model that cannot be measured is refused.
 
 Shape suffixes: N rows, L positions, P positions of the first pass, V vocabulary.
 """
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,7 +18,7 @@ from transformers import cache_utils
 from ray_probe.core.estimator.parity import TOLERANCE_NATS
 from ray_probe.core.policy.logits import Buffer
 from ray_probe.errors import CheckpointError, ParityError, bad_value
-from ray_probe.model.head import tried_ids
+from ray_probe.model.comparison import BROKEN, ROUNDING, gap_in_spreads, is_wide, tried_ids
 from ray_probe.model.model_call import call_model
 from ray_probe.model.sequences import TokenRow
 
@@ -27,12 +26,9 @@ if TYPE_CHECKING:
     from ray_probe.model.forward import Forward
 
 MEASURED_TOKENS = 64
-ROUNDING, BROKEN = (3e-5, 0.1), (1e-2, 0.1)
-"""How far logits may be apart, in units of their spread, in float32 or wider and in narrower dtypes: by rounding, and
-before a model is refused. Of 166 architectures rounding came to at most 7e-6, and to 0.03 in bfloat16 over 24 layers;
-what is wrong was at 0.03 to 1, a cache that loses a little at 1e-4."""
-_ERRORS = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
-# Caches whose every layer is one of these, and no subclass, keep all of a row's state in its keys and values.
+ERRORS = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
+"""Types that models of transformers raise for inputs that they cannot take."""
+# Caches whose every layer is of one of these exact types keep all state of a row in its keys and values.
 _ROW_WISE = tuple(
     getattr(cache_utils, name)
     for name in ("DynamicLayer", "DynamicSlidingWindowLayer", "DynamicIndexedLayer")
@@ -40,15 +36,14 @@ _ROW_WISE = tuple(
 )
 
 
-@dataclass(frozen=True)
-class Traits:
-    """What a model was found to do.
+class Traits(NamedTuple):
+    """The outcome of the trials.
 
     Attributes:
-        takes_padding: prompts of different length can be in one batch, padded on the left.
-        drops_rows: rows that have ended can be taken out of its cache.
-        cache_gap: mean gap of log p between steps from its cache and one pass over the same tokens, nats; 0.0 where it
-            is no more than rounding.
+        takes_padding: prompts of different length can share a batch, padded on the left.
+        drops_rows: rows that have ended can be removed from the cache.
+        cache_gap: mean gap of log p between steps from the cache and one pass over the same tokens, nats; 0.0 if it
+            is only rounding.
     """
 
     takes_padding: bool
@@ -62,13 +57,13 @@ def try_model(forward: "Forward") -> Traits:
 
     Raises:
         CheckpointError: its logits depend on later tokens or on other rows, its positions do not count from 0, or it
-            cannot go on from its cache.
+            cannot continue from its cache.
     """
-    trial = _Trial(forward)
+    trial = Trial(forward)
     if not torch.isfinite(trial.whole_LV).all():
         return Traits(takes_padding=True, drops_rows=False, cache_gap=0.0)  # sampling raises NonFiniteError
     trial.check_scoring()
-    if len(trial.ids_L) == 1:  # a context of one token: no token is ever fed back
+    if len(trial.ids_L) == 1:  # with a context of one token the cache is never used
         return Traits(takes_padding=False, drops_rows=False, cache_gap=0.0)
     return Traits(cache_gap=trial.cache_gap(), takes_padding=trial.takes_padding(), drops_rows=trial.drops_rows())
 
@@ -78,7 +73,7 @@ def check_cache_gap(forward: "Forward", tolerance_nats: float | None) -> None:
 
     Args:
         forward: the model, tried.
-        tolerance_nats: largest mean gap that the gate allows; None: by the dtype of the weights.
+        tolerance_nats: largest mean gap that the gate allows; None: the default of the weights' dtype.
 
     Raises:
         ParityError: with the measured gap.
@@ -95,25 +90,30 @@ def check_cache_gap(forward: "Forward", tolerance_nats: float | None) -> None:
 
 
 def can_select(cache: Any) -> bool:
-    """Whether a cache is of a kind whose rows can be taken out: nothing but keys and values, one table a row."""
+    """Return whether rows can be removed from a cache: only keys and values, by row."""
     layers = getattr(cache, "layers", ())
     plain = type(cache) in (cache_utils.Cache, cache_utils.DynamicCache)
     return plain and len(layers) > 0 and all(type(layer) in _ROW_WISE for layer in layers)
 
 
-class _Trial:
-    """The tokens of a trial, and the model's own logits of them from one pass [L, V]."""
+class Trial:
+    """A model and the tokens of its trials.
+
+    Attributes:
+        ids_L: the tokens.
+        half: number of tokens in the first half.
+        whole_LV: the model's own logits of all tokens from one pass.
+    """
 
     def __init__(self, forward: "Forward") -> None:
         self.forward = forward
-        dtype = forward.model.get_input_embeddings().weight.dtype
-        self.narrow = dtype not in (torch.float32, torch.float64)
+        self._narrow = not is_wide(forward.model.get_input_embeddings().weight.dtype)
         self.ids_L = tried_ids(forward.model)[0]
         self.half = max(1, len(self.ids_L) // 2)
         self.whole_LV = self._alone(self.ids_L)
 
     def check_scoring(self) -> None:
-        """Refuse a model whose logits depend on more than the tokens before, at positions from 0."""
+        """Refuse a model whose logits depend on other than earlier tokens."""
         half = self.half
         if off := self._broken(self.whole_LV[:half], self._alone(self.ids_L[:half])):
             remedy = f"need a causal language model: with later tokens left out its logits are {off}"
@@ -128,17 +128,17 @@ class _Trial:
             raise self._refusal(f"need a model that takes each row by itself: beside another, its logits are {off}")
 
     def cache_gap(self) -> float:
-        """Mean gap of log p between single steps and one pass, nats; 0.0 where rounding explains it."""
-        if self._same(self.whole_LV[self.half :], self._stepped(self.ids_L)):
+        """Measure the mean gap of log p of single steps, nats; 0.0 for rounding."""
+        if self._same(self.whole_LV[self.half :], self.stepped(self.ids_L)):
             return 0.0
-        # What a cache loses adds up, so it is measured over more tokens.
+        # The losses of a cache add up, so more tokens are measured.
         ids_L = tried_ids(self.forward.model, MEASURED_TOKENS)[0]
         log_p_LV = torch.log_softmax(self._alone(ids_L)[self.half :].double(), dim=-1)
-        gap_LV = (torch.log_softmax(self._stepped(ids_L).double(), dim=-1) - log_p_LV).abs()
+        gap_LV = (torch.log_softmax(self.stepped(ids_L).double(), dim=-1) - log_p_LV).abs()
         return float((log_p_LV.exp() * gap_LV).sum(dim=-1).mean())
 
-    def _stepped(self, ids_L: Tensor) -> Tensor:
-        """Logits at the tokens after the first half of a trial's, each from a step of its own."""
+    def stepped(self, ids_L: Tensor) -> Tensor:
+        """Return the logits of all tokens after the first `half`, each from its own step."""
         stepped = []
         with self._refused("a step from its key-value cache"):
             _, cache = self._first(ids_L[None, : self.half])
@@ -148,8 +148,8 @@ class _Trial:
         return torch.cat(stepped)
 
     def takes_padding(self) -> bool:
-        """Whether a row that is padded on the left has the same logits, at once and a step later."""
-        ids_L = self.ids_L[:-1]  # so that there is room for padding in the context
+        """Return whether padding on the left keeps the logits, also a step later."""
+        ids_L = self.ids_L[:-1]  # leaves room for padding in the context
         first = max(1, len(ids_L) - 1)
         padded_1P = torch.nn.functional.pad(ids_L[None, :first], (1, 0))
         mask_1L = torch.ones_like(self.ids_L)[None]
@@ -159,13 +159,14 @@ class _Trial:
             found = [logits_1V.clone()]
             if first < len(ids_L):
                 found.append(self.forward.step(ids_L[None, first:], mask_1L, cache, Buffer())[0])
-        except _ERRORS as error:
-            _pass_on(error)
+        except torch.OutOfMemoryError:  # the device is full, which is not about the model
+            raise
+        except ERRORS:
             return False
         return self._same(self.whole_LV[first - 1 : len(ids_L)], torch.cat(found))
 
     def drops_rows(self) -> bool:
-        """Whether a row goes on with the same logits when the row beside it was taken out of the cache."""
+        """Return whether a row keeps its logits after the row beside it left the cache."""
         other_L = self.ids_L.flip(0)[: self.half + 1]
         try:
             _, cache = self._first(torch.stack([self.ids_L[: self.half], other_L[:-1]]))
@@ -173,8 +174,9 @@ class _Trial:
                 return False
             cache.batch_select_indices(torch.tensor([1], device=other_L.device))
             found_1V, _ = self._next(other_L[None, -1:], len(other_L), cache)
-        except _ERRORS as error:
-            _pass_on(error)
+        except torch.OutOfMemoryError:  # the device is full, which is not about the model
+            raise
+        except ERRORS:
             return False
         return self._same(self._alone(other_L)[-1:], found_1V)
 
@@ -190,41 +192,29 @@ class _Trial:
         return self.forward.step(ids_N1, ids_N1.new_ones((len(ids_N1), length)), cache, Buffer())
 
     def _same(self, expected_LV: Tensor, found_LV: Tensor) -> bool:
-        return _apart(expected_LV, found_LV) <= ROUNDING[self.narrow]
+        return gap_in_spreads(expected_LV, found_LV) <= ROUNDING[self._narrow]
 
     def _broken(self, expected_LV: Tensor, found_LV: Tensor) -> str:
-        """How logits differ that must be the same for the model to be measured; empty where they do not."""
-        apart = _apart(expected_LV, found_LV)
-        return "" if apart <= BROKEN[self.narrow] else f"{apart:.2g} of their spread off"
+        """Describe a gap too large to measure the model; empty if it is small."""
+        gap = gap_in_spreads(expected_LV, found_LV)
+        return "" if gap <= BROKEN[self._narrow] else f"{gap:.2g} of their spread off"
 
     def _refusal(self, remedy: str) -> CheckpointError:
         return CheckpointError(bad_value("model.path", type(self.forward.model).__name__, remedy))
 
     @contextmanager
-    def _refused(self, what: str) -> Iterator[None]:
-        """Turn what transformers raises into one line."""
+    def _refused(self, subject: str) -> Iterator[None]:
+        """Turn errors of transformers into one line."""
         try:
             yield
-        except _ERRORS as error:
-            _pass_on(error)
+        except torch.OutOfMemoryError:
+            raise
+        except ERRORS as error:
             text = " ".join(str(error).split())[:200]
-            told = f"{what} fails in transformers ({type(error).__name__}: {text})"
-            raise self._refusal(f"{told}; use a version, or a model.dtype, that can") from error
+            remedy = f"{subject} fails in transformers ({type(error).__name__}: {text})"
+            raise self._refusal(f"{remedy}; use a version, or a model.dtype, that can") from error
 
 
 def _scored(ids_L: Tensor) -> TokenRow:
-    """A row whose scoring gives the logits at each of these tokens."""
+    """Return a row whose scoring gives the logits after each of these tokens."""
     return ids_L[:1], torch.cat([ids_L[1:], ids_L[:1]])
-
-
-def _apart(expected_LV: Tensor, found_LV: Tensor) -> float:
-    """Root mean square of the difference, in units of the logits' own spread; the mean over positions."""
-    gap_L = (found_LV.float() - expected_LV.float()).square().mean(dim=-1).sqrt()
-    spread_L = expected_LV.float().std(dim=-1, correction=0)
-    return float((gap_L / spread_L.clamp(min=1e-6)).mean())
-
-
-def _pass_on(error: Exception) -> None:
-    """Raise what says nothing about the model: a device that is full."""
-    if isinstance(error, torch.OutOfMemoryError):
-        raise error

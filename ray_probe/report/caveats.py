@@ -4,8 +4,8 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from ray_probe.checkpoints.eos import KEY as EOS_KEY
-from ray_probe.checkpoints.eos import shown_ids, shown_others
+from ray_probe.checkpoints.tokenizer.eos import KEY as EOS_KEY
+from ray_probe.checkpoints.tokenizer.eos import shown_ids, shown_others
 from ray_probe.report.number_format import number, percent, with_error
 
 CONDITION_LIMIT = 1e12

@@ -6,14 +6,15 @@ from typing import Any, Literal
 
 import torch
 
-from ray_probe.checkpoints.eos import resolve_eos, token_text
-from ray_probe.checkpoints.files import weight_headers
-from ray_probe.checkpoints.gradient_reach import refuse_unreached
+from ray_probe.checkpoints.headers import weight_headers
 from ray_probe.checkpoints.swap import Architecture, Policy, can_swap, load_policy, release, swap_weights
-from ray_probe.checkpoints.tokenizer import check_token_ids, open_tokenizer
+from ray_probe.checkpoints.tokenizer.eos import resolve_eos, token_text
+from ray_probe.checkpoints.tokenizer.load import open_tokenizer
+from ray_probe.checkpoints.tokenizer.token_ids import check_token_ids
 from ray_probe.config import ProbeConfig
 from ray_probe.gradient.shard_sum import GradientSum
 from ray_probe.model.activation_checkpointing import set_recompute
+from ray_probe.model.gradient_reach import refuse_unreached
 from ray_probe.probe_components import ProbeComponents
 from ray_probe.rollout.rollout import Rollout
 from ray_probe.run.prepared import baseline_rule

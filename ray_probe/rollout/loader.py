@@ -106,7 +106,7 @@ class Loader:
         return rollout, about
 
     def _brought_in(self, order: LoadRequest, config: ProbeConfig, device: str) -> "Rollout":
-        from ray_probe.checkpoints.load import check_fingerprint
+        from ray_probe.checkpoints.fingerprint import check_fingerprint
         from ray_probe.checkpoints.node_cache import node_copy
         from ray_probe.rollout.builder import RolloutBuilder
 

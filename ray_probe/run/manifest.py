@@ -5,7 +5,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from ray_probe.checkpoints.eos import KEY as EOS_KEY
+from ray_probe.checkpoints.tokenizer.eos import KEY as EOS_KEY
 from ray_probe.config.loading import config_from_dict, to_dict
 from ray_probe.config.schema import ProbeConfig
 from ray_probe.data.rows import cut

@@ -7,9 +7,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ray_probe.checkpoints.eos import EosIds
-from ray_probe.checkpoints.load import Checkpoint, inspect_checkpoint
+from ray_probe.checkpoints.inspection import Checkpoint, inspect_checkpoint
 from ray_probe.checkpoints.memory_forecast import estimate
+from ray_probe.checkpoints.tokenizer.eos import EosIds
 from ray_probe.config import ProbeConfig
 from ray_probe.data.chat_template import ChatTemplate
 from ray_probe.data.prompts import PromptSet, absolute_source, load_prompts

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
-from ray_probe.checkpoints.eos import EosIds
 from ray_probe.checkpoints.memory_forecast import MemoryDemand
+from ray_probe.checkpoints.tokenizer.eos import EosIds
 from ray_probe.config.schema import ProbeConfig
 from ray_probe.core.estimator.baselines import BaselineRule
 from ray_probe.run.plan import Plan

@@ -26,7 +26,8 @@ pytestmark = [pytest.mark.cluster, pytest.mark.own_cluster]
 DIAGNOSE = """
 import contextlib, itertools, json, sys, time
 from ray_probe.config import load_config
-from ray_probe.doctor import diagnose, to_json
+from ray_probe.doctor.checks import to_json
+from ray_probe.doctor.diagnosis import diagnose
 config, token_path, count = sys.argv[1:]
 start = time.monotonic()
 with contextlib.closing(diagnose(load_config(config) if config else None, token_path=token_path or None,

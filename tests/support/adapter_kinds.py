@@ -1,4 +1,4 @@
-"""Kinds of LoRA that train more than factors of linear layers, each with a tiny model that it fits."""
+"""Kinds of LoRA that train more than linear factors, each with a tiny model."""
 
 from typing import Any
 

@@ -108,7 +108,7 @@ def tiny_config(name: str, **settings: Any) -> Any:
 
 
 def tiny(name: str, spread: float = 0.3, **settings: Any) -> Any:
-    """A model with random weights that are large enough for positions and company to show, in eval mode."""
+    """Build a model in eval mode whose random weights show effects of positions."""
     torch.manual_seed(0)
     return loud(AutoModelForCausalLM.from_config(tiny_config(name, **settings)), spread)
 

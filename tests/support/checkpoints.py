@@ -25,13 +25,13 @@ def write_prompts(path: Path, count: int = 24) -> Path:
 
 
 def write_shadows(directory: Path) -> None:
-    """Files with the names of libraries, as may lie in a working directory: who imports one fails."""
+    """Write files with the names of libraries, whose import fails."""
     for name in ("tokenizers", "torch", "numpy"):
         (directory / f"{name}.py").write_text("raise ImportError('a file of the working directory')")
 
 
 def raw_config(directory: Path, **sections: dict[str, Any]) -> dict[str, Any]:
-    """The config of a small run on a checkpoint and prompts under `directory`, made there when missing."""
+    """Return the config of a small run; makes checkpoint and prompts if missing."""
     if not (directory / "model").exists():
         write_checkpoint(directory / "model")
         write_prompts(directory / "prompts.jsonl")

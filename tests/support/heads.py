@@ -41,7 +41,7 @@ with private_dir() as directory, environment(env_to_start(directory)):
 
 @dataclass(frozen=True)
 class Head:
-    """A private Ray: where it listens, its token's file, its temp dir, and the processes that make it one."""
+    """A private Ray: its address, token file, temporary directory and processes."""
 
     address: str
     token_path: str
@@ -77,7 +77,7 @@ class Head:
 
 @contextlib.contextmanager
 def a_head(cpus: int = 1, script: str = HEAD, **variables: str) -> Iterator[Head]:
-    """A cluster with a token and so many CPUs; its workers get these variables too."""
+    """Start a cluster with a token and `cpus` CPUs; its workers get these variables."""
     with tempfile.TemporaryDirectory(prefix="rp-", dir="/tmp") as home:
         clean = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")} | {"HOME": home} | variables
         process = subprocess.Popen(

@@ -8,8 +8,8 @@ from typing import Any
 
 import ray
 
-from ray_probe.checkpoints.eos import EosIds
 from ray_probe.checkpoints.memory_forecast import MemoryDemand
+from ray_probe.checkpoints.tokenizer.eos import EosIds
 from ray_probe.cluster.actors.rollout import RolloutActor
 from ray_probe.config.loading import config_from_dict
 from ray_probe.config.schema import ProbeConfig

@@ -18,7 +18,7 @@ EOS = 0
 
 
 def character_tokenizer(characters: str, pad: bool = True) -> transformers.PreTrainedTokenizerFast:
-    """One token a character; id 0 ends a response, the last id pads (a tokenizer without one has no pad token)."""
+    """Build a tokenizer of one token a character; id 0 is EOS, the last id may pad."""
     words = ["<eos>", *characters, *(["<pad>"] if pad else [])]
     model = models.WordLevel({word: index for index, word in enumerate(words)}, unk_token="<eos>")
     tokenizer = Tokenizer(model)
@@ -30,7 +30,7 @@ def character_tokenizer(characters: str, pad: bool = True) -> transformers.PreTr
 
 
 def tiny_gpt2(vocabulary: int, dtype: torch.dtype = torch.float64, seed: int = 0, positions: int = 32) -> Any:
-    """A LayerNorm model whose entropies vary; LayerNorm computes in float64, Llama's norm does not."""
+    """Build a model whose entropies vary, with LayerNorm, which computes in float64."""
     torch.manual_seed(seed)
     config = transformers.GPT2Config(
         vocab_size=vocabulary, n_positions=positions, n_embd=8, n_layer=1, n_head=2, initializer_range=0.6,
@@ -94,7 +94,7 @@ def tiny_model(architecture: str, vocabulary: int, seed: int = 0) -> Any:
 
 
 def tiny_experts(family: str, vocabulary: int, seed: int = 0, **settings: Any) -> Any:
-    """A mixture of four experts of two layers, two of which see each token; `family` as in `MixtralConfig`."""
+    """Build two layers of four experts, two a token; `family` as in `MixtralConfig`."""
     torch.manual_seed(seed)
     shared = _GROUPED | {"num_local_experts": 4, "num_experts_per_tok": 2, "head_dim": 8}
     config = getattr(transformers, f"{family}Config")(vocab_size=vocabulary, **shared | settings)
@@ -125,7 +125,7 @@ def save_checkpoint(directory: Path, model: Any, characters: str) -> Path:
 
 
 def probe_config(checkpoint: Path, **sections: dict[str, Any]) -> ProbeConfig:
-    """A config on the checkpoint; sections as in YAML, `data` with the prompts among them."""
+    """Return a config on the checkpoint; sections as in YAML, with the prompts."""
     model = {"path": str(checkpoint)} | sections.pop("model", {})
     return config_from_dict({"model": model, **sections})
 

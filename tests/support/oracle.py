@@ -1,4 +1,4 @@
-"""The statistics of a row of logits word for word from their definitions, in float64; shares no code with core."""
+"""Statistics of a row of logits by their definitions, in float64, without core."""
 
 import numpy as np
 import torch
@@ -6,7 +6,7 @@ from torch import Tensor
 
 
 def scaled_row(logits_V: Tensor, temperature: float) -> np.ndarray:
-    """Scaled logits as float32 (or wider) arithmetic gives them: what the policy is defined by."""
+    """Return the logits scaled in float32 or wider, which define the policy."""
     wide_V = logits_V if logits_V.dtype == torch.float64 else logits_V.float()
     return ((wide_V - wide_V.max()) / temperature).double().numpy()
 
@@ -52,7 +52,7 @@ def row_statistics(logits_V: Tensor, token: int, temperature: float, top_p: floa
 def row_gradient(
     logits_V: Tensor, token: int, temperature: float, top_p: float, weights: tuple[float, float]
 ) -> Tensor:
-    """Gradient of `weights[0] log q(token) + weights[1] H` by the raw logits, the nucleus held fixed [V], float64."""
+    """Return the gradient [V] of `weights[0] log q(token) + weights[1] H`, float64."""
     scaled_V = torch.from_numpy(scaled_row(logits_V, temperature)).requires_grad_()
     keep_V = torch.from_numpy(nucleus(scaled_V.detach().numpy(), top_p)[0])
     log_q_V = torch.log_softmax(scaled_V[keep_V], dim=-1)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from ray_probe.checkpoints.load import load_model
-from ray_probe.checkpoints.tokenizer import load_tokenizer
+from ray_probe.checkpoints.tokenizer.load import load_tokenizer
 from ray_probe.config import ProbeConfig
 from ray_probe.controller.local_backend import LocalBackend
 from ray_probe.core.estimator.baselines import PublishedFit

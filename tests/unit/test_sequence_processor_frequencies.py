@@ -12,7 +12,7 @@ from support.models import EOS, save_checkpoint, tiny_gpt2
 from support.policies import many, scored
 
 from ray_probe.checkpoints.load import load_model
-from ray_probe.checkpoints.tokenizer import load_tokenizer
+from ray_probe.checkpoints.tokenizer.load import load_tokenizer
 from ray_probe.config import GenerationSettings
 from ray_probe.sequence_processor import SequenceProcessor
 

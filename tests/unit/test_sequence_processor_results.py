@@ -20,7 +20,7 @@ from support.policies import (
 )
 
 from ray_probe.checkpoints.load import load_model
-from ray_probe.checkpoints.tokenizer import load_tokenizer
+from ray_probe.checkpoints.tokenizer.load import load_tokenizer
 from ray_probe.config import GenerationSettings
 from ray_probe.core.policy.features import DEFAULT_FEATURES
 from ray_probe.model.sequences import BatchedSequences

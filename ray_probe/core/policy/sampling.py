@@ -12,13 +12,13 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from ray_probe.core.chunks import CHUNK_ELEMENTS
 from ray_probe.core.policy.full_vocabulary import BLOCK, block_sums, whole_vocabulary
 from ray_probe.core.policy.logits import SamplingRule, exponentials, scaled, widened
 from ray_probe.core.policy.nucleus.candidates import Candidates
 from ray_probe.core.policy.row_summary import RowSummary
 from ray_probe.core.policy.summarize import SummaryScratch, fill
 
-CHUNK_ELEMENTS = 1 << 20  # logits of a chunk of rows
 _LARGER_ON_A_GPU = 16
 
 

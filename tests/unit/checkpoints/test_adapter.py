@@ -1,4 +1,4 @@
-"""An adapter is loaded whole or refused in one line, and the gradient is that of its parameters alone."""
+"""An adapter is loaded whole or refused in one line; only it gets a gradient."""
 
 import json
 import pickle
@@ -16,15 +16,18 @@ import torch
 from support.adapters import write_adapter
 from support.models import save_checkpoint, tiny_gpt2, tiny_llama, tiny_model
 
-import ray_probe.checkpoints.adapter
-from ray_probe.checkpoints.adapter import adapter_fingerprint, adapter_settings, attach_adapter
-from ray_probe.checkpoints.load import check_fingerprint, inspect_checkpoint, load_model
-from ray_probe.checkpoints.tokenizer import load_tokenizer
-from ray_probe.checkpoints.trainable import adapter_parameters, select_trainable
+import ray_probe.checkpoints.adapter.load
+from ray_probe.checkpoints.adapter.files import adapter_settings
+from ray_probe.checkpoints.adapter.load import attach_adapter
+from ray_probe.checkpoints.fingerprint import adapter_fingerprint, check_fingerprint
+from ray_probe.checkpoints.inspection import inspect_checkpoint
+from ray_probe.checkpoints.load import load_model
+from ray_probe.checkpoints.tokenizer.load import load_tokenizer
 from ray_probe.config.schema import GenerationSettings, ModelConfig
 from ray_probe.core.estimator.parity import ParityStats
 from ray_probe.errors import CheckpointError, ConfigError
 from ray_probe.model.sequences import BatchedSequences
+from ray_probe.model.trainable import adapter_parameters, select_trainable
 from ray_probe.probe_components import ProbeComponents
 from ray_probe.sequence_processor import SequenceProcessor
 
@@ -208,7 +211,8 @@ def test_without_peft_the_remedy_is_named(base: Path, adapter: Path, monkeypatch
 
 def test_peft_is_imported_for_an_adapter_only(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "peft", None)  # importing it fails
-    runpy.run_path(str(Path(ray_probe.checkpoints.adapter.__file__)))
+    for module in (ray_probe.checkpoints.adapter.files, ray_probe.checkpoints.adapter.load):
+        runpy.run_path(str(Path(module.__file__)))
 
 
 # What is loaded
@@ -307,7 +311,7 @@ def sampled(policy: SequenceProcessor, prompts: list[str]) -> BatchedSequences:
 
 
 def gradient(policy: SequenceProcessor, trainable: str, sequences: BatchedSequences) -> Tensors:
-    """Of the summed loss, by name, of the chosen parameters; `.grad` of all others must be empty."""
+    """Return the chosen parameters' gradients; `.grad` of all others must be empty."""
     policy.model.zero_grad(set_to_none=True)
     chosen = select_trainable(policy.model, trainable)
     ProbeComponents(policy).accumulate_sum_X(sequences, None)

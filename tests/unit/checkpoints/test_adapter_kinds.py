@@ -1,4 +1,4 @@
-"""LoRA on fused experts, trained tokens, tied heads and biases: measured as peft computes them, in every respect."""
+"""LoRAs on experts, tokens, tied heads and biases are measured as in peft."""
 
 import warnings
 from pathlib import Path
@@ -14,15 +14,17 @@ from support.adapters import write_adapter
 from support.models import probe_config, save_checkpoint, tiny_llama
 from support.oracle import row_gradient, row_statistics
 
-from ray_probe.checkpoints.adapter import adapter_settings, attach_adapter
-from ray_probe.checkpoints.load import inspect_checkpoint, load_model
-from ray_probe.checkpoints.tokenizer import load_tokenizer
-from ray_probe.checkpoints.trainable import adapter_parameters, select_trainable
+from ray_probe.checkpoints.adapter.files import adapter_settings
+from ray_probe.checkpoints.adapter.load import attach_adapter
+from ray_probe.checkpoints.inspection import inspect_checkpoint
+from ray_probe.checkpoints.load import load_model
+from ray_probe.checkpoints.tokenizer.load import load_tokenizer
 from ray_probe.config.schema import GenerationSettings, ModelConfig
 from ray_probe.core.estimator.parity import ParityStats
 from ray_probe.errors import CheckpointError
 from ray_probe.model.activation_checkpointing import set_recompute
 from ray_probe.model.sequences import BatchedSequences
+from ray_probe.model.trainable import adapter_parameters, select_trainable
 from ray_probe.probe_components import ProbeComponents
 from ray_probe.rollout.builder import RolloutBuilder
 from ray_probe.rollout.rollout import Rollout
@@ -90,7 +92,7 @@ def gradient(policy: SequenceProcessor, trainable: str, sequences: BatchedSequen
 
 
 def reference_gradient(model: Any, sequences: BatchedSequences) -> None:
-    """Leave in `.grad` what peft's own forward and autograd give, one response at a time, without cache or padding."""
+    """Set `.grad` by peft's own forward, one response at a time, without padding."""
     prompts, group = sequences.shape
     for prompt, response in (sequences.tokens(b, g) for b in range(prompts) for g in range(group)):
         ids = torch.cat([prompt, response])[None]

@@ -1,4 +1,4 @@
-"""An adapter's own tokenizer, EOS and chat template come before those of its base, and its files fix the run."""
+"""An adapter's tokenizer, EOS and chat template precede those of its base."""
 
 import json
 import os
@@ -11,8 +11,8 @@ from support.adapters import write_adapter
 from support.jobs import job_on, write_jsonl
 from support.models import character_tokenizer, save_checkpoint, tiny_llama
 
-from ray_probe.checkpoints.adapter import adapter_fingerprint
-from ray_probe.checkpoints.load import check_fingerprint, inspect_checkpoint
+from ray_probe.checkpoints.fingerprint import adapter_fingerprint, check_fingerprint
+from ray_probe.checkpoints.inspection import inspect_checkpoint
 from ray_probe.checkpoints.node_cache import node_copy
 from ray_probe.config.schema import ModelConfig, ProbeConfig
 from ray_probe.controller.run_log import log_text, logged_to

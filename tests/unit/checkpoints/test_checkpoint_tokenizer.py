@@ -1,4 +1,4 @@
-"""The tokenizer is the one of the files, whatever class transformers has for the model's architecture."""
+"""The tokenizer follows its files, not the class of the model's architecture."""
 
 import json
 from pathlib import Path
@@ -9,8 +9,8 @@ import transformers
 from support.models import character_tokenizer, probe_config, save_checkpoint, tiny_model
 from tokenizers import Tokenizer
 
-from ray_probe.checkpoints.load import inspect_checkpoint
-from ray_probe.checkpoints.tokenizer import load_tokenizer
+from ray_probe.checkpoints.inspection import inspect_checkpoint
+from ray_probe.checkpoints.tokenizer.load import load_tokenizer
 from ray_probe.config.schema import ModelConfig
 from ray_probe.errors import CheckpointError
 from ray_probe.rollout.builder import build_rollout
@@ -23,7 +23,7 @@ TEXT = "ab zé ?c"
 
 @pytest.fixture
 def checkpoint(tmp_path: Path) -> Path:
-    """Its own tokenizer, on an architecture for which transformers has a class that builds another one."""
+    """Write a tokenizer on an architecture whose class would build another one."""
     return save_checkpoint(tmp_path / "c", tiny_model("qwen2", ROWS), CHARACTERS)
 
 

@@ -1,4 +1,4 @@
-"""What ends a response: the first source that names ids, never a union, and what transformers itself stops at."""
+"""The first source that names ids ends a response, as in transformers."""
 
 import json
 from pathlib import Path
@@ -10,10 +10,10 @@ import transformers
 from support.jobs import job_on, write_jsonl
 from support.models import EOS, character_tokenizer, save_checkpoint, tiny_gpt2, tiny_llama
 
-from ray_probe.checkpoints.eos import KEY, EosIds, EosSource, resolve_eos
-from ray_probe.checkpoints.eos_sources import written_sources
-from ray_probe.checkpoints.load import inspect_checkpoint
-from ray_probe.checkpoints.tokenizer import load_tokenizer
+from ray_probe.checkpoints.inspection import inspect_checkpoint
+from ray_probe.checkpoints.tokenizer.eos import KEY, EosIds, EosSource, resolve_eos
+from ray_probe.checkpoints.tokenizer.eos_sources import written_sources
+from ray_probe.checkpoints.tokenizer.load import load_tokenizer
 from ray_probe.config.schema import GenerationSettings, ModelConfig, ProbeConfig
 from ray_probe.errors import CheckpointError, ConfigError
 from ray_probe.rollout.builder import build_rollout
@@ -32,7 +32,7 @@ def checkpoint(tmp_path: Path) -> Path:
 
 
 def name_eos(directory: Path, file: str, value: Any) -> None:
-    """Write `eos_token_id` into a file of the checkpoint, or take it out where it is None."""
+    """Write `eos_token_id` into a file of the checkpoint; None removes it."""
     raw = json.loads((directory / file).read_text())
     raw.pop("eos_token_id", None)
     (directory / file).write_text(json.dumps(raw if value is None else raw | {"eos_token_id": value}))

@@ -1,4 +1,4 @@
-"""A checkpoint is loaded as its directory says, or refused in one line that names field, value and remedy."""
+"""A checkpoint is loaded as written, or refused with field, value and remedy."""
 
 import contextlib
 import json
@@ -15,8 +15,10 @@ import torch
 import transformers
 from support.models import character_tokenizer, save_checkpoint, tiny_gpt2, tiny_llama, tiny_model
 
-from ray_probe.checkpoints.load import inspect_checkpoint, load_model
-from ray_probe.checkpoints.tokenizer import check_token_ids, load_tokenizer, open_tokenizer
+from ray_probe.checkpoints.inspection import inspect_checkpoint
+from ray_probe.checkpoints.load import load_model
+from ray_probe.checkpoints.tokenizer.load import load_tokenizer, open_tokenizer
+from ray_probe.checkpoints.tokenizer.token_ids import check_token_ids
 from ray_probe.config.schema import ModelConfig
 from ray_probe.errors import CheckpointError, ClusterError
 
@@ -82,7 +84,7 @@ def booby_trap(file: Path) -> None:
 
 
 def write_remote_code(directory: Path) -> None:
-    """A module that leaves a file behind when it is imported, from wherever it was copied to."""
+    """A module that writes a file when it is imported, also from a copy."""
     (directory / "code.py").write_text(f"from pathlib import Path\nPath({str(directory / 'ran')!r}).touch()\n")
 
 
@@ -91,7 +93,7 @@ SPOILT: dict[str, tuple[Spoiler, tuple[str, ...]]] = {}
 
 
 def spoil(name: str, *says: str) -> Callable[[Spoiler], None]:
-    """Register what spoils a checkpoint, and what the line must then say: what is wrong, and what to do."""
+    """Register a fault of a checkpoint, and the problem and remedy of its message."""
 
     def register(function: Spoiler) -> None:
         SPOILT[name] = (function, says)

@@ -1,4 +1,4 @@
-"""The memory forecast: near what is measured, and a refusal that names both numbers."""
+"""The memory forecast is near the measured peak; a refusal names both numbers."""
 
 import subprocess
 import sys
@@ -14,11 +14,9 @@ from support.architectures import tiny
 from support.models import probe_config, save_checkpoint, tiny_experts, tiny_llama, tiny_model
 from torch.profiler import ProfilerActivity, profile
 
-from ray_probe.checkpoints.load import inspect_checkpoint
+from ray_probe.checkpoints.inspection import inspect_checkpoint
 from ray_probe.checkpoints.memory_forecast import CHUNK_BYTES, MemoryDemand, check_fits, estimate, size
-from ray_probe.checkpoints.memory_forecast import CHUNK_ELEMENTS as ASSUMED_CHUNK
 from ray_probe.config import ProbeConfig
-from ray_probe.core.policy.sampling import CHUNK_ELEMENTS
 from ray_probe.errors import ClusterError
 from ray_probe.model.sequences import pack_sequences
 from ray_probe.rollout.builder import build_rollout
@@ -39,7 +37,7 @@ def demand_of(config: ProbeConfig, longest_prompt: int = PROMPT) -> MemoryDemand
 
 
 def measured_scoring(config: ProbeConfig) -> int:
-    """Peak bytes of gradients, activations and logits: of a second micro-batch, when `.grad` is there."""
+    """Return the peak bytes of a second micro-batch, when `.grad` exists."""
     components = build_rollout(config, Path(config.model.path), "policy")._components
     model = components.processor.model
     rows = model.get_input_embeddings().weight.shape[0]
@@ -107,7 +105,7 @@ def test_layers_that_differ_are_counted_one_by_one(tmp_path: Path):
 
 @pytest.mark.parametrize("name", ["llama", "gemma4_text", "deepseek_v3", "gpt2", "qwen3_next"])
 def test_the_cache_is_forecast_layer_by_layer(tmp_path: Path, name: str):
-    """Where a layer's window is no shorter than the row; states of fixed size are left out."""
+    """A window must hold the whole row; states of fixed size are left out."""
     model = tiny(name, **({"sliding_window": 64} if name == "gemma4_text" else {}))
     checkpoint = save_checkpoint(tmp_path / "c", model, "abcdef")
     cache = model(input_ids=torch.arange(PROMPT)[None], use_cache=True).past_key_values
@@ -237,4 +235,3 @@ def test_forecast_and_node_cache_need_no_torch():
     code = f"import sys, {modules}; print({{'torch', 'transformers'}} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
-    assert ASSUMED_CHUNK == CHUNK_ELEMENTS

@@ -1,4 +1,4 @@
-"""A checkpoint that holds another kind of model is refused as what it is, before a weight is loaded."""
+"""Checkpoints of other kinds of models are refused before a weight is loaded."""
 
 from pathlib import Path
 from typing import Any
@@ -8,7 +8,7 @@ import transformers
 from support.architectures import ROWS, SIZES, tiny, tiny_config
 from support.models import character_tokenizer, tiny_llama
 
-from ray_probe.checkpoints.load import Checkpoint, inspect_checkpoint
+from ray_probe.checkpoints.inspection import Checkpoint, inspect_checkpoint
 from ray_probe.checkpoints.model_kinds import check_kind
 from ray_probe.config.schema import ModelConfig
 from ray_probe.errors import CheckpointError
@@ -56,11 +56,11 @@ def inspected(directory: Path, model: Any) -> Checkpoint:
 
 @pytest.mark.parametrize("name", MODELS)
 def test_another_kind_of_model_is_refused_as_what_it_is(tmp_path: Path, name: str):
-    make, told = MODELS[name]
+    make, says = MODELS[name]
     with pytest.raises(CheckpointError) as caught:
         inspected(tmp_path, make())
     message = str(caught.value)
-    assert message.startswith(f"model.path: got '{tmp_path}'"[:30]) and told in message
+    assert message.startswith(f"model.path: got '{tmp_path}'"[:30]) and says in message
     assert "\n" not in message and "version of transformers" not in message
 
 

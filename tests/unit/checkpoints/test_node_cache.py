@@ -14,8 +14,8 @@ from support.adapters import write_adapter
 from support.models import save_checkpoint, tiny_llama
 
 from ray_probe.checkpoints import node_cache
-from ray_probe.checkpoints.adapter import adapter_fingerprint
-from ray_probe.checkpoints.files import ADAPTER_FILES, CHECKPOINT_FILES, fingerprint
+from ray_probe.checkpoints.files import ADAPTER_FILES, CHECKPOINT_FILES
+from ray_probe.checkpoints.fingerprint import adapter_fingerprint, fingerprint
 from ray_probe.checkpoints.load import load_model
 from ray_probe.checkpoints.node_cache import node_copy
 from ray_probe.errors import CheckpointError, OutputError
@@ -85,28 +85,32 @@ def test_a_copy_is_made_once(sources: list[Source], cache: Path, monkeypatch: py
 PROCESS = """
 import json, pathlib, sys, time
 from ray_probe.checkpoints import node_cache
-made, make = [], node_cache._make
-def counted(*arguments):
-    made.append(1)
-    time.sleep(0.5)
-    make(*arguments)
-node_cache._make = counted
-while not pathlib.Path(sys.argv[4]).exists():
-    time.sleep(0.01)
-copy = node_cache.node_copy(sys.argv[1], pathlib.Path(sys.argv[2]), sys.argv[3])
-print(json.dumps([len(made), (copy.directory / "model.safetensors").read_text()]))
+cache, source, digest, ready, processes, own = sys.argv[1:]
+copied, copy_file = [], node_cache.shutil.copyfile
+def wait_for_others():
+    while len(list(pathlib.Path(ready).iterdir())) < int(processes):
+        time.sleep(0.01)
+def counted(source, target):
+    copied.append(source.name)
+    time.sleep(0.2)
+    copy_file(source, target)
+node_cache.shutil.copyfile = counted
+(pathlib.Path(ready) / own).touch()
+wait_for_others()
+copy = node_cache.node_copy(cache, pathlib.Path(source), digest)
+print(json.dumps([copied, (copy.directory / "model.safetensors").read_text()]))
 """
 
 
 def test_several_processes_at_once_copy_once(sources: list[Source], cache: Path, tmp_path: Path):
-    arguments = [str(cache), str(sources[0].directory), sources[0].digest, str(tmp_path / "go")]
+    (tmp_path / "ready").mkdir()
+    arguments = [str(cache), str(sources[0].directory), sources[0].digest, str(tmp_path / "ready"), "3"]
     processes = [
-        subprocess.Popen([sys.executable, "-c", PROCESS, *arguments], stdout=subprocess.PIPE, text=True)
-        for _ in range(3)
+        subprocess.Popen([sys.executable, "-c", PROCESS, *arguments, str(n)], stdout=subprocess.PIPE, text=True)
+        for n in range(3)
     ]
-    (tmp_path / "go").touch()
     answers = [json.loads(process.communicate(timeout=60)[0]) for process in processes]
-    assert sum(made for made, _ in answers) == 1
+    assert sorted(name for copied, _ in answers for name in copied) == ["config.json", "model.safetensors"]
     assert {text for _, text in answers} == {"weights 0" * 100}
     assert entries(cache) == {sources[0].digest}
 

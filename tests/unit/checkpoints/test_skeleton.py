@@ -1,4 +1,4 @@
-"""What is wrong with weights, adapter or `model.trainable` is known before a weight is loaded or a cluster touched."""
+"""Faults of weights, adapter or `model.trainable` are found before loading."""
 
 import json
 import struct
@@ -14,7 +14,7 @@ from support.adapters import write_adapter
 from support.models import probe_config, save_checkpoint, tiny_llama, tiny_model, tiny_vision
 
 import ray_probe.checkpoints.load
-from ray_probe.checkpoints.load import inspect_checkpoint
+from ray_probe.checkpoints.inspection import inspect_checkpoint
 from ray_probe.config import ProbeConfig
 from ray_probe.errors import CheckpointError, ClusterError, ConfigError, ProbeError
 from ray_probe.rollout.loader import check_fits_here

@@ -1,4 +1,4 @@
-"""A checkpoint swapped into a live model measures as one loaded anew; whatever cannot be swapped is loaded."""
+"""A swapped checkpoint measures as a loaded one; others are loaded."""
 
 import gc
 import json
@@ -14,7 +14,7 @@ import torch
 from support.adapters import write_adapter
 from support.models import probe_config, save_checkpoint, tiny_gpt2, tiny_llama, tiny_model
 
-from ray_probe.checkpoints.files import weight_headers
+from ray_probe.checkpoints.headers import weight_headers
 from ray_probe.checkpoints.swap import Architecture, Policy, can_swap, load_policy, release, swap_weights
 from ray_probe.config import ProbeConfig
 from ray_probe.errors import CheckpointError
@@ -213,7 +213,7 @@ def test_another_dtype_adapter_or_shape_is_loaded(checkpoints: tuple[Path, Path]
 
 
 def without_prefix(directory: Path, seed: int) -> Path:
-    """GPT-2 as the hub has it: tensors without the `transformer.` that transformers puts before them."""
+    """Write a GPT-2 as on the hub: tensors without the prefix `transformer.`."""
     save_checkpoint(directory, tiny_gpt2(8, torch.float32, seed=seed), CHARACTERS)
     edit_weights(directory, lambda t: [t.update({k.removeprefix("transformer."): t.pop(k)}) for k in list(t)])
     return directory

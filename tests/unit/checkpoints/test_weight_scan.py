@@ -1,4 +1,4 @@
-"""NaN and infinity are found in the bytes of a file, whatever their type and wherever a block ends."""
+"""NaN and infinity are found in a file, for any dtype and block size."""
 
 from pathlib import Path
 
@@ -7,7 +7,8 @@ import safetensors.torch
 import torch
 from support.models import save_checkpoint, tiny_llama
 
-from ray_probe.checkpoints.files import CHECKPOINT_FILES, fingerprint, read_through
+from ray_probe.checkpoints.files import CHECKPOINT_FILES
+from ray_probe.checkpoints.fingerprint import fingerprint, read_through
 from ray_probe.checkpoints.weight_scan import WeightScan
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]

@@ -16,7 +16,7 @@ from support.results import a_result
 from ray_probe.cli import main as cli
 from ray_probe.cli import streams
 from ray_probe.controller.replies import Scaled
-from ray_probe.doctor import Check
+from ray_probe.doctor.checks import Check
 from ray_probe.errors import OutputError
 from ray_probe.report.signs import ENCODING_ERRORS, spelled
 from ray_probe.service.client import ProbeClient
@@ -96,7 +96,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         yield from (Check("versions", "ok", "torch ± 1"), Check("disk", "failed", "full", "make room", 1))
 
     monkeypatch.setattr("ray_probe.service.run_once.execute", execute)
-    monkeypatch.setattr("ray_probe.doctor.diagnose", diagnose)
+    monkeypatch.setattr("ray_probe.doctor.diagnosis.diagnose", diagnose)
     monkeypatch.setattr(ProbeClient, "connect", classmethod(lambda cls, *where: Client()))
     monkeypatch.setattr("ray_probe.cli.service.SCALE_S", 0.0)
     return tmp_path

@@ -15,7 +15,7 @@ from support.checkpoints import raw_config, write_checkpoint
 from support.runs import untimed
 from support.services import Service, until
 
-from ray_probe.checkpoints.files import fingerprint
+from ray_probe.checkpoints.fingerprint import fingerprint
 from ray_probe.config.loading import config_from_dict
 from ray_probe.config.schema import ProbeConfig
 from ray_probe.controller import pins

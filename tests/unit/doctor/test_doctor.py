@@ -1,4 +1,4 @@
-"""A diagnosis: each thing that is wrong is named in one line, and hides nothing else that is."""
+"""A diagnosis names each fault in one line, and no fault hides another."""
 
 import io
 import itertools
@@ -21,15 +21,16 @@ import torch
 from support.adapters import write_adapter
 from support.checkpoints import raw_config
 
-from ray_probe.checkpoints.files import weight_headers
+from ray_probe.checkpoints.headers import weight_headers
 from ray_probe.checkpoints.memory_forecast import size
 from ray_probe.cli.doctor_table import shown
 from ray_probe.config.loading import config_from_dict
 from ray_probe.config.schema import ClusterConfig, ProbeConfig
-from ray_probe.doctor import Check, diagnose, exit_code, machine, to_json
 from ray_probe.doctor import files as doctor_files
+from ray_probe.doctor import machine, packages, token
 from ray_probe.doctor import self_test as self_test_module
-from ray_probe.doctor.checks import Case, Finding, Step, examine
+from ray_probe.doctor.checks import Case, Check, Finding, Step, examine, exit_code, to_json
+from ray_probe.doctor.diagnosis import diagnose
 from ray_probe.doctor.self_test import SelfTestResult
 from ray_probe.errors import ConfigError
 
@@ -55,7 +56,7 @@ def quick(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 @pytest.fixture
 def nowhere() -> Iterator[str]:
-    """An address that refuses connections: bound and not listening, so that nobody else can take it."""
+    """An address that refuses connections: bound, so not free, and not listening."""
     with socket.socket() as held:
         held.bind(("127.0.0.1", 0))
         yield f"127.0.0.1:{held.getsockname()[1]}"
@@ -179,7 +180,7 @@ def test_a_file_system_that_never_answers_is_given_up():
 
 def test_checks_come_one_by_one_as_they_are_asked_for(configured, monkeypatch: pytest.MonkeyPatch):
     looked = []
-    monkeypatch.setattr(machine, "token", lambda case: looked.append("token"))
+    monkeypatch.setattr(token, "token", lambda case: looked.append("token"))
     checks = diagnose(configured())
     assert next(checks).name == "versions"
     assert looked == []
@@ -208,7 +209,7 @@ def test_a_loaded_model_is_put_through_all_that_a_run_does(configured):
 
 
 def untrained_dora(model: Path) -> dict[str, Any]:
-    """Files cannot tell that it is untrained: its magnitudes have no counterpart in the base model."""
+    """An untrained DoRA; its magnitudes have no counterpart in the base's files."""
     return {"adapter": str(write_adapter(model.parent / "a", model, use_dora=True, spread=0.0))}
 
 
@@ -246,7 +247,7 @@ def test_a_model_that_does_not_fit_here_is_not_looked_at_which_is_no_failure(
 
 
 def test_versions_name_what_is_installed_and_that_it_is_what_was_tested():
-    check = look(machine.versions)
+    check = look(packages.versions)
     assert check.ok
     for name in ("torch", "transformers", "ray"):
         assert f"{name} {metadata.version(name)}" in check.detail
@@ -255,25 +256,25 @@ def test_versions_name_what_is_installed_and_that_it_is_what_was_tested():
 def test_an_installed_package_without_its_working_copy_knows_its_ranges_too(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(machine, "_checkout", lambda name: tmp_path / name)
-    python, dependencies = machine._ranges()
+    monkeypatch.setattr(packages, "working_copy", lambda: tmp_path)
+    python, dependencies = packages.version_ranges()
     assert python.startswith(">=3.") and any(line.startswith("torch>=") for line in dependencies)
-    check = look(machine.versions)
+    check = look(packages.versions)
     assert check.ok and "tested" not in check.detail
 
 
 def test_a_version_out_of_range_is_named_with_the_range(monkeypatch: pytest.MonkeyPatch):
     real = metadata.version
     monkeypatch.setattr(metadata, "version", lambda name: "4.57.0" if name == "transformers" else real(name))
-    check = look(machine.versions)
+    check = look(packages.versions)
     assert check.status == "failed" and check.exit_code == 1
     assert "transformers 4.57.0 (need <6,>=5.10.1)" in check.detail
 
 
 def test_a_version_in_range_that_is_not_the_pinned_one_holds_and_is_told(monkeypatch: pytest.MonkeyPatch):
-    pins = machine._pins()
-    monkeypatch.setattr(machine, "_pins", lambda: pins | {"ray": "2.55.0"})
-    check = look(machine.versions)
+    pins = packages.tested_versions()
+    monkeypatch.setattr(packages, "tested_versions", lambda: pins | {"ray": "2.55.0"})
+    check = look(packages.versions)
     assert check.status == "ok" and check.detail.endswith("tested with ray 2.55.0")
 
 
@@ -286,7 +287,7 @@ def test_a_package_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch):
         return real(name)
 
     monkeypatch.setattr(metadata, "version", version)
-    assert "no psutil (need >=5.9)" in look(machine.versions).detail
+    assert "no psutil (need >=5.9)" in look(packages.versions).detail
 
 
 def test_a_gpu_asked_of_this_machine_and_no_device_is_a_failure_of_torch(files: Path):
@@ -308,11 +309,11 @@ def test_the_source_of_the_token_is_told_and_a_file_that_others_can_read_is_warn
     monkeypatch.setenv("RAY_AUTH_MODE", "token")
     monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(path))
     path.chmod(0o644)
-    check = look(machine.token, configured())
+    check = look(token.token, configured())
     assert check.status == "warning" and check.remedy == f"chmod 600 {path}"
     assert str(path) in check.detail and "0644" in check.detail
     path.chmod(0o600)
-    assert look(machine.token, configured()).status == "ok"
+    assert look(token.token, configured()).status == "ok"
 
 
 def test_token_mode_without_a_token_fails_before_ray_is_asked(configured, monkeypatch: pytest.MonkeyPatch):
@@ -344,14 +345,14 @@ def test_the_token_itself_is_never_told(configured, monkeypatch: pytest.MonkeyPa
     ("address", "status"), [("127.0.0.1:6379", "ok"), ("[::1]:6379", "ok"), ("10.9.8.7:6379", "warning")]
 )
 def test_joining_another_machine_without_a_token_is_warned_of(configured, address: str, status: str):
-    check = look(machine.token, configured(cluster={"address": address}))
+    check = look(token.token, configured(cluster={"address": address}))
     assert check.status == status and "no token is sent" in check.detail
 
 
 def test_tokens_turned_off_for_a_ray_started_here_are_warned_of(monkeypatch: pytest.MonkeyPatch):
-    assert look(machine.token).status == "ok"
+    assert look(token.token).status == "ok"
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
-    assert look(machine.token).status == "warning"
+    assert look(token.token).status == "warning"
 
 
 # Room
@@ -454,7 +455,7 @@ def _refuse(case: Case) -> Finding:
 
 
 def test_a_diagnosis_loads_nothing_heavy_before_it_is_asked_for():
-    modules = "ray_probe.doctor, ray_probe.cli.doctor_table, ray_probe.cluster.connection.shared_directory"
+    modules = "ray_probe.doctor.diagnosis, ray_probe.cli.doctor_table, ray_probe.cluster.connection.shared_directory"
     code = f"import sys, {modules}; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert not {"torch", "ray", "transformers"} & set(done.stdout.split())

@@ -1,4 +1,4 @@
-"""What a diagnosis makes of the answers of a cluster's nodes: whoever differs is named, with what is wrong there."""
+"""A diagnosis names each node that differs, with the problem there."""
 
 import shutil
 from collections.abc import Callable, Sequence
@@ -9,12 +9,13 @@ import psutil
 import pytest
 from support.checkpoints import raw_config
 
-from ray_probe.checkpoints.load import Checkpoint, inspect_checkpoint
+from ray_probe.checkpoints.inspection import Checkpoint, inspect_checkpoint
 from ray_probe.cluster.connection.nodes import Answer, Node
 from ray_probe.config.loading import config_from_dict
 from ray_probe.config.schema import ProbeConfig
-from ray_probe.doctor import Check, cluster, devices
-from ray_probe.doctor.checks import Case, Finding, Step, examine
+from ray_probe.doctor import cluster, devices, node_files
+from ray_probe.doctor import nodes as doctor_nodes
+from ray_probe.doctor.checks import Case, Check, Finding, Step, examine
 from ray_probe.errors import ClusterError
 from ray_probe.system.versions import package_versions
 
@@ -37,7 +38,7 @@ def configured(files: Path) -> Callable[..., ProbeConfig]:
 def on_nodes(
     step: Callable[[Case], Finding], config: ProbeConfig, *answers: Any, nodes: Sequence[Node] = NODES, **found: Any
 ) -> Check:
-    """A step on a cluster whose nodes answer so; an answer that is an exception is an error there."""
+    """Run a step on nodes with these answers; an exception is an error there."""
     case = Case(config, config.cluster, None, False, 1.0, None, nodes=list(nodes), **found)  # type: ignore[arg-type]
     asked = []
 
@@ -49,7 +50,7 @@ def on_nodes(
         ]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(nodes, "ask_nodes", ask)
+        patch.setattr("ray_probe.cluster.connection.nodes.ask_nodes", ask)
         check = examine(Step("it", step), case, set())
     assert len(asked) == 1
     return check
@@ -71,11 +72,11 @@ def test_a_node_with_other_packages_or_without_ours_is_named_with_both_versions(
 
 
 def test_a_node_without_the_checkpoint_or_with_half_of_it_is_named(configured, checkpoint: Checkpoint):
-    here = cluster.files_in(str(checkpoint.directory), ("*.safetensors", "*.json"))
+    here = node_files.files_in(str(checkpoint.directory), ("*.safetensors", "*.json"))
     assert here is not None and here["model.safetensors"] > 1000
-    assert on_nodes(cluster.node_checkpoint, configured(), here, here, found=checkpoint).ok
+    assert on_nodes(node_files.node_checkpoint, configured(), here, here, found=checkpoint).ok
     half = here | {"model.safetensors": 10}
-    check = on_nodes(cluster.node_checkpoint, configured(), None, half, found=checkpoint)
+    check = on_nodes(node_files.node_checkpoint, configured(), None, half, found=checkpoint)
     assert check.status == "failed" and check.exit_code == 2 and check.detail.startswith("model.path: got ")
     assert "node first (10.0.0.1) does not have it" in check.detail
     assert "node second (10.0.0.2) has" in check.detail and "model.safetensors is not as it is here" in check.detail
@@ -85,21 +86,21 @@ def test_only_nodes_that_can_hold_an_actor_need_the_checkpoint(configured, check
     config = configured(cluster={"actors": 1, "cpus_per_actor": 2})
     small = [NODES[0], Node("cc", "head (10.0.0.3)", {"CPU": 0.0})]
     case = Case(config, config.cluster, None, False, 1.0, None, nodes=small, found=checkpoint)  # type: ignore[arg-type]
-    assert cluster.nodes_with_room(case) == NODES[:1]
+    assert doctor_nodes.nodes_with_room(case) == NODES[:1]
 
 
 def test_a_cache_that_a_node_cannot_hold_is_named(configured, checkpoint: Checkpoint):
     config = configured(model={"cache_dir": "/scratch/models"})
-    assert on_nodes(cluster.model_cache, config, 10**12, 10**12, found=checkpoint).ok
-    check = on_nodes(cluster.model_cache, config, 7, None, found=checkpoint)
+    assert on_nodes(node_files.model_cache, config, 10**12, 10**12, found=checkpoint).ok
+    check = on_nodes(node_files.model_cache, config, 7, None, found=checkpoint)
     assert check.status == "failed" and check.detail.startswith("model.cache_dir: got '/scratch/models'")
     assert "node first (10.0.0.1) has 7 B free, node second (10.0.0.2) cannot write it" in check.detail
 
 
 def test_room_in_a_cache_is_known_before_it_is_made(tmp_path: Path):
     (tmp_path / "file").write_text("")
-    assert cluster.cache_room(str(tmp_path / "not" / "there")) == shutil.disk_usage(tmp_path).free
-    assert cluster.cache_room(str(tmp_path / "file" / "below")) is None
+    assert node_files.cache_room(str(tmp_path / "not" / "there")) == shutil.disk_usage(tmp_path).free
+    assert node_files.cache_room(str(tmp_path / "file" / "below")) is None
 
 
 def test_a_device_too_small_for_an_actor_is_told_with_both_sizes(configured, checkpoint: Checkpoint):

@@ -1,4 +1,4 @@
-"""Layers that are computed again in the backward pass give the same numbers and hold less, and stay in eval mode."""
+"""Recomputed layers give the same numbers, hold less, and stay in eval mode."""
 
 import pytest
 import torch

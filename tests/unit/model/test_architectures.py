@@ -1,4 +1,4 @@
-"""Every causal language model of transformers is measured right, or refused in one line when it is loaded."""
+"""Every causal language model of transformers is measured right, or refused."""
 
 from pathlib import Path
 from typing import Any
@@ -45,7 +45,7 @@ def policy(model: Any, **generation: Any) -> SequenceProcessor:
 
 
 def measured(name: str) -> Gaps | str:
-    """Gaps to plain transformers, or why the model is refused: by its config, or by its trial."""
+    """Return the gaps to plain transformers, or the refusal by config or trial."""
     model = tiny(name)
     try:
         check_kind(Path("here"), model.config)

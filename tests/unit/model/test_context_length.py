@@ -1,4 +1,4 @@
-"""How far a model sees, with its rotary scaling counted, and where that scaling makes rows depend on one another."""
+"""Context length with rotary scaling, and where scaling couples rows."""
 
 from pathlib import Path
 from typing import Any
@@ -39,7 +39,7 @@ def policy(model: Any, context: int | None = None, **generation: Any) -> Sequenc
 
 
 def exact(model: Any, prompts: list[str], **generation: Any) -> bool:
-    """Whether what is sampled and scored in batches is what plain transformers says of each row alone."""
+    """Compare batched sampling and scoring with plain transformers, row by row."""
     gaps = worst_gaps(policy(model, **generation), prompts)
     return max(gaps.scored, gaps.entropy, gaps.sampled) < 1e-4
 
@@ -106,7 +106,7 @@ def test_the_library_keeps_to_the_context_that_is_asked_for():
 
 
 def logits_beside(model: Any, row: int, other: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """The last logits of a row of so many tokens alone, and beside another one."""
+    """Return the last logits of a row alone, and beside another one."""
     ids = torch.arange(2 * max(row, other)).reshape(2, -1) % ROWS
     with torch.no_grad():
         alone = model(input_ids=ids[:1, :row]).logits[0, row - 1]

@@ -1,4 +1,4 @@
-"""Decoding lets go of rows that have ended, where the cache can, and no token depends on it."""
+"""Decoding drops ended rows where the cache can, and no token depends on it."""
 
 from typing import Any
 

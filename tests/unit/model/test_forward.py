@@ -1,4 +1,4 @@
-"""A model is tried before it is used: where its positions begin, and whether it bears padding on the left."""
+"""A model's first position and its padding on the left are tried before use."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""A head that is taken apart gives the model's own logits, for every architecture, or is not taken apart."""
+"""A split LM head gives the model's own logits, or is not split."""
 
 from typing import Any
 

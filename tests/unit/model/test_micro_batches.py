@@ -1,4 +1,4 @@
-"""Micro-batches hold every response once, keep to their limits, and are padded little."""
+"""Micro-batches hold every response once, within limits, with little padding."""
 
 import random
 

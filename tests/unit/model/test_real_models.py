@@ -1,4 +1,4 @@
-"""The demo in bfloat16 and with a real PEFT adapter, as whole runs in this process."""
+"""Whole runs of the demo in this process, in bfloat16 and with a PEFT adapter."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""A model is tried when it is loaded: what its cache cannot do is left out, and what cannot be measured is refused."""
+"""A model is tried at load: abilities of its cache, and whether to refuse it."""
 
 from pathlib import Path
 from typing import Any
@@ -125,9 +125,9 @@ def test_rounding_of_many_layers_in_bfloat16_is_no_gap_though_it_passes_the_gate
     forward = Forward(model.to(torch.bfloat16))
     assert forward.cache_gap == 0.0 and forward.takes_padding and forward.drops_rows
     with torch.no_grad():
-        trial = trials._Trial(forward)
+        trial = trials.Trial(forward)
         log_p_LV = torch.log_softmax(trial.whole_LV[trial.half :].double(), -1)
-        gap_LV = (torch.log_softmax(trial._stepped(trial.ids_L).double(), -1) - log_p_LV).abs()
+        gap_LV = (torch.log_softmax(trial.stepped(trial.ids_L).double(), -1) - log_p_LV).abs()
         assert float((log_p_LV.exp() * gap_LV).sum(-1).mean()) > TOLERANCE_NATS["bfloat16"]
 
 

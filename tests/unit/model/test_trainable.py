@@ -6,8 +6,8 @@ import pytest
 import torch
 from support.models import tiny_llama
 
-from ray_probe.checkpoints.trainable import adapter_parameters, frozen_out, mark_adapter, mark_frozen, select_trainable
 from ray_probe.errors import ConfigError
+from ray_probe.model.trainable import adapter_parameters, frozen_out, mark_adapter, mark_frozen, select_trainable
 
 
 @pytest.mark.parametrize(

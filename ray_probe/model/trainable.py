@@ -1,71 +1,93 @@
-"""Which parameters the gradient is taken for, and the width in which it accumulates."""
+"""Select the parameters that require a gradient, and its dtype."""
 
 import re
 from collections.abc import Collection, Iterable
+from dataclasses import dataclass
 
 import torch
 
-from ray_probe.checkpoints.files import some
-from ray_probe.errors import ConfigError, bad_value
+from ray_probe.errors import ConfigError, bad_value, some
 
-_OWN, _REPLACED, _FROZEN = "_adapter_parameters", "_replaced_parameters", "_frozen_parameters"
 NO_ADAPTER = "there is no adapter; name its directory in model.adapter"
+_MARKS = "_ray_probe_marks"
+
+
+@dataclass
+class _Marks:
+    """Notes about a model's parameters, kept on the model.
+
+    Attributes:
+        own: names of the adapter's parameters.
+        replaced: names under which the adapter's own parameters stand in for one.
+        frozen: parameters that the architecture has frozen; None before `mark_frozen`.
+    """
+
+    own: frozenset[str] = frozenset()
+    replaced: frozenset[str] = frozenset()
+    frozen: tuple[torch.nn.Parameter, ...] | None = None
+
+
+def _marks(model: torch.nn.Module) -> _Marks:
+    marks: _Marks = vars(model).setdefault(_MARKS, _Marks())
+    return marks
 
 
 def accumulate_wide(parameters: Iterable[torch.nn.Parameter]) -> None:
-    """Have `.grad` of these parameters accumulate in float32 or wider, whatever the weights' dtype."""
+    """Accumulate the `.grad` of these parameters in float32 or wider."""
     for parameter in parameters:
         if parameter.is_floating_point():
             parameter.grad_dtype = torch.promote_types(parameter.dtype, torch.float32)
 
 
 def mark_adapter(model: torch.nn.Module, own: Iterable[str], replaced: Iterable[str]) -> None:
-    """Keep on the model which of its parameters an adapter brought along.
+    """Note on the model which parameters belong to an adapter.
 
     Args:
         model: the policy.
         own: names of the adapter's parameters.
-        replaced: names under which the adapter's own stand in for a parameter. A parameter that has another name too,
-            as a head that is tied to the embedding has, is computed with under that one.
+        replaced: names under which the adapter's own parameters stand in for one. A parameter with another name, such
+            as a head tied to the embedding, is still used under that name.
     """
-    setattr(model, _OWN, frozenset(own))
-    setattr(model, _REPLACED, frozenset(replaced))
+    marks = _marks(model)
+    marks.own, marks.replaced = frozenset(own), frozenset(replaced)
 
 
 def adapter_parameters(model: torch.nn.Module) -> frozenset[str]:
-    """Names of the parameters that `mark_adapter` named; none when the model has no adapter."""
-    names: frozenset[str] = getattr(model, _OWN, frozenset())
-    return names
+    """Return the names of the adapter's parameters; empty without an adapter."""
+    return _marks(model).own
 
 
 def mark_frozen(model: torch.nn.Module, names: Collection[str] = ()) -> None:
-    """Keep on the model which parameters its architecture has frozen; the first call decides.
+    """Note the parameters that the architecture has frozen, at the first call.
 
     Call it before an adapter is put in, which freezes the whole model.
 
     Args:
-        model: the policy; its parameters that require no gradient are taken for frozen.
-        names: of more that are.
+        model: the policy; parameters that require no gradient count as frozen.
+        names: of further frozen parameters.
     """
-    if not hasattr(model, _FROZEN):
+    marks = _marks(model)
+    if marks.frozen is None:
         named = model.named_parameters(remove_duplicate=False)
-        setattr(model, _FROZEN, tuple(p for name, p in named if name in names or not p.requires_grad))
+        marks.frozen = tuple(p for name, p in named if name in names or not p.requires_grad)
 
 
 def frozen_out(model: torch.nn.Module, trainable: str) -> tuple[str, ...]:
-    """Names of the parameters that `trainable` asks for and the architecture has frozen, a router's bias say."""
+    """Return the parameters that `trainable` matches and the architecture has frozen."""
     return tuple(_asked(model, trainable)[1])
 
 
 def select_trainable(model: torch.nn.Module, trainable: str) -> dict[str, torch.nn.Parameter]:
-    """Make exactly the chosen parameters require a gradient, accumulated in float32 or wider.
+    """Make exactly the chosen parameters require a gradient, in float32 or wider.
 
-    What the architecture has frozen stays frozen; see `frozen_out`.
+    Frozen parameters of the architecture stay frozen; see `frozen_out`.
 
     Args:
         model: the policy.
-        trainable: `all`, `adapter` (the adapter's parameters alone), or a regular expression that is searched for in
-            parameter names.
+        trainable: `all`, `adapter` (only the adapter's parameters), or a regular expression searched for in names.
+
+    Returns:
+        The chosen parameters by name.
 
     Raises:
         ConfigError: no parameter is chosen.
@@ -78,8 +100,7 @@ def select_trainable(model: torch.nn.Module, trainable: str) -> dict[str, torch.
         if frozen:
             remedy = f"it matches only what the architecture has frozen ({some(frozen)}); choose other parameters"
         raise ConfigError(bad_value("model.trainable", trainable, remedy))
-    for parameter in model.parameters():
-        parameter.requires_grad_(False)
+    model.requires_grad_(False)
     for parameter in chosen.values():
         parameter.requires_grad_(True)
     accumulate_wide(chosen.values())
@@ -89,17 +110,17 @@ def select_trainable(model: torch.nn.Module, trainable: str) -> dict[str, torch.
 def _asked(
     model: torch.nn.Module, trainable: str
 ) -> tuple[dict[str, torch.nn.Parameter], dict[str, torch.nn.Parameter]]:
-    """The parameters that are asked for by name: those that can be trained, and those that are frozen."""
+    """Return the matching parameters: those that can be trained, and the frozen ones."""
     mark_frozen(model)
-    frozen, own = {id(parameter) for parameter in getattr(model, _FROZEN)}, adapter_parameters(model)
-    asked = {name: p for name, p in _used(model).items() if _wanted(name, trainable, own)}
+    frozen, own = set(map(id, _marks(model).frozen or ())), adapter_parameters(model)
+    asked = {name: p for name, p in _used(model).items() if _matches(name, trainable, own)}
     chosen = {name: p for name, p in asked.items() if id(p) not in frozen}
     return chosen, {name: p for name, p in asked.items() if id(p) in frozen}
 
 
 def _used(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
-    """The parameters that are not replaced, each under the first of its names that is not."""
-    replaced: frozenset[str] = getattr(model, _REPLACED, frozenset())
+    """Return the parameters in use, each under its first name that is not replaced."""
+    replaced = _marks(model).replaced
     names: dict[int, str] = {}
     used = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
@@ -108,7 +129,7 @@ def _used(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
     return used
 
 
-def _wanted(name: str, trainable: str, own: frozenset[str]) -> bool:
+def _matches(name: str, trainable: str, own: frozenset[str]) -> bool:
     if trainable == "adapter":
         return name in own
     return trainable == "all" or re.search(trainable, name) is not None

@@ -1,6 +1,6 @@
-"""Token ids that end a response: the first source that names some decides, never a union.
+"""Choose the ids that end a response: those of the first source that names any.
 
-With a union, a class default in config.json (LlamaConfig names 2) ends responses at an ordinary token.
+A union of sources would end responses at an ordinary token: LlamaConfig, for example, names id 2 by default.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -15,12 +15,12 @@ TokenText = Callable[[int], str]
 
 
 class EosSource(NamedTuple):
-    """What one source says about the end of a response.
+    """One source of EOS ids.
 
     Attributes:
-        name: of the source, for people.
-        value: its `eos_token_id` as it stands; None or an empty list names nothing.
-        single: the source has room for one id, so it agrees with every choice that holds this id.
+        name: of the source, for messages.
+        value: its `eos_token_id` as written; None or an empty list names no id.
+        single: the source can name only one id, so it agrees with every choice that contains this id.
     """
 
     name: str
@@ -30,13 +30,13 @@ class EosSource(NamedTuple):
 
 @dataclass(frozen=True)
 class EosIds:
-    """The ids that end a response, and the sources that say otherwise.
+    """The ids that end a response, and the sources that disagree.
 
     Attributes:
-        ids: ascending; empty where only the cap ends a response.
+        ids: ascending; empty if only the cap ends a response.
         source: name of the source that decided.
-        others: names and ids of the sources that name different ids.
-        texts: text of each token above, by id.
+        others: names and ids of the sources with different ids.
+        texts: id and text of each token above.
     """
 
     ids: tuple[int, ...]
@@ -45,15 +45,15 @@ class EosIds:
     texts: tuple[tuple[int, str], ...] = ()
 
     def line(self) -> str:
-        """Ids, texts and source, as `0 '<eos>' (config.json)`."""
+        """Return ids, texts and source, as `0 '<eos>' (config.json)`."""
         return f"{shown_ids(self.ids, dict(self.texts))} ({self.source})"
 
     def differences(self) -> str:
-        """The other sources and their ids, as `config.json names 2 'b'`; empty where all agree."""
+        """Return the sources that disagree, as `config.json names 2 'b'`."""
         return shown_others(self.others, dict(self.texts))
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON types for result.json; token ids become strings where they are keys."""
+        """Return plain JSON types for result.json; token ids that are keys become strings."""
         return {
             "ids": list(self.ids),
             "source": self.source,
@@ -63,12 +63,12 @@ class EosIds:
 
 
 def shown_ids(ids: Iterable[int], texts: dict[int, str]) -> str:
-    """Ids with the text of their tokens."""
+    """Format ids with the text of their tokens."""
     return ", ".join(f"{token} {texts[token]!r}" if token in texts else str(token) for token in ids) or "no token"
 
 
 def shown_others(others: Iterable[tuple[str, Sequence[int]]], texts: dict[int, str]) -> str:
-    """Sources by the ids that they name, sources of the same ids together."""
+    """Format sources with their ids, grouping sources with the same ids."""
     names: dict[tuple[int, ...], list[str]] = {}
     for name, ids in others:
         names.setdefault(tuple(ids), []).append(name)
@@ -84,14 +84,14 @@ def resolve_eos(
     """Choose the ids that end a response.
 
     Args:
-        explicit: `generation.eos_token_ids`, which comes before every source.
-        sources: in the order in which they are taken.
-        rows: embedding rows of the model, or None where they are unknown.
-        text: gives the text of a token.
+        explicit: `generation.eos_token_ids`, which precedes every source.
+        sources: by precedence.
+        rows: embedding rows of the model, or None if unknown.
+        text: returns the text of a token.
 
     Raises:
         ConfigError: an explicit id has no embedding row.
-        CheckpointError: no source names an id, or one names what is no id of this model.
+        CheckpointError: no source names an id, or one names an invalid id.
     """
     if explicit is not None:
         taken = EosSource(KEY, list(explicit))
@@ -115,12 +115,12 @@ def resolve_eos(
 
 
 def token_text(tokenizer: Any) -> TokenText:
-    """Gives the text of a token of this tokenizer, special tokens included."""
+    """Return a function from a token id to its text, special tokens included."""
     return lambda token: str(tokenizer.decode([token], skip_special_tokens=False))
 
 
 def _ids(source: EosSource) -> tuple[int, ...]:
-    """Ids of a source, ascending. Raises CheckpointError where they are no ids."""
+    """Return the ids of a source, ascending. Raises CheckpointError for invalid ones."""
     value: Any = source.value
     listed = list(value) if isinstance(value, list | tuple) else [] if value is None else [value]
     if not all(isinstance(token, int) and not isinstance(token, bool) and token >= 0 for token in listed):
@@ -132,7 +132,7 @@ def _differs(source: EosSource, taken: tuple[int, ...], explicit: bool) -> bool:
     try:
         ids = _ids(source)
     except CheckpointError:
-        if explicit:  # the key has replaced what cannot be read
+        if explicit:  # the config key replaces an invalid source
             return False
         raise
     return bool(ids) and not (set(ids) <= set(taken) if source.single else ids == taken)

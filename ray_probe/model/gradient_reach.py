@@ -1,7 +1,7 @@
-"""Refuse trainable parameters that no text reaches, from a short forward pass and without a backward pass.
+"""Refuse trainable parameters that text does not reach.
 
-The graph of a text's logits names the parameters that they depend on: no gradient is computed or held. A vision tower
-is found at once that way, and not after the first committed rounds.
+The autograd graph of a text's logits names the parameters that the logits depend on, so no backward pass is needed.
+A vision tower, for example, is refused at load and not after the first committed rounds.
 """
 
 import inspect
@@ -13,11 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ray_probe.checkpoints.files import some
-from ray_probe.errors import ConfigError, bad_value
-from ray_probe.model.head import tried_ids
+from ray_probe.errors import ConfigError, bad_value, some
+from ray_probe.model.comparison import tried_ids
 
-SHORT, LONG = 8, 1024  # tokens of the texts that a model is tried with
+SHORT, LONG = 8, 1024  # tokens of the texts that are tried
 MOST_PARTS = 8
 _NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
 _OF_ADAPTERS = "lora_|modules_to_save|trainable_tokens"
@@ -27,19 +26,19 @@ _WITH_BIASES = ("", r"|base_layer\.bias$", r"|bias$")  # of no layer, of the LoR
 def refuse_unreached(model: Any, chosen: Mapping[str, torch.nn.Parameter], trainable: str) -> None:
     """Refuse chosen parameters that the logits of text do not depend on.
 
-    A parameter is spared when a reached one differs from it by numbers in its name alone: one text does not reach
-    every expert of a mixture. `ray_probe.run.backend.check_reached` looks at those again once there is a gradient.
+    A parameter passes when a reached one differs from it only by numbers in its name, because one text does not reach
+    every expert of a mixture. `ray_probe.run.round_checks.check_reached` checks those by their gradient.
 
     Args:
-        model: the policy, on any device; on `meta` only its graph is built.
+        model: the policy, on any device, `meta` included.
         chosen: the trainable parameters by name.
         trainable: `model.trainable`, for the message.
 
     Raises:
-        ConfigError: one line with the number of parameters, the first names, and an expression that leaves them out.
+        ConfigError: with the number of parameters, the first names, and an expression that leaves them out.
     """
     unreached = _unreached(model, chosen, SHORT)
-    if unreached:  # by a short text: some models read whole blocks of tokens with parameters of their own
+    if unreached:  # some models read whole blocks of tokens with separate parameters
         unreached = _unreached(model, {name: chosen[name] for name in unreached}, LONG)
     if unreached:
         what = f"{len(unreached)} of {len(chosen)} parameters take no part in what the model says of text"
@@ -48,17 +47,17 @@ def refuse_unreached(model: Any, chosen: Mapping[str, torch.nn.Parameter], train
 
 
 def _unreached(model: Any, chosen: Mapping[str, torch.nn.Parameter], length: int) -> list[str]:
-    """Names of the chosen parameters that no text of this length reaches, and no other parameter of their kind."""
+    """Return the chosen parameters whose kind a text of this length does not reach."""
     reached = _reached(model, length)
     kinds = {_kind(name) for name, parameter in model.named_parameters() if id(parameter) in reached}
     return [name for name, parameter in chosen.items() if id(parameter) not in reached and _kind(name) not in kinds]
 
 
 def _reached(model: Any, length: int) -> set[int]:
-    """Ids of the parameters, chosen or not, that the logits after a text of this length depend on."""
+    """Return the `id` of every parameter that the logits after a text depend on."""
     ids_1L = tried_ids(model, length)
-    inputs: dict[str, Any] = {"logits_to_keep": 1}  # the last logits depend on all that the others depend on
-    if ids_1L.is_meta:  # transformers looks at the numbers of any mask but one that is ready made
+    inputs: dict[str, Any] = {"logits_to_keep": 1}  # the last logits depend on everything that earlier ones do
+    if ids_1L.is_meta:  # without a 4-D mask transformers reads the values of the mask
         width = ids_1L.shape[1]
         inputs |= {"attention_mask": torch.zeros(1, 1, width, width, device="meta"), "position_ids": ids_1L}
     accepted = inspect.signature(model.forward).parameters
@@ -78,7 +77,7 @@ def _reached(model: Any, length: int) -> set[int]:
 
 @contextmanager
 def _all_requiring(parameters: Iterable[torch.nn.Parameter]) -> Iterator[None]:
-    """Have all parameters require a gradient during the block."""
+    """Make all parameters require a gradient during the block."""
     before = [(parameter, parameter.requires_grad) for parameter in parameters if parameter.is_floating_point()]
     try:
         for parameter, _ in before:
@@ -90,12 +89,12 @@ def _all_requiring(parameters: Iterable[torch.nn.Parameter]) -> Iterator[None]:
 
 
 def _kind(name: str) -> str:
-    """A parameter's name without the numbers of its layer and expert."""
+    """Return a parameter's name without the numbers of its layer and expert."""
     return _NUMBER.sub("N", name)
 
 
 def _without(unreached: Collection[str], used: Collection[str], trainable: str) -> str:
-    """What to set instead: an expression that leaves the unreached parameters out."""
+    """Return the remedy: an expression that leaves the unreached parameters out."""
     parts = sorted({_part(name, used) for name in unreached})
     if len(parts) > MOST_PARTS:
         return "give an expression that leaves them out"
@@ -104,13 +103,13 @@ def _without(unreached: Collection[str], used: Collection[str], trainable: str) 
 
 
 def _adapters(used: Collection[str]) -> str:
-    """An expression for the parameters of an adapter, which are these."""
+    """Return an expression that matches all of these parameters of an adapter."""
     expressions = [_OF_ADAPTERS + biases for biases in _WITH_BIASES]
     return next((one for one in expressions if all(re.search(one, name) for name in used)), expressions[-1])
 
 
 def _part(name: str, used: Collection[str]) -> str:
-    """An expression for the largest module around an unreached parameter that holds no used one."""
+    """Return an expression for the largest unused module around `name`."""
     steps = name.split(".")
     for count in range(1, len(steps) + 1):
         start = ".".join(steps[:count]) + ("." if count < len(steps) else "")

@@ -1,4 +1,4 @@
-"""What no text reaches is refused before the first round; experts that a short text passes by are not."""
+"""Parameters that no text reaches are refused; experts that it misses are not."""
 
 import json
 import re
@@ -13,12 +13,12 @@ from support.adapters import write_adapter
 from support.models import probe_config, save_checkpoint, tiny_experts, tiny_llama, tiny_model, tiny_vision
 from support.workers import InProcessWorkers
 
-from ray_probe.checkpoints.gradient_reach import refuse_unreached
 from ray_probe.checkpoints.load import load_model
-from ray_probe.checkpoints.trainable import mark_adapter, mark_frozen, select_trainable
 from ray_probe.config import ProbeConfig
 from ray_probe.controller.measurement import Job, measure
 from ray_probe.errors import ConfigError
+from ray_probe.model.gradient_reach import refuse_unreached
+from ray_probe.model.trainable import mark_adapter, mark_frozen, select_trainable
 from ray_probe.rollout.builder import RolloutBuilder
 from ray_probe.rollout.rollout import Rollout
 from ray_probe.run.prepare import prepare
@@ -156,7 +156,7 @@ def test_an_unused_part_of_every_layer_is_one_part_of_the_remedy():
 
 
 class Routed(torch.nn.Module):
-    """Experts of which only the first sees a token: modules of their own, as in code outside transformers."""
+    """Experts as separate modules, of which only the first sees a token."""
 
     def __init__(self, experts: list[torch.nn.Module]) -> None:
         super().__init__()

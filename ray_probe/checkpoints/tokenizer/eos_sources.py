@@ -1,10 +1,10 @@
-"""What the files of a checkpoint, or a model in memory, say about the end of a response."""
+"""Read the EOS ids that a checkpoint's files, or a model in memory, name."""
 
 from pathlib import Path
 from typing import Any
 
-from ray_probe.checkpoints.eos import EosSource
 from ray_probe.checkpoints.files import read_json
+from ray_probe.checkpoints.tokenizer.eos import EosSource
 
 GENERATION, CONFIG, TOKENIZER = "generation_config.json", "config.json", "tokenizer"
 _TEXT_SECTIONS = ("decoder", "generator", "text_config")  # transformers reads the text model's settings there
@@ -12,9 +12,10 @@ _NOTHING = (EosSource(GENERATION, None), EosSource(CONFIG, None))
 
 
 def written_sources(directory: Path) -> tuple[EosSource, EosSource]:
-    """What generation_config.json and config.json of a checkpoint name, as written: no class default.
+    """Read the ids in generation_config.json and config.json, without class defaults.
 
-    Raises CheckpointError where one of the files is not a JSON object.
+    Raises:
+        CheckpointError: one of the files is not a JSON object.
     """
     raw = read_json(directory, CONFIG)
     sections = (raw, *(raw[name] for name in _TEXT_SECTIONS if isinstance(raw.get(name), dict)))
@@ -25,10 +26,10 @@ def written_sources(directory: Path) -> tuple[EosSource, EosSource]:
 
 
 def sources_of_model(model: Any, tokenizer: Any) -> tuple[EosSource, ...]:
-    """The sources of a model in memory, for callers who loaded it themselves.
+    """Return the sources of a model in memory that the caller loaded.
 
-    Left out are a `generation_config` that transformers filled from the config, and a class default in the config,
-    unless the directory that the model came from has them in its files.
+    Omits a `generation_config` that transformers filled from the config, and a class default in the config, unless
+    the files of the model's directory contain them.
     """
     config, generation = model.config, getattr(model, "generation_config", None)
     origin = Path(str(config.name_or_path)) if getattr(config, "name_or_path", None) else None

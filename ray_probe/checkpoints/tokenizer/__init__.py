@@ -1,0 +1,1 @@
+"""The tokenizer of a policy and the token ids that end a response."""
