@@ -123,14 +123,11 @@ class FileDigest:
     """The sha256 of a file that is written or read in pieces.
 
     A thread hashes pieces in order while the caller continues; at most two of them are held.
-
-    Args:
-        head: the first bytes of the file.
     """
 
-    def __init__(self, head: bytes = b"") -> None:
-        self._sha256 = hashlib.sha256(head)
-        self._reached = len(head)
+    def __init__(self) -> None:
+        self._sha256 = hashlib.sha256()
+        self._reached = 0
         self._thread = ThreadPoolExecutor(1)
         self._pending: Future[None] | None = None
 
