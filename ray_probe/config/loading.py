@@ -7,9 +7,7 @@ from typing import Any
 import pydantic_core
 from pydantic import BaseModel, ValidationError
 
-from ray_probe.config.field_types import (
-    closest,
-)
+from ray_probe.config.field_types import closest
 from ray_probe.config.schema import ProbeConfig
 from ray_probe.config.strict_yaml import apply_override, dump_yaml_text, load_yaml
 from ray_probe.errors import MAX_VALUE_CHARS, ConfigError, bad_value

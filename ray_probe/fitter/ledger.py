@@ -42,12 +42,11 @@ from ray_probe.fitter.ledger_format import (
     Different,
     Entry,
     Opened,
-    decode,
     encode,
     entry_of,
     line_of,
 )
-from ray_probe.system.digests import lost_its_end
+from ray_probe.system.digests import lost_its_end, unchained
 from ray_probe.system.failpoints import fail_at
 from ray_probe.system.files import locked, sync_directory, unwritable
 
@@ -263,7 +262,7 @@ def _read(descriptor: int, path: Path, origin: Mapping[str, Any] | None) -> tupl
                 if not line.endswith(b"\n"):
                     _check_torn(number, line, chain)
                     break
-                fields, chain = decode(line, chain)
+                fields, chain = unchained(line, chain)
                 if number == 1:
                     _check_header(fields, path, origin)
                     contents.openings = 1

@@ -15,7 +15,7 @@ import numpy as np
 
 from ray_probe.core.arrays import Array
 from ray_probe.run.messages import ShardKey
-from ray_probe.system.digests import chained, unchained
+from ray_probe.system.digests import chained
 
 
 def digest_of(packed: Array) -> str:
@@ -108,11 +108,6 @@ class Contents:
 def encode(kind: str, fields: Mapping[str, Any], chain: int) -> tuple[bytes, int]:
     """The line of an entry, and the CRC that the next one goes on from."""
     return chained(json.dumps({"entry": kind, **fields}, separators=(",", ":"), allow_nan=False), chain)
-
-
-def decode(line: bytes, chain: int) -> tuple[dict[str, Any], int]:
-    """The fields of a line, and the CRC that the next one goes on from. Raises ValueError when it does not fit."""
-    return unchained(line, chain)
 
 
 def line_of(entry: Entry, chain: int) -> tuple[bytes, int]:

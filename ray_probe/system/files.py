@@ -5,12 +5,12 @@ import errno
 import fcntl
 import os
 import socket
-import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
 from ray_probe.errors import ConfigError, OutputError, bad_value
+from ray_probe.system.clock import wait_until
 
 WAIT = "wait for it or stop it"
 
@@ -115,14 +115,13 @@ def _holder(descriptor: int) -> str:
 
 
 def locked(descriptor: int, wait_s: float) -> bool:
-    """Lock an open file for this descriptor alone; returns whether it was to be had within the time."""
-    give_up = time.monotonic() + wait_s
-    while True:
+    """Locks an open file for this descriptor alone. Returns whether the lock was free within `wait_s` seconds."""
+
+    def lock() -> bool:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            if time.monotonic() >= give_up:
-                return False
-            time.sleep(0.01)
-        else:
-            return True
+            return False
+        return True
+
+    return wait_until(lock, wait_s)
