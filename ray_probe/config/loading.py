@@ -17,7 +17,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> ProbeConfig:
     """Read a YAML file, apply `dotted.key=value` overrides in order, and validate.
 
     Raises:
-        ConfigError: one line about the first thing that is wrong.
+        ConfigError: one line about the first error.
     """
     raw = load_yaml(path)
     for override in overrides:
@@ -26,15 +26,15 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> ProbeConfig:
 
 
 def config_from_dict(raw: Mapping[str, Any], source: str = "config") -> ProbeConfig:
-    """Validate a plain mapping; `source` is what an unknown key is said to be in.
+    """Validate a plain mapping; errors about unknown keys name `source`.
 
     Raises:
-        ConfigError: one line about the first thing that is wrong.
+        ConfigError: one line about the first error.
     """
     if not isinstance(raw, Mapping):
         raise ConfigError(bad_value(source, raw, f"need a mapping with keys from {_names(ProbeConfig)}"))
     try:
-        # The two sections with required fields, so that what is missing is named in full.
+        # The two sections with required fields, so that an error names a missing field in full.
         return ProbeConfig.model_validate({"model": {}, "data": {}, **raw})
     except ValidationError as error:
         found = error.errors(include_url=False)
@@ -44,12 +44,12 @@ def config_from_dict(raw: Mapping[str, Any], source: str = "config") -> ProbeCon
 
 
 def to_dict(config: ProbeConfig) -> dict[str, Any]:
-    """The config in plain JSON types."""
+    """Returns the config in plain JSON types."""
     return config.model_dump(mode="json", by_alias=True)
 
 
 def dump_yaml(config: ProbeConfig) -> str:
-    """The config as YAML that `load_config` reads back as an equal config."""
+    """Returns YAML that `load_config` reads back as an equal config."""
     return dump_yaml_text(to_dict(config))
 
 
@@ -61,7 +61,7 @@ def _names(section: type[BaseModel]) -> str:
 
 
 def _keys(section: type[BaseModel]) -> list[str]:
-    """Names of a section's keys, as they are written."""
+    """Returns a section's keys as users write them."""
     return [field.alias or name for name, field in section.model_fields.items()]
 
 

@@ -40,7 +40,7 @@ class _NotReadable(Exception):
 
 
 class _Dumper(yaml.SafeDumper):
-    """SafeDumper that quotes every string which YAML 1.1 or `load_yaml` would read as something else."""
+    """Quotes each string that YAML 1.1 or `load_yaml` would read as another value."""
 
     def ignore_aliases(self, data: Any) -> bool:
         return True
@@ -71,7 +71,7 @@ def load_yaml(path: str | Path) -> dict[str, Any]:
 
 
 def parse_scalar(text: str, field: str = "value") -> Any:
-    """Read one value from the command line: a scalar, or a YAML flow list or mapping such as `[H, top1]`.
+    """Read a value from the command line, such as `0.5` or `[H, top1]`.
 
     Raises:
         ConfigError: named after `field`.
@@ -85,10 +85,10 @@ def parse_scalar(text: str, field: str = "value") -> Any:
 
 
 def apply_override(raw: dict[str, Any], override: str) -> None:
-    """Set one `dotted.key=value` in raw data, in place; whether the key exists is for the config to say.
+    """Set one `dotted.key=value` in raw data, in place; unknown keys are not refused.
 
     Raises:
-        ConfigError: when it has another form, or the way to the key leads through something else than a mapping.
+        ConfigError: it has another form, or a part of the key before the last is no mapping.
     """
     key, value = override_of(override)
     parts = key.split(".")
@@ -103,7 +103,7 @@ def apply_override(raw: dict[str, Any], override: str) -> None:
 
 
 def override_of(override: str) -> tuple[str, Any]:
-    """Key and value of one `dotted.key=value`. Raises ConfigError when it has another form."""
+    """Returns key and value of one `dotted.key=value`. Raises ConfigError."""
     key, _, text = override.partition("=")
     if not text.strip() or not all(part and part.isprintable() and " " not in part for part in key.split(".")):
         raise ConfigError(bad_value("--set", override, "need dotted.key=value, as in estimator.baseline.mode=none"))
@@ -151,7 +151,7 @@ def _read_text(path: Path) -> str:
 
 
 def _parse(text: str) -> Any:
-    """Returns the plain value. Raises `_NotReadable` for everything that is wrong with it."""
+    """Returns the plain value. Raises `_NotReadable` for each kind of error."""
     try:
         loader = yaml.SafeLoader(text)
     except yaml.reader.ReaderError as error:
@@ -168,7 +168,7 @@ def _parse(text: str) -> Any:
 
 
 def _document(events: Iterator[Any]) -> Any:
-    """Returns the value of the only document, None where there is none."""
+    """Returns the value of the only document; None if the text is empty."""
     next(events)  # of the stream
     if isinstance(next(events), yaml.StreamEndEvent):
         return None
@@ -180,7 +180,7 @@ def _document(events: Iterator[Any]) -> Any:
 
 
 def _value(event: Any, events: Iterator[Any], depth: int) -> Any:
-    """Returns the value that begins with an event and lies inside `depth` lists and mappings."""
+    """Returns the value that begins with `event`, inside `depth` collections."""
     line = event.start_mark.line + 1
     if isinstance(event, yaml.AliasEvent) or event.anchor is not None:
         raise _NotReadable(line, f"anchors and aliases ({_show(event.anchor)}) are not taken; write the value out")

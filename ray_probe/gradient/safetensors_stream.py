@@ -1,4 +1,4 @@
-"""The header of a safetensors file of float64 tensors, for files that are written in pieces."""
+"""The header of a safetensors file that is written in pieces."""
 
 import json
 import struct
@@ -10,7 +10,7 @@ Place = tuple[str, tuple[int, ...], int, int]
 
 
 def header(places: Iterable[Place]) -> bytes:
-    """Returns the first bytes of a file of adjacent tensors.
+    """Returns the first bytes of a file of adjacent float64 tensors.
 
     Args:
         places: name, shape, start and stop of each tensor, in numbers.

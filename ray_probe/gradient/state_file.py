@@ -1,4 +1,4 @@
-"""Files of the committed gradient: one float64 vector each, in `.npy` format, read and written in pieces.
+"""Files of the committed gradient, in `.npy` format, read and written in pieces.
 
 Numbers are not mapped: through a mapping, a full or failing disk ends the process with SIGBUS instead of an error.
 """
@@ -36,7 +36,7 @@ def state_name(rounds: int) -> str:
 
 
 def reader_of(path: Path, size: int, seen: FileDigest) -> Reader:
-    """Returns a function that reads a range of a file of `size` numbers, and has `seen` hash it.
+    """Returns a function that reads ranges of a state; `seen` hashes them.
 
     Raises:
         ConfigError: the file is missing, cut short, or of another model.
@@ -60,7 +60,7 @@ def reader_of(path: Path, size: int, seen: FileDigest) -> Reader:
 
 
 def unusable(path: Path, why: str) -> ConfigError:
-    """Returns the error of a state that a run cannot resume from: one line with the run, the file and the remedy."""
+    """Returns the error of a state that a run cannot resume from."""
     remedy = f"{path.name} {why}, restore it or start a new run"
     earlier = path.with_suffix(".safetensors")
     if earlier.exists():
@@ -95,7 +95,7 @@ class Staging:
             self.written.take(0, self._stream.read(self._offset))
 
     def add(self, start: int, stop: int, part: Part, before: Reader) -> None:
-        """Write a bucket, the state before plus `part` [stop - start]; it is on disk on return."""
+        """Write a bucket, the state before plus `part`; it is on disk on return."""
         assert part.shape == (stop - start,) and start not in self._added, "each bucket once"
         squares = []
         with writing(self.path):
@@ -150,7 +150,7 @@ def square(values: Array) -> float:
 
 
 def total(squares: Iterable[float]) -> float:
-    """Returns the sum, rounded once: its bits do not depend on the order of the buckets."""
+    """Returns the sum, rounded once, so its bits do not depend on the order."""
     squares = list(squares)
     plain = sum(squares)
     return math.fsum(squares) if math.isfinite(plain) else plain

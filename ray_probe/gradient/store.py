@@ -1,4 +1,4 @@
-"""The committed gradient on disk: float64, summed over all finished rounds, replaced as a whole. numpy only.
+"""The committed gradient on disk: float64, summed over all finished rounds.
 
 The sum through a round lies in `gradient-ROUND.npy`. A commit writes the next one to a staging file beside it and
 renames that once it is complete. The state before stays until the rounds count, so a complete state is on disk at any
@@ -62,10 +62,10 @@ class GradientStore:
         return self._sha256.get(self._rounds)
 
     def open(self, rounds: int, sha256: str | None = None) -> float:
-        """Resume from the state through `rounds` finished rounds, and remove all others; returns its squared norm.
+        """Resume from a state and remove all others; returns its squared norm.
 
         Args:
-            rounds: finished rounds.
+            rounds: finished rounds that the state sums.
             sha256: recorded digest of the state's file; None: the file is not compared.
 
         Raises:
@@ -77,7 +77,7 @@ class GradientStore:
         return norm_sq
 
     def go_on(self, rounds: int, sha256: str | None = None) -> None:
-        """Resume after a crash of the writer, and keep a later state, which the writer may have committed."""
+        """Resume after a crash of the writer, which may have committed a later state."""
         self._rounds = rounds
         self._sha256 = {} if sha256 is None else {rounds: sha256}
 
@@ -89,9 +89,9 @@ class GradientStore:
         return self._staging.id
 
     def add(self, staging: str, start: int, stop: int, part: Part) -> None:
-        """Stage a bucket: the committed numbers plus `part` [stop - start]; it is on disk on return.
+        """Stage a bucket: the committed numbers plus `part` [stop - start].
 
-        A bucket of an earlier `staging` is ignored.
+        It is on disk on return. A bucket of an earlier `staging` is ignored.
         """
         if self._staging is None or staging != self._staging.id:
             return
@@ -118,7 +118,7 @@ class GradientStore:
         return self.commit(rounds)
 
     def commit(self, rounds: int) -> float:
-        """Rename the staged file to the state through `rounds` rounds; returns its squared norm.
+        """Commit the staged state through `rounds` rounds; returns its squared norm.
 
         The state before stays until `settle`: the rounds count only once their lines are written.
 
@@ -153,7 +153,7 @@ class GradientStore:
         return self._reader(self._rounds, FileDigest())(start, stop)
 
     def save_mean(self, path: Path, rounds: int, sequences: int) -> None:
-        """Write the sum through `rounds` rounds divided by `sequences`, by parameter name, as safetensors."""
+        """Write the sum through `rounds` rounds, divided by `sequences`, as safetensors."""
         temporary, seen = path.with_name(path.name + ".tmp"), FileDigest()
         read = self._reader(rounds, seen)
         with writing(path):
@@ -174,7 +174,7 @@ class GradientStore:
         return norm_sq
 
     def _check(self, rounds: int, seen: FileDigest) -> None:
-        """Raises ConfigError for a state that has another digest than the recorded one, if one is recorded."""
+        """Raises ConfigError for a state whose digest differs from the recorded one."""
         if rounds:
             found = seen.finish(self._state(rounds))
             if found != self._sha256.setdefault(rounds, found):

@@ -14,7 +14,7 @@ def utc_now() -> str:
 
 
 def wait_until(check: Callable[[], Answer], seconds: float, every: float = 0.01) -> Answer:
-    """Retries `check` until its answer is true or the time is up. Returns its last answer.
+    """Retries `check` until its answer is true or time is up; returns the answer.
 
     Args:
         check: called at once, and once more when the time is up.
