@@ -10,7 +10,7 @@ from pydantic import BaseModel, ValidationError
 from ray_probe.config.field_types import closest
 from ray_probe.config.schema import ProbeConfig
 from ray_probe.config.strict_yaml import apply_override, dump_yaml_text, load_yaml
-from ray_probe.errors import MAX_VALUE_CHARS, ConfigError, bad_value
+from ray_probe.errors import ConfigError, bad_value, cut
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> ProbeConfig:
@@ -98,5 +98,4 @@ def _unknown_key(location: list[str], source: str) -> str:
     close = closest(key, _keys(section))
     hint = f"did you mean {'.'.join([*path, close])!r}?" if close else f"known keys: {_names(section)}"
     dotted = ".".join(location)
-    shown = dotted if len(dotted) <= MAX_VALUE_CHARS else dotted[: MAX_VALUE_CHARS - 3] + "..."
-    return f"{source}: unknown key {shown!r}; {hint}"
+    return f"{source}: unknown key {cut(dotted)!r}; {hint}"

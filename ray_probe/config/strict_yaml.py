@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from ray_probe.errors import MAX_VALUE_CHARS, ConfigError, bad_value
+from ray_probe.errors import ConfigError, bad_value, cut
 
 MAX_BYTES = 1 << 20
 MAX_DEPTH = 20
@@ -115,11 +115,6 @@ def dump_yaml_text(data: dict[str, Any]) -> str:
     return yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
 
 
-def _show(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= MAX_VALUE_CHARS else text[: MAX_VALUE_CHARS - 3] + "..."
-
-
 def _is_unicode(text: str) -> bool:
     try:
         text.encode("utf-8")
@@ -183,9 +178,9 @@ def _value(event: Any, events: Iterator[Any], depth: int) -> Any:
     """Returns the value that begins with `event`, inside `depth` collections."""
     line = event.start_mark.line + 1
     if isinstance(event, yaml.AliasEvent) or event.anchor is not None:
-        raise _NotReadable(line, f"anchors and aliases ({_show(event.anchor)}) are not taken; write the value out")
+        raise _NotReadable(line, f"anchors and aliases ({cut(repr(event.anchor))}) are not taken; write the value out")
     if event.tag is not None:
-        raise _NotReadable(line, f"the tag {_show(event.tag)} is not taken; write a plain value")
+        raise _NotReadable(line, f"the tag {cut(repr(event.tag))} is not taken; write a plain value")
     if isinstance(event, yaml.ScalarEvent):
         if not _is_unicode(event.value):
             raise _NotReadable(line, "half of a surrogate pair is no character; write the character itself")
@@ -199,9 +194,9 @@ def _value(event: Any, events: Iterator[Any], depth: int) -> Any:
     for item in inside:
         line, key = item.start_mark.line + 1, _value(item, events, depth + 1)
         if not isinstance(key, str):
-            raise _NotReadable(line, f"the key {_show(key)} is not a string; put it in quotes")
+            raise _NotReadable(line, f"the key {cut(repr(key))} is not a string; put it in quotes")
         if key in items:
-            raise _NotReadable(line, f"duplicate key {_show(key)}, first on line {lines[key]}; keep one of the two")
+            raise _NotReadable(line, f"duplicate key {cut(repr(key))}, first on line {lines[key]}; keep one of the two")
         lines[key], items[key] = line, _value(next(events), events, depth + 1)
     return items
 

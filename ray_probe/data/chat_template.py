@@ -8,8 +8,8 @@ import re
 from datetime import datetime
 from typing import Any
 
-from ray_probe.data.rows import cut, kind
-from ray_probe.errors import ConfigError, PromptsError, bad_value
+from ray_probe.data.rows import kind
+from ray_probe.errors import ConfigError, PromptsError, bad_value, cut
 
 Message = dict[str, str]
 _TODAY = re.compile(r"strftime_now\(\s*(['\"])([^'\"\\]*)\1\s*\)")

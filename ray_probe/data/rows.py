@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
-from ray_probe.errors import MAX_VALUE_CHARS, PromptsError, bad_value
+from ray_probe.errors import PromptsError, bad_value, cut
 
 MAX_LINE_BYTES = 1 << 20
 LIST_SOURCE = "<list>"
@@ -45,11 +45,6 @@ def kind(value: object) -> str:
     """Returns the type of a value in words, without quoting the value."""
     name = type(value).__name__
     return _KINDS.get(name, f"of type {name}")
-
-
-def cut(text: str) -> str:
-    """Returns at most 80 characters of a text."""
-    return text if len(text) <= MAX_VALUE_CHARS else text[: MAX_VALUE_CHARS - 3] + "..."
 
 
 def no_field(field: str, there: Iterable[str], key: str = "data.field", otherwise: str = "") -> str:

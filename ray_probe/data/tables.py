@@ -12,8 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ray_probe.data.rows import Row, check_id_field, check_regular_file, cut, id_of, no_field, place, unreadable
-from ray_probe.errors import ConfigError, PromptsError, bad_value
+from ray_probe.data.rows import Row, check_id_field, check_regular_file, id_of, no_field, place, unreadable
+from ray_probe.errors import ConfigError, PromptsError, bad_value, cut
 from ray_probe.system.versions import how_to_install
 
 DATASETS_PREFIX = "datasets:"
@@ -114,27 +114,20 @@ def _plain(value: Any, where: str) -> Any:
 
 
 @contextlib.contextmanager
-def _quiet(datasets: Any) -> Iterator[None]:
-    """Turns off progress bars, and log lines, which could quote a row."""
+def _quiet(datasets: Any, offline: bool = False) -> Iterator[None]:
+    """Turns off progress bars, log lines (they could quote a row) and the network."""
     bars, level = not datasets.are_progress_bars_disabled(), datasets.logging.get_verbosity()
+    before, config = datasets.config.HF_HUB_OFFLINE, datasets.config
     datasets.disable_progress_bars()
     datasets.logging.set_verbosity(datasets.logging.CRITICAL)
+    config.HF_HUB_OFFLINE = before or offline
     try:
         yield
     finally:
+        config.HF_HUB_OFFLINE = before
         datasets.logging.set_verbosity(level)
         if bars:
             datasets.enable_progress_bars()
-
-
-@contextlib.contextmanager
-def _network(datasets: Any, allowed: bool) -> Iterator[None]:
-    before = datasets.config.HF_HUB_OFFLINE
-    datasets.config.HF_HUB_OFFLINE = before or not allowed
-    try:
-        yield
-    finally:
-        datasets.config.HF_HUB_OFFLINE = before
 
 
 def _opened(datasets: Any, ref: DatasetRef, source: str, local_files_only: bool) -> Any:
@@ -145,7 +138,7 @@ def _opened(datasets: Any, ref: DatasetRef, source: str, local_files_only: bool)
         raise PromptsError(bad_value("data.prompts", source, remedy))
     saved = any(Path(ref.name, name).is_file() for name in ("dataset_dict.json", "state.json"))
     try:
-        with _quiet(datasets), _network(datasets, allowed=not local_files_only):
+        with _quiet(datasets, local_files_only):
             if local and saved:
                 return datasets.load_from_disk(ref.name)
             if not local:

@@ -91,24 +91,23 @@ class Staging:
         self._moved = False
         with writing(self.path):
             self._offset = open_memmap(self.path, mode="w+", dtype=DTYPE, shape=(size,)).offset  # writes the header
-            self._stream = self.path.open("r+b")
-            self.written.take(0, self._stream.read(self._offset))
+            self.written.take(0, np.fromfile(self.path, np.uint8, self._offset).data)
 
     def add(self, start: int, stop: int, part: Part, before: Reader) -> None:
         """Write a bucket, the state before plus `part`; it is on disk on return."""
         assert part.shape == (stop - start,) and start not in self._added, "each bucket once"
         squares = []
-        with writing(self.path):
-            self._stream.seek(self._offset + NUMBER_BYTES * start)
+        with writing(self.path), self.path.open("r+b") as stream:
+            stream.seek(self._offset + NUMBER_BYTES * start)
             for first, last in chunks(start, stop):
                 piece = part[first - start : last - start]
                 values = before(first, last) + piece
                 squares.append(square(values))
                 self._moved = self._moved or bool(piece.any())
-                self.written.take(self._stream.tell(), values.data)
-                self._stream.write(values.data)
-            self._stream.flush()
-            os.fsync(self._stream.fileno())
+                self.written.take(stream.tell(), values.data)
+                stream.write(values.data)
+            stream.flush()
+            os.fsync(stream.fileno())
         self._added[start] = (stop, squares)
 
     def norm_sq(self) -> float:
@@ -132,10 +131,6 @@ class Staging:
         if not math.isfinite(norm_sq):
             raise NonFiniteError("gradient: the sum over all shards holds NaN or infinity; nothing was committed")
         return norm_sq
-
-    def close(self) -> None:
-        """Close the file; nothing can be added any more."""
-        self._stream.close()
 
 
 def chunks(start: int, stop: int) -> Iterator[tuple[int, int]]:

@@ -83,7 +83,6 @@ class GradientStore:
 
     def begin(self) -> str:
         """Start a commit and drop an unfinished one. Returns the id that `add` needs."""
-        self._close()
         _remove(self._directory.glob(STAGED))
         self._staging = Staging(self._directory, self._layout.size)
         return self._staging.id
@@ -132,7 +131,7 @@ class GradientStore:
         norm_sq = staging.norm_sq()
         self._check(self._rounds, staging.seen)
         fail_at("write_before_commit", str(rounds))
-        self._close()
+        self._staging = None
         with writing(self._state(rounds)):
             sha256 = staging.written.finish(staging.path)
             put_in_place(staging.path, self._state(rounds))
@@ -185,11 +184,6 @@ class GradientStore:
         if rounds == 0:
             return lambda start, stop: np.zeros(stop - start)
         return reader_of(self._state(rounds), self._layout.size, seen)
-
-    def _close(self) -> None:
-        if self._staging is not None:
-            self._staging.close()
-            self._staging = None
 
     def _state(self, rounds: int) -> Path:
         return self._directory / state_name(rounds)

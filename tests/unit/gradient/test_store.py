@@ -415,7 +415,7 @@ def test_a_full_disk_is_one_line_that_names_the_file(tmp_path: Path, step: str, 
     }
     with monkeypatch.context() as patch:
         if step == "begin":
-            patch.setattr(Path, "open", full)
+            patch.setattr("builtins.open", full)
         patch.setattr(Path, "replace", full)
         patch.setattr(os, "fsync", full)
         with pytest.raises(OutputError, match=r"cannot be written \(No space left on device\).*--resume") as refused:
