@@ -12,9 +12,12 @@ MAX_VALUE_CHARS = 80
 def bad_value(field: str, value: object, remedy: str) -> str:
     """Format one line that names the field, the value (cut to 80 characters) and the remedy."""
     text = repr(value).replace("\n", "\\n")
-    if len(text) > MAX_VALUE_CHARS:
-        text = text[: MAX_VALUE_CHARS - 3] + "..."
-    return f"{field}: got {text}; {remedy}"
+    return f"{field}: got {cut(text)}; {remedy}"
+
+
+def cut(text: str) -> str:
+    """Returns at most 80 characters of a text."""
+    return text if len(text) <= MAX_VALUE_CHARS else text[: MAX_VALUE_CHARS - 3] + "..."
 
 
 def some(names: Iterable[str]) -> str:

@@ -1,4 +1,4 @@
-"""Field types of the config: what each accepts, and the remedy that a refusal names."""
+"""Field types of the config, each with the remedy that its error names."""
 
 import difflib
 import re
@@ -14,12 +14,12 @@ FEATURE_NAMES = ("H", "top1", "margin", "head_mass", "two_point_entropy", "logit
 
 
 def refusal(remedy: str, **of_section: Any) -> pydantic_core.PydanticCustomError:
-    """An error whose text is this remedy; a check of a whole section names its `field` and `value` too."""
+    """Returns an error with this text; a section's check adds `field` and `value`."""
     return pydantic_core.PydanticCustomError("refused", "{remedy}", {"remedy": remedy, **of_section})
 
 
 def _need(remedy: str) -> WrapValidator:
-    """Whatever is wrong with the value, or deep inside it, becomes one error of the field with this remedy."""
+    """Turns errors in the value, or deep inside it, into one with this remedy."""
 
     def check(value: Any, handler: Callable[[Any], Any]) -> Any:
         try:
@@ -31,14 +31,14 @@ def _need(remedy: str) -> WrapValidator:
 
 
 def closest(name: str, known: Iterable[str]) -> str | None:
-    """The known word nearest to a misspelt one, or None."""
+    """Returns the known word nearest to a misspelt one, or None."""
     by_lower = {word.lower(): word for word in known}
     close = difflib.get_close_matches(name[:MAX_VALUE_CHARS].lower(), list(by_lower), n=1)
     return by_lower[close[0]] if close else None
 
 
 def check_trainable(value: str) -> str:
-    """`all`, `adapter`, or a regular expression that compiles."""
+    """Accepts `all`, `adapter`, or a regular expression that compiles."""
     try:
         re.compile(value)
     except (re.error, RecursionError, OverflowError) as error:
@@ -47,7 +47,7 @@ def check_trainable(value: str) -> str:
 
 
 def check_features(value: tuple[str, ...]) -> tuple[str, ...]:
-    """Known feature names, each at most once."""
+    """Accepts known feature names, each at most once."""
     for index, name in enumerate(value):
         if name not in FEATURE_NAMES:
             close = closest(name, FEATURE_NAMES)
@@ -73,7 +73,7 @@ def _address(value: str | None) -> str | None:
 
 
 def check_resources(value: dict[str, float]) -> dict[str, float]:
-    """Custom resources only: CPU and GPU have keys of their own."""
+    """Accepts custom resources only: CPU and GPU have keys of their own."""
     for name in ("CPU", "GPU"):
         if name in value:  # Ray itself refuses it, but only when the first actor starts
             raise refusal(f"{name} is not a custom resource, set cluster.{name.lower()}s_per_actor")
@@ -81,7 +81,7 @@ def check_resources(value: dict[str, float]) -> dict[str, float]:
 
 
 def check_runtime_env(value: dict[str, JsonValue]) -> dict[str, JsonValue]:
-    """Nothing that is not Ray's: the names that begin like ours are for tests of ours."""
+    """Accepts environments without our own variables, which are for tests."""
     variables = value.get("env_vars")
     ours = [name for name in variables if name.startswith("RAY_PROBE_")] if isinstance(variables, dict) else []
     if ours:

@@ -7,19 +7,17 @@ from typing import Any
 import pydantic_core
 from pydantic import BaseModel, ValidationError
 
-from ray_probe.config.field_types import (
-    closest,
-)
+from ray_probe.config.field_types import closest
 from ray_probe.config.schema import ProbeConfig
 from ray_probe.config.strict_yaml import apply_override, dump_yaml_text, load_yaml
-from ray_probe.errors import MAX_VALUE_CHARS, ConfigError, bad_value
+from ray_probe.errors import ConfigError, bad_value, cut
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> ProbeConfig:
     """Read a YAML file, apply `dotted.key=value` overrides in order, and validate.
 
     Raises:
-        ConfigError: one line about the first thing that is wrong.
+        ConfigError: one line about the first error.
     """
     raw = load_yaml(path)
     for override in overrides:
@@ -28,15 +26,15 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> ProbeConfig:
 
 
 def config_from_dict(raw: Mapping[str, Any], source: str = "config") -> ProbeConfig:
-    """Validate a plain mapping; `source` is what an unknown key is said to be in.
+    """Validate a plain mapping; errors about unknown keys name `source`.
 
     Raises:
-        ConfigError: one line about the first thing that is wrong.
+        ConfigError: one line about the first error.
     """
     if not isinstance(raw, Mapping):
         raise ConfigError(bad_value(source, raw, f"need a mapping with keys from {_names(ProbeConfig)}"))
     try:
-        # The two sections with required fields, so that what is missing is named in full.
+        # The two sections with required fields, so that an error names a missing field in full.
         return ProbeConfig.model_validate({"model": {}, "data": {}, **raw})
     except ValidationError as error:
         found = error.errors(include_url=False)
@@ -46,12 +44,12 @@ def config_from_dict(raw: Mapping[str, Any], source: str = "config") -> ProbeCon
 
 
 def to_dict(config: ProbeConfig) -> dict[str, Any]:
-    """The config in plain JSON types."""
+    """Returns the config in plain JSON types."""
     return config.model_dump(mode="json", by_alias=True)
 
 
 def dump_yaml(config: ProbeConfig) -> str:
-    """The config as YAML that `load_config` reads back as an equal config."""
+    """Returns YAML that `load_config` reads back as an equal config."""
     return dump_yaml_text(to_dict(config))
 
 
@@ -63,7 +61,7 @@ def _names(section: type[BaseModel]) -> str:
 
 
 def _keys(section: type[BaseModel]) -> list[str]:
-    """Names of a section's keys, as they are written."""
+    """Returns a section's keys as users write them."""
     return [field.alias or name for name, field in section.model_fields.items()]
 
 
@@ -100,5 +98,4 @@ def _unknown_key(location: list[str], source: str) -> str:
     close = closest(key, _keys(section))
     hint = f"did you mean {'.'.join([*path, close])!r}?" if close else f"known keys: {_names(section)}"
     dotted = ".".join(location)
-    shown = dotted if len(dotted) <= MAX_VALUE_CHARS else dotted[: MAX_VALUE_CHARS - 3] + "..."
-    return f"{source}: unknown key {shown!r}; {hint}"
+    return f"{source}: unknown key {cut(dotted)!r}; {hint}"

@@ -1,7 +1,4 @@
-"""The configuration of a run: YAML into frozen, strictly checked models (spec section 6).
-
-Every refusal is a `ConfigError` of one line that names the dotted field, the value and the remedy.
-"""
+"""The sections of a run's configuration: frozen, strictly checked models."""
 
 from typing import Annotated, Literal
 
@@ -101,9 +98,9 @@ class BatchConfig(_Section):
     rounds: OptionalCount = 4
     """Rounds in the run; null: as many whole rounds as `max_sequences` or `max_seconds` allow."""
     max_sequences: OptionalCount = None
-    """Most responses of the run: no round starts that would pass it; null: no limit."""
+    """No round starts that would exceed this number of responses; null: no limit."""
     max_seconds: OptionalPositive = None
-    """Seconds of rounds after which no round starts; null: no limit."""
+    """No round starts once the earlier rounds took this many seconds; null: no limit."""
 
     @model_validator(mode="after")
     def _has_an_end(self) -> "BatchConfig":
@@ -141,7 +138,7 @@ class GenerationSettings(_Section):
 
 
 class BaselineConfig(_Section):
-    """The baseline `mu_hat` of the score term (spec section 5)."""
+    """The baseline `mu_hat` of the score term."""
 
     mode: Literal["none", "constant", "residual_mu", "regression"] = "regression"
     """What `mu_hat` is: none, constant, residual_mu or regression."""
@@ -206,7 +203,7 @@ class OutputConfig(_Section):
     save_gradient: bool = False
     """Write the mean gradient to gradient.safetensors, 8 bytes a parameter."""
     commit_rounds: Count = 1
-    """Rounds between two commits of the gradient; uncommitted work is repeated when its actor dies."""
+    """Rounds between two commits of the gradient; uncommitted shards of a dead actor are recomputed."""
 
 
 class ProbeConfig(_Section):

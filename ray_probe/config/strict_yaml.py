@@ -1,39 +1,37 @@
-"""A small, strict YAML reader: plain mappings, lists and scalars, and every surprise refused with its line.
+"""Strict YAML: plain mappings, lists and scalars. Refuses all else with its line.
 
-Scalars follow YAML 1.2 rather than 1.1, so that `1e-3` is a number, and `on`, `no`, `1:30` and dates are strings.
+Scalars follow YAML 1.2 rather than 1.1, so `1e-3` is a number, and `on`, `no`, `1:30` and dates are strings.
 """
 
 import re
 import stat
-from collections.abc import Hashable
+from collections.abc import Iterator
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from ray_probe.errors import MAX_VALUE_CHARS, ConfigError, bad_value
+from ray_probe.errors import ConfigError, bad_value, cut
 
 MAX_BYTES = 1 << 20
 MAX_DEPTH = 20
 
-_NULL = re.compile(r"^(?:~|null|Null|NULL|)$")
-_BOOL = re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$")
-# No leading zeros (octal or decimal? and a revision `0123` is a name) and no endless digits: those stay strings.
-_INT = re.compile(r"^[-+]?(?:0|[1-9][0-9]{0,39})$")
-_FLOAT = re.compile(
-    r"^(?:[-+]?(?:(?:[0-9]+\.[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?|[0-9]+[eE][-+]?[0-9]+|\.(?:inf|Inf|INF))"
-    r"|\.(?:nan|NaN|NAN))$"
+_WORDS = (
+    dict.fromkeys(("", "~", "null", "Null", "NULL"))
+    | dict.fromkeys(("true", "True", "TRUE"), True)
+    | dict.fromkeys(("false", "False", "FALSE"), False)
 )
-_RESOLVERS: tuple[tuple[str, re.Pattern[str], list[str]], ...] = (
-    ("tag:yaml.org,2002:null", _NULL, ["~", "n", "N", ""]),
-    ("tag:yaml.org,2002:bool", _BOOL, list("tTfF")),
-    ("tag:yaml.org,2002:int", _INT, list("-+0123456789")),
-    ("tag:yaml.org,2002:float", _FLOAT, list("-+.0123456789")),
+# No leading zeros (octal or decimal? and a revision `0123` is a name) and no endless digits: those stay strings.
+_INT = re.compile(r"[-+]?(?:0|[1-9][0-9]{0,39})")
+_FLOAT = re.compile(
+    r"[-+]?(?:(?:[0-9]+\.[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?|[0-9]+[eE][-+]?[0-9]+|\.(?:inf|Inf|INF))"
+    r"|\.(?:nan|NaN|NAN)"
 )
 
 
 class _NotReadable(Exception):
-    """What is wrong, with its remedy, and on which line."""
+    """A problem with its remedy, and its line."""
 
     def __init__(self, line: int, problem: str) -> None:
         self.line = line
@@ -41,73 +39,19 @@ class _NotReadable(Exception):
         super().__init__(self.problem)
 
 
-class _Loader(yaml.SafeLoader):
-    """SafeLoader without anchors, tags, duplicate keys, deep nesting and the scalar types of YAML 1.1."""
-
-    # A type of its own for each class: PyYAML copies a parent's resolvers, and those are YAML 1.1.
-    yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012
-
-    def __init__(self, text: str) -> None:
-        super().__init__(text)
-        self._depth = 0
-
-    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
-        event: Any = self.peek_event()  # type: ignore[no-untyped-call]
-        mark = event.start_mark
-        if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None) is not None:
-            raise _NotReadable(
-                mark.line + 1, f"anchors and aliases ({_show(event.anchor)}) are not taken; write the value out"
-            )
-        if getattr(event, "tag", None) is not None:
-            raise _NotReadable(mark.line + 1, f"the tag {_show(event.tag)} is not taken; write a plain value")
-        if self._depth >= MAX_DEPTH and isinstance(event, yaml.CollectionStartEvent):
-            raise _NotReadable(mark.line + 1, f"nested more than {MAX_DEPTH} levels deep; flatten it")
-        self._depth += 1
-        try:
-            return super().compose_node(parent, index)
-        finally:
-            self._depth -= 1
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        first_line: dict[str, int] = {}
-        for key_node, _ in node.value:
-            mark = key_node.start_mark
-            key = self.construct_object(key_node, deep=True)
-            if not isinstance(key, str):
-                raise _NotReadable(mark.line + 1, f"the key {_show(key)} is not a string; put it in quotes")
-            if key in first_line:
-                raise _NotReadable(
-                    mark.line + 1, f"duplicate key {_show(key)}, first on line {first_line[key]}; keep one of the two"
-                )
-            first_line[key] = mark.line + 1
-        return super().construct_mapping(node, deep)
-
-    def construct_scalar(self, node: yaml.ScalarNode | yaml.MappingNode) -> Any:
-        text = super().construct_scalar(node)
-        if not _is_unicode(text):
-            problem = "half of a surrogate pair is no character; write the character itself"
-            raise _NotReadable(node.start_mark.line + 1, problem)
-        return text
-
-
 class _Dumper(yaml.SafeDumper):
-    """SafeDumper that quotes every string which YAML 1.1 or this module's loader would read as something else."""
+    """Quotes each string that YAML 1.1 or `load_yaml` would read as another value."""
 
     def ignore_aliases(self, data: Any) -> bool:
         return True
 
     def represent_text(self, data: str) -> yaml.Node:
+        style = None if isinstance(_resolved(data), str) else "'"
         # In double quotes everything odd is escaped; in single quotes PyYAML turns U+0085 and U+2028 into spaces.
-        style = None if data.isprintable() else '"'
-        return self.represent_scalar("tag:yaml.org,2002:str", data, style)
+        return self.represent_scalar("tag:yaml.org,2002:str", data, style if data.isprintable() else '"')
 
 
 _Dumper.add_representer(str, _Dumper.represent_text)
-
-
-for _tag, _pattern, _first in _RESOLVERS:
-    _Loader.add_implicit_resolver(_tag, _pattern, _first)
-    _Dumper.add_implicit_resolver(_tag, _pattern, _first)
 
 
 def load_yaml(path: str | Path) -> dict[str, Any]:
@@ -127,7 +71,7 @@ def load_yaml(path: str | Path) -> dict[str, Any]:
 
 
 def parse_scalar(text: str, field: str = "value") -> Any:
-    """Read one value from the command line: a scalar, or a YAML flow list or mapping such as `[H, top1]`.
+    """Read a value from the command line, such as `0.5` or `[H, top1]`.
 
     Raises:
         ConfigError: named after `field`.
@@ -141,10 +85,10 @@ def parse_scalar(text: str, field: str = "value") -> Any:
 
 
 def apply_override(raw: dict[str, Any], override: str) -> None:
-    """Set one `dotted.key=value` in raw data, in place; whether the key exists is for the config to say.
+    """Set one `dotted.key=value` in raw data, in place; unknown keys are not refused.
 
     Raises:
-        ConfigError: when it has another form, or the way to the key leads through something else than a mapping.
+        ConfigError: it has another form, or a part of the key before the last is no mapping.
     """
     key, value = override_of(override)
     parts = key.split(".")
@@ -159,7 +103,7 @@ def apply_override(raw: dict[str, Any], override: str) -> None:
 
 
 def override_of(override: str) -> tuple[str, Any]:
-    """Key and value of one `dotted.key=value`. Raises ConfigError when it has another form."""
+    """Returns key and value of one `dotted.key=value`. Raises ConfigError."""
     key, _, text = override.partition("=")
     if not text.strip() or not all(part and part.isprintable() and " " not in part for part in key.split(".")):
         raise ConfigError(bad_value("--set", override, "need dotted.key=value, as in estimator.baseline.mode=none"))
@@ -169,11 +113,6 @@ def override_of(override: str) -> tuple[str, Any]:
 def dump_yaml_text(data: dict[str, Any]) -> str:
     """Write plain data as YAML that `load_yaml` reads back unchanged."""
     return yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
-
-
-def _show(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= MAX_VALUE_CHARS else text[: MAX_VALUE_CHARS - 3] + "..."
 
 
 def _is_unicode(text: str) -> bool:
@@ -207,24 +146,67 @@ def _read_text(path: Path) -> str:
 
 
 def _parse(text: str) -> Any:
-    """The plain value, or `_NotReadable` whatever went wrong."""
-    loader: _Loader | None = None
+    """Returns the plain value. Raises `_NotReadable` for each kind of error."""
     try:
-        loader = _Loader(text)
-        return loader.get_single_data()
+        loader = yaml.SafeLoader(text)
     except yaml.reader.ReaderError as error:
         line = text.count("\n", 0, error.position) + 1
         raise _NotReadable(line, f"the character U+{error.character:04X} is not allowed in YAML; remove it") from None
+    try:
+        return _document(iter(loader.get_event, None))
     except yaml.MarkedYAMLError as error:
         problem = ", ".join(filter(None, (error.context, error.problem)))
-        raise _NotReadable(_line(error.problem_mark), f"{problem}; correct the YAML") from None
+        mark = error.problem_mark or loader.get_mark()
+        raise _NotReadable(mark.line + 1, f"{problem}; correct the YAML") from None
     except (ValueError, OverflowError) as error:  # "\UFFFFFFFF" and the like
-        mark = loader.get_mark() if loader is not None else None
-        raise _NotReadable(_line(mark), f"{error}; correct the YAML") from None
-    finally:
-        if loader is not None:
-            loader.dispose()
+        raise _NotReadable(loader.get_mark().line + 1, f"{error}; correct the YAML") from None
 
 
-def _line(mark: yaml.Mark | None) -> int:
-    return 1 if mark is None else mark.line + 1
+def _document(events: Iterator[Any]) -> Any:
+    """Returns the value of the only document; None if the text is empty."""
+    next(events)  # of the stream
+    if isinstance(next(events), yaml.StreamEndEvent):
+        return None
+    value = _value(next(events), events, 0)
+    next(events)  # of the document's end
+    if not isinstance(after := next(events), yaml.StreamEndEvent):
+        raise _NotReadable(after.start_mark.line + 1, "another document starts here; correct the YAML")
+    return value
+
+
+def _value(event: Any, events: Iterator[Any], depth: int) -> Any:
+    """Returns the value that begins with `event`, inside `depth` collections."""
+    line = event.start_mark.line + 1
+    if isinstance(event, yaml.AliasEvent) or event.anchor is not None:
+        raise _NotReadable(line, f"anchors and aliases ({cut(repr(event.anchor))}) are not taken; write the value out")
+    if event.tag is not None:
+        raise _NotReadable(line, f"the tag {cut(repr(event.tag))} is not taken; write a plain value")
+    if isinstance(event, yaml.ScalarEvent):
+        if not _is_unicode(event.value):
+            raise _NotReadable(line, "half of a surrogate pair is no character; write the character itself")
+        return _resolved(event.value) if event.implicit[0] else event.value
+    if depth == MAX_DEPTH:
+        raise _NotReadable(line, f"nested more than {MAX_DEPTH} levels deep; flatten it")
+    inside = takewhile(lambda event: not isinstance(event, yaml.CollectionEndEvent), events)
+    if isinstance(event, yaml.SequenceStartEvent):
+        return [_value(item, events, depth + 1) for item in inside]
+    items, lines = dict[str, Any](), dict[str, int]()
+    for item in inside:
+        line, key = item.start_mark.line + 1, _value(item, events, depth + 1)
+        if not isinstance(key, str):
+            raise _NotReadable(line, f"the key {cut(repr(key))} is not a string; put it in quotes")
+        if key in items:
+            raise _NotReadable(line, f"duplicate key {cut(repr(key))}, first on line {lines[key]}; keep one of the two")
+        lines[key], items[key] = line, _value(next(events), events, depth + 1)
+    return items
+
+
+def _resolved(text: str) -> Any:
+    """Returns the value of a scalar without quotes."""
+    if text in _WORDS:
+        return _WORDS[text]
+    if _INT.fullmatch(text):
+        return int(text)
+    if _FLOAT.fullmatch(text):
+        return float(text.replace(".", "", 1) if text[-1] in "fFnN" else text)
+    return text

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ray_probe.fitter.ledger import check_ledger
-from ray_probe.gradient.store import DAMAGED, state_name, unusable
+from ray_probe.gradient.state_file import DAMAGED, state_name, unusable
 from ray_probe.run.directory import RunDirectory
 from ray_probe.system.digests import sha256_of
 

@@ -1,24 +1,24 @@
-"""From messages to token ids: the tokenizer's chat template, and which special tokens are added.
+"""Chat templates: from messages to text.
 
-A chat template writes the special tokens itself, so its text is tokenised without adding any. Other prompts get those
-that the tokenizer adds. Neither way does a prompt begin with two BOS tokens.
+A chat template writes the special tokens itself, so its text is encoded without further ones. Other prompts get those
+that the tokenizer adds. No prompt begins with two BOS tokens.
 """
 
 import re
 from datetime import datetime
 from typing import Any
 
-from ray_probe.data.rows import cut, kind
-from ray_probe.errors import ConfigError, PromptsError, bad_value
+from ray_probe.data.rows import kind
+from ray_probe.errors import ConfigError, PromptsError, bad_value, cut
 
 Message = dict[str, str]
 _TODAY = re.compile(r"strftime_now\(\s*(['\"])([^'\"\\]*)\1\s*\)")
 
 
 def checked_messages(value: list[Any], where: str) -> list[Message]:
-    """Messages as a chat template takes them, or a PromptsError that names place and message.
+    """Returns messages for a chat template. Raises PromptsError with their place.
 
-    Keys that are null are left out: a parquet column has every key in every row.
+    Keys with null are dropped, because a parquet column has every key in every row.
     """
     messages = [_message(item, f"{where}: message {number}") for number, item in enumerate(value)]
     if not any(message["content"].strip() for message in messages):
@@ -46,11 +46,11 @@ class ChatTemplate:
 
     Args:
         tokenizer: of the checkpoint.
-        created: when the run was created. A template that writes today's date writes this one, so that a run which
-            goes on another day keeps its prompts.
+        created: when the run was created. A template that writes today's date writes this one, so that a run resumed
+            on another day keeps its prompts.
 
     Raises:
-        ConfigError: the tokenizer has no chat template, or none that is the default.
+        ConfigError: the tokenizer has no default chat template.
     """
 
     def __init__(self, tokenizer: Any, created: datetime) -> None:
@@ -63,7 +63,7 @@ class ChatTemplate:
         self._template = _TODAY.sub(lambda call: repr(created.strftime(call[2])), template)
 
     def __call__(self, prompt: str | list[Message], where: str) -> str:
-        """What the template makes of a prompt (a string is one user turn). Raises an InputError of one line."""
+        """Returns the text of a prompt; a string is one user turn. Raises InputError."""
         messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
         bos = self._tokenizer.bos_token
         if bos and any(message["content"].startswith(bos) for message in messages):

@@ -25,8 +25,8 @@ Render = Callable[[Prompt, str], str]
 class PromptSet:
     """Prompts in the order of their source, with distinct ids.
 
-    `texts` are what the model sees: with a chat template, what the template made of the prompts. `lines` are the
-    numbers behind `where`: lines of a file or rows of a table from 1, or indices into the list from 0.
+    `texts` are what the model sees, after the chat template if there is one. `lines` number lines of a file or rows of
+    a table from 1, or list entries from 0.
     """
 
     texts: tuple[str, ...]
@@ -34,15 +34,15 @@ class PromptSet:
     lines: tuple[int, ...]
     source: str
     sha256: str
-    """Over ids and prompts in order, wherever they came from and whatever a template makes of them."""
+    """Over ids and prompts in order, before a template."""
     rendered_sha256: str | None = None
-    """Over what the chat template made of them, in order; None without a template."""
+    """Over the texts in order; None without a template."""
 
     def __len__(self) -> int:
         return len(self.texts)
 
     def where(self, index: int) -> str:
-        """Place of a prompt for messages: `file:line`, or `data.prompts[i]`."""
+        """Returns the place of a prompt for messages: `file:line`, or `data.prompts[i]`."""
         return place(self.source, self.lines[index])
 
 
@@ -56,29 +56,28 @@ def load_prompts(
     """Read and check all prompts; only their texts are held.
 
     Args:
-        prompts: path of a JSONL file (each line an object with `field` and, if wished, `id_field`) or of a `.parquet`
+        prompts: path of a JSONL file (each line an object with `field` and optionally `id_field`) or of a `.parquet`
             file (the same as columns), `datasets:NAME[:[CONFIG:]SPLIT]`, or a list of strings.
-        field: name of the field or column that holds a string, or a list of messages where there is a template.
-        render: the chat template; None: strings are taken as they stand.
-        local_files_only: never go to the network for a data set.
-        id_field: name of the field or column that holds the prompt's id; None: ids are line numbers. Also where it is
-            `field`, which is no id: messages about ids quote them.
+        field: field or column that holds a string or, with a template, a list of messages.
+        render: the chat template; None: strings are used unchanged.
+        local_files_only: never use the network for a data set.
+        id_field: field or column that holds the prompt's id; None, or equal to `field`: ids are line numbers.
 
     Raises:
-        PromptsError: with the place of the first thing that is wrong.
-        ConfigError: the source cannot be one, or needs a package that is not installed.
+        PromptsError: names the place of the first error.
+        ConfigError: the source is invalid, or needs a package that is not installed.
     """
     if not isinstance(prompts, str | Path):
         listed = (Row(index, str(index), text) for index, text in enumerate(prompts))
         return _collect(listed, LIST_SOURCE, "the prompt is", render)
     source = str(prompts) if str(prompts).isprintable() else repr(str(prompts))
-    ids_from = None if id_field == field else id_field
+    ids_from = None if id_field == field else id_field  # messages quote ids, and must not quote prompts
     rows = _rows(prompts, source, field, ids_from, local_files_only)
     return _collect(rows, source, f"{field}:", render, ids_from)
 
 
 def absolute_source(prompts: str) -> str:
-    """A source whose relative path no longer depends on the working directory."""
+    """Returns the source with an absolute path."""
     if prompts.startswith(DATASETS_PREFIX):
         return DatasetRef.parse(prompts).absolute()
     return str(Path(prompts).resolve())
@@ -124,7 +123,7 @@ def _collect(
 
 
 def _checked(value: object, where: str, subject: str, chat: bool) -> Prompt:
-    """A string that is not blank or, for a chat template, messages. Raises PromptsError."""
+    """Returns a string that is not blank, or messages. Raises PromptsError."""
     if isinstance(value, list) and chat:
         return checked_messages(value, where)
     if isinstance(value, list):

@@ -1,4 +1,4 @@
-"""Rows of prompts as every source gives them, and the JSONL source.
+"""Rows of prompts, the same for every source, and the JSONL source.
 
 Errors name the place (`file:line`, or `data.prompts[i]`) and what to do, but never quote a prompt.
 """
@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
-from ray_probe.errors import MAX_VALUE_CHARS, PromptsError, bad_value
+from ray_probe.errors import PromptsError, bad_value, cut
 
 MAX_LINE_BYTES = 1 << 20
 LIST_SOURCE = "<list>"
@@ -27,8 +27,8 @@ class Row(NamedTuple):
 
     Attributes:
         line: line of the file or row of the table, from 1; index into the list, from 0.
-        id: the prompt's own id, or one that follows from `line`.
-        value: a string, a list of messages, or something wrong.
+        id: the prompt's own id, or one made from `line`.
+        value: a string, a list of messages, or an invalid value.
     """
 
     line: int
@@ -37,35 +37,30 @@ class Row(NamedTuple):
 
 
 def place(source: str, line: int) -> str:
-    """Place of a prompt for messages: `file:line`, or `data.prompts[i]`."""
+    """Returns the place of a prompt for messages: `file:line`, or `data.prompts[i]`."""
     return f"data.prompts[{line}]" if source == LIST_SOURCE else f"{source}:{line}"
 
 
 def kind(value: object) -> str:
-    """What a value is, in words, without quoting it."""
+    """Returns the type of a value in words, without quoting the value."""
     name = type(value).__name__
     return _KINDS.get(name, f"of type {name}")
 
 
-def cut(text: str) -> str:
-    """At most 80 characters of a text."""
-    return text if len(text) <= MAX_VALUE_CHARS else text[: MAX_VALUE_CHARS - 3] + "..."
-
-
 def no_field(field: str, there: Iterable[str], key: str = "data.field", otherwise: str = "") -> str:
-    """Says that a field or column is not there, and which are."""
+    """Returns the error of a missing field or column, with the existing ones."""
     names = cut(", ".join(map(repr, there)) or "none")
     return f"no field {field!r}; set {key} to one of the fields there: {names}{otherwise}"
 
 
 def check_id_field(id_field: str | None, there: Iterable[str], where: str) -> None:
-    """Refuse an id field that is not there, unless it is the default one. Raises PromptsError."""
+    """Raises PromptsError for a missing id field, unless it is the default one."""
     if id_field not in (None, DEFAULT_ID_FIELD, *there):
         raise PromptsError(f"{where}: {no_field(str(id_field), there, 'data.id_field', OR_NO_IDS)}")
 
 
 def id_of(item: Mapping[str, Any], line: int, where: str, id_field: str | None) -> str:
-    """Read the id of an object or table row, or make one of its line where the row has no such field.
+    """Returns the id of an object or table row, or its line without an id field.
 
     Raises PromptsError: the id is null, blank, or neither a string nor an integer.
     """
@@ -79,7 +74,7 @@ def id_of(item: Mapping[str, Any], line: int, where: str, id_field: str | None) 
 
 
 def rows_of_jsonl(path: Path, source: str, field: str, id_field: str | None = DEFAULT_ID_FIELD) -> Iterator[Row]:
-    """Rows of a file with one JSON object a line, each with `field` and, if wished, `id_field`."""
+    """Yields rows of a file with one JSON object a line."""
     for line, content in _lines(path, source):
         where = place(source, line)
         item = _object(content, where, field)
@@ -90,7 +85,7 @@ def rows_of_jsonl(path: Path, source: str, field: str, id_field: str | None = DE
 
 
 def check_regular_file(path: Path, need: str) -> None:
-    """Refuse what is no file that can be read. Raises PromptsError."""
+    """Raises PromptsError unless the path is a regular file."""
     try:
         regular = stat.S_ISREG(path.stat().st_mode)
     except FileNotFoundError:
@@ -103,7 +98,7 @@ def check_regular_file(path: Path, need: str) -> None:
 
 
 def unreadable(source: str, error: Exception, need: str) -> PromptsError:
-    """An error of the file system, in one line."""
+    """Returns an error of the file system, in one line."""
     reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:200]
     return PromptsError(bad_value("data.prompts", source, f"cannot be read ({reason}), need {need}"))
 
@@ -118,7 +113,7 @@ def _lines(path: Path, source: str) -> Iterator[tuple[int, str]]:
 
 
 def _lines_of_file(file: IO[bytes], source: str) -> Iterator[tuple[int, str]]:
-    """Line numbers and contents of the lines that are not blank; never more than one line in memory."""
+    """Yields number and content of lines that are not blank, one in memory at a time."""
     line = 0
     while raw := file.readline(MAX_LINE_BYTES + 5):  # room for a byte order mark and a line end
         line += 1

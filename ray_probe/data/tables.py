@@ -1,7 +1,7 @@
-"""Prompts from tables: a parquet file, or a data set that the `datasets` package reads.
+"""Prompts from parquet files, and from data sets of the `datasets` package.
 
-Both packages are an extra and imported only when asked for. Rows are numbered from 1 and read a batch at a time.
-Errors of readers are told by their type where their text could quote a row.
+Both packages are optional and imported on use. Rows are numbered from 1 and read a batch at a time. Where the text of a
+reader's error could quote a row, messages give its type alone.
 """
 
 import contextlib
@@ -12,8 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ray_probe.data.rows import Row, check_id_field, check_regular_file, cut, id_of, no_field, place, unreadable
-from ray_probe.errors import ConfigError, PromptsError, bad_value
+from ray_probe.data.rows import Row, check_id_field, check_regular_file, id_of, no_field, place, unreadable
+from ray_probe.errors import ConfigError, PromptsError, bad_value, cut
 from ray_probe.system.versions import how_to_install
 
 DATASETS_PREFIX = "datasets:"
@@ -22,12 +22,12 @@ _NEED = "datasets:OWNER/NAME:SPLIT, datasets:OWNER/NAME:CONFIG:SPLIT or datasets
 
 
 class DatasetRef(NamedTuple):
-    """What `data.prompts: datasets:...` names.
+    """The data set that `data.prompts: datasets:...` names.
 
     Attributes:
         name: a directory, or `owner/name` on the hub.
         config: its configuration (subset), or None.
-        split: its split, or None where it has but one.
+        split: its split; None: the only one.
     """
 
     name: str
@@ -36,20 +36,20 @@ class DatasetRef(NamedTuple):
 
     @classmethod
     def parse(cls, prompts: str) -> "DatasetRef":
-        """Read `datasets:NAME[:[CONFIG:]SPLIT]`. Raises ConfigError."""
+        """Parses `datasets:NAME[:[CONFIG:]SPLIT]`. Raises ConfigError."""
         name, *parts = prompts.removeprefix(DATASETS_PREFIX).split(":")
         if not name.strip() or len(parts) > 2 or not all(parts):
             raise ConfigError(bad_value("data.prompts", prompts, f"need {_NEED}"))
         return cls(name, parts[0] if len(parts) == 2 else None, parts[-1] if parts else None)
 
     def absolute(self) -> str:
-        """The reference again, a directory with its absolute path."""
+        """Returns the reference, a directory with its absolute path."""
         name = str(Path(self.name).resolve()) if os.path.isdir(self.name) else self.name
         return DATASETS_PREFIX + ":".join(part for part in (name, self.config, self.split) if part)
 
 
 def rows_of_parquet(path: Path, source: str, field: str, id_field: str | None) -> Iterator[Row]:
-    """Rows of a parquet file: the columns `field` and, where there is one, `id_field`."""
+    """Yields rows of a parquet file from the columns `field` and `id_field`."""
     parquet = _extra("pyarrow.parquet", str(path))
     check_regular_file(path, "a parquet file")
     try:
@@ -74,10 +74,10 @@ def rows_of_parquet(path: Path, source: str, field: str, id_field: str | None) -
 def rows_of_dataset(
     ref: DatasetRef, source: str, field: str, id_field: str | None, local_files_only: bool
 ) -> Iterator[Row]:
-    """Rows of one split of a data set; no network with `local_files_only`, and never code that comes with the data."""
+    """Yields rows of one split of a data set; never runs code that comes with it."""
     datasets = _extra("datasets", source)
     split = _split(_opened(datasets, ref, source, local_files_only), ref, source)
-    columns = split.column_names  # None where only reading tells
+    columns = split.column_names  # None: known only after reading
     if columns is not None and field in columns:
         check_id_field(id_field, columns, source)
         split = split.select_columns([name for name in (field, id_field) if name in columns])
@@ -114,45 +114,38 @@ def _plain(value: Any, where: str) -> Any:
 
 
 @contextlib.contextmanager
-def _quiet(datasets: Any) -> Iterator[None]:
-    """No progress bars, and no log lines that could quote a row: what matters is raised."""
+def _quiet(datasets: Any, offline: bool = False) -> Iterator[None]:
+    """Turns off progress bars, log lines (they could quote a row) and the network."""
     bars, level = not datasets.are_progress_bars_disabled(), datasets.logging.get_verbosity()
+    before, config = datasets.config.HF_HUB_OFFLINE, datasets.config
     datasets.disable_progress_bars()
     datasets.logging.set_verbosity(datasets.logging.CRITICAL)
+    config.HF_HUB_OFFLINE = before or offline
     try:
         yield
     finally:
+        config.HF_HUB_OFFLINE = before
         datasets.logging.set_verbosity(level)
         if bars:
             datasets.enable_progress_bars()
 
 
-@contextlib.contextmanager
-def _network(datasets: Any, allowed: bool) -> Iterator[None]:
-    before = datasets.config.HF_HUB_OFFLINE
-    datasets.config.HF_HUB_OFFLINE = before or not allowed
-    try:
-        yield
-    finally:
-        datasets.config.HF_HUB_OFFLINE = before
-
-
 def _opened(datasets: Any, ref: DatasetRef, source: str, local_files_only: bool) -> Any:
-    """The data set with all its splits, or the one data set that `save_to_disk` wrote without a split."""
+    """Returns all splits of a data set, or the one that `save_to_disk` wrote."""
     local = os.path.isdir(ref.name)
     if not local and (ref.name.count("/") != 1 or ref.name.startswith(("/", "."))):
         remedy = f"no such directory, and not the OWNER/NAME of a data set; need {_NEED}"
         raise PromptsError(bad_value("data.prompts", source, remedy))
     saved = any(Path(ref.name, name).is_file() for name in ("dataset_dict.json", "state.json"))
     try:
-        with _quiet(datasets), _network(datasets, allowed=not local_files_only):
+        with _quiet(datasets, local_files_only):
             if local and saved:
                 return datasets.load_from_disk(ref.name)
             if not local:
                 return datasets.load_dataset(ref.name, ref.config)
             with tempfile.TemporaryDirectory() as locks:  # local files are read where they lie
                 return datasets.load_dataset(ref.name, ref.config, streaming=True, cache_dir=locks)
-    except Exception as error:  # its readers raise whatever their parsers raise
+    except Exception as error:  # readers raise any error of their parsers
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
         remedy = "check its name, configuration and files"
         if not local and local_files_only:
@@ -161,7 +154,7 @@ def _opened(datasets: Any, ref: DatasetRef, source: str, local_files_only: bool)
 
 
 def _split(loaded: Any, ref: DatasetRef, source: str) -> Any:
-    if not isinstance(loaded, dict):  # saved without its siblings: a name for the split is all it can have
+    if not isinstance(loaded, dict):  # one split, saved by itself
         only = None if loaded.split is None else str(loaded.split)
         if ref.split in (None, only):
             return loaded

@@ -1,16 +1,16 @@
-"""Encodes prompts, and finds special tokens that a tokenizer adds by itself."""
+"""Encodes prompts, and detects special tokens that a tokenizer adds."""
 
 from collections.abc import Sequence
 from typing import Any
 
 
 def encode_prompts(tokenizer: Any, texts: Sequence[str], chat: bool) -> list[list[int]]:
-    """Token ids of prompts: what is measured before a run, and what is sampled from.
+    """Returns token ids of prompts, with at most one BOS token.
 
     Args:
         tokenizer: of the checkpoint.
         texts: at least one prompt.
-        chat: the texts come from a chat template, and hold their special tokens.
+        chat: the texts come from a chat template, which wrote the special tokens.
     """
     encoded = [list(ids) for ids in tokenizer(list(texts), add_special_tokens=not chat, verbose=False)["input_ids"]]
     bos = tokenizer.bos_token_id
@@ -20,23 +20,23 @@ def encode_prompts(tokenizer: Any, texts: Sequence[str], chat: bool) -> list[lis
 
 
 def begins_with_two_bos(tokenizer: Any, ids: Sequence[int]) -> bool:
-    """Whether a prompt has the BOS token twice: its own text holds it once too often."""
+    """Returns whether a prompt has the BOS token twice, once from its own text."""
     bos = tokenizer.bos_token_id
     return bos is not None and list(ids[:2]) == [bos, bos]
 
 
 def appended_eos(tokenizer: Any, text: str, ids: Sequence[int], eos_ids: Sequence[int], chat: bool) -> str | None:
-    """Say that the tokenizer appended an EOS token to a prompt, and how to prevent it; None where it did not.
+    """Returns a warning that the tokenizer appended an EOS token; None if it did not.
 
-    A response to such a prompt begins after the end of the text, which no training has seen. An EOS token that the
-    prompt's own text or the chat template writes is left alone.
+    A response would begin after the end of the text, which no training has seen. An EOS token from the prompt's text or
+    the chat template is accepted.
 
     Args:
         tokenizer: of the policy.
         text: the prompt.
-        ids: what `encode_prompts` makes of it.
+        ids: its ids, from `encode_prompts`.
         eos_ids: ids that end a response.
-        chat: the text comes from a chat template, so nothing was added to it.
+        chat: the text comes from a chat template.
     """
     if chat or ids[-1] not in eos_ids:
         return None

@@ -28,7 +28,7 @@ from ray_probe.doctor.enumeration import EOS, enumerate_policy
 from ray_probe.gradient.shard_sum import GradientSum
 from ray_probe.model.sequences import BatchedSequences, pack_sequences
 from ray_probe.probe_components import ProbeComponents
-from ray_probe.rollout.rollout import record_of_results
+from ray_probe.rollout.shard_record import record_of_results
 from ray_probe.sequence_processor import SequenceProcessor
 
 TOLERANCE = 1e-9

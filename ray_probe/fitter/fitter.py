@@ -1,8 +1,7 @@
-"""What the fitter does, as a plain class: accept records, close rounds, hand out fits. numpy only.
+"""The fitter as a plain class: accepts records, closes rounds, publishes fits.
 
-Totals are formed in canonical order (rounds, then shard index), so beta has the same bits whatever the order of
-arrival and the number of actors. With a ledger nothing is known that is not on disk: a fitter that is made again from
-it has the same versions, to the bit.
+Totals are summed in canonical order (round, then shard), so beta has the same bits for any order of arrival and any
+number of actors. With a ledger, all state is on disk: a fitter restored from it has the same versions, to the bit.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,7 +15,8 @@ from ray_probe.core.estimator.record_checks import check, check_packed
 from ray_probe.core.estimator.records import SCHEMA_VERSION, Record, total
 from ray_probe.core.estimator.variance import in_sample_mean_squares
 from ray_probe.errors import ConfigError, RecordError, bad_value
-from ray_probe.fitter.ledger import Ledger, kept_rounds
+from ray_probe.fitter.ledger import kept_rounds
+from ray_probe.fitter.ledger_file import LedgerFile
 from ray_probe.fitter.ledger_format import Accepted, Closed, Different, Entry, digest_of
 from ray_probe.run.messages import Delivery, Receipt, ShardKey, shard_label
 
@@ -25,14 +25,14 @@ Answer = TypeVar("Answer")
 
 @dataclass(frozen=True)
 class Counts:
-    """What came to a fitter.
+    """Counts of a fitter's deliveries.
 
     Attributes:
-        records: shards whose record was accepted, in every round so far.
-        duplicates: deliveries of a record that was in already, since this fitter was made.
-        conflicts: shards that came again with other bytes though made on the same kind of CPU, in order.
-        regenerated: shards that came again with other bytes, where that may be: on CUDA, or on another kind of CPU.
-        torn_bytes: bytes of unfinished entries that were cut off the ledger so far.
+        records: shards with an accepted record.
+        duplicates: deliveries with the same bytes as the accepted record, since this process started.
+        conflicts: shards delivered with other bytes from the same kind of CPU, ascending.
+        regenerated: shards delivered with other bytes from CUDA or another kind of CPU, ascending.
+        torn_bytes: bytes of unfinished entries that were cut off the ledger.
         openings: how often the ledger was opened, this time included; 0 without a ledger.
     """
 
@@ -45,15 +45,15 @@ class Counts:
 
 
 class Fitter:
-    """Owns the summed records of one checkpoint.
+    """Sums the records of one checkpoint.
 
     Args:
         rule: how the baseline is formed.
-        policy_id: the policy whose responses the records are of.
-        ledger_path: file that accepted records are written to before they are acknowledged; None keeps none.
-        finished: the shards of each round that a resumed run keeps. Rounds beyond those are open again, with the
-            records that are in. None: every round that the ledger closes stays closed.
-        run: names what else records must agree on: the prompts and their plan, say.
+        policy_id: the policy of the records.
+        ledger_path: file that records are written to before they are acknowledged; None: no ledger.
+        finished: the shards of each round that a resumed run keeps. Later rounds are reopened, with their records.
+            None: every round that the ledger closes stays closed.
+        run: names the prompts and the plan, for example. A ledger of another run is refused.
 
     Raises:
         LedgerError: the ledger is damaged, another run's, or lacks a finished round.
@@ -74,10 +74,10 @@ class Fitter:
         self._different: set[Different] = set()
         self._duplicates = self._torn_bytes = self._openings = 0
         self.notes: list[str] = []
-        """What the run's log should say: of a torn ledger, of shards that came again with other bytes."""
-        self._ledger: Ledger | None = None
+        """Lines for the run's log."""
+        self._ledger: LedgerFile | None = None
         if ledger_path is not None:
-            self._ledger = Ledger(ledger_path, self._origin(run))
+            self._ledger = LedgerFile(ledger_path, self._origin(run))
             try:
                 self._restore(self._ledger, finished, ledger_path)
             except BaseException:
@@ -86,17 +86,17 @@ class Fitter:
 
     @property
     def current(self) -> PublishedFit:
-        """The newest fit: everything through the last closed round."""
+        """The newest fit, of all closed rounds."""
         return self._current
 
     @property
     def sync_s(self) -> float:
-        """Seconds that the last write took to be on disk; 0 without a ledger."""
+        """Seconds that the ledger's last fsync took; 0 without a ledger."""
         return 0.0 if self._ledger is None else self._ledger.sync_s
 
     @property
     def counts(self) -> Counts:
-        """What came so far."""
+        """Counts of the deliveries so far."""
         conflicts = {(d.round, d.shard) for d in self._different if self._is_conflict(d)}
         regenerated = {(d.round, d.shard) for d in self._different} - conflicts
         return Counts(
@@ -105,11 +105,11 @@ class Fitter:
         )  # fmt: skip
 
     def accept(self, delivery: Delivery) -> Receipt:
-        """Take in a shard's record, once.
+        """Accept a shard's record, once.
 
         Raises:
-            RecordError: it does not fit the run; it is not merged.
-            OutputError: it cannot be written to the ledger; it is not merged.
+            RecordError: the record does not fit the run; it is not merged.
+            OutputError: the ledger cannot be written; the record is not merged.
         """
         (answer,) = self.accept_all([delivery])
         if isinstance(answer, Exception):
@@ -117,13 +117,13 @@ class Fitter:
         return answer
 
     def accept_all(self, deliveries: Sequence[Delivery]) -> list[Receipt | Exception]:
-        """Take in records that came together, each once, with one write to the ledger.
+        """Accept records, each once, with one write to the ledger.
 
         Returns:
-            for each what `accept` would return, or what it would raise.
+            for each delivery what `accept` returns or raises.
 
         Raises:
-            OutputError: the ledger cannot be written; none of them is merged.
+            OutputError: the ledger cannot be written; no record is merged.
         """
         fresh: dict[ShardKey, Accepted] = {}
         answers = [self._answered(self._look_at, delivery, fresh) for delivery in deliveries]
@@ -137,18 +137,17 @@ class Fitter:
         ]
 
     def close_round(self, round_number: int, shards: Sequence[int], since: int | None = None) -> PublishedFit:
-        """Fold the records of these shards, fit, and return the fit that this round's gradients use.
+        """Sum the records of these shards; returns the fit for this round's gradients.
 
-        With `lagged` that is the fit of the rounds before, with the others the new one. Closing a round again
-        returns the same fit. Records of shards that are not listed (they were given up) are left out.
+        With `lagged` that is the fit of the rounds before, otherwise the new one. A retry returns the same fit.
 
         Args:
             round_number: the open round.
-            shards: the shards whose record counts.
-            since: first of the rounds whose shards may still be done again, and are known then; None: this one.
+            shards: the shards whose records count; those given up are left out.
+            since: first round whose shards may still be retried; their records are kept. None: this round.
 
         Raises:
-            RecordError: another round is open, a listed shard's record is missing, or others were listed before.
+            RecordError: another round is open, a record is missing, or the round was closed with other shards.
             OutputError: the ledger cannot be written; the round stays open.
         """
         listed = tuple(sorted({int(shard) for shard in shards}))
@@ -167,7 +166,7 @@ class Fitter:
         return self._fit_in_use()
 
     def beta(self, version: int | None = None) -> dict[str, Any]:
-        """A global fit by feature name, as result.json holds it (spec section 9): the current one, or an earlier one.
+        """Returns a fit by feature name, as in result.json; None: the current one.
 
         Raises:
             ConfigError: there is no such version.
@@ -180,9 +179,9 @@ class Fitter:
         return betas[version]
 
     def variance(self) -> dict[str, Any]:
-        """How well the current fit explains its own rows, from sums alone: flattering, so it is labelled `in_sample`.
+        """Returns the baseline's mean squared residual by mode, nats^2 per token.
 
-        Mean squared residual of the baseline's target by mode, nats^2 per token.
+        Its rows are those of the fit, which flatters the fit, so it is labelled `in_sample`.
         """
         fit = self._current
         beta_DK = None if fit.ridge is None else fit.ridge.beta_DK
@@ -191,7 +190,7 @@ class Fitter:
         return counts | {"in_sample": squares}
 
     def close(self) -> None:
-        """Let go of the ledger."""
+        """Close the ledger."""
         if self._ledger is not None:
             self._ledger.close()
 
@@ -219,14 +218,14 @@ class Fitter:
 
     @staticmethod
     def _answered(take: Callable[..., Answer], *args: Any) -> Answer | Exception:
-        """The answer to a delivery, or what its sender is to be told: a bad record is no other's concern."""
+        """Returns the answer to a delivery, or its error."""
         try:
             return take(*args)
-        except Exception as error:
+        except Exception as error:  # a bad record must not affect the others
             return error
 
     def _look_at(self, delivery: Delivery, fresh: dict[ShardKey, Accepted]) -> Receipt | None:
-        """Check a record, and put it among the fresh ones; None: its shard is in already, or will be."""
+        """Checks a record and adds it to `fresh`; None: the shard has one already."""
         self._check_origin(delivery)
         check_packed(delivery.packed, self._rule.shape)
         key = delivery.round, delivery.shard
@@ -243,11 +242,11 @@ class Fitter:
         self._accepted[entry.round, entry.shard] = entry.sha256, entry.made_on
 
     def _is_conflict(self, other: Different) -> bool:
-        """Whether the other bytes can only come from a fault."""
+        """Returns whether only a fault can have caused the other bytes."""
         return other.made_on.startswith("cpu") and other.made_on == self._accepted[other.round, other.shard][1]
 
     def _again(self, delivery: Delivery) -> Receipt:
-        """The answer to a shard that is in already."""
+        """Returns the answer to a delivery for a shard that has a record."""
         key, digest, made_on = (delivery.round, delivery.shard), digest_of(delivery.packed), delivery.made_on
         if digest == self._accepted[key][0]:
             self._duplicates += 1
@@ -279,12 +278,12 @@ class Fitter:
             raise RecordError(f"shard: got {delivery.round!r}/{delivery.shard!r}; need two integers >= 0")
 
     def _origin(self, run: str) -> dict[str, Any]:
-        """What the ledger must belong to."""
+        """Returns the ledger's header."""
         rule = asdict(self._rule) | {"features": list(self._rule.features)}
         return {"run": run, "policy_id": self._policy_id, **rule, "record_version": SCHEMA_VERSION}
 
-    def _restore(self, ledger: Ledger, finished: Sequence[Sequence[int]] | None, path: Path) -> None:
-        """Do again what the ledger says, and start to write to it."""
+    def _restore(self, ledger: LedgerFile, finished: Sequence[Sequence[int]] | None, path: Path) -> None:
+        """Repeats what the ledger says, and starts to write to it."""
         contents = ledger.read()
         closed = contents.closed if finished is None else kept_rounds(contents, finished, path)
         for accepted in contents.records.values():
@@ -294,6 +293,6 @@ class Fitter:
         self._different = contents.different
         self._torn_bytes, self._openings = contents.torn_bytes, contents.openings + 1
         if ledger.torn_bytes:
-            cut = f"{ledger.torn_bytes} bytes of an entry that was never finished were cut off"
+            cut = f"{ledger.torn_bytes} bytes of an unfinished entry were cut off"
             self.notes.append(f"{path.name}: {cut}; it had not been acknowledged")
         ledger.begin(len(closed))

@@ -1,8 +1,7 @@
-"""The measurement that a fitter's process is open on, found again by the process that takes its place. numpy only.
+"""The fitter of one measurement after another; a restarted process restores it.
 
-The ledger holds everything that the fitter knows; a small state file says which ledger, and the token by which
-deliveries name the measurement. So whoever delivers, closes or asks may do so again once another process is there, and
-gets the answer that the first would have given.
+The ledger holds all that the fitter knows. A small state file names the ledger and the session's token. So callers can
+retry any call after a restart, and get the answer that the first process would have given.
 """
 
 import contextlib
@@ -27,11 +26,11 @@ cost a fifth of the records a second where the disk is fast."""
 
 
 class FitterHost:
-    """Owns the fitter of one measurement after the other. Many threads may deliver to it.
+    """Owns the fitter of the open measurement. Many threads may deliver to it.
 
     Args:
-        state: file in which the open measurement is kept; None: it is lost with the process.
-        owner: names the actor that this process is one life of; what another has left in the file is not its.
+        state: file that names the open measurement; None: a restart loses it.
+        owner: identifies the actor across restarts. State written by another owner is ignored.
     """
 
     def __init__(self, state: Path | None = None, owner: str = "") -> None:
@@ -44,15 +43,15 @@ class FitterHost:
         self._alone = threading.RLock()
         self._together = GroupCommit(self._accept_all)
         if state is not None and state.exists():
-            self._go_on(state)
+            self._restore(state)
 
     def open(
         self, rule: BaselineRule, policy_id: str, ledger: Path, finished: Sequence[Sequence[int]], run: str = ""
     ) -> FitterSession:
-        """Go on from a ledger, with the rounds of a resumed run that are kept; returns what deliveries need.
+        """Open a measurement; returns what deliveries need. Arguments as `Fitter`.
 
         Raises:
-            ProbeError: the ledger or the state file cannot be used; nothing is open then.
+            ProbeError: the ledger or the state file cannot be used; no measurement is open then.
         """
         with self._alone:
             self._opening, self._problem, self._died = None, None, ()
@@ -68,7 +67,12 @@ class FitterHost:
 
     @property
     def fitter(self) -> Fitter:
-        """The fitter at work. Raises RecordError when none is, or ProbeError: why there is none any more."""
+        """The fitter of the open measurement.
+
+        Raises:
+            RecordError: no measurement is open.
+            ProbeError: a restart could not restore it.
+        """
         if self._problem is not None:
             raise self._problem
         if self._fitter is None:
@@ -77,12 +81,12 @@ class FitterHost:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What the run's log should say of the open measurement."""
+        """Lines for the run's log."""
         return (*self._died, *self.fitter.notes)
 
     @contextlib.contextmanager
     def alone(self) -> Iterator[Fitter]:
-        """The fitter at work, while no record comes in. Raises as `fitter`."""
+        """Yields the fitter while no record is accepted. Raises as `fitter`."""
         with self._alone:
             yield self.fitter
 
@@ -107,8 +111,9 @@ class FitterHost:
                 next(taken) if own else _is_late(delivery) for (_, delivery), own in zip(brought, current, strict=True)
             ]
 
-    def _go_on(self, state: Path) -> None:
-        """Be what the process before was. What goes wrong is told to whoever asks: Ray would hide it."""
+    def _restore(self, state: Path) -> None:
+        """Restores the earlier process's state; errors are raised on the next call."""
+        # Ray would hide what a constructor raises.
         try:
             left = unsealed(state.read_bytes())
         except (OSError, ValueError) as error:
@@ -124,7 +129,7 @@ class FitterHost:
             return
         self._opening = FitterSession(**left["opening"])
         version, openings = self._fitter.current.version, self._fitter.counts.openings
-        self._died = (f"fitter: made again from its ledger, at version {version} (opening {openings})",)
+        self._died = (f"fitter: restored from its ledger, at version {version} (opening {openings})",)
 
     def _remember(self, about: dict[str, Any], rule: BaselineRule) -> None:
         if self._state is not None:
@@ -138,4 +143,4 @@ class FitterHost:
 
 
 def _is_late(delivery: Delivery) -> RecordError:
-    return RecordError(f"record: that of {shard_label(delivery.round, delivery.shard)} is of a measurement before")
+    return RecordError(f"record: {shard_label(delivery.round, delivery.shard)} belongs to an earlier measurement")

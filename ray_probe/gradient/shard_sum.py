@@ -1,8 +1,4 @@
-"""The gradient on one actor: shard by shard, each shard added whole or not at all.
-
-A shard's gradient is formed in `.grad`, its squared norm is taken, and only then is it added to the sum; a shard that
-fails half-way leaves nothing behind. The sum is handed out in buckets and changes only when another shard is added.
-"""
+"""The gradient sum of one actor: each shard is added completely or not at all."""
 
 from typing import Any
 
@@ -19,10 +15,12 @@ _PIECE = 1 << 16  # numbers that stay in a core's cache as float64
 
 
 class GradientSum:
-    """The summed gradient of an actor's shards since the last commit (two float32 buffers: `.grad` and the sum).
+    """The summed gradient of an actor's shards since the last commit.
+
+    Memory: two buffers of the parameters' size, `.grad` and the sum, usually float32.
 
     Attributes:
-        parameters: the trainable ones by name, in the order of `layout`.
+        parameters: the trainable parameters by name, in the order of `layout`.
         frozen: names that `trainable` asks for and the architecture has frozen; they are left out.
         layout: names and shapes of the parameters.
     """
@@ -36,24 +34,24 @@ class GradientSum:
 
     @property
     def unreached(self) -> tuple[int, ...]:
-        """Parameters, by their place in the layout, that no shard in the sum gave a gradient to."""
+        """Parameters, by place in the layout, without a gradient from any shard."""
         return tuple(place for place in range(len(self.parameters)) if place not in self._reached)
 
     def clear(self) -> None:
-        """Drop what `.grad` holds, before a shard."""
+        """Clear `.grad` before a shard."""
         for parameter in self.parameters.values():
             parameter.grad = None
 
     def reset(self) -> None:
-        """Start anew: the sum of no shard."""
+        """Clear the sum."""
         self.clear()
         self._sums = None
         self._reached = set()
 
     def add_shard(self) -> float:
-        """Add the shard's gradient in `.grad` to the sum; returns its squared norm, float64.
+        """Add the shard's gradient in `.grad` to the sum; returns its squared norm.
 
-        Raises NonFiniteError when the gradient is not finite: the sum is untouched then.
+        Raises NonFiniteError for a gradient that is not finite; the sum is unchanged then.
         """
         grads = [
             torch.zeros_like(p, dtype=p.grad_dtype) if p.grad is None else p.grad for p in self.parameters.values()
@@ -62,7 +60,7 @@ class GradientSum:
         if not np.isfinite(norm_sq):
             raise NonFiniteError("gradient: the shard's gradient holds NaN or infinity; it was not added")
         if self._sums is None:
-            self._sums = grads  # nobody else's from now on
+            self._sums = grads  # `clear` below gives up the references in `.grad`
         else:
             for total, grad in zip(self._sums, grads, strict=True):
                 total += grad
@@ -71,7 +69,7 @@ class GradientSum:
         return norm_sq
 
     def bucket(self, start: int, stop: int) -> Vector:
-        """A range of the flat sum, in the order of `layout`: a copy of its own, on the CPU."""
+        """Returns a copy of a range of the flat sum [stop - start], on the CPU."""
         wide = any(parameter.grad_dtype == torch.float64 for parameter in self.parameters.values())
         result = torch.zeros(stop - start, dtype=torch.float64 if wide else torch.float32)
         places = zip(self._sums, self.layout.ranges(), strict=True) if self._sums is not None else ()
@@ -84,8 +82,9 @@ class GradientSum:
 
 
 def _square(grad: torch.Tensor) -> float:
-    """Squared norm in float64. On a CPU, `vector_norm` in another dtype than its input's first makes a whole copy."""
+    """Returns the squared norm in float64."""
     if grad.device.type != "cpu":
         return float(torch.linalg.vector_norm(grad, dtype=torch.float64).square())
+    # On a CPU `vector_norm` would first copy the whole tensor to float64.
     wide = (piece.double() for piece in torch.split(grad.flatten(), _PIECE))
     return float(sum(torch.dot(piece, piece) for piece in wide))

@@ -1,4 +1,4 @@
-"""Putting a rollout together from a configuration: model, processor, components, gradient."""
+"""Builds rollouts from a configuration: model, processor, components, gradient."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -25,10 +25,10 @@ OnProgress = Callable[[int], None]
 
 
 class RolloutBuilder:
-    """Makes rollouts of one checkpoint after the other, and keeps the model where the next one has the same shape.
+    """Builds rollouts of one checkpoint after another; reuses a model if it can.
 
     Attributes:
-        way: how the last checkpoint came in: `loaded`, or `swapped` into the model that was there.
+        way: whether the last checkpoint was `loaded`, or `swapped` into the earlier model.
     """
 
     way: Literal["loaded", "swapped"] = "loaded"
@@ -45,22 +45,22 @@ class RolloutBuilder:
         device: str = "cpu",
         on_progress: OnProgress = lambda tokens: None,
     ) -> Rollout:
-        """Bring a checkpoint in and put a rollout together; the one before computes with other weights from then on.
+        """Load a checkpoint and build its rollout.
 
-        Let go of the rollout before first: its gradient sums are memory too. When this raises there is no model: the
-        next call loads one.
+        Earlier rollouts must not be used from then on. Drop them first, because their gradient sums take memory. After
+        an error no model is kept, and the next call loads one.
 
         Args:
             config: the run's configuration.
             directory: the checkpoint's directory on this node.
-            adapter: the directory of the adapter on it on this node, or None.
-            policy_id: what records are marked with.
+            adapter: the adapter's directory on this node, or None.
+            policy_id: identifies the policy in records.
             device: `cpu` or `cuda`.
-            on_progress: told of tokens done.
+            on_progress: receives numbers of tokens done.
 
         Raises:
-            CheckpointError: it is not what its directory should hold.
-            ConfigError: `model.trainable` chooses nothing, or what no text reaches.
+            CheckpointError: the directory holds no complete checkpoint.
+            ConfigError: `model.trainable` selects no parameter, or one that text cannot reach.
         """
         model = self._bring_in(directory, adapter, config.model.dtype, device)
         set_recompute(model, config.estimator.activation_checkpointing)
@@ -82,7 +82,7 @@ class RolloutBuilder:
     def _bring_in(self, directory: Path, adapter: Path | None, dtype: str, device: str) -> Any:
         architecture = Architecture.of(directory, adapter, dtype, device)
         headers = weight_headers(directory)
-        policy, self._policy = self._policy, None  # whatever fails below, nothing half-done is kept
+        policy, self._policy = self._policy, None  # an error below must not leave a model with mixed weights
         if policy is not None and can_swap(policy, architecture, headers):
             swap_weights(policy, directory, headers, adapter)
             self._policy, self.way = policy, "swapped"
@@ -101,14 +101,14 @@ def build_rollout(
     device: str = "cpu",
     on_progress: OnProgress = lambda tokens: None,
 ) -> Rollout:
-    """Load the checkpoint, and the adapter that the configuration names, and put a rollout together.
+    """Builds a rollout of a checkpoint and the adapter that the configuration names.
 
     Args:
         config: the run's configuration.
         directory: the checkpoint's directory on this node.
-        policy_id: what records are marked with.
+        policy_id: identifies the policy in records.
         device: `cpu` or `cuda`.
-        on_progress: told of tokens done.
+        on_progress: receives numbers of tokens done.
     """
     adapter = None if config.model.adapter is None else Path(config.model.adapter)
     return RolloutBuilder().load(config, directory, adapter, policy_id, device, on_progress)

@@ -1,4 +1,4 @@
-"""What a rollout actor is told to load, and the loading: once a node into the cache, then straight to the device."""
+"""Loads checkpoints on a rollout actor. Imports torch only when it loads."""
 
 import os
 import platform
@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import psutil
-import torch
 from threadpoolctl import threadpool_limits
 
 from ray_probe.checkpoints.memory_forecast import MemoryDemand, check_fits
@@ -26,19 +25,19 @@ if TYPE_CHECKING:
 
 
 HELD_SHARE = 0.5
-"""Of the memory that is free once the model is loaded, what held graphs may take: forecasts are not exact."""
+"""Share of the memory left by the model that held graphs may take; forecasts are not exact."""
 
 
 @dataclass(frozen=True)
 class LoadRequest:
-    """A checkpoint to load, light enough for every actor.
+    """A request to load a checkpoint, small enough for every actor.
 
     Attributes:
         config: the measurement's configuration, plain JSON types.
-        checkpoint: which, with its fingerprints.
-        policy_id: what records are marked with.
+        checkpoint: the checkpoint with its fingerprints.
+        policy_id: identifies the policy in records.
         memory: what an actor needs on its device.
-        versions: of the packages that the driver runs.
+        versions: the driver's versions of packages.
     """
 
     config: Mapping[str, Any]
@@ -49,17 +48,17 @@ class LoadRequest:
 
     @classmethod
     def of(cls, prepared: PreparedRun) -> "LoadRequest":
-        """The order for a run that can start."""
+        """Returns the request of a prepared run."""
         return cls(
             to_dict(prepared.config), prepared.checkpoint, prepared.policy_id, prepared.memory, package_versions()
         )
 
 
 class Loader:
-    """Loads one checkpoint after the other, into the model that is there where the architecture is the same.
+    """Loads one checkpoint after another; reuses a model of the same architecture.
 
     Args:
-        on_progress: told of tokens done.
+        on_progress: receives numbers of tokens done.
     """
 
     def __init__(self, on_progress: Callable[[int], None]) -> None:
@@ -68,17 +67,17 @@ class Loader:
         self._copy: NodeCopy | None = None
 
     def load(self, order: LoadRequest, node: str) -> "tuple[Rollout, dict[str, Any]]":
-        """Load what is ordered; returns the rollout, and what the actor says of itself.
+        """Load a checkpoint; returns its rollout, and facts about this actor.
 
         Args:
-            order: what to load.
+            order: the request.
             node: address of this node, for messages.
 
         Raises:
-            CheckpointError: what was loaded here is another checkpoint, or none.
+            CheckpointError: the files are incomplete, or of another checkpoint.
             OutputError: `model.cache_dir` cannot be written.
-            ClusterError: a GPU was asked for and this process sees none, the device is too small, or this node has
-                other versions.
+            ClusterError: this process sees no GPU and needs one, the device is too small, or this node has other
+                versions.
         """
         check_versions(order.versions)
         config = config_from_dict(order.config)
@@ -120,20 +119,23 @@ class Loader:
         if self._assembly is None:
             self._assembly = RolloutBuilder()
         rollout = self._assembly.load(config, copy.directory, copy.adapter, order.policy_id, device, self._on_progress)
-        # After loading, as files may be overwritten while one reads.
+        # After loading, because a trainer may overwrite files during the load.
         check_fingerprint(copy.directory, wanted.fingerprint, copy.adapter, wanted.adapter_fingerprint)
         return rollout
 
 
 def check_fits_here(config: ProbeConfig, memory: MemoryDemand) -> None:
-    """Refuse what does not fit in this machine's memory, where its Ray is started here. Raises ClusterError."""
+    """Raises ClusterError for a model that does not fit this machine's memory.
+
+    A run that joins a cluster, or uses GPUs, is not checked here.
+    """
     if config.cluster.address is None and config.cluster.gpus_per_actor == 0:
         _, name, there = _device(config, platform.node())
         check_fits(memory, there, name)
 
 
 def _free_bytes(config: ProbeConfig, device: str) -> int:
-    """Memory of this actor's device that nobody uses now; on a CPU its share of the node's, or of the container's."""
+    """Returns the free bytes of this actor's device; on a CPU its share of the node's."""
     import torch
 
     if device == "cuda":
@@ -146,13 +148,13 @@ def _free_bytes(config: ProbeConfig, device: str) -> int:
 
 
 def _actors_here(config: ProbeConfig) -> int:
-    """Actors that share a node without GPUs, at most."""
+    """Returns how many actors can share a node without GPUs."""
     cluster = config.cluster
     return min(cluster.actors, max(1, (os.cpu_count() or 1) // cluster.cpus_per_actor))
 
 
 def _device(config: ProbeConfig, node: str) -> tuple[str, str, int]:
-    """Kind, name and bytes of the device of this actor. Raises ClusterError when there is no GPU and one was asked."""
+    """Returns kind, name and bytes of this actor's device. Raises ClusterError."""
     import torch
 
     cluster = config.cluster
@@ -168,6 +170,8 @@ def _device(config: ProbeConfig, node: str) -> tuple[str, str, int]:
 
 
 def pin_threads(count: int) -> None:
-    """Use `count` threads in torch and in numpy's BLAS, in this process, from now on."""
+    """Use `count` threads in torch and in numpy's BLAS in this process."""
+    import torch
+
     torch.set_num_threads(count)
     threadpool_limits(limits=count)

@@ -1,7 +1,7 @@
-"""What a rollout actor does, as a plain class: collect a shard's record, then add its gradient (spec section 7).
+"""The rollout as a plain class: collects a shard's record, then adds its gradient.
 
-Between the two an actor keeps the token ids and the record of each shard, its scored nuclei while these are small, and
-its graph only where it may. The gradient sum goes on over the rounds between two commits.
+In between it holds the shard's token ids and record, cached nuclei up to a limit, and graphs where memory allows. The
+gradient sum spans the rounds of a commit group.
 """
 
 import sys
@@ -11,26 +11,24 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from ray_probe.core.estimator.baselines import BaselineRule, PublishedFit
-from ray_probe.core.estimator.loss import Estimator, baseline_target
-from ray_probe.core.estimator.parity import ParityStats
-from ray_probe.core.estimator.records import Record, record_of_tokens, with_prompts
+from ray_probe.core.estimator.records import Record
 from ray_probe.core.policy.token_scores import ScoredTokens
-from ray_probe.errors import NonFiniteError, ShardError
+from ray_probe.errors import ShardError
 from ray_probe.gradient.layout import ParameterLayout
 from ray_probe.gradient.shard_sum import GradientSum, Vector
-from ray_probe.model.micro_batches import ScoredMicroBatch, results_of, to_float64
-from ray_probe.model.sequences import BatchedSequences, LogprobResults
+from ray_probe.model.micro_batches import ScoredMicroBatch, results_of
+from ray_probe.model.sequences import BatchedSequences
 from ray_probe.probe_components import ProbeComponents
+from ray_probe.rollout.shard_record import parity_of, record_of_results
 from ray_probe.run.messages import Collected, Delivery, GradientReport, Receipt, ShardKey, ShardSums
 from ray_probe.run.plan import Shard
 
 MAX_CACHED_BYTES = {"cpu": 1 << 26}
-"""Scored nuclei of shards waiting for a fit are cached up to this many bytes; the rest are recomputed. A GPU caches
-nothing: there a pass with graph may use other kernels than a pass without, and q of one must not be combined with
-hidden states of the other."""
+"""Bytes of scored nuclei, by device, that shards waiting for a fit may cache; the rest are recomputed."""
+# A GPU caches none: a pass with graph may use other kernels than a pass without, and q of one must not be combined
+# with hidden states of the other.
 
 
 @dataclass
@@ -48,7 +46,7 @@ class _Held:
 
     @property
     def cached_bytes(self) -> int:
-        """Memory of its scored nuclei."""
+        """Bytes of the cached nuclei."""
         return sum(one.bytes for one in self.cached if one is not None)
 
 
@@ -57,10 +55,10 @@ class Rollout:
 
     Args:
         components: processor and loss.
-        gradient: the sum of its shards' gradients.
+        gradient: receives the shards' gradients.
         rule: how the baseline is formed.
-        policy_id: the policy that records are marked with.
-        made_on: the device that they are marked with.
+        policy_id: identifies the policy in records.
+        made_on: identifies the device in records.
     """
 
     def __init__(
@@ -75,7 +73,7 @@ class Rollout:
         self._held: dict[ShardKey, _Held] = {}
         self._added: dict[ShardKey, ShardSums] = {}
         self.most_held = sys.maxsize
-        """Positions whose graphs this device has room for."""
+        """Positions whose graphs fit on this device."""
         self._max_cached = MAX_CACHED_BYTES.get(components.processor.device.type, 0)
 
     @property
@@ -95,24 +93,24 @@ class Rollout:
 
     @property
     def why_no_head(self) -> str:
-        """Why teacher forcing holds whole logits, in one line; empty where it takes the head apart."""
+        """Why teacher forcing holds whole logits, in one line; empty where it does not."""
         return self._components.processor.forward.why_no_head
 
     @property
     def takes_padding(self) -> bool:
-        """Whether prompts of different length are sampled at once."""
+        """Whether prompts of different length are sampled in one batch."""
         return self._components.processor.forward.takes_padding
 
     @property
     def cache_gap(self) -> float:
-        """Mean gap of log p between steps from the model's cache and one pass, nats; 0.0 where it is rounding."""
+        """Mean gap of log p between cached steps and one pass, nats; 0.0: rounding."""
         return self._components.processor.forward.cache_gap
 
     def begin(self, group: str) -> None:
-        """Start the rounds up to the next commit: nothing of those before is held or summed any more.
+        """Start a commit group, and drop all that is held or summed of the earlier one.
 
         Args:
-            group: names those rounds; beginning the same again changes nothing.
+            group: names the group; a retry changes nothing.
         """
         if group != self._group:
             self._group = group
@@ -120,13 +118,12 @@ class Rollout:
             self._gradient.reset()
 
     def collect(self, shard: Shard, held_positions: int = 0) -> Collected:
-        """Sample and score a shard; keep its tokens, return its record.
+        """Sample and score a shard; returns its record, and holds its tokens.
 
         Args:
-            shard: what to sample.
-            held_positions: the graphs of so many positions are kept, of all shards that wait for their fit: their
-                gradient then needs no second forward pass. 0: scored without graph. The record has the same bits
-                however many there is room for.
+            shard: the shard.
+            held_positions: positions, of all waiting shards, whose graphs may be held, so that their gradients need
+                no second forward pass. 0: scored without graph. The record's bits do not depend on a positive number.
         """
         processor = self._components.processor
         started = time.monotonic()
@@ -145,15 +142,11 @@ class Rollout:
         packed, features = record.pack(), self._rule.features
         delivery = Delivery(self._policy_id, features, shard.round, shard.index, packed, self._made_on)
         finished = time.monotonic()
-        parity = _parity(sequences, results)
+        parity = parity_of(sequences, results)
         return Collected(delivery, parity, record.tokens, generated - started, finished - generated)
 
     def _scored(self, sequences: BatchedSequences, most_held: int) -> list[ScoredMicroBatch]:
-        """The shard scored, with its graphs where so many positions may be held in all.
-
-        Where there is no room for them every part is scored with graph all the same, so that the bits do not depend on
-        the room, and lets go of it before the next.
-        """
+        """Returns the scored shard, with its graphs if `most_held` leaves room."""
         processor = self._components.processor
         if most_held == 0:
             room = max(0, self._max_cached - sum(held.cached_bytes for held in self._held.values()))
@@ -162,21 +155,25 @@ class Rollout:
         room = most_held - sum(held.positions for held in self._held.values())
         if processor.positions(sequences) <= room:
             return list(parts)
+        # Scored with graph all the same: the bits must not depend on the room.
         return [part.without_graph() for part in parts]
 
     def hold_no_graphs(self) -> None:
-        """Let go of all that is held for speed, and hold nothing more: memory ran out. No record has other bits."""
+        """Drop held graphs and caches for good, after memory ran out.
+
+        Records keep their bits.
+        """
         self.most_held, self._max_cached = 1, 0
         for held in self._held.values():
             held.parts, held.cached = None, ()
 
     def acknowledge(self, shard: Shard, receipt: Receipt) -> None:
-        """Keep the record that counts: where another came first, that one is left out of the fit."""
+        """Hold the record that the fitter counts: it is left out of this shard's fit."""
         if receipt.kept is not None:
             self._held[shard.key].record = Record.unpack(receipt.kept).without_prompts()
 
     def accumulate(self, shard: Shard, fit: PublishedFit) -> ShardSums:
-        """Add the shard's gradient under its round's fit to the sum, once however often it is asked for."""
+        """Add the shard's gradient under its round's fit to the sum; a retry adds nothing."""
         if shard.key in self._added:
             return self._added[shard.key]
         if shard.key not in self._held:
@@ -191,9 +188,9 @@ class Rollout:
             cached, held.cached = held.cached, ()
             sums = self._components.accumulate_sum_X(held.sequences, baseline, cached)
         else:
-            parts, held.parts = held.parts, None  # should it fail half-way, they are gone, and tokens are scored again
-            told = self._components.processor.on_progress  # a backward pass is progress, however long it takes
-            sums = self._components.accumulate_parts(held.sequences, drained(parts, told), baseline)
+            parts, held.parts = held.parts, None  # a retry after an error scores the tokens again
+            done = self._components.processor.on_progress
+            sums = self._components.accumulate_parts(held.sequences, drained(parts, done), baseline)
         norm_sq = self._gradient.add_shard()
         self._added[shard.key] = result = ShardSums(
             shard.round, shard.index, fit.version, own is not None, baseline.fitted, held.prompt_ids_P, sums, norm_sq,
@@ -203,60 +200,22 @@ class Rollout:
         return result
 
     def gradient_report(self, group: str) -> GradientReport:
-        """What the sum holds of the rounds that were begun under this name: nothing, if it is of others."""
+        """Returns which shards of this group the sum holds; no shard of another group."""
         shards = tuple(sorted(self._added)) if group == self._group else ()
         return GradientReport(shards, self._gradient.unreached)
 
     def bucket(self, start: int, stop: int, *others: Vector) -> Vector:
-        """A range of the flat gradient sum, with others' added; the sum itself stays until the next `begin`."""
+        """Returns a range of the flat gradient sum plus `others`; the sum is unchanged."""
         result = self._gradient.bucket(start, stop)
         for other in others:
             result += other
         return result
 
 
-def record_of_results(
-    results: LogprobResults, prompt_ids_P: npt.NDArray[np.int64], estimator: Estimator, cap: int
-) -> Record:
-    """The record of a shard's scored responses; scoring needs `compute_rb` and `return_baseline_features`.
-
-    Args:
-        results: the shard's responses, [b][g].
-        prompt_ids_P: id of each prompt b.
-        estimator: decides the baseline's target.
-        cap: max_new_tokens.
-
-    Raises:
-        NonFiniteError: features or targets hold NaN or infinity.
-    """
-    assert results.rb_entropies is not None and results.baseline_feats_torch is not None
-    pairs = list(zip(_flat(results.rb_entropies), _flat(results.entropies), strict=True))
-    target_T = np.concatenate([baseline_target(h, s, estimator) for h, s in pairs])
-    phi_TD = to_float64(torch.cat(_flat(results.baseline_feats_torch)))
-    if not (np.isfinite(phi_TD).all() and np.isfinite(target_T).all()):
-        raise NonFiniteError("features: NaN or infinity in a shard's statistics; it was not sent")
-    position_T = np.concatenate([np.arange(len(entropy_T)) for entropy_T, _ in pairs])
-    rows = [(len(group), sum(h.sum() for h in group), sum(len(h) for h in group)) for group in results.rb_entropies]
-    return with_prompts(record_of_tokens(phi_TD, target_T[:, None], position_T, cap), prompt_ids_P, np.array(rows))
-
-
 def drained(parts: list[ScoredMicroBatch], done: Callable[[int], None]) -> Iterator[ScoredMicroBatch]:
-    """The parts, each let go of once the next is asked for; `done` is told of its tokens then."""
+    """Yields the parts, drops each before the next, and calls `done` with its tokens."""
     parts.reverse()
     while parts:
         tokens = sum(len(row.log_q_T) for row in parts[-1].statistics)
         yield parts.pop()
         done(tokens)
-
-
-def _flat(nested: list[list]) -> list:  # type: ignore[type-arg]
-    return [item for group in nested for item in group]
-
-
-def _parity(sequences: BatchedSequences, results: LogprobResults) -> ParityStats:
-    assert sequences.sample_logprobs is not None
-    return ParityStats.of(
-        np.concatenate(_flat(sequences.sample_logprobs)),
-        -np.concatenate(_flat(results.entropies)),
-        np.concatenate(_flat(results.outside_nucleus)),
-    )

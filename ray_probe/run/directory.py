@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from ray_probe.errors import ConfigError, OutputError, bad_value
-from ray_probe.gradient.store import state_name
+from ray_probe.gradient.state_file import STATES, state_name
 from ray_probe.run.totals import Totals
 from ray_probe.system.digests import RESTORE, SUMS, chained, check_recorded, lost_its_end, record, unchained
 from ray_probe.system.files import WAIT, held, write_atomically, writing
@@ -234,7 +234,7 @@ class RunDirectory:
         Raises ConfigError, naming the file, when rounds.jsonl is damaged, or has lost its last lines.
         """
         lines = self.finished_rounds()
-        there = sorted(path.name for path in self.state.glob("gradient-*.safetensors"))
+        there = sorted(path.name for path in self.state.glob(STATES))
         if lines and there and state_name(len(lines)) < there[0]:
             lost = f"rounds.jsonl ends with round {len(lines) - 1}, and state/ has the gradient of a later round"
             raise ConfigError(bad_value(self._field, str(self.path), f"{lost}: {RESTORE}"))

@@ -8,8 +8,7 @@ from typing import Any
 from ray_probe.checkpoints.tokenizer.eos import KEY as EOS_KEY
 from ray_probe.config.loading import config_from_dict, to_dict
 from ray_probe.config.schema import ProbeConfig
-from ray_probe.data.rows import cut
-from ray_probe.errors import ConfigError, bad_value
+from ray_probe.errors import ConfigError, bad_value, cut
 from ray_probe.run.forward_passes import choose_pass
 from ray_probe.run.prepared import PreparedRun
 from ray_probe.system.versions import package_versions

@@ -1,10 +1,10 @@
-"""Digests of the files that a run or a service reads back, so that damage is refused by the file's name.
+"""Digests of the files that a run or a service reads back, to refuse damage.
 
-    SHA256SUMS      of the files of a directory that are written whole: `sha256sum -c SHA256SUMS` checks them too
-    chained lines   JSON lines, each with a CRC-32 of itself and of all lines before it
-    sealed JSON     a small file that is often replaced: its last member is the sha256 of the text before
+    SHA256SUMS      lists the complete files of a directory; `sha256sum -c SHA256SUMS` checks them too
+    chained lines   JSON lines, each with a CRC-32 of itself and all lines before it
+    sealed JSON     a small file that is often replaced; its last member is the sha256 of the text before
 
-Standard library only.
+They need the standard library alone.
 """
 
 import hashlib
@@ -28,16 +28,16 @@ _SEAL_BYTES = len(_SEAL % (64 * "0"))
 
 
 def record(directory: Path, files: Mapping[str, bytes]) -> None:
-    """Put the digests of these files of the directory on record, beside those that are there.
+    """Add the digests of these files to the directory's SHA256SUMS.
 
-    Raises OutputError when the record cannot be written, ConfigError when it cannot be read.
+    Raises OutputError when it cannot be written, ConfigError when it is damaged.
     """
     sums = (recorded(directory) or {}) | {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
     write_atomically(directory / SUMS, _listed(sums).encode())
 
 
 def recorded(directory: Path) -> dict[str, str] | None:
-    """Digests by file name; None where the directory has no record of them. Raises ConfigError when it is damaged."""
+    """Returns SHA256SUMS by file name; None without one. Raises ConfigError."""
     path = directory / SUMS
     try:
         text = path.read_bytes().decode("ascii")
@@ -56,10 +56,7 @@ def _listed(sums: Mapping[str, str]) -> str:
 
 
 def check_recorded(directory: Path, name: str, data: bytes, remedy: str = RESTORE) -> None:
-    """Refuse a file whose bytes are not those on record; a directory without any record says nothing.
-
-    Raises ConfigError naming the file.
-    """
+    """Raises ConfigError for a file that does not match SHA256SUMS, if there is one."""
     sums = recorded(directory)
     if sums is None:
         return
@@ -71,16 +68,21 @@ def check_recorded(directory: Path, name: str, data: bytes, remedy: str = RESTOR
 
 
 def chained(text: str, chain: int) -> tuple[bytes, int]:
-    """A line of a JSON object's text with its CRC, and the CRC that the next line continues from (0: the first)."""
+    """Returns the line of a JSON object's text, and the CRC of the chain so far.
+
+    Args:
+        text: the object.
+        chain: CRC of the lines before; 0: none.
+    """
     body = text.encode()[:-1]
     crc = zlib.crc32(body, chain)
     return body + (_CRC % crc).encode(), crc
 
 
 def unchained(line: bytes, chain: int) -> tuple[dict[str, Any], int]:
-    """Inverse of `chained`: the object, and the CRC that the next line continues from.
+    """Returns the object of a line, and the CRC of the chain so far.
 
-    Raises ValueError for a line that is changed, missing its end, moved, or of another file.
+    Raises ValueError for a line that is changed, cut, moved, or of another file.
     """
     body, end = line[:-_CRC_BYTES], line[-_CRC_BYTES:]
     if not end.startswith(b',"crc":"'):
@@ -93,9 +95,9 @@ def unchained(line: bytes, chain: int) -> tuple[dict[str, Any], int]:
 
 
 def lost_its_end(tail: bytes, chain: int) -> bool:
-    """Whether bytes after the last line break are a whole line whose line break was damaged.
+    """Returns whether the last bytes of a file are a line with a damaged line break.
 
-    A write that was cut off leaves the beginning of a line, and never a byte in the place of its line break.
+    An interrupted write leaves the beginning of a line, and no byte in the place of the line break.
     """
     try:
         unchained(tail[:-1] + b"\n", chain)
@@ -105,13 +107,13 @@ def lost_its_end(tail: bytes, chain: int) -> bool:
 
 
 def sealed(value: Mapping[str, Any]) -> bytes:
-    """The text of a JSON object with one more member, the sha256 of the text before it."""
+    """Returns JSON text whose last member is the sha256 of the text before."""
     body = json.dumps(value, indent=1, allow_nan=False).encode()[:-2]
     return body + (_SEAL % hashlib.sha256(body).hexdigest()).encode()
 
 
 def unsealed(data: bytes) -> dict[str, Any]:
-    """Inverse of `sealed`. Raises ValueError for text that is changed, cut short, or was never sealed."""
+    """Returns the object of sealed text. Raises ValueError for any other text."""
     body = data[:-_SEAL_BYTES]
     if data[-_SEAL_BYTES:] != (_SEAL % hashlib.sha256(body).hexdigest()).encode():
         raise ValueError("it is damaged or was edited: its sha256 does not fit")
@@ -122,27 +124,24 @@ def unsealed(data: bytes) -> dict[str, Any]:
 class FileDigest:
     """The sha256 of a file that is written or read in pieces.
 
-    A thread hashes pieces in order while the caller continues; at most two of them are held.
-
-    Args:
-        head: the first bytes of the file.
+    A thread hashes while the caller continues; at most two pieces are held.
     """
 
-    def __init__(self, head: bytes = b"") -> None:
-        self._sha256 = hashlib.sha256(head)
-        self._reached = len(head)
+    def __init__(self) -> None:
+        self._sha256 = hashlib.sha256()
+        self._reached = 0
         self._thread = ThreadPoolExecutor(1)
         self._pending: Future[None] | None = None
 
     def take(self, offset: int, piece: bytes | memoryview) -> None:
-        """Hash bytes of the file; a piece that is not the next one is left to `finish`, which reads it."""
+        """Hash the next piece of the file; `finish` reads pieces that come out of order."""
         if offset == self._reached:
             self._reached += memoryview(piece).nbytes
             self._wait()
             self._pending = self._thread.submit(self._sha256.update, piece)
 
     def finish(self, path: Path) -> str:
-        """The digest, hexadecimal, of the whole file; what was not taken in order is read from it."""
+        """Returns the sha256 of the whole file, hexadecimal."""
         self._wait()
         self._thread.shutdown()
         if path.stat().st_size > self._reached:
@@ -158,6 +157,6 @@ class FileDigest:
 
 
 def sha256_of(path: Path) -> str:
-    """Sha256 of a file, hexadecimal. Raises OSError."""
+    """Returns the sha256 of a file, hexadecimal. Raises OSError."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -1,23 +1,23 @@
-"""Files that a crash leaves either as they were or as they should be."""
+"""Files that are complete after a crash, and locks on files."""
 
 import contextlib
 import errno
 import fcntl
 import os
 import socket
-import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
 from ray_probe.errors import ConfigError, OutputError, bad_value
+from ray_probe.system.clock import wait_until
 
 WAIT = "wait for it or stop it"
 
 
 @contextlib.contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Disk errors become one line that names the file."""
+    """Turns disk errors into OutputError, one line that names the file."""
     try:
         yield
     except OSError as error:
@@ -25,12 +25,12 @@ def writing(path: Path) -> Iterator[None]:
 
 
 def unwritable(path: Path, error: OSError) -> str:
-    """One line that names a file of a run, why it cannot be written, and what to do about that."""
+    """Returns one line: the file of a run, why it cannot be written, and the remedy."""
     return f"{path}: cannot be written ({error.strerror}); {write_remedy(error)}, then go on with run --resume"
 
 
 def write_remedy(error: OSError) -> str:
-    """What makes a file writable again, by the kind of error."""
+    """Returns what makes a file writable, by the kind of error."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return "make room"
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
@@ -39,13 +39,13 @@ def write_remedy(error: OSError) -> str:
 
 
 def put_in_place(temporary: Path, path: Path) -> None:
-    """Give a file that is on disk its name; on return the name is on disk too."""
+    """Rename a file; the name is on disk on return."""
     temporary.replace(path)
     sync_directory(path.parent)
 
 
 def sync_directory(directory: Path) -> None:
-    """Have the names in a directory on disk."""
+    """Bring the names in a directory to disk."""
     descriptor = os.open(directory, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -54,12 +54,15 @@ def sync_directory(directory: Path) -> None:
 
 
 def write_atomically(path: Path, data: bytes, private: bool = False) -> None:
-    """Write, fsync, rename: a reader sees the old file or the new one. Raises OutputError when it cannot.
+    """Write, fsync and rename, so that a reader sees the old file or the new one.
 
     Args:
         path: of the file.
-        data: what it shall hold.
-        private: only its owner may read it (0600).
+        data: its content.
+        private: only the owner may read it (0600).
+
+    Raises:
+        OutputError: it cannot be written.
     """
     temporary = path.with_name(path.name + ".tmp")
     with writing(path):
@@ -79,16 +82,16 @@ def held(
     refused: Callable[[str], str] | None = None,
     waiting: Callable[[str], None] = lambda holder: None,
 ) -> Iterator[None]:
-    """Hold a lock file (0600) for the block. The lock goes with this process, however that ends: none is ever stale.
+    """Hold a lock file (0600) for the block; the process's end releases it too.
 
     Args:
-        path: the file; it stays, empty or with the last holder in it.
-        wait_s: seconds to wait for another holder, one that is about to end say.
-        refused: from the holder to the line of the error; None: one that names the file.
-        waiting: told the holder, once, when it has to be waited for.
+        path: the file; it stays, and names the last holder.
+        wait_s: seconds to wait for another holder.
+        refused: makes the error's line from the holder; None: a line that names the file.
+        waiting: called once with the holder before a wait.
 
     Raises:
-        ConfigError: another process holds it; says which, on which host, since when.
+        ConfigError: another process holds it; names process, host and start.
     """
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
@@ -106,7 +109,7 @@ def held(
 
 
 def this_process() -> str:
-    """What a lock file says of who holds it: the file may lie on a disk that several hosts share."""
+    """Returns the holder for a lock file, with the host: hosts may share the disk."""
     return f"process {os.getpid()} on {socket.gethostname()} since {datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC"
 
 
@@ -115,14 +118,13 @@ def _holder(descriptor: int) -> str:
 
 
 def locked(descriptor: int, wait_s: float) -> bool:
-    """Lock an open file for this descriptor alone; returns whether it was to be had within the time."""
-    give_up = time.monotonic() + wait_s
-    while True:
+    """Lock an open file exclusively; returns whether that worked within `wait_s`."""
+
+    def lock() -> bool:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            if time.monotonic() >= give_up:
-                return False
-            time.sleep(0.01)
-        else:
-            return True
+            return False
+        return True
+
+    return wait_until(lock, wait_s)

@@ -1,4 +1,4 @@
-"""Processes of this machine, told apart over reuse of their ids."""
+"""Processes of this machine, identified over reuse of their ids."""
 
 import contextlib
 
@@ -6,10 +6,8 @@ import psutil
 
 
 def created(pid: int) -> float | None:
-    """Seconds from the machine's start to the process's; None when it is gone, or dead and not reaped yet.
-
-    No time of day: that moves, for a process that lives, when the clock is set or a virtual machine wakes up.
-    """
+    """Returns seconds from the machine's start to the process's; None when it is dead."""
+    # The time of day would change for a live process when the clock is set or a virtual machine wakes up.
     with contextlib.suppress(psutil.Error):
         boot_time, process = psutil.boot_time(), psutil.Process(pid)
         if process.status() != psutil.STATUS_ZOMBIE:

@@ -1,8 +1,8 @@
-"""Interrupts by signals that are not lost, and that end the process in time.
+"""Interrupts by signals: none is lost, and the process ends in time.
 
-Python raises KeyboardInterrupt wherever the main thread is; inside a callback from Ray's own code it is printed and
-dropped. So a signal is kept too, and loops that wait ask for it. While the main thread waits in C++ no handler runs at
-all: a thread that the signal wakes ends the process then.
+Python raises KeyboardInterrupt wherever the main thread is. Inside a callback of Ray it is printed and dropped, so the
+signal is also recorded, and waiting loops check it. While the main thread waits in C++ no handler runs, so a thread
+that the signal wakes ends the process.
 """
 
 import contextlib
@@ -17,7 +17,7 @@ from types import FrameType
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 EXIT_INTERRUPTED = 130
 TWICE_S = 1.0
-"""`timeout` signals its child and the child's group, a batch system the group and each process: that is one signal."""
+"""Signals within this time count as one: `timeout` and batch systems signal process and group."""
 GRACE_S = 3.6
 LAST_S = 0.9
 
@@ -28,16 +28,16 @@ _watched = False
 
 
 def interrupted() -> bool:
-    """Whether one of the signals has come in the current block."""
+    """Returns whether a signal arrived in the current block."""
     return _asked.is_set()
 
 
 @contextlib.contextmanager
 def signals_interrupt() -> Iterator[None]:
-    """Have Ctrl-C, SIGTERM and a lost terminal raise KeyboardInterrupt in the block, once, and be kept.
+    """Raise KeyboardInterrupt on Ctrl-C, SIGTERM or a lost terminal in the block.
 
-    A second signal raises again, unless it comes at once or the block is one of `ends_in_time`. SIGHUP that is ignored,
-    as under nohup, stays ignored.
+    A second signal raises again unless it follows within `TWICE_S`, or the block is one of `ends_in_time`. An ignored
+    SIGHUP, as under nohup, stays ignored.
     """
     _asked.clear()
     before = {number: signal.getsignal(number) for number in SIGNALS}
@@ -53,10 +53,9 @@ def signals_interrupt() -> Iterator[None]:
 
 @contextlib.contextmanager
 def ends_in_time() -> Iterator[None]:
-    """End this process soon after the first signal in the block, or at once at a second, whatever it waits for.
+    """End this process `GRACE_S` after the first signal, or at a second one.
 
-    The steps of `at_last` are done first, for `LAST_S` at most. A signal leaves the process `GRACE_S` to end by itself,
-    the time after the block included.
+    The grace period includes the time after the block. The steps of `at_last` run first, for `LAST_S` at most.
     """
     global _watched
     wakes, wake = os.pipe()
@@ -75,7 +74,7 @@ def ends_in_time() -> Iterator[None]:
 
 
 def end_now() -> None:
-    """In a block of `ends_in_time`, do the steps of `at_last` and end the process; elsewhere do nothing."""
+    """In a block of `ends_in_time`, run the steps of `at_last` and end the process."""
     if _watched:
         _steps()
         os._exit(EXIT_INTERRUPTED)
@@ -83,18 +82,18 @@ def end_now() -> None:
 
 @contextlib.contextmanager
 def at_last(step: Callable[[], object]) -> Iterator[None]:
-    """Have a step done, in another thread, should the process have to be ended in the block; the newest comes first."""
+    """Run a step in another thread if the process is ended in the block; newest first."""
     _last.append(step)
     try:
         yield
     finally:
-        with contextlib.suppress(ValueError):  # it was done
+        with contextlib.suppress(ValueError):  # the step has run
             _last.remove(step)
 
 
 @contextlib.contextmanager
 def deferred() -> Iterator[None]:
-    """Have a signal that comes in the block raise after it; for clean-up that takes a moment."""
+    """Raise on a signal only after the block, which must be short."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -122,7 +121,7 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
 
 
 def _watch(wakes: int) -> None:
-    """Read the numbers of signals as they come: the first starts the time to end, a later one is its end."""
+    """Reads signal numbers; the first starts the grace period, a later one ends it."""
     deadline: float | None = None
     while deadline is None or time.monotonic() < deadline:
         left = None if deadline is None else max(0.0, deadline - time.monotonic())
@@ -146,7 +145,7 @@ def _watch(wakes: int) -> None:
 
 
 def _end() -> None:
-    """End this process, the steps first."""
+    """Runs the steps and ends this process."""
     thread = threading.Thread(target=_steps, daemon=True)
     thread.start()
     thread.join(LAST_S)
@@ -154,7 +153,7 @@ def _end() -> None:
 
 
 def _steps() -> None:
-    """Do the steps, each once, whichever threads are at it."""
+    """Runs each step once, over all threads."""
     with contextlib.suppress(IndexError):
         while True:
             step = _last.pop()

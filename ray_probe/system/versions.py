@@ -1,4 +1,4 @@
-"""What fixes a result's bits beside its inputs: the packages and what they compute on."""
+"""Versions and devices that a result's bits depend on."""
 
 import platform
 from collections.abc import Mapping
@@ -12,17 +12,18 @@ PACKAGES = ("torch", "transformers", "tokenizers", "ray", "numpy")
 
 
 def package_versions() -> dict[str, str]:
-    """Versions by package name; ours from the code that runs, because a checkout need not be installed."""
+    """Returns versions by package name."""
+    # Our own comes from the code, because a checkout need not be installed.
     return {"ray-probe": __version__} | {name: version(name) for name in PACKAGES}
 
 
 def how_to_install(extra: str) -> str:
-    """The command that adds an optional part; ray_probe is on no package index, so it names the working copy."""
+    """Returns the command that installs an extra; it names the working copy."""
     return f"in the working copy of ray_probe: pip install -e '.[{extra}]'"
 
 
 def check_versions(driver: Mapping[str, str]) -> None:
-    """Refuse a node whose packages are not the driver's. Raises ClusterError naming both versions."""
+    """Raises ClusterError for packages whose version is not the driver's."""
     here = package_versions()
     other = [f"{name} {here[name]} instead of {driver[name]}" for name in driver if here.get(name) != driver[name]]
     if other:
@@ -30,14 +31,16 @@ def check_versions(driver: Mapping[str, str]) -> None:
 
 
 def cpu_model() -> str:
-    """The kind of CPU, as the kernel names it."""
+    """Returns the kernel's name of the CPU."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
     return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
 def made_on(device: str, threads: int) -> str:
-    """What a record was computed on: where two are equal and begin with `cpu`, so are the bytes of the same shard.
+    """Returns what a record was computed on.
+
+    Two records of a shard have the same bytes if these are equal and begin with `cpu`.
 
     Args:
         device: `cpu` or `cuda`.

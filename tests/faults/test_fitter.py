@@ -152,7 +152,7 @@ def test_a_fitter_that_is_killed_at_any_point_counts_every_shard_once(story: Sto
     assert story.betas[number + 1] == undisturbed(number + 1).beta(), "the fit, to the bit"
     assert part.counts is not None and part.counts.records == (number + 1) * SHARDS
     assert (part.counts.openings, part.counts.conflicts) == (number + 2, ())
-    assert sum("made again from its ledger" in note for note in part.notes) == 1
+    assert sum("restored from its ledger" in note for note in part.notes) == 1
     assert sum("were cut off; it had not been acknowledged" in note for note in part.notes) == torn
 
 
@@ -238,7 +238,7 @@ def test_a_ledger_that_cannot_be_gone_on_from_is_told_by_the_next_life_in_its_ow
     assert told.value.exit_code == 2
     other = keeper.open_fitter(rule(), POLICY, tmp_path / "other.jsonl")
     assert send(other, 0, 0) == "accepted", "the next measurement has a ledger of its own"
-    with pytest.raises(RecordError, match="of a measurement before"):
+    with pytest.raises(RecordError, match="belongs to an earlier measurement"):
         send(fitter, 0, 1)
 
 

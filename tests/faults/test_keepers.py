@@ -46,7 +46,7 @@ def test_a_fitter_that_dies_in_a_run_costs_no_shard(
     # More may come: Ray can lose the answer to what was delivered while the process was made again.
     assert counts.duplicates >= (place == "fit_after_fsync"), "it was on disk, and is delivered again"
     assert (counts.torn_bytes > 0) == place.endswith("torn")
-    assert sum("made again from its ledger" in note for note in notes) == 1
+    assert sum("restored from its ledger" in note for note in notes) == 1
 
 
 @pytest.mark.parametrize("who", ["fitter", "writer"])
@@ -122,6 +122,6 @@ def test_what_is_delivered_for_a_run_that_is_over_is_not_taken(backend: RayBacke
     run_on(backend, run, "over")
     opening = backend._open._fitter.opening
     answer = run_on(backend, run, "next")
-    with pytest.raises(RecordError, match="of a measurement before"):
+    with pytest.raises(RecordError, match="belongs to an earlier measurement"):
         deliver(backend._fitter.handle, opening, late_delivery(run, True), DEADLINE_S)
     answer.assert_each_record_once()

@@ -59,7 +59,7 @@ def assert_bits(answer: Answer, other: Answer) -> None:
 
 def assert_one_state(answer: Answer) -> None:
     left = sorted(path.name for path in answer.directory.state.glob("*gradient*"))
-    assert left == [f"gradient-{len(answer.rounds) - 1:06d}.safetensors"]
+    assert left == [f"gradient-{len(answer.rounds) - 1:06d}.npy"]
 
 
 POINTS = {

@@ -4,7 +4,6 @@ import math
 from typing import Any
 
 import numpy as np
-from safetensors.numpy import load_file
 
 from ray_probe.fitter.ledger import read_ledger
 from ray_probe.run.directory import RunDirectory
@@ -19,7 +18,7 @@ class Answer:
         self.beta = result["beta"]
         self.counts = {k: v for k, v in result["counts"].items() if k not in ("actors", "shards_retried")}
         self.rounds = directory.finished_rounds()
-        self.gradient = load_file(directory.state / f"gradient-{len(self.rounds) - 1:06d}.safetensors")["sum"]
+        self.gradient = np.load(directory.state / f"gradient-{len(self.rounds) - 1:06d}.npy")
 
     def assert_same(self, other: "Answer") -> None:
         assert self.beta == other.beta

@@ -19,5 +19,5 @@ class LightWorkers(InProcessWorkers):
         self._prepared = prepared
         self.info = {
             "layout": LAYOUT, "eos_ids": LightRollout.eos_ids, "device": "cpu", "spare_bytes": 10**9,
-            "why_no_head": "", "takes_padding": True, "threads": 1,
+            "why_no_head": "", "takes_padding": True, "threads": 1, "frozen": (), "cache_gap": 0.0,
         }  # fmt: skip

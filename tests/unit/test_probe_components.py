@@ -17,7 +17,7 @@ from ray_probe.fitter.fitter import Fitter
 from ray_probe.model.sequences import BatchedSequences, LogprobResults, pack_sequences
 from ray_probe.probe_components import ProbeComponents
 from ray_probe.rollout.builder import build_rollout
-from ray_probe.rollout.rollout import record_of_results
+from ray_probe.rollout.shard_record import record_of_results
 from ray_probe.run.plan import Plan
 
 CAP = 5

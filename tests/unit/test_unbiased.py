@@ -15,7 +15,7 @@ from ray_probe.core.estimator.variance import gradient_noise
 from ray_probe.core.policy.features import DEFAULT_FEATURES
 from ray_probe.model.sequences import BatchedSequences, LogprobResults, pack_sequences
 from ray_probe.probe_components import ProbeComponents
-from ray_probe.rollout.rollout import record_of_results
+from ray_probe.rollout.shard_record import record_of_results
 
 POLICIES = [(1.0, 0.7), (1.0, 1.3), (0.8, 0.7), (0.8, 1.3)]
 TOLERANCE = 1e-9

@@ -413,7 +413,7 @@ def test_a_torn_ledger_is_told(tmp_path: Path):
         stream.write(b'{"entry":"record"')
     fitter = Fitter(rule(), POLICY, path)
     assert fitter.notes == [
-        "ledger.jsonl: 17 bytes of an entry that was never finished were cut off; it had not been acknowledged"
+        "ledger.jsonl: 17 bytes of an unfinished entry were cut off; it had not been acknowledged"
     ]
     assert (fitter.counts.torn_bytes, fitter.current.version) == (17, 1)
     assert Fitter(rule(), POLICY, path).notes == []

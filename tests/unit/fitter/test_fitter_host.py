@@ -41,7 +41,7 @@ def test_the_next_process_is_open_on_the_same_measurement_at_the_same_version(st
         work_rounds(undisturbed, number + 1, first=number)
         host = FitterHost(state, OWNER)
         assert bits(host.fitter) == bits(undisturbed)
-    assert host.notes == ("fitter: made again from its ledger, at version 3 (opening 19)",)
+    assert host.notes == ("fitter: restored from its ledger, at version 3 (opening 19)",)
 
 
 def test_what_another_actor_has_left_is_not_gone_on_with(state: Path, tmp_path: Path):
@@ -57,7 +57,7 @@ def test_the_last_measurement_that_was_opened_is_the_one(state: Path, tmp_path: 
     host, first = opened(state, tmp_path / "first.jsonl")
     second = host.open(rule(), POLICY, tmp_path / "second.jsonl", [])
     for process in (host, FitterHost(state, OWNER)):
-        with pytest.raises(RecordError, match="shard 0 of round 1 is of a measurement before"):
+        with pytest.raises(RecordError, match="shard 0 of round 1 belongs to an earlier measurement"):
             process.accept(first, delivery(0, 0))
     assert FitterHost(state, OWNER).accept(second, delivery(0, 0)).status == "accepted"
     assert list(read_ledger(tmp_path / "second.jsonl").records) == [(0, 0)]
@@ -68,7 +68,7 @@ def test_a_measurement_that_could_not_be_opened_leaves_none_open_to_any_process(
     (tmp_path / "damaged.jsonl").write_bytes(b"no ledger")
     with pytest.raises(LedgerError):
         host.open(rule(), POLICY, tmp_path / "damaged.jsonl", [])
-    with pytest.raises(RecordError, match="of a measurement before"):
+    with pytest.raises(RecordError, match="belongs to an earlier measurement"):
         host.accept(first, delivery(0, 0))
     with pytest.raises(RecordError, match="no measurement is open"):
         FitterHost(state, OWNER).accept(first, delivery(0, 0))

@@ -167,7 +167,7 @@ def test_deliveries_share_writes_where_the_disk_is_slow_and_the_next_process_say
     sync_s: float, together: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     now = iter(range(1_000_000))
-    monkeypatch.setattr("ray_probe.fitter.ledger.time.monotonic", lambda: sync_s * next(now))
+    monkeypatch.setattr("ray_probe.fitter.ledger_file.time.monotonic", lambda: sync_s * next(now))
     state = tmp_path / "fitter.json"
     opening = FitterHost(state, "an actor").open(rule(), POLICY, tmp_path / "ledger.jsonl", [])
     assert opening.together is together

@@ -16,8 +16,9 @@ import pytest
 from support.failpoints import arm, failpoints_in
 
 from ray_probe.errors import LedgerError, OutputError
-from ray_probe.fitter.ledger import HEADER_START, Ledger, read_ledger
-from ray_probe.fitter.ledger_format import Accepted, Closed, Contents, Different, Entry, Opened, digest_of, encode
+from ray_probe.fitter.ledger import HEADER_START, Contents, read_ledger
+from ray_probe.fitter.ledger_file import LedgerFile
+from ray_probe.fitter.ledger_format import Accepted, Closed, Different, Entry, Opened, digest_of, encode
 
 MADE_ON = "cpu of a kind"
 ORIGIN = {"run": "a run", "policy_id": "a policy", "ridge_lambda": 1e-3, "features": ["H", "top1"]}
@@ -36,7 +37,7 @@ def some_entries() -> list[Entry]:
 
 def written(path: Path, entries: list[Entry], origin: dict[str, Any] = ORIGIN) -> bytes:
     """Open, go on where it ends, write these entries and close."""
-    ledger = Ledger(path, origin)
+    ledger = LedgerFile(path, origin)
     ledger.begin(len(ledger.read().closed))
     for entry in entries:
         ledger.append(entry)
@@ -87,7 +88,7 @@ def test_a_ledger_that_is_opened_again_goes_on_and_says_so(path: Path):
 def test_opening_changes_nothing_before_it_begins(path: Path):
     whole = written(path, some_entries())
     path.write_bytes(whole + b'{"entry":"rec')
-    ledger = Ledger(path, ORIGIN)
+    ledger = LedgerFile(path, ORIGIN)
     assert ledger.read().torn_bytes == ledger.torn_bytes == 13
     ledger.close()
     assert path.read_bytes() == whole + b'{"entry":"rec'
@@ -96,7 +97,7 @@ def test_opening_changes_nothing_before_it_begins(path: Path):
 def test_rounds_that_are_opened_again_keep_their_records(path: Path):
     entries: list[Entry] = [accepted(0, 0), Closed(0, (0,), 0), accepted(1, 0), Closed(1, (0,), 0), accepted(2, 0)]
     written(path, entries)
-    ledger = Ledger(path, ORIGIN)
+    ledger = LedgerFile(path, ORIGIN)
     ledger.read()
     ledger.begin(1)
     ledger.append(accepted(1, 1))
@@ -130,7 +131,7 @@ def test_a_file_that_is_no_ledger_is_refused_and_left_alone(path: Path, data: by
     for content in (data, data + b"\n"):
         path.write_bytes(content)
         with pytest.raises(LedgerError, match="entry 1, at byte 0, is damaged"):
-            Ledger(path, ORIGIN).read()
+            LedgerFile(path, ORIGIN).read()
         assert path.read_bytes() == content
 
 
@@ -181,7 +182,7 @@ def test_lines_that_do_not_follow_each_other_are_damage(
     ],
 )
 def test_entries_that_cannot_follow_are_damage_though_their_checksums_fit(path: Path, entry: Entry):
-    ledger = Ledger(path, ORIGIN)
+    ledger = LedgerFile(path, ORIGIN)
     ledger.read()
     ledger.begin(0)
     for before in (accepted(0, 0), Closed(0, (0,), 0)):
@@ -199,7 +200,7 @@ def test_entries_that_cannot_follow_are_damage_though_their_checksums_fit(path: 
 def test_another_runs_ledger_is_refused_and_left_alone(path: Path, name: str, value: Any):
     whole = written(path, some_entries())
     with pytest.raises(LedgerError, match=rf"ledger\.jsonl: {name}: got .*; this run's is .*of its own") as bad:
-        Ledger(path, ORIGIN | {name: value}).read()
+        LedgerFile(path, ORIGIN | {name: value}).read()
     assert bad.value.exit_code == 2 and "\n" not in str(bad.value)
     assert path.read_bytes() == whole
 
@@ -207,7 +208,7 @@ def test_another_runs_ledger_is_refused_and_left_alone(path: Path, name: str, va
 def test_a_ledger_of_a_later_format_is_refused(path: Path):
     path.write_bytes(encode("header", {"format": 3} | ORIGIN, 0)[0])
     with pytest.raises(LedgerError, match=r"ledger\.jsonl: format: got 3; this version of ray_probe reads format 2"):
-        Ledger(path, ORIGIN).read()
+        LedgerFile(path, ORIGIN).read()
 
 
 def test_an_entry_and_the_files_name_are_on_disk_when_append_returns(path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -229,15 +230,15 @@ def test_what_a_killed_process_had_not_synced_is_synced_before_anybody_relies_on
     written(path, some_entries()[:2])
     synced: list[int] = []
     monkeypatch.setattr("os.fsync", synced.append)
-    ledger = Ledger(path, ORIGIN)
+    ledger = LedgerFile(path, ORIGIN)
     ledger.read()
     assert not synced
     ledger.begin(0)
     assert synced[0] == ledger._descriptor and len(synced) == 2, "the file, then its name"
 
 
-def begun(path: Path) -> Ledger:
-    ledger = Ledger(path, ORIGIN)
+def begun(path: Path) -> LedgerFile:
+    ledger = LedgerFile(path, ORIGIN)
     ledger.begin(len(ledger.read().closed))
     return ledger
 
@@ -369,7 +370,7 @@ def test_who_opens_a_ledger_writes_to_it_and_the_one_before_no_more(path: Path):
 
 def test_of_two_that_open_at_once_one_begins(path: Path):
     written(path, some_entries())
-    first, second = Ledger(path, ORIGIN), Ledger(path, ORIGIN)
+    first, second = LedgerFile(path, ORIGIN), LedgerFile(path, ORIGIN)
     first.read(), second.read()
     second.begin(1)
     with pytest.raises(OutputError, match="another fitter"):
@@ -379,7 +380,7 @@ def test_of_two_that_open_at_once_one_begins(path: Path):
 
 
 def test_a_ledger_that_is_held_elsewhere_for_long_is_told(path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("ray_probe.fitter.ledger.LOCK_WAIT_S", 0.0)
+    monkeypatch.setattr("ray_probe.fitter.ledger_file.LOCK_WAIT_S", 0.0)
     first, second = begun(path), begun(path)
     with second._alone(), pytest.raises(OutputError, match="another process has held it for 0 s"):
         first.append(accepted(0, 0))
@@ -410,5 +411,5 @@ def test_a_link_in_its_place_is_not_followed(path: Path):
     elsewhere = path.with_name("elsewhere")
     path.symlink_to(elsewhere)
     with pytest.raises(OutputError, match=r"cannot be opened \(Too many levels of symbolic links\)"):
-        Ledger(path, ORIGIN)
+        LedgerFile(path, ORIGIN)
     assert not elsewhere.exists()

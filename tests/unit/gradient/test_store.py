@@ -1,6 +1,7 @@
 """The gradient on disk is the sum of what was committed, whole whenever a crash comes; no vector is held for it."""
 
 import hashlib
+import io
 import os
 import tracemalloc
 from collections.abc import Callable
@@ -12,7 +13,7 @@ import pytest
 import safetensors.numpy
 
 from ray_probe.errors import ConfigError, GradientError, NonFiniteError, OutputError
-from ray_probe.gradient import store as store_module
+from ray_probe.gradient import state_file
 from ray_probe.gradient.layout import ParameterLayout
 from ray_probe.gradient.store import GradientStore, NotStaged
 
@@ -23,7 +24,7 @@ BUCKETS = ((0, 9), (9, 18), (18, 23))
 
 @pytest.fixture(autouse=True)
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store_module, "CHUNK", 4)
+    monkeypatch.setattr(state_file, "CHUNK", 4)
 
 
 def part_of(number: int) -> np.ndarray:
@@ -81,7 +82,7 @@ def test_what_is_committed_is_the_sum_in_float64_and_so_is_its_norm(tmp_path: Pa
         np.testing.assert_array_equal(store.read(0, SIZE), sum_through(number + 1))
         assert norm_sq == pytest.approx(sum_through(number + 1) @ sum_through(number + 1), rel=1e-14)
         store.settle()
-        assert names(tmp_path) == [f"gradient-{number:06d}.safetensors"]
+        assert names(tmp_path) == [f"gradient-{number:06d}.npy"]
     again = GradientStore(tmp_path, LAYOUT)
     assert again.open(3) == pytest.approx(norm_sq, rel=1e-14)
     np.testing.assert_array_equal(again.read(5, 20), sum_through(3)[5:20])
@@ -96,12 +97,22 @@ def test_small_parts_are_not_lost_beside_large_ones(tmp_path: Path):
     np.testing.assert_array_equal(store.read(0, SIZE), np.full(SIZE, 1e8 + 2.0), "float32 would have left 1e8")
 
 
-def test_a_state_is_a_safetensors_file_and_one_that_safetensors_wrote_is_read(tmp_path: Path):
+def test_a_state_is_an_npy_file_and_one_that_numpy_saved_is_read(tmp_path: Path):
     with_rounds(tmp_path, 2)
-    path = tmp_path / "gradient-000001.safetensors"
-    np.testing.assert_array_equal(safetensors.numpy.load_file(path)["sum"], sum_through(2))
-    path.write_bytes(safetensors.numpy.save({"sum": sum_through(2)}))
+    path = tmp_path / "gradient-000001.npy"
+    np.testing.assert_array_equal(np.load(path), sum_through(2))
+    np.save(path, sum_through(2))
     np.testing.assert_array_equal(opened(tmp_path, 2).read(0, SIZE), sum_through(2))
+
+
+def test_a_state_in_the_format_of_an_earlier_version_is_refused_by_name(tmp_path: Path):
+    directory = tmp_path / "run" / "state"
+    directory.mkdir(parents=True)
+    safetensors.numpy.save_file({"sum": sum_through(2)}, directory / "gradient-000001.safetensors")
+    with pytest.raises(ConfigError) as refused:
+        opened(directory, 2)
+    remedy = "is in the format of an earlier ray_probe; resume with that one, or start a new run"
+    assert str(refused.value) == f"--resume: got '{tmp_path}/run'; gradient-000001.safetensors {remedy}"
 
 
 def test_the_mean_is_written_by_parameter_name(tmp_path: Path):
@@ -169,10 +180,10 @@ def test_a_sum_of_zero_is_refused_and_what_was_committed_stays(tmp_path: Path, r
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_a_sum_that_is_not_finite_is_refused(tmp_path: Path, value: float):
     store = with_rounds(tmp_path, 1)
-    stage(store, 1, BUCKETS[:2])
+    staging = staged(store, 1, BUCKETS[:2])
     spoilt = part_of(1)[18:]
     spoilt[3] = value
-    store.add(store._staging, 18, 23, spoilt)
+    store.add(staging, 18, 23, spoilt)
     with pytest.raises(NonFiniteError, match="nothing was committed"):
         store.commit(2)
     np.testing.assert_array_equal(opened(tmp_path, 1).read(0, SIZE), sum_through(1))
@@ -256,7 +267,7 @@ def test_a_writer_that_comes_back_finds_a_commit_done_or_has_it_begun_anew_and_a
             back.commit_once(staged(back, rounds), rounds + 1)
         np.testing.assert_array_equal(back.read(0, SIZE), sum_through(rounds + 1))
         back.settle()
-        assert names(directory) == [f"gradient-{rounds:06d}.safetensors"]
+        assert names(directory) == [f"gradient-{rounds:06d}.npy"]
     assert outcomes == ["begun anew", "done"], "killed before the state has its name, and after it"
 
 
@@ -280,8 +291,8 @@ def test_the_norm_has_the_same_bits_whether_it_is_taken_bucket_by_bucket_or_from
     store = opened(tmp_path)
     for order in (1, -1):
         staging = store.begin()
-        for start in range(0, SIZE, store.CHUNK)[::order]:
-            stop = min(start + store.CHUNK, SIZE)
+        for start in range(0, SIZE, state_file.CHUNK)[::order]:
+            stop = min(start + state_file.CHUNK, SIZE)
             store.add(staging, start, stop, part_of(0)[start:stop])
         norm_sq = store.commit(1)
         assert opened(tmp_path, 1).read(0, SIZE) @ sum_through(1) == pytest.approx(norm_sq, rel=1e-14)
@@ -309,19 +320,25 @@ def test_a_process_killed_while_it_clears_up_leaves_the_new_state(tmp_path: Path
     store.commit(3)
     assert killed_before(0, store.settle) == "unlink"
     np.testing.assert_array_equal(opened(tmp_path, 3).read(0, SIZE), sum_through(3))
-    assert names(tmp_path) == ["gradient-000002.safetensors"]
+    assert names(tmp_path) == ["gradient-000002.npy"]
 
 
-DAMAGE = {
+def npy(values: np.ndarray) -> bytes:
+    stream = io.BytesIO()
+    np.save(stream, values)
+    return stream.getvalue()
+
+
+DAMAGE: dict[str, tuple[Callable[[bytes], bytes] | None, str]] = {
     "missing": (None, "No such file"),
-    "empty": (lambda data: b"", "no safetensors file"),
-    "torn head": (lambda data: data[:40], "cannot be read"),
-    "cut short": (lambda data: data[:-1], "cut short"),
-    "noise": (lambda data: 30 * b"\xff", "no safetensors file"),
-    "a list": (lambda data: b"\x02" + bytes(7) + b"[]", "no float64 tensor 'sum'"),
-    "float32": (lambda data: safetensors.numpy.save({"sum": np.zeros(SIZE, np.float32)}), "no float64 tensor 'sum'"),
-    "another model's": (lambda data: safetensors.numpy.save({"sum": np.zeros(7)}), r"shape \[7\], .* has 23 numbers"),
-}  # fmt: skip
+    "empty": (lambda data: b"", "EOF: reading magic string"),
+    "torn head": (lambda data: data[:40], "EOF: reading array header"),
+    "cut short": (lambda data: data[:-1], "greater than file size"),
+    "noise": (lambda data: 30 * b"\xff", "magic string is not correct"),
+    "objects": (lambda data: npy(np.full(SIZE, None)), "Python objects in dtype"),
+    "float32": (lambda data: npy(np.zeros(SIZE, np.float32)), r"float32 of shape \(23,\), .* has 23 numbers"),
+    "another model's": (lambda data: npy(np.zeros(7)), r"shape \(7,\), .* has 23 numbers"),
+}
 
 
 @pytest.mark.parametrize("case", DAMAGE)
@@ -330,7 +347,7 @@ def test_a_damaged_state_is_refused_by_its_name(tmp_path: Path, case: str):
     directory = tmp_path / "run" / "state"
     directory.mkdir(parents=True)
     with_rounds(directory, 2)
-    path = directory / "gradient-000001.safetensors"
+    path = directory / "gradient-000001.npy"
     if spoil is None:
         path.unlink()
     else:
@@ -346,7 +363,7 @@ def test_the_digest_of_each_state_is_that_of_its_file_in_whatever_order_buckets_
     for number, buckets in enumerate((BUCKETS, BUCKETS[::-1], (BUCKETS[1], BUCKETS[0], BUCKETS[2]))):
         stage(store, number, buckets)
         store.commit(number + 1)
-        path = tmp_path / f"gradient-{number:06d}.safetensors"
+        path = tmp_path / f"gradient-{number:06d}.npy"
         assert store.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
         assert GradientStore(tmp_path, LAYOUT).open(number + 1, store.sha256) == pytest.approx(
             square_through(number + 1), rel=1e-14
@@ -358,7 +375,7 @@ def test_a_flipped_bit_is_found_by_whoever_reads_the_whole_state(tmp_path: Path,
     directory = tmp_path / "run" / "state"
     directory.mkdir(parents=True)
     store = with_rounds(directory, 2)
-    recorded, path = store.sha256, directory / "gradient-000001.safetensors"
+    recorded, path = store.sha256, directory / "gradient-000001.npy"
     whole = path.read_bytes()
     refused = rf"^--resume: got '{tmp_path}/run'; {path.name} is damaged: its sha256 is not the one that its commit put"
     head = len(whole) - 8 * SIZE
@@ -374,7 +391,7 @@ def test_a_flipped_bit_is_found_by_whoever_reads_the_whole_state(tmp_path: Path,
                 user.commit(3)
             with pytest.raises(ConfigError, match=refused):
                 user.save_mean(directory / "mean.safetensors", 2, 4)
-    assert not (directory / "mean.safetensors").exists() and not (directory / "gradient-000002.safetensors").exists()
+    assert not (directory / "mean.safetensors").exists() and not (directory / "gradient-000002.npy").exists()
     path.write_bytes(whole)
     stage(store, 2)
     store.commit(3)
@@ -398,7 +415,7 @@ def test_a_full_disk_is_one_line_that_names_the_file(tmp_path: Path, step: str, 
     }
     with monkeypatch.context() as patch:
         if step == "begin":
-            patch.setattr(Path, "open", full)
+            patch.setattr("builtins.open", full)
         patch.setattr(Path, "replace", full)
         patch.setattr(os, "fsync", full)
         with pytest.raises(OutputError, match=r"cannot be written \(No space left on device\).*--resume") as refused:
@@ -408,7 +425,7 @@ def test_a_full_disk_is_one_line_that_names_the_file(tmp_path: Path, step: str, 
 
 
 def test_memory_is_that_of_a_chunk_however_large_the_gradient(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(store_module, "CHUNK", 10_000)
+    monkeypatch.setattr(state_file, "CHUNK", 10_000)
     size, bucket = 2_000_000, np.ones(200_000, np.float32)
     store = GradientStore(tmp_path, ParameterLayout(("w",), ((size,),)))
     tracemalloc.start()

@@ -1,5 +1,6 @@
 """Whatever bit flips in whatever file of a run, a resume gives the same result or refuses the file by its name."""
 
+import json
 import shutil
 from collections.abc import Callable, Iterator
 from datetime import datetime
@@ -8,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 from support.light import light_config, light_prepared
 from support.light_workers import LightWorkers
 from support.runs import untimed
@@ -21,7 +23,7 @@ from ray_probe.run.backend import Stopped
 from ray_probe.run.prepared import PreparedRun
 from ray_probe.run.progress import Progress
 from ray_probe.service import run_once
-from ray_probe.system.digests import SUMS
+from ray_probe.system.digests import SUMS, chained, sha256_of
 
 ROUNDS, GROUP = 5, 2
 ENDED = ("finished", "stopped")
@@ -76,7 +78,7 @@ class Ended:
         measure(Job(prepared_of(config), False), LightWorkers(), seen.append, lambda: bool(seen) and until(seen[-1]))
 
     def state(self) -> bytes:
-        return (self.path / "state" / f"gradient-{ROUNDS - 1:06d}.safetensors").read_bytes()
+        return (self.path / "state" / f"gradient-{ROUNDS - 1:06d}.npy").read_bytes()
 
     @property
     def files(self) -> dict[str, bytes]:
@@ -177,3 +179,23 @@ def test_a_damaged_result_of_a_finished_run_is_written_again(homes: Path) -> Non
         assert not made.check("result.json", "another norm")
         again = (made.path / "result.json").read_bytes()
         assert untimed(run_once.RunDirectory(made.path).result() or {}) == made.result and again != spoilt
+
+
+def test_a_run_whose_gradient_an_earlier_version_wrote_is_refused_in_one_line(ended: Ended) -> None:
+    (state,) = (path for path in (ended.path / "state").iterdir() if path.suffix == ".npy")
+    earlier = state.with_suffix(".safetensors")
+    save_file({"sum": np.load(state)}, earlier)
+    state.unlink()
+    lines, chain = b"", 0
+    for line in (ended.path / "rounds.jsonl").read_text().splitlines():
+        fields = json.loads(line)
+        del fields["crc"]
+        if fields["sha256"].pop(state.name, None):
+            fields["sha256"][earlier.name] = sha256_of(earlier)
+        data, chain = chained(json.dumps(fields), chain)
+        lines += data
+    (ended.path / "rounds.jsonl").write_bytes(lines)
+    with pytest.raises(InputError) as refused:
+        resumed(ended.path)
+    remedy = "is in the format of an earlier ray_probe; resume with that one, or start a new run"
+    assert str(refused.value) == f"--resume: got '{ended.path}'; {earlier.name} {remedy}"

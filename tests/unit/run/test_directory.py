@@ -254,10 +254,10 @@ def test_what_is_written_whole_is_read_back_as_it_was_written_or_refused_by_its_
 def test_rounds_that_ended_before_the_gradient_are_blamed_and_not_the_gradient(directory: RunDirectory):
     for number in range(3):
         commit(directory, number)
-        (directory.state / f"gradient-{number:06d}.safetensors").touch()
+        (directory.state / f"gradient-{number:06d}.npy").touch()
     assert len(directory.committed_rounds()) == 3, "what a crash leaves before the states are cleared up"
     for number in range(2):
-        (directory.state / f"gradient-{number:06d}.safetensors").unlink()
+        (directory.state / f"gradient-{number:06d}.npy").unlink()
     assert len(directory.committed_rounds()) == 3
     path = directory.path / "rounds.jsonl"
     path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:2]))
