@@ -11,7 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from ray_probe.checkpoints.files import refuse_not_finite, unusable
-from ray_probe.checkpoints.transformers_calls import OFFLINE, guarded
+from ray_probe.checkpoints.transformers_calls import LOADING, OFFLINE, guarded
 from ray_probe.errors import some
 from ray_probe.model.trainable import mark_frozen
 
@@ -67,7 +67,7 @@ def load_checked(
 
 def _frozen_by_architecture(model: Any) -> list[str]:
     # Loading makes all parameters require a gradient, so a new model of the class is asked.
-    with torch.device("meta"):
+    with LOADING, torch.device("meta"):
         fresh = type(model)(model.config)
     return [name for name, parameter in fresh.named_parameters() if not parameter.requires_grad]
 

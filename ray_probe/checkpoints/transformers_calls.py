@@ -1,5 +1,6 @@
 """Call transformers' loaders offline, quietly and with errors of one line."""
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,10 +14,16 @@ from ray_probe.errors import ClusterError, ProbeError, bad_value, first_line
 OFFLINE = {"local_files_only": True, "trust_remote_code": False}
 """Arguments of every `from_pretrained`."""
 
+# While transformers loads, it replaces functions of its own and of torch for the whole process. Two threads at once
+# restore them in the wrong order, and every later model would keep random weights or untied ones.
+LOADING = threading.RLock()
+
 
 @contextmanager
 def guarded(directory: Path | str, field: str = "model.path", subject: str = "it") -> Iterator[None]:
     """Silence transformers during the block and turn its errors into one line.
+
+    One thread at a time is inside.
 
     Args:
         directory: that is loaded.
@@ -27,9 +34,19 @@ def guarded(directory: Path | str, field: str = "model.path", subject: str = "it
         CheckpointError: it cannot be loaded.
         ClusterError: its weights do not fit on the device.
     """
-    verbosity = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
+    with LOADING:
+        verbosity = transformers_logging.get_verbosity()
+        transformers_logging.set_verbosity_error()
+        transformers_logging.disable_progress_bar()
+        try:
+            with _one_line(directory, field, subject):
+                yield
+        finally:
+            transformers_logging.set_verbosity(verbosity)
+
+
+@contextmanager
+def _one_line(directory: Path | str, field: str, subject: str) -> Iterator[None]:
     try:
         yield
     except ProbeError:
@@ -44,5 +61,3 @@ def guarded(directory: Path | str, field: str = "model.path", subject: str = "it
             "check its files, and that this version of transformers knows the model",
             field,
         ) from error
-    finally:
-        transformers_logging.set_verbosity(verbosity)

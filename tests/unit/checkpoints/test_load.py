@@ -6,6 +6,7 @@ import os
 import pickle
 import shutil
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -422,3 +423,23 @@ def test_dropout_of_the_config_is_off(tmp_path: Path):
     model = open_checkpoint(directory)
     ids = torch.tensor([[1, 2, 3]])
     assert torch.equal(model(ids).logits, model(ids).logits)
+
+
+def test_threads_that_load_at_once_leave_transformers_as_it_was(pristine: Path, monkeypatch: pytest.MonkeyPatch):
+    """Loading replaces transformers' own `init_weights` and `tie_weights`, for the whole process."""
+    before = [vars(transformers.PreTrainedModel)[name] for name in ("init_weights", "tie_weights")]
+    inside, most = [0], [0]
+    loads = transformers.AutoModelForCausalLM.from_pretrained
+
+    def counted(*args: Any, **options: Any) -> Any:
+        inside[0] += 1
+        most[0] = max(most[0], inside[0])
+        model = loads(*args, **options)
+        inside[0] -= 1
+        return model
+
+    monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", counted)
+    with ThreadPoolExecutor(4) as pool:
+        assert all(list(pool.map(lambda _: load_model(pristine, "float32") is not None, range(8))))
+    assert most[0] == 1
+    assert [vars(transformers.PreTrainedModel)[name] for name in ("init_weights", "tie_weights")] == before
