@@ -14,14 +14,8 @@ from pathlib import Path
 import ray_probe
 from ray_probe.checkpoints.memory_forecast import size
 from ray_probe.cluster.connection.demand import MIN_STORE_BYTES
-from ray_probe.cluster.head.environment import (
-    MAX_TMP_CHARS,
-    env_to_join,
-    environment,
-    require_token,
-    token_mode,
-    token_place,
-)
+from ray_probe.cluster.head.auth_token import require_token, token_mode, token_place
+from ray_probe.cluster.head.environment import MAX_TMP_CHARS, env_to_join, environment
 from ray_probe.doctor.checks import Case, Finding
 from ray_probe.errors import ClusterError, ProbeError, bad_value
 

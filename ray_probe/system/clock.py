@@ -1,8 +1,27 @@
-"""The time of day as the files of a run hold it."""
+"""The time of day as the files of a run hold it, and waiting with a timeout."""
 
+import time
+from collections.abc import Callable
 from datetime import UTC, datetime
+from typing import TypeVar
+
+FoundT = TypeVar("FoundT")
 
 
 def utc_now() -> str:
     """UTC time to the second, ISO 8601."""
     return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def wait_until(look: Callable[[], FoundT], seconds: float, every_s: float) -> FoundT:
+    """Calls `look` until it returns something true; returns its last value.
+
+    Args:
+        look: called at least once.
+        seconds: timeout after which `look` is not called again.
+        every_s: pause between two calls.
+    """
+    deadline = time.monotonic() + seconds
+    while not (found := look()) and time.monotonic() < deadline:
+        time.sleep(every_s)
+    return found

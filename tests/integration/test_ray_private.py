@@ -131,6 +131,19 @@ def test_ray_reads_a_jobs_configuration_from_the_variable(monkeypatch: pytest.Mo
     assert ray_private.submitted_working_dir() == "gcs://a.zip"
 
 
+def test_ray_compares_as_much_of_pythons_version_as_the_variable_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    from ray._private.utils import check_version_info, compute_version_info
+
+    ray_version, python_version = compute_version_info()[:2]
+    minor = ".".join(python_version.split(".")[:2])
+    theirs = {"ray_version": ray_version, "python_version": f"{minor}.99"}
+    monkeypatch.delenv(ray_private.MATCH_LEVEL_VARIABLE, raising=False)
+    with pytest.raises(RuntimeError, match="mismatch"):
+        check_version_info(theirs, "here")
+    monkeypatch.setenv(ray_private.MATCH_LEVEL_VARIABLE, "minor")
+    check_version_info(theirs, "here")
+
+
 def test_ray_start_notes_the_address_in_this_file() -> None:
     from ray._common.utils import get_ray_address_file
 

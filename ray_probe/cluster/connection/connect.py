@@ -18,8 +18,9 @@ from ray_probe.cluster.connection.demand import Demand, check_machine, cores, sh
 from ray_probe.cluster.connection.join_check import check_joinable, find_address, on_loopback_only
 from ray_probe.cluster.connection.session import is_settled, session
 from ray_probe.cluster.connection.shadows import refuse_shadows
-from ray_probe.cluster.head import local_head as heads
-from ray_probe.cluster.head.environment import env_to_join, environment, on_loopback, require_token
+from ray_probe.cluster.head import local_head
+from ray_probe.cluster.head.auth_token import require_token
+from ray_probe.cluster.head.environment import env_to_join, environment, on_loopback
 from ray_probe.cluster.head.local_head import Head, StartedHead
 from ray_probe.errors import ClusterError, bad_value
 
@@ -111,7 +112,7 @@ def start_head(demand: Demand, checked: bool = False, log: Path | None = None) -
     """
     if not checked:
         check_room(None, demand)
-    return heads.start(demand.head_options(), log)
+    return local_head.start(demand.head_options(), log)
 
 
 def check_room(address: str | None, demand: Demand, *, token_path: str | None = None, loopback: bool = False) -> None:

@@ -20,10 +20,10 @@ from typing import Any
 import psutil
 
 from ray_probe.cluster.connection.addresses import is_loopback
+from ray_probe.cluster.head.auth_token import token_mode, token_place
 from ray_probe.cluster.head.crash import telling_line
-from ray_probe.cluster.head.environment import token_mode, token_place
 from ray_probe.cluster.head.package_path import python_command
-from ray_probe.cluster.head.ray_private import ADDRESS_NOTE, JOB_VARIABLE
+from ray_probe.cluster.head.ray_private import ADDRESS_NOTE, JOB_VARIABLE, MATCH_LEVEL_VARIABLE
 from ray_probe.errors import ClusterError, ConfigError, NoClusterError, bad_value
 
 TCP_S, ANSWER_S, JOIN_S, CHILD_S = 2, 3, 8, 60  # deadlines: TCP connect, first answer, joining, the child in all
@@ -139,7 +139,7 @@ def _rehearse(address: str) -> dict[str, Any]:
 def _obstacle(facts: Mapping[str, Any]) -> str | None:
     """What keeps us from joining, from the rehearsal's facts; None when it joined."""
     versions = facts.get("versions")
-    level = os.environ.get("RAY_DEFAULT_PYTHON_VERSION_MATCH_LEVEL", "patch")
+    level = os.environ.get(MATCH_LEVEL_VARIABLE, "patch")
     ours = (str(facts.get("ray")), platform.python_version())
     if versions and (mismatch := version_mismatch(versions, ours, level)):
         return f"{mismatch}; use the same on both"

@@ -13,7 +13,7 @@ PACKAGE = Path(ray_probe.__file__).parent
 CONTRACTS = Path(__file__).parents[2] / "integration" / "test_ray_private.py"
 HOME = PACKAGE / "cluster" / "head" / "ray_private.py"
 PRIVATE = re.compile(
-    r"\bray\._(?!_)|\b_raylet\b|\"_temp_dir|RAY_[a-z]|node:__internal|ray_current_cluster|RAY_ENABLE_(?!K8S)"
+    r"\bray\._(?!_)|\b_raylet\b|\"_temp_dir|RAY_[a-z]|node:__internal|ray_current_cluster|RAY_ENABLE_(?!K8S)|RAY_DEFAULT_"
 )
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from ray_probe.cluster.head.environment import MAX_TOKEN_BYTES, require_token, token_place
+from ray_probe.cluster.head.auth_token import MAX_TOKEN_BYTES, require_token, token_place
 from ray_probe.errors import ClusterError
 
 TOKEN = "0123456789abcdef" * 4
