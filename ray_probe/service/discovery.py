@@ -61,9 +61,8 @@ def find(
 
 def join(stack: contextlib.ExitStack, address: str, namespace: str, token_path: str | None, loopback: bool) -> None:
     """Connect this process to the cluster, unless it is."""
-    from ray_probe.cluster.connection.addresses import connected_address, is_connected_to
+    from ray_probe.cluster.connection.addresses import connected_address, find_address, is_connected_to
     from ray_probe.cluster.connection.connect import connected
-    from ray_probe.cluster.connection.join_check import find_address
 
     if not is_connected():
         stack.enter_context(
@@ -83,8 +82,7 @@ def is_connected() -> bool:
 
 def entry_at(address: str, name: str | None) -> registry.Entry | None:
     """An entry of this user's at an address (host:port or auto), however that is spelled; that of the name first."""
-    from ray_probe.cluster.connection.addresses import connected_address, same_place
-    from ray_probe.cluster.connection.join_check import find_address
+    from ray_probe.cluster.connection.addresses import connected_address, find_address, same_place
 
     found = connected_address() if address == "auto" and is_connected() else find_address(address)
     there = [entry for entry in registry.entries() if same_place(entry.address, found)]

@@ -126,7 +126,7 @@ def _reached(
     """Where the service will be: on the cluster that is given, or on a head that is started for it and then stays."""
     cluster = config.cluster
     if cluster.address is not None:
-        from ray_probe.cluster.connection.join_check import find_address
+        from ray_probe.cluster.connection.addresses import find_address
 
         address = find_address(cluster.address)
         entry = registry.Entry(name, "service", address, cluster.namespace, None, False, str(directory), utc_now())

@@ -13,15 +13,18 @@ def utc_now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def wait_until(look: Callable[[], FoundT], seconds: float, every_s: float) -> FoundT:
-    """Calls `look` until it returns something true; returns its last value.
+def wait_until(
+    look: Callable[[], FoundT], seconds: float, every_s: float, done: Callable[[FoundT], object] = bool
+) -> FoundT:
+    """Calls `look` until its value is what is waited for; returns the last value.
 
     Args:
         look: called at least once.
-        seconds: timeout after which `look` is not called again.
-        every_s: pause between two calls.
+        seconds: timeout.
+        every_s: pause between two calls, seconds.
+        done: whether a value ends the wait; by default a true one does.
     """
     deadline = time.monotonic() + seconds
-    while not (found := look()) and time.monotonic() < deadline:
+    while not done(found := look()) and time.monotonic() < deadline:
         time.sleep(every_s)
     return found

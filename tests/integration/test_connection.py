@@ -18,8 +18,9 @@ import pytest
 import ray
 from support.heads import Head, a_head
 
+from ray_probe.cluster.connection.addresses import find_address
 from ray_probe.cluster.connection.connect import Demand, check_room, connected, shortfall, slots_warning
-from ray_probe.cluster.connection.join_check import check_joinable, find_address, version_mismatch
+from ray_probe.cluster.connection.join_check import check_joinable, version_mismatch
 from ray_probe.cluster.head.auth_token import require_token
 from ray_probe.cluster.head.environment import env_to_join, env_to_start
 from ray_probe.errors import ClusterError, ConfigError

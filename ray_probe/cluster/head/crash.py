@@ -1,4 +1,4 @@
-"""Finds the line that says why a process ended in its last output, crash dumps included."""
+"""Finds the line that says why a process ended, also in a crash dump."""
 
 import re
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""The environment variables and the private directory of a Ray that is started or joined.
+"""Sets the environment variables and the private directory of a Ray.
 
 Ray reads RAY_AUTH_* from the environment of each process, so the variables are set for a session and then restored.
 """
@@ -28,7 +28,7 @@ MAX_TMP_CHARS = 24  # the path of a socket has at most 107 characters; Ray's nam
 
 @contextlib.contextmanager
 def private_dir() -> Iterator[str]:
-    """Creates a directory (0700) with a short path and a new token in it, for the block.
+    """Creates a directory (0700) with a short path and a new token, for the block.
 
     Removes directories of killed processes first.
     """

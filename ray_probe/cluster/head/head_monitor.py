@@ -65,7 +65,7 @@ class HeadMonitor:
 
 
 def end_without(watch: HeadMonitor, log: Callable[[str], None]) -> None:
-    """Ends this process, and with it its locks, once the head is lost; returns at once."""
+    """Ends this process, and with it its locks, once the head is lost."""
 
     def look() -> None:
         while not watch.is_lost():

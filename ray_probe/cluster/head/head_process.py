@@ -1,4 +1,4 @@
-"""The process of a head: starts a private Ray on loopback, reports its address, and ends it.
+"""The process of a head, which starts a private Ray on loopback and ends it.
 
 It reads the options of `ray.init` as one line of JSON from stdin, and writes one line of JSON to a pipe once Ray runs.
 The starter holds the other end of stdin: Ray ends when that closes, unless the line `stay` came before. After `stay`

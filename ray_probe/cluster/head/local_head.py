@@ -1,4 +1,4 @@
-"""Starts a private Ray on this machine in a process of its own, the head, and ends it.
+"""Starts and ends a head, a private Ray in a process of its own.
 
 `run`, `up` and `doctor` start Ray this way and no other. A head ends with the process that started it, unless it has
 received the word `stay` (see `head_process`).
@@ -72,7 +72,7 @@ class StartedHead:
         self._ending = threading.Lock()
 
     def ready(self) -> Head:
-        """Waits until Ray runs. Raises ClusterError with the reason when it does not start."""
+        """Waits until Ray runs. Raises ClusterError with the reason if it does not."""
         if self._head is None:
             line = self._reported_line()
             if not line:

@@ -9,7 +9,7 @@ _INSTALLED = ("site-packages", "dist-packages")
 
 
 def package_path() -> tuple[str, ...]:
-    """Returns directories for the front of a child's path; () for an installed package."""
+    """Returns directories for a child's path; () for an installed package."""
     root = Path(ray_probe.__file__).resolve().parents[1]
     return () if root.name in _INSTALLED else (str(root),)
 

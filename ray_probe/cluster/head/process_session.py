@@ -42,12 +42,10 @@ def end_session(session: int) -> list[int]:
         session: process id of its leader, which must not have been reaped (see `wait_for`).
     """
 
-    def killed() -> bool:
-        left = members(session)
-        for pid in left:
+    def killed() -> list[int]:
+        for pid in (left := members(session)):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-        return not left
+        return left
 
-    wait_until(killed, END_S, POLL_S)
-    return members(session)
+    return wait_until(killed, END_S, POLL_S, lambda left: not left)

@@ -150,7 +150,7 @@ class _Fixed(list[str]):
 
 
 def logs_directory() -> str | None:
-    """Returns the directory of Ray's logs on this node; None where this process is not connected.
+    """Returns the directory of Ray's logs on this node; None without a connection.
 
     Replaced by: the State API without a dashboard. Without the name death reports quote no output.
     """
@@ -161,7 +161,7 @@ def logs_directory() -> str | None:
 
 
 def submitted_working_dir() -> str | None:
-    """Returns the working_dir of the job that this process drives, or None; see `JOB_VARIABLE`."""
+    """Returns the working_dir of this process's job, or None; see `JOB_VARIABLE`."""
     try:
         runtime_env = json.loads(os.environ.get(JOB_VARIABLE, "{}")).get("runtime_env") or {}
     except ValueError:

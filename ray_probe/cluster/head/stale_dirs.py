@@ -1,4 +1,4 @@
-"""Private directories that killed processes left behind, removed by the next start.
+"""Removes private directories that killed processes left behind.
 
 The user of such a directory holds a lock in it, which ends with the process. A directory without a lock file belongs
 to another program.
