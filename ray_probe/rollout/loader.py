@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import psutil
-import torch
 from threadpoolctl import threadpool_limits
 
 from ray_probe.checkpoints.memory_forecast import MemoryDemand, check_fits
@@ -169,5 +168,7 @@ def _device(config: ProbeConfig, node: str) -> tuple[str, str, int]:
 
 def pin_threads(count: int) -> None:
     """Use `count` threads in torch and in numpy's BLAS, in this process, from now on."""
+    import torch
+
     torch.set_num_threads(count)
     threadpool_limits(limits=count)

@@ -1,8 +1,8 @@
 """Connects this process to a Ray cluster, or to a private one that it starts.
 
-A private Ray ends with the process. It listens on loopback, has a temp dir (0700) with a token of its own, and writes nothing to the home
-directory, where a bare `ray.init` leaves a world-readable token. It runs in a head
-process (see `cluster.head`), which this process joins like any other cluster.
+A private Ray ends with the process. It listens on loopback, has a temp dir (0700) with a token of its own, and writes
+nothing to the home directory, where a bare `ray.init` leaves a world-readable token. It runs in a head process (see
+`cluster.head`), which this process joins like any other cluster.
 """
 
 import contextlib
