@@ -144,10 +144,10 @@ def test_a_name_is_free_again_only_where_its_service_is_known_to_be_gone(
 
     monkeypatch.setattr(ProbeClient, "connect", connect)
     if free:
-        lifecycle._refuse_second("demo")
+        lifecycle.refuse_live_name("demo")
         return
     with pytest.raises(ClusterError, match=r"listed as up on 10\.0\.0\.1:6379, and cannot be asked; choose another"):
-        lifecycle._refuse_second("demo")
+        lifecycle.refuse_live_name("demo")
 
 
 def test_a_run_and_a_head_that_answer_to_a_spelling_of_their_address_are_found_by_it(

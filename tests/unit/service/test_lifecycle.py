@@ -34,7 +34,7 @@ def a_start(alive: int = 0, *warnings: str) -> Status:
 def waited_for(monkeypatch: pytest.MonkeyPatch, client: Any) -> tuple[int, list[str]]:
     monkeypatch.setattr(lifecycle, "POLL_S", 0.0)
     said: list[str] = []
-    return lifecycle._ready(client, said.append), said
+    return lifecycle.wait_until_ready(client, said.append), said
 
 
 def test_up_reports_once_that_actors_wait_for_room(monkeypatch: pytest.MonkeyPatch) -> None:
