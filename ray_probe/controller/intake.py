@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
+from typing import Literal
 
 from ray_probe.config import ProbeConfig
 from ray_probe.controller import pins
@@ -91,9 +92,10 @@ class Intake:
 
         def prepare_queued(config: ProbeConfig, created: datetime | None) -> PreparedRun:
             check_unchanged(item.sources, item.submitted, utc_now())
-            prepared = prepare(_read_from(config, item.sources), created)
+            prepared = prepare(_with_paths(config, item.sources, "pinned"), created)
             check_measured(item.sources, prepared, item.submitted, utc_now())
-            return _named_after(prepared, item.sources)
+            named = _with_paths(prepared.config, item.sources, "place")  # a pin is temporary
+            return replace(prepared, config=named)
 
         return prepare_queued if item.sources else prepare
 
@@ -121,21 +123,9 @@ class Intake:
                 self._state.change(item.id, sources=tuple(found))
 
 
-def _read_from(config: ProbeConfig, sources: Sequence[Source]) -> ProbeConfig:
-    """Returns the configuration with the paths of the pins."""
-    pinned = {source.field: source.pinned for source in sources if source.pinned is not None}
-    return _with_paths(config, pinned.get("model.path"), pinned.get("model.adapter"))
-
-
-def _named_after(prepared: PreparedRun, sources: Sequence[Source]) -> PreparedRun:
-    """Returns the run with its original paths, as pins are temporary."""
-    named = {source.field: source.place for source in sources if source.pinned is not None}
-    config = _with_paths(prepared.config, named.get("model.path"), named.get("model.adapter"))
-    return replace(prepared, config=config)
-
-
-def _with_paths(config: ProbeConfig, path: str | None, adapter: str | None) -> ProbeConfig:
-    paths = {name: value for name, value in (("path", path), ("adapter", adapter)) if value is not None}
+def _with_paths(config: ProbeConfig, sources: Sequence[Source], which: Literal["pinned", "place"]) -> ProbeConfig:
+    """Returns the configuration with the pinned or the original paths of pinned sources."""
+    paths = {source.field.removeprefix("model."): getattr(source, which) for source in sources if source.pinned}
     return config.model_copy(update={"model": config.model.model_copy(update=paths)})
 
 

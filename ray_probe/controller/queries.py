@@ -21,15 +21,12 @@ class BackendQueries(Protocol):
 
     def census(self) -> Mapping[str, Any]:
         """Returns the fields of `Status` about actors and cluster."""
-        ...
 
     def beta_of(self, version: int | None) -> Mapping[str, Any]:
         """Returns a version of the open measurement's fit."""
-        ...
 
     def in_sample(self) -> Mapping[str, Any]:
         """Returns `version` of the newest fit, and `in_sample` on its own records by mode."""
-        ...
 
 
 class Queries:

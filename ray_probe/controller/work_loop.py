@@ -30,15 +30,12 @@ class ControllerBackend(LoadingBackend, BackendQueries, Protocol):
 
     def tend(self) -> None:
         """Starts missing actors and ends superfluous ones, between measurements."""
-        ...
 
     def close(self) -> None:
         """Ends the actors."""
-        ...
 
     def scale(self, actors: int) -> Scaled:
         """Sets the number of rollout actors; from any thread."""
-        ...
 
 
 class WorkLoop:

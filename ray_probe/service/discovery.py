@@ -3,13 +3,13 @@
 import contextlib
 import sys
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from ray_probe.cluster.connection.addresses import connected_address, find_address, is_connected_to, same_place
+from ray_probe.cluster.connection.connect import connected
+from ray_probe.cluster.head.head_monitor import LOST_S, OWN_LOST_S, HeadMonitor
 from ray_probe.errors import ClusterError, ConfigError, bad_value
 from ray_probe.service import registry
-
-if TYPE_CHECKING:
-    from ray_probe.cluster.head.head_monitor import HeadMonitor
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Found:
     name: str
     namespace: str
     kind: str
-    head: "HeadMonitor"
+    head: HeadMonitor
 
 
 def find(
@@ -48,8 +48,6 @@ def find(
         ClusterError: the cluster is unreachable, refuses the token, or is not the connected one.
     """
     from ray_probe.cluster.actors.own_actors import kind_of
-    from ray_probe.cluster.connection.addresses import connected_address
-    from ray_probe.cluster.head.head_monitor import LOST_S, OWN_LOST_S, HeadMonitor
 
     if address is None:
         entry = registry.choose(name, kind)
@@ -69,9 +67,6 @@ def find(
 
 def join(stack: contextlib.ExitStack, address: str, namespace: str, token_path: str | None, loopback: bool) -> None:
     """Connects this process to a cluster unless it is connected."""
-    from ray_probe.cluster.connection.addresses import connected_address, find_address, is_connected_to
-    from ray_probe.cluster.connection.connect import connected
-
     if not is_connected():
         stack.enter_context(
             connected(address, namespace, None, token_path=token_path, loopback=loopback, log=lambda text: None)
@@ -95,8 +90,6 @@ def entry_at(address: str, name: str | None) -> registry.Entry | None:
         address: host:port in any spelling, or auto.
         name: of the service or run.
     """
-    from ray_probe.cluster.connection.addresses import connected_address, find_address, same_place
-
     found = connected_address() if address == "auto" and is_connected() else find_address(address)
     there = [entry for entry in registry.entries() if same_place(entry.address, found)]
     return next((entry for entry in there if entry.name == name), there[0] if there else None)

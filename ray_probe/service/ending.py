@@ -6,6 +6,8 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
+from ray_probe.cluster.connection.connect import connected
+from ray_probe.cluster.head import local_head
 from ray_probe.cluster.head.environment import PREFIX
 from ray_probe.errors import ClusterError, ConfigError, NoClusterError, bad_value
 from ray_probe.service import registry
@@ -42,8 +44,6 @@ def down(name: str | None, tell: Tell, address: str | None = None, namespace: st
                 raise _not_ended(entry, error) from None
             tell(f"the service does not answer ({error}); its head is ended")
     if entry.pid is not None:
-        from ray_probe.cluster.head import local_head
-
         local_head.end(entry.pid, entry.pid_created)
     forget_lost_head(entry.name)
     registry.forget(entry)
@@ -87,7 +87,6 @@ def _ended(entry: registry.Entry, tell: Tell) -> None:
     Raises ConfigError for a run, and for a name that neither cluster nor registry has.
     """
     from ray_probe.cluster.actors.own_actors import controllers, end_children, kind_of
-    from ray_probe.cluster.connection.connect import connected
 
     with connected(
         entry.address, entry.namespace, None, token_path=entry.token_path, loopback=entry.loopback, log=lambda _: None

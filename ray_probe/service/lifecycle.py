@@ -6,6 +6,9 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from ray_probe.cluster.connection.addresses import find_address
+from ray_probe.cluster.connection.connect import check_room, connected, start_head
+from ray_probe.cluster.connection.demand import Demand
 from ray_probe.cluster.connection.shadows import refuse_shadows
 from ray_probe.cluster.connection.shared_directory import warn_unless_shared
 from ray_probe.cluster.controller_actor import CONTROLLER_LOCK
@@ -58,9 +61,6 @@ def up(config_path: Path, overrides: Sequence[str], name: str | None, tell: Tell
         ConfigError: the request is wrong, or a service of that name is up.
         ClusterError: no cluster, no room, or actors that do not start.
     """
-    from ray_probe.cluster.connection.connect import check_room
-    from ray_probe.cluster.connection.demand import Demand
-
     config = load_config(config_path, overrides)
     name = name or config.output.name or default_name(config_path).rsplit("-", 3)[0]
     config = load_config(config_path, [*overrides, f"output.name={name}"])
@@ -107,14 +107,9 @@ def _reached(
     """Returns the service's entry, and a function that lets a new head stay."""
     cluster = config.cluster
     if cluster.address is not None:
-        from ray_probe.cluster.connection.addresses import find_address
-
         address = find_address(cluster.address)
         entry = registry.Entry(name, "service", address, cluster.namespace, None, False, str(directory), utc_now())
         return entry, lambda: None
-    from ray_probe.cluster.connection.connect import start_head
-    from ray_probe.cluster.connection.demand import Demand
-
     tell("starting Ray on this machine")
     starting = start_head(Demand.of(cluster), checked=True, log=directory / "head.log")
     undo.callback(starting.close)
@@ -131,8 +126,6 @@ def _started(prepared: PreparedRun, entry: registry.Entry, tell: Tell) -> tuple[
 
     Returns the entry with the address that the cluster's nodes know, and the number of open measurements.
     """
-    from ray_probe.cluster.connection.connect import connected
-    from ray_probe.cluster.connection.demand import Demand
     from ray_probe.cluster.connection.nodes import head_node
     from ray_probe.cluster.controller_actor import ControllerSpec, create
 

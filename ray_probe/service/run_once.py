@@ -8,10 +8,14 @@ import sys
 from contextlib import ExitStack, closing, suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from ray_probe.cluster.connection.connect import check_room, connected, start_head
+from ray_probe.cluster.connection.demand import Demand
 from ray_probe.cluster.connection.shadows import refuse_shadows
 from ray_probe.cluster.connection.shared_directory import warn_unless_shared
+from ray_probe.cluster.head.head_monitor import LOST_S, OWN_LOST_S, HeadMonitor
+from ray_probe.cluster.head.local_head import StartedHead
 from ray_probe.config.loading import to_dict
 from ray_probe.config.schema import ProbeConfig
 from ray_probe.controller.measurement import HANDOVER_S, Job, prepared_again
@@ -26,9 +30,6 @@ from ray_probe.service.run_request import Run, RunRequest, resolve
 from ray_probe.system import processes
 from ray_probe.system.clock import utc_now
 from ray_probe.system.signals import at_last, end_now, interrupted
-
-if TYPE_CHECKING:
-    from ray_probe.cluster.head.local_head import StartedHead
 
 SUBMIT_S = 60.0
 STOP_S = 2.7
@@ -61,11 +62,8 @@ def execute(request: RunRequest, listener: Listener, run: Run) -> dict[str, Any]
         return _driven(prepared, directory is not None, run.path, head, notes, listener)
 
 
-def _started_here(config: ProbeConfig, stack: ExitStack) -> "StartedHead | None":
+def _started_here(config: ProbeConfig, stack: ExitStack) -> StartedHead | None:
     # Ray starts while files are checked.
-    from ray_probe.cluster.connection.connect import start_head
-    from ray_probe.cluster.connection.demand import Demand
-
     if config.cluster.address is not None:
         return None
     head = start_head(Demand.of(config.cluster))
@@ -87,9 +85,6 @@ class _Notes:
 
 def _prepared(config: ProbeConfig, directory: RunDirectory | None, notes: _Notes) -> PreparedRun:
     """Returns the checked run, without a connection to the cluster."""
-    from ray_probe.cluster.connection.connect import check_room
-    from ray_probe.cluster.connection.demand import Demand
-
     if directory is None and config.cluster.address is not None:  # the checkpoint takes seconds
         check_room(config.cluster.address, Demand.of(config.cluster))
     from ray_probe.run.prepare import prepare
@@ -121,15 +116,12 @@ def _done(directory: RunDirectory, prepared: PreparedRun, notes: _Notes) -> dict
 
 
 def _driven(
-    prepared: PreparedRun, resume: bool, path: Path, own: "StartedHead | None", notes: _Notes, listener: Listener
+    prepared: PreparedRun, resume: bool, path: Path, own: StartedHead | None, notes: _Notes, listener: Listener
 ) -> dict[str, Any]:
     """Connects, submits the run to a new controller, and follows it to its end."""
     from ray_probe.cluster.actors.calls import ask, kill
-    from ray_probe.cluster.connection.connect import connected
-    from ray_probe.cluster.connection.demand import Demand
     from ray_probe.cluster.connection.nodes import this_node
     from ray_probe.cluster.controller_actor import create, spec_of_run
-    from ray_probe.cluster.head.head_monitor import LOST_S, OWN_LOST_S, HeadMonitor
     from ray_probe.service.client import CLOSE_S, ProbeClient
 
     config, name = prepared.config, path.name
@@ -165,7 +157,7 @@ def _driven(
 
 
 def _followed(
-    client: Any, identity: str, path: Path, own: "StartedHead | None", listener: Listener
+    client: Any, identity: str, path: Path, own: StartedHead | None, listener: Listener
 ) -> dict[str, Any]:
     """Returns the result; on Ctrl-C stops the run with its committed rounds kept."""
     from ray_probe.cluster.actors.calls import is_gone, is_silent

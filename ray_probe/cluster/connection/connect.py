@@ -68,8 +68,6 @@ def connected(
 ) -> Iterator[ClusterInfo]:
     """Connects this process to a cluster for the block.
 
-    A cluster that is started here ends with the block, also on exceptions and Ctrl-C.
-
     Args:
         address: auto or host:port; None starts Ray here.
         namespace: Ray namespace of this process.
@@ -92,11 +90,7 @@ def connected(
         started: Head | None = None
         if address is None:
             assert demand is not None, "a head has a size"
-            if head is None:
-                head = stack.enter_context(contextlib.closing(start_head(demand, checked)))
-            if warning := slots_warning(demand, cores()):
-                log(warning)
-            started = head.ready()
+            started = _ready(head or stack.enter_context(contextlib.closing(start_head(demand, checked))), demand, log)
             address, token_path, loopback, checked = started.address, started.token_path, True, True
         found = stack.enter_context(_way_in(address, token_path, loopback))
         if not checked:
@@ -109,6 +103,12 @@ def connected(
             f"nodes {info.nodes}, CPUs {info.cpus:g}, GPUs {info.gpus:g}"
         )
         yield info
+
+
+def _ready(head: StartedHead, demand: Demand, log: Callable[[str], None]) -> Head:
+    if warning := slots_warning(demand, cores()):
+        log(warning)
+    return head.ready()
 
 
 def start_head(demand: Demand, checked: bool = False, log: Path | None = None) -> StartedHead:

@@ -98,14 +98,12 @@ def _first_line(error: BaseException) -> str:
 
 def free_resources() -> dict[str, float]:
     """Returns the unused resources of the whole cluster, by Ray's names."""
-    free: dict[str, float] = ray.available_resources()
-    return free
+    return dict(ray.available_resources())
 
 
 def this_node() -> str:
     """Returns the id of the node that this process runs on."""
-    node: str = ray.get_runtime_context().get_node_id()
-    return node
+    return str(ray.get_runtime_context().get_node_id())
 
 
 def head_node() -> str:

@@ -30,20 +30,20 @@ def refuse_shadows(runtime_env: Mapping[str, Any]) -> None:
         runtime_env: of the actors.
     """
     here = Path.cwd()
-    working_dir = runtime_env.get("working_dir")
+    working_dir, instead = runtime_env.get("working_dir"), "instead of the library; rename it, or"
     if isinstance(working_dir, str) and Path(working_dir).is_dir():
         excluded = [str(pattern) for pattern in runtime_env.get("excludes") or ()]
         for file in shadows(Path(working_dir).resolve(), excluded):
-            remedy = "workers would import it instead of the library; rename it, or add it to excludes there"
-            raise ConfigError(bad_value("cluster.runtime_env.working_dir", working_dir, f"{file}: {remedy}"))
-    if submitted_working_dir() is not None:
-        for file in shadows(here):
-            remedy = "workers import it instead of the library; rename it, or exclude it from the job"
-            raise ConfigError(bad_value("working_dir of the job", submitted_working_dir(), f"{file}: {remedy}"))
-    if any(Path(place).resolve() == here for place in sys.path):
-        for file in shadows(here):
-            remedy = "Python imports it instead of the library; rename it, or take this directory off PYTHONPATH"
-            raise ConfigError(bad_value("working directory", str(here), f"{file}: {remedy}"))
+            remedy = f"{file}: workers would import it {instead} add it to excludes there"
+            raise ConfigError(bad_value("cluster.runtime_env.working_dir", working_dir, remedy))
+    job_dir = submitted_working_dir()
+    on_path = any(Path(place).resolve() == here for place in sys.path)
+    for file in shadows(here) if on_path or job_dir is not None else ():
+        if job_dir is not None:
+            remedy = f"{file}: workers import it {instead} exclude it from the job"
+            raise ConfigError(bad_value("working_dir of the job", job_dir, remedy))
+        remedy = f"{file}: Python imports it {instead} take this directory off PYTHONPATH"
+        raise ConfigError(bad_value("working directory", str(here), remedy))
 
 
 def shadows(directory: Path, excluded: Iterable[str] = ()) -> list[str]:

@@ -8,10 +8,9 @@ from typing import Any
 
 import pytest
 
-from ray_probe.cluster.connection import addresses, connect
 from ray_probe.cluster.head import local_head
 from ray_probe.errors import ClusterError, ConfigError, NoClusterError
-from ray_probe.service import ending, lifecycle, registry
+from ray_probe.service import discovery, ending, lifecycle, registry
 from ray_probe.service.client import ProbeClient
 from ray_probe.service.registry import Entry
 from ray_probe.system import processes
@@ -50,7 +49,7 @@ def joining(monkeypatch: pytest.MonkeyPatch) -> Callable[[Exception], None]:
             raise error
             yield
 
-        monkeypatch.setattr(connect, "connected", refuse)
+        monkeypatch.setattr(ending, "connected", refuse)
 
     return fails
 
@@ -158,5 +157,5 @@ def test_a_run_and_a_head_that_answer_to_a_spelling_of_their_address_are_found_b
     own, run = its_own_head(), an_entry("mine", kind="run", address="127.0.0.1:7000")
     assert entry_at("localhost:7000", "demo") == own and entry_at("127.0.0.1:7000", "mine") == run
     assert entry_at("127.0.0.1:7001", "demo") is None
-    monkeypatch.setattr(addresses, "find_address", lambda address: "127.0.0.1:7000")
+    monkeypatch.setattr(discovery, "find_address", lambda address: "127.0.0.1:7000")
     assert entry_at("auto", "mine") == run
