@@ -78,7 +78,7 @@ class Queries:
         if item.policy_id is None:
             raise ConfigError(bad_value("ID", item.id, f"it is {item.state} and has no beta yet"))
         report = None if probe is None else self._sources.beta_of(version)
-        if report is None or self._board.probe is not probe:  # it ended meanwhile, so the report may be the next one's
+        if report is None or self._board.probe is not probe:  # it has ended, so the report may be of the next
             report = RunDirectory.open(Path(item.directory)).beta(version)
         plain: dict[str, Any] = {
             key: tuple(value) if isinstance(value, list) else value for key, value in report.items()

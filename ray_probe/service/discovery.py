@@ -111,7 +111,7 @@ def choose_controller(name: str | None, namespace: str, kind: str | None = None)
     there = controllers(namespace)
     fitting = [name] if name is not None else list(there)
     if name is None and kind is not None:
-        kinds = {one: kind_of(controller, one) for one, controller in there.items()}  # None: it is being restarted, say
+        kinds = {one: kind_of(controller, one) for one, controller in there.items()}  # None: it does not answer
         fitting = [one for one in there if kinds[one] == kind] or [one for one in there if kinds[one] is None]
     if len(fitting) == 1 and fitting[0] in there:
         return there[fitting[0]], fitting[0]

@@ -168,11 +168,11 @@ def wait_until_ready(client: ProbeClient, tell: Tell) -> int:
 def lines(found: Up) -> list[str]:
     """Returns what `up` prints at its end."""
     name, queued = found.entry.name, found.queued
-    told = [f"service {name!r} is up: {found.entry.address}, namespace {found.entry.namespace!r}"]
-    told.append(f"files: {found.entry.directory}")
-    told += [f"{queued} earlier measurements resume"] if queued else []
+    shown = [f"service {name!r} is up: {found.entry.address}, namespace {found.entry.namespace!r}"]
+    shown.append(f"files: {found.entry.directory}")
+    shown += [f"{queued} earlier measurements resume"] if queued else []
     return [
-        *told,
+        *shown,
         f"measure:  ray-probe probe CHECKPOINT --wait --run {name}",
         f"ask:      ray-probe status|beta|variance|results|logs --run {name}",
         f"scale:    ray-probe scale N --run {name}",

@@ -1,4 +1,4 @@
-"""Connecting: what is refused, how soon, in which words; and that a Ray started here leaves nothing behind.
+"""Connecting refuses soon and in one line; a Ray started here leaves nothing.
 
 Ray keeps state in its process, so every test that connects does so in a Python of its own.
 """

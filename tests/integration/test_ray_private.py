@@ -1,4 +1,4 @@
-"""Contracts: the Ray in use still has every private name of `ray_private`, and it does what its docstring says.
+"""The Ray in use has every private name of `ray_private`, with its behaviour.
 
 Ray keeps state in its process, so what a session shows is seen by one Python of its own.
 """

@@ -1,4 +1,4 @@
-"""The contracts of `ray_private` hold for the oldest and the newest Ray of the range that the package declares.
+"""The contracts of `ray_private` hold for the oldest and the newest supported Ray.
 
 Each Ray has a virtual environment of its own, kept from run to run in the user's cache directory. `test_ray_private`
 needs Ray, psutil and pytest there, and of this package only modules without further libraries.

@@ -1,4 +1,4 @@
-"""One cluster has several spellings of its address, as a machine has several names."""
+"""One cluster has several addresses, as a machine has several names."""
 
 import socket
 from types import SimpleNamespace

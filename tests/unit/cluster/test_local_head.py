@@ -1,4 +1,4 @@
-"""A head seen from the process that starts it; a script stands in for the head's own."""
+"""A head as its starter sees it; a script stands in for the head's process."""
 
 import os
 import signal

@@ -1,4 +1,4 @@
-"""Of private directories in /tmp only those are removed that are this user's and that no process holds any more."""
+"""Only unlocked directories of this user are removed from /tmp."""
 
 import os
 import subprocess

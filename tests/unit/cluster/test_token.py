@@ -1,4 +1,4 @@
-"""A token that would end Ray's process is refused before Ray sees it, in one line that does not hold it."""
+"""A token that would end Ray's process is refused before Ray reads it."""
 
 import os
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The controller without Ray: a queue worked off on a real checkpoint, asked while it works, going on after a loss."""
+"""The controller without Ray: queue, queries and resume, on a real checkpoint."""
 
 import gc
 import json

@@ -1,4 +1,4 @@
-"""A checkpoint is measured as it was when it was queued, or not at all, whatever its trainer does to it meanwhile."""
+"""A checkpoint is measured as it was when it was queued, or not at all."""
 
 import errno
 import json
@@ -58,7 +58,7 @@ def latest(tmp_path: Path, steps: list[Path]) -> Path:
 
 @pytest.fixture
 def service(tmp_path: Path, config: ProbeConfig) -> Iterator[Service]:
-    """One that is at work on its own checkpoint until `gate` is set, so that all else waits."""
+    """A service busy with its own checkpoint until `gate` is set."""
     made = held_up(Service(tmp_path / "demo", config))
     yield made
     made.workers.gate.set()

@@ -1,4 +1,4 @@
-"""`down` takes off the list what is known to be gone, and only that; a name that may be taken is not given again."""
+"""`down` removes the entries of services known to be gone, and no others."""
 
 import os
 from collections.abc import Callable, Iterator

@@ -14,7 +14,7 @@ WAITING = "actors: 2 of 2 wait for room: each asks for 1 CPU, free are 0 CPU; th
 
 
 class Starting:
-    """A client of a service that starts: it answers with these states, and then with what went wrong."""
+    """A client of a starting service: answers these states, then this error."""
 
     def __init__(self, *statuses: Status, error: ProbeError | None = None) -> None:
         self._left = list(statuses)
