@@ -124,7 +124,7 @@ class Intake:
 
 
 def _with_paths(config: ProbeConfig, sources: Sequence[Source], which: Literal["pinned", "place"]) -> ProbeConfig:
-    """Returns the configuration with the pinned or the original paths of pinned sources."""
+    """Returns the configuration with the pinned or original paths."""
     paths = {source.field.removeprefix("model."): getattr(source, which) for source in sources if source.pinned}
     return config.model_copy(update={"model": config.model.model_copy(update=paths)})
 
