@@ -42,7 +42,8 @@ def run(
     """Measure a checkpoint: sample, score, fit, differentiate; then print a table of results."""
     from ray_probe.cli.options import overrides
     from ray_probe.report.progress_display import ProgressDisplay
-    from ray_probe.service.run_once import Run, RunRequest, execute
+    from ray_probe.service.run_once import execute
+    from ray_probe.service.run_request import Run, RunRequest
 
     request = RunRequest(config, resume, overrides(set_ or [], actors, address, out))
     state = Run()

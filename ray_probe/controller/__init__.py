@@ -1,1 +1,1 @@
-"""The controller of a service and the measurement of one checkpoint, without Ray."""
+"""The controller of a service or run and the measurement of one checkpoint."""

@@ -1,6 +1,7 @@
-"""The intake of a service's queue: pins and stamps at once, fingerprints in a thread of its own. No torch.
+"""Records the files of queued measurements.
 
-A measurement that is taken up at once is fingerprinted by its own preparation; one that waits, by the thread.
+Pins and stamps are taken at once, fingerprints later: a thread computes those of measurements that wait, preparation
+those of a measurement that starts at once.
 """
 
 import logging
@@ -9,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
+from typing import Literal
 
 from ray_probe.config import ProbeConfig
 from ray_probe.controller import pins
@@ -25,7 +27,7 @@ TICK_S = 0.5
 
 @dataclass(frozen=True)
 class Taken:
-    """What is kept of a measurement's files when it is queued.
+    """The files of a measurement when it is queued.
 
     Attributes:
         sources: its files, stamped.
@@ -37,108 +39,97 @@ class Taken:
 
 
 class Intake:
-    """Keeps what queued measurements are about.
+    """Checks that queued measurements read the files of their submission.
 
     Args:
-        board: of the service, with its directory.
+        state: of the controller.
     """
 
-    def __init__(self, board: ControllerState) -> None:
-        self._board = board
-        self._changed: set[str] = set()  # measurements whose files changed before their fingerprint was there
+    def __init__(self, state: ControllerState) -> None:
+        self._state = state
+        self._changed: set[str] = set()  # ids whose files changed before their fingerprint was known
         self._closing = threading.Event()
-        if board.directory is not None:
-            kept = {item.pin for item in board.queue.items if item.state in OPEN and item.pin is not None}
-            for left in pins.sweep(board.directory, kept):
-                logger.info("%s: belongs to no measurement that waits; removed", left)
+        if state.directory is not None:
+            kept = {item.pin for item in state.queue.items if item.state in OPEN and item.pin is not None}
+            for left in pins.sweep(state.directory, kept):
+                logger.info("%s: belongs to no open measurement; removed", left)
 
     def begin(self) -> None:
-        """Start the thread that takes fingerprints."""
+        """Starts the thread that computes fingerprints."""
         threading.Thread(target=self._work, name="intake", daemon=True).start()
 
     def close(self) -> None:
-        """End the thread after the file that it reads; nobody waits for it."""
+        """Ends the thread after its current file, without waiting."""
         self._closing.set()
 
     def take(self, config: ProbeConfig, directory: Path, adapter: Path | None) -> Taken:
-        """Stamp what a measurement reads, and pin it where the configuration says so.
+        """Stamps the files of a measurement, and pins them if the configuration says so.
 
         Args:
             config: of the measurement.
-            directory: where its checkpoint lies.
-            adapter: where the adapter on it lies, or None.
+            directory: of its checkpoint.
+            adapter: directory of its adapter, or None.
 
         Raises:
-            ProbeError: it cannot be pinned; nothing of it is left then.
+            ProbeError: it cannot be pinned; leaves nothing behind.
         """
         sources, how, pin = sources_of(config, directory, adapter), config.model.snapshot, None
         if how is not None:
-            assert self._board.directory is not None, "a service has a directory"
-            own, sources = pins.pin(self._board.directory, sources, how)
+            assert self._state.directory is not None, "a service has a directory"
+            own, sources = pins.pin(self._state.directory, sources, how)
             pin = str(own)
             if how == "link" or adapter is not None:
                 _log_base(sources)
         return Taken(tuple(source.stamped() for source in sources), pin)
 
     def forget(self, item: Measurement | Taken) -> None:
-        """Remove the pin of a measurement that has ended, or was never queued."""
+        """Removes the pin of a measurement."""
         if item.pin is not None:
             pins.remove(item.pin)
 
     def preparing(self, item: Measurement, prepare: Prepare) -> Prepare:
-        """What prepares a measurement from what was queued, or refuses it where that has changed since."""
+        """Returns a `Prepare` that refuses files changed since the submission."""
 
         def prepare_queued(config: ProbeConfig, created: datetime | None) -> PreparedRun:
             check_unchanged(item.sources, item.submitted, utc_now())
-            prepared = prepare(_read_from(config, item.sources), created)
+            prepared = prepare(_with_paths(config, item.sources, "pinned"), created)
             check_measured(item.sources, prepared, item.submitted, utc_now())
-            return _named_after(prepared, item.sources)
+            named = _with_paths(prepared.config, item.sources, "place")  # a pin is temporary
+            return replace(prepared, config=named)
 
         return prepare_queued if item.sources else prepare
 
     def _work(self) -> None:
         while not self._closing.wait(TICK_S):
-            with self._board.changed:
-                waiting = self._board.queue.waiting
+            with self._state.changed:
+                waiting = self._state.queue.waiting
             for item in waiting:
                 if any(source.fingerprint is None for source in item.sources) and item.id not in self._changed:
                     self._fingerprint(item)
                     break
 
     def _fingerprint(self, item: Measurement) -> None:
-        """Take the fingerprints of a measurement; without effect where its files are not those of its stamps."""
+        """Computes a measurement's fingerprints, unless its files have changed."""
         try:
             found = [s if s.fingerprint is not None else s.fingerprinted() for s in item.sources]
             same = [source.stamped() for source in found] == found
         except OSError:
             same = False
-        if not same:  # it fails when it is taken up, with both times
+        if not same:  # it fails when it starts, with both times
             self._changed.add(item.id)
             return
-        with self._board.changed:
-            if self._board.queue.get(item.id).state in OPEN:
-                self._board.change(item.id, sources=tuple(found))
+        with self._state.changed:
+            if self._state.queue.get(item.id).state in OPEN:
+                self._state.change(item.id, sources=tuple(found))
 
 
-def _read_from(config: ProbeConfig, sources: Sequence[Source]) -> ProbeConfig:
-    """The configuration with the pins in the places of what they were made from."""
-    pinned = {source.field: source.pinned for source in sources if source.pinned is not None}
-    return _with_paths(config, pinned.get("model.path"), pinned.get("model.adapter"))
-
-
-def _named_after(prepared: PreparedRun, sources: Sequence[Source]) -> PreparedRun:
-    """The same, with the names that the checkpoint has outside of the service: a pin is gone in the end."""
-    named = {source.field: source.place for source in sources if source.pinned is not None}
-    config = _with_paths(prepared.config, named.get("model.path"), named.get("model.adapter"))
-    return replace(prepared, config=config)
-
-
-def _with_paths(config: ProbeConfig, path: str | None, adapter: str | None) -> ProbeConfig:
-    paths = {name: value for name, value in (("path", path), ("adapter", adapter)) if value is not None}
+def _with_paths(config: ProbeConfig, sources: Sequence[Source], which: Literal["pinned", "place"]) -> ProbeConfig:
+    """Returns the configuration with the pinned or original paths."""
+    paths = {source.field.removeprefix("model."): getattr(source, which) for source in sources if source.pinned}
     return config.model_copy(update={"model": config.model.model_copy(update=paths)})
 
 
 def _log_base(sources: Sequence[Source]) -> None:
     for source in sources:
         if source.field == "model.path" and source.pinned is None:
-            logger.info("%s: cannot be hard-linked, and stays where it is as the base of an adapter", source.place)
+            logger.info("%s: cannot be hard-linked; the base of the adapter is read from there", source.place)

@@ -1,4 +1,4 @@
-"""The probe's work in this process, without Ray: shards dealt in turn to the rollouts."""
+"""A backend in this process, without Ray, for tests and library users."""
 
 import time
 from collections.abc import Sequence
@@ -20,15 +20,15 @@ if TYPE_CHECKING:
 
 
 class LocalBackend:
-    """A backend of rollouts in this process, which goes on from what a run directory holds.
+    """Runs rounds on rollouts in this process, from the state of a run directory.
 
     Args:
-        rollouts: what shards are dealt to.
-        rule: how the baseline is formed.
-        policy_id: what records are marked with.
-        directory: of the run; holds the ledger and the committed gradient.
-        bucket_numbers: numbers that are summed at once.
-        held_positions: whose graphs a rollout may hold until the fit is there; 0: everything is scored twice.
+        rollouts: get the shards in turn.
+        rule: of the baseline.
+        policy_id: of the records.
+        directory: of the run, with the ledger and the committed gradient.
+        bucket_numbers: numbers of the gradient summed at once.
+        held_positions: positions whose graphs a rollout may hold until the fit; 0: two forward passes.
     """
 
     def __init__(
@@ -63,20 +63,20 @@ class LocalBackend:
 
     @property
     def gradient_norm_sq(self) -> float:
-        """Squared norm of the gradient summed over all rounds committed so far."""
+        """Squared norm of the gradient summed over all committed rounds."""
         return self._norm_sq
 
     @property
     def gradient_sha256(self) -> str | None:
-        """Digest of the file that holds that gradient, hexadecimal; None before a commit."""
+        """Sha256 of that gradient's file, hexadecimal; None before a commit."""
         return self._store.sha256
 
     def beta(self) -> dict[str, Any]:
-        """The fitter's current global fit."""
+        """Returns the fitter's current global fit."""
         return self._fitter.beta()
 
     def run_round(self, shards: Sequence[Shard], tracker: ProgressTracker, stop: StopCheck) -> RoundOutcome:
-        """Work one round off, shard after shard."""
+        """Runs one round, shard after shard."""
         outcome = RoundOutcome(shards[0].round)
         dealt = [(shard, self._rollouts[shard.index % self.actors]) for shard in shards]
         for rollout in self._rollouts:
@@ -110,8 +110,8 @@ class LocalBackend:
         return outcome
 
     def commit(self) -> list[RoundOutcome]:
-        """Sum the gradients of the open rounds, bucket by bucket, and put them on disk."""
-        if self._committed == 0:  # what one commit has reached, no later one can have left out altogether
+        """Writes the summed gradient of the open rounds; returns their outcomes."""
+        if self._committed == 0:  # a parameter reached by one commit stays reached
             check_reached(self.layout, [rollout.gradient_report(self._group) for rollout in self._rollouts])
         staging = self._store.begin()
         for start, stop in self.layout.buckets(self._bucket_numbers):
@@ -124,9 +124,9 @@ class LocalBackend:
         return outcomes
 
     def settle(self) -> None:
-        """The committed rounds count now: the state before them can go."""
+        """Removes the state before the last commit."""
         self._store.settle()
 
     def save_gradient(self, path: Path, rounds: int, sequences: int) -> None:
-        """Write the gradient summed over so many rounds, divided by the responses, by parameter name."""
+        """Writes the mean gradient per response, by parameter name."""
         self._store.save_mean(path, rounds, sequences)

@@ -1,7 +1,7 @@
-"""One measurement from a checked request to its result, in the process that drives it: without ray, without torch.
+"""Runs one measurement, for `run` and services alike.
 
-`run` and the service both work this way: the checkpoint is loaded on the actors, the run directory is made or gone on
-with, the rounds are worked off, the result and its plots are written.
+Loads the checkpoint on the actors, creates or opens the run directory, runs the rounds, and writes the result with its
+plots.
 """
 
 import contextlib
@@ -25,19 +25,19 @@ from ray_probe.run.progress import Listener
 from ray_probe.system.failpoints import fail_at
 
 HANDOVER_S = 10.0
-"""How long a controller may outlive its driver, or the head of its cluster, and still hold the run directory."""
+"""Time that a controller may outlive its driver or head and still hold the run directory."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """What is to be measured.
+    """A prepared measurement.
 
     Attributes:
         prepared: the checked run.
-        resume: go on in the run directory that is there.
-        command: the command line that asked, for the manifest.
-        cluster: what is known of the cluster, for the manifest.
-        notes: what happened before the run directory was there, for its log.
+        resume: the run directory exists.
+        command: the command line, for the manifest.
+        cluster: facts about the cluster, for the manifest.
+        notes: earlier messages, for the log.
     """
 
     prepared: PreparedRun
@@ -54,17 +54,17 @@ def measure(
     stop: StopCheck,
     on_open: Callable[[OfflineEntropyProbe], None] = lambda probe: None,
 ) -> dict[str, Any]:
-    """Measure a checkpoint; returns the result, which is on disk then, with its plots.
+    """Measures a checkpoint; returns the result, which is on disk with its plots.
 
     Args:
-        job: what to measure.
-        backend: where.
-        listener: told of progress.
-        stop: asked often; once it is true, the work ends within a second.
-        on_open: given the probe once its directory is there, for questions while it works.
+        job: the measurement.
+        backend: the actors.
+        listener: receives progress.
+        stop: polled; once it is true, the work ends within a second.
+        on_open: receives the probe once its directory exists, for queries.
 
     Raises:
-        Stopped: `stop` was true; what the finished rounds give is written.
+        Stopped: `stop` was true; the result of the committed rounds is on disk.
         ProbeError: the measurement failed; likewise.
     """
     config = job.prepared.config
@@ -89,8 +89,8 @@ def measure(
 
 
 def _finish(probe: OfflineEntropyProbe, directory: RunDirectory) -> dict[str, Any]:
-    """Run to the end; when stopped or failed, write what the finished rounds give before passing that on."""
-    from ray_probe.report.plots import write_plots  # brings matplotlib along
+    """Runs the probe; writes the result of the committed rounds also on failure."""
+    from ray_probe.report.plots import write_plots  # imports matplotlib
 
     try:
         result = probe.run()
@@ -100,7 +100,7 @@ def _finish(probe: OfflineEntropyProbe, directory: RunDirectory) -> dict[str, An
     except (Stopped, ProbeError) as error:
         logger.error("ended after %d whole rounds: %s", probe.finished_rounds, error)
         if probe.finished_rounds:
-            with contextlib.suppress(ProbeError, OSError):  # a full disk, say: the first error is the one to tell
+            with contextlib.suppress(ProbeError, OSError):  # the first error counts
                 write_plots(probe.finish(), directory.finished_rounds(), directory.path)
         raise
     except Exception:
@@ -109,7 +109,7 @@ def _finish(probe: OfflineEntropyProbe, directory: RunDirectory) -> dict[str, An
 
 
 def _directory(job: Job, backend: LoadingBackend) -> RunDirectory:
-    """The run directory: made, with configuration and manifest in it, or the one to go on with."""
+    """Creates the run directory, or opens the one to resume."""
     config = job.prepared.config
     assert config.output.name is not None
     if job.resume:
@@ -124,11 +124,11 @@ Prepare = Callable[[ProbeConfig, datetime | None], PreparedRun]
 
 
 def prepared_again(directory: RunDirectory, config: ProbeConfig, prepare: Prepare) -> tuple[PreparedRun, list[str]]:
-    """A run that was begun, checked to be the same still; and what may make its last bits differ, one line each.
+    """Prepares a run that is resumed; returns it with notes about changed versions.
 
     Raises:
         ConfigError: its inputs or settings have changed.
-        InputError: they cannot be used any more.
+        InputError: its inputs have become unusable.
     """
     earlier = directory.read_json("manifest.json")
     created = earlier.get("created")

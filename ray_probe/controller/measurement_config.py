@@ -1,4 +1,4 @@
-"""From what a user asks of a service to the configuration of a measurement."""
+"""The configuration of a measurement of a service."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -12,10 +12,10 @@ FIXED_KEYS = ("output.dir", "output.name")
 
 
 def measurement_config(base: ProbeConfig, settings: Mapping[str, Any]) -> ProbeConfig:
-    """The service's configuration with these settings, by dotted key, put in.
+    """Returns the service's configuration with these settings by dotted key.
 
     Raises:
-        ConfigError: a setting that is the service's own, or what the configuration refuses.
+        ConfigError: a setting belongs to the service, or is invalid.
     """
     raw = to_dict(base)
     for key, value in settings.items():

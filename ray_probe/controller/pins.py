@@ -1,10 +1,10 @@
-"""Pins: what a queued checkpoint is measured from, whatever its trainer does to the directory meanwhile. No torch.
+"""Pins a queued checkpoint: links or copies that its trainer cannot change.
 
     DIRECTORY/pins/TOKEN/model/NAME/      files of the checkpoint, hard links or copies
     DIRECTORY/pins/TOKEN/adapter/NAME/    files of the adapter on it
 
-A pin belongs to the measurement in the queue that names it. What no open measurement names, such as a copy that a crash
-cut off, is removed when the service starts again.
+A pin belongs to the measurement that names it. A service removes all other pins, such as incomplete copies, when it
+starts.
 """
 
 import errno
@@ -24,18 +24,18 @@ _KINDS = {"model.path": "model", "model.adapter": "adapter"}
 
 
 def pin(directory: Path, sources: Sequence[Source], how: How) -> tuple[Path, list[Source]]:
-    """Pin checkpoint and adapter; returns the pin's directory and the sources as they are read from now on.
+    """Pins checkpoint and adapter; returns the pin's directory and the sources.
 
-    The base of an adapter, which no trainer writes to, is hard-linked in either case, and stays where it is when that
-    cannot be done. Prompts are not pinned.
+    Prompts are not pinned. The base of an adapter, which no trainer writes to, is hard-linked in either case, and read
+    in place if that fails.
 
     Args:
         directory: of the service.
-        sources: not stamped yet.
-        how: by hard links, which cost nothing, or as copies, for trainers that write into their files.
+        sources: without stamps.
+        how: hard links, or copies for trainers that write into existing files.
 
     Raises:
-        ConfigError: there can be no hard link to a file.
+        ConfigError: a file cannot be hard-linked.
         CheckpointError: files changed or vanished meanwhile.
         OutputError: a copy cannot be written.
     """
@@ -59,16 +59,16 @@ def pin(directory: Path, sources: Sequence[Source], how: How) -> tuple[Path, lis
 
 
 def remove(own: Path | str) -> None:
-    """Remove a pin; what it was made from stays."""
+    """Removes a pin; the original files stay."""
     shutil.rmtree(own, ignore_errors=True)
 
 
 def sweep(directory: Path, kept: Collection[str]) -> list[str]:
-    """Remove the pins that no open measurement names; returns them.
+    """Removes the pins that no open measurement names; returns them.
 
     Args:
         directory: of the service.
-        kept: the pins that measurements in the queue name.
+        kept: the pins of open measurements.
     """
     left = [str(path) for path in sorted((directory / PINS).glob("*")) if str(path) not in kept]
     for path in left:
@@ -107,7 +107,7 @@ def _link(source: Source, files: Sequence[Path], place: Path) -> None:
 
 
 def _copy_all(source: Source, files: Sequence[Path], place: Path) -> None:
-    """Copy files, which are on disk then. Raises OSError when they cannot be written."""
+    """Copies files to disk. Raises OSError when they cannot be written."""
     try:
         before = stamp_of(files)
         _check_room(place, sum(file.stat().st_size for file in files))

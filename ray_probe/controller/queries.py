@@ -1,4 +1,4 @@
-"""What a service or a run in progress answers, from what its controller has published and from its fitter."""
+"""Answers queries of a service or run from its published state and its fitter."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,30 +16,27 @@ STATISTICS = (
 )  # fmt: skip
 
 
-class Sources(Protocol):
-    """What is asked of the actors; from any thread, at any moment."""
+class BackendQueries(Protocol):
+    """Queries of the actors, from any thread at any time."""
 
     def census(self) -> Mapping[str, Any]:
-        """The part of `Status` that is about actors and cluster."""
-        ...
+        """Returns the fields of `Status` about actors and cluster."""
 
     def beta_of(self, version: int | None) -> Mapping[str, Any]:
-        """A version of the open measurement's fit, from the fitter itself."""
-        ...
+        """Returns a version of the open measurement's fit."""
 
     def in_sample(self) -> Mapping[str, Any]:
-        """The newest fit on its own records, from the fitter itself: `version`, and `in_sample` by mode."""
-        ...
+        """Returns `version` of the newest fit, and `in_sample` on its own records by mode."""
 
 
 class Queries:
-    """Answers questions; waits for nobody's work."""
+    """Answers queries without waiting for the working thread."""
 
-    def __init__(self, name: str, kind: str, board: ControllerState, sources: Sources) -> None:
+    def __init__(self, name: str, kind: str, board: ControllerState, sources: BackendQueries) -> None:
         self._name, self._kind, self._board, self._sources = name, kind, board, sources
 
     def status(self) -> Status:
-        """How things are."""
+        """Returns the state of the service or run."""
         census, board = self._sources.census(), self._board
         with board.changed:
             queue = board.queue
@@ -56,29 +53,32 @@ class Queries:
             )  # fmt: skip
 
     def results(self) -> tuple[MeasurementInfo, ...]:
-        """All measurements, oldest first."""
+        """Returns all measurements, oldest first."""
         with self._board.changed:
             items = self._board.queue.items
         return tuple(self.info(item) for item in items)
 
     def result(self, identity: str | None) -> tuple[MeasurementInfo, dict[str, Any] | None]:
-        """A measurement, and result.json of its whole rounds so far (None before the first)."""
+        """Returns a measurement and its result so far; None before a commit."""
         item, _ = self._at(identity)
         return self.info(item), self._board.result(item)
 
     def follow(self, identity: str, cursor: int) -> Followed:
-        """What happened to a measurement after `cursor`; 0 for all that is still known."""
-        item, _ = self._at(identity)  # before its events: then the last of them are in once it has ended
+        """Returns the events of a measurement after `cursor`; 0: all that are kept."""
+        item, _ = self._at(identity)  # before its events, so that an ended measurement has all of them
         cursor, events = self._board.events(identity, cursor)
         return Followed(cursor, events, self.info(item), self._board.closing)
 
     def beta(self, version: int | None, identity: str | None) -> Beta:
-        """A version of a measurement's fit; None: the newest. Raises ConfigError naming the versions there are."""
+        """Returns a version of a measurement's fit; None: the newest.
+
+        Raises ConfigError naming the versions that exist.
+        """
         item, probe = self._at(identity)
         if item.policy_id is None:
             raise ConfigError(bad_value("ID", item.id, f"it is {item.state} and has no beta yet"))
         report = None if probe is None else self._sources.beta_of(version)
-        if report is None or self._board.probe is not probe:  # it ended meanwhile: that was of the next one, maybe
+        if report is None or self._board.probe is not probe:  # it has ended, so the report may be of the next
             report = RunDirectory.open(Path(item.directory)).beta(version)
         plain: dict[str, Any] = {
             key: tuple(value) if isinstance(value, list) else value for key, value in report.items()
@@ -86,12 +86,12 @@ class Queries:
         return Beta(measurement=item.id, policy_id=item.policy_id, **plain)
 
     def variance(self, identity: str | None) -> Variance:
-        """Advantage statistics of a measurement's whole rounds, and the newest fit on its own data."""
+        """Returns advantage statistics of the committed rounds and of the newest fit."""
         item, probe = self._at(identity)
         result = self._board.result(item)
         own = {} if probe is None else self._sources.in_sample()
         if self._board.probe is not probe:
-            own = {}  # of the next measurement, maybe
+            own = {}  # it may be the next measurement's
         counts = {} if result is None else result["counts"]
         sizes: dict[str, Any] = {name: counts.get(name, 0) for name in ("rounds", "sequences", "tokens")}
         statistics: dict[str, Any] = {key: None if result is None else result[key] for key in STATISTICS}
@@ -103,7 +103,7 @@ class Queries:
         )  # fmt: skip
 
     def logs(self, identity: str | None, lines: int) -> tuple[str, ...]:
-        """The last lines of a measurement's log.txt; None: of the service's own log."""
+        """Returns the last lines of a measurement's log; None: of the service's log."""
         board = self._board
         if identity is None and board.directory is not None:
             path = board.directory / "service.log"
@@ -114,7 +114,7 @@ class Queries:
         return tuple(path.read_text(encoding="utf-8", errors="replace").splitlines()[-lines:])
 
     def info(self, item: Measurement) -> MeasurementInfo:
-        """A measurement as it is shown."""
+        """Returns a measurement as queries show it."""
         return MeasurementInfo(
             id=item.id, checkpoint=item.checkpoint, adapter=item.adapter, state=item.state, directory=item.directory,
             submitted=item.submitted, started=item.started, finished=item.finished, cause=item.cause,
@@ -122,7 +122,7 @@ class Queries:
         )  # fmt: skip
 
     def _at(self, identity: str | None) -> tuple[Measurement, OfflineEntropyProbe | None]:
-        """A measurement, and its probe where the fitter is open on it."""
+        """Returns a measurement, and its probe if it is running."""
         with self._board.changed:
             item = self._board.queue.get(identity)
             return item, self._board.probe if item.state == "running" else None

@@ -1,6 +1,6 @@
-"""The queue of a service's measurements: pure state, kept on disk by who owns it; no Ray, no clock.
+"""The queue of a service's measurements, without Ray, clock and files.
 
-A measurement that was running when the service was lost is the first to go on: its whole rounds are on disk.
+A measurement that was running when the service was lost resumes first: its committed rounds are on disk.
 """
 
 from collections.abc import Iterable, Mapping
@@ -16,21 +16,21 @@ OPEN: tuple[State, ...] = ("queued", "running")
 
 @dataclass(frozen=True)
 class Measurement:
-    """One checkpoint to measure.
+    """One checkpoint to measure, and how far it is.
 
     Attributes:
-        id: what people call it, `m0001`.
+        id: `m0001`, counting up.
         config: the resolved configuration, plain JSON types.
         directory: the run directory.
-        state: where it is.
+        state: queued, running, done, failed or cancelled.
         submitted: UTC time, ISO 8601.
-        started: UTC time, or None before.
-        finished: UTC time, or None before.
+        started: UTC time, or None.
+        finished: UTC time, or None.
         cause: why it failed or was cancelled, one line; None otherwise.
-        exit_code: what a `run` of it would have ended with; None while it is open.
+        exit_code: exit code of a `run` of it; None while it is open.
         begun: its run directory exists.
-        policy_id: names checkpoint and sampling policy; None before it began.
-        summary: `rounds`, `sequences`, `entropy`, `gradient` and `beta_version` of its result, once it has ended.
+        policy_id: of checkpoint and sampling policy; None before it began.
+        summary: part of its result (see `state.summary`), once it has ended.
         sources: the files that it reads, as they were when it was queued.
         pin: directory of the pinned files, or None.
     """
@@ -52,7 +52,7 @@ class Measurement:
 
     @property
     def checkpoint(self) -> str:
-        """Directory or name of what is measured."""
+        """Directory or name of the checkpoint."""
         return str(self.config["model"]["path"])
 
     @property
@@ -63,7 +63,7 @@ class Measurement:
 
 
 class Queue:
-    """Measurements in the order in which they came."""
+    """Measurements in the order of their submission."""
 
     def __init__(self, items: Iterable[Measurement] = (), draining: bool = False) -> None:
         self._items = {item.id: item for item in items}
@@ -71,43 +71,43 @@ class Queue:
 
     @property
     def items(self) -> tuple[Measurement, ...]:
-        """All of them, oldest first."""
+        """All measurements, oldest first."""
         return tuple(self._items.values())
 
     @property
     def waiting(self) -> tuple[Measurement, ...]:
-        """Those that have not been started, next first."""
+        """Measurements that have not been started, next first."""
         return tuple(item for item in self._items.values() if item.state == "queued")
 
     @property
     def running(self) -> Measurement | None:
-        """The one at work."""
+        """The running measurement."""
         return next((item for item in self._items.values() if item.state == "running"), None)
 
     def next_id(self) -> str:
-        """The id of the next measurement to be submitted."""
+        """Returns the id of the next measurement to be submitted."""
         return f"m{len(self._items) + 1:04d}"
 
     def submit(self, item: Measurement) -> None:
-        """Put a measurement at the end. Raises ConfigError while the queue drains."""
+        """Appends a measurement. Raises ConfigError while the queue drains."""
         self.refuse_draining(item.checkpoint)
         assert item.id == self.next_id(), "ids count up"
         self._items[item.id] = item
 
     def refuse_draining(self, checkpoint: str) -> None:
-        """Raise ConfigError while the queue drains."""
+        """Raises ConfigError while the queue drains."""
         if self.draining:
             raise ConfigError(bad_value("CHECKPOINT", checkpoint, "the service drains; undo that: drain --undo"))
 
     def withdraw(self, identity: str) -> None:
-        """Take the newest back as if it had never been submitted."""
+        """Removes the newest measurement."""
         assert identity == list(self._items)[-1], "the newest"
         del self._items[identity]
 
     def get(self, identity: str | None) -> Measurement:
-        """The measurement of that id; None: the one at work, else the newest that was started.
+        """Returns a measurement; None: the running one, else the last one started.
 
-        Raises ConfigError naming what there is.
+        Raises ConfigError naming the last ids.
         """
         if identity is None:
             begun = [item for item in self._items.values() if item.started is not None]
@@ -121,12 +121,15 @@ class Queue:
         return self._items[identity]
 
     def change(self, identity: str, **fields: Any) -> Measurement:
-        """Replace fields of a measurement; returns it as it is now."""
+        """Replaces fields of a measurement; returns the new one."""
         self._items[identity] = changed = replace(self._items[identity], **fields)
         return changed
 
     def cancel(self, identity: str, now: str) -> Measurement:
-        """Take back one that waits; one at work is for its owner to stop. Raises ConfigError when it has ended."""
+        """Cancels a queued measurement; returns a running one unchanged.
+
+        Its owner stops a running one. Raises ConfigError when it has ended.
+        """
         item = self.get(identity)
         if item.state not in OPEN:
             raise ConfigError(
@@ -138,12 +141,12 @@ class Queue:
         return item
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON types; `from_json` gives an equal queue back."""
+        """Returns plain JSON types, the inverse of `from_json`."""
         return {"draining": self.draining, "measurements": [asdict(item) for item in self._items.values()]}
 
     @classmethod
     def from_json(cls, raw: Mapping[str, Any]) -> "Queue":
-        """Inverse of `to_json`; what was running waits again, before all others, as it came before them."""
+        """Returns the queue of `to_json`, with a running measurement queued, first."""
         items = [
             Measurement(**item | {"sources": tuple(Source(**source) for source in item["sources"])})
             for item in raw["measurements"]

@@ -1,4 +1,4 @@
-"""What a service and a run in progress answer: frozen, plain types, the same in Python and as JSON."""
+"""Answers of a service or a run, the same in Python and as JSON."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -11,7 +11,7 @@ class Reply:
     """Base of all answers."""
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON types."""
+        """Returns plain JSON types."""
         return asdict(self)  # type: ignore[call-overload,no-any-return]
 
 
@@ -21,10 +21,10 @@ class Actor(Reply):
 
     Attributes:
         number: counts up as actors are started.
-        state: starting, loading, idle, or what it does (`collect 0/3`: round/shard); `, leaving` when it goes soon.
-        node: address of its node, or None before it started.
-        pid: of its process, or None before it started.
-        tokens: tokens sampled and scored since it started, as last heard; None before any answer.
+        state: starting, loading, idle, or its task (`collect 0/3`: round/shard); `, leaving` once it is superfluous.
+        node: address of its node; None before it started.
+        pid: of its process; None before it started.
+        tokens: tokens sampled and scored since it started, by its last report; None before the first.
     """
 
     number: int
@@ -36,7 +36,7 @@ class Actor(Reply):
 
 @dataclass(frozen=True)
 class MeasurementInfo(Reply):
-    """A measurement and how far it is.
+    """A measurement, with figures of its result so far.
 
     Attributes:
         id: `m0001`, counting up.
@@ -44,16 +44,16 @@ class MeasurementInfo(Reply):
         adapter: directory of the adapter, or None.
         state: queued, running, done, failed or cancelled.
         directory: of the run.
-        rounds: whole rounds that are committed.
+        rounds: committed rounds.
         sequences: responses in them.
         entropy: `entropy` of result.json so far, nats; None before a round is committed.
         gradient: `gradient` of result.json so far; None before.
-        beta_version: newest version that was published for it; None before.
+        beta_version: newest version of its fit; None before.
         submitted: UTC, ISO 8601; as are `started` and `finished`, None before.
         started: when work on it began.
         finished: when it ended.
         cause: why it failed or was cancelled.
-        exit_code: what a `run` of it would have ended with; None while it is open.
+        exit_code: exit code of a `run` of it; None while it is open.
     """
 
     id: str
@@ -75,32 +75,32 @@ class MeasurementInfo(Reply):
 
 @dataclass(frozen=True)
 class Status(Reply):
-    """How a service or a run is doing.
+    """The state of a service or a run.
 
     Attributes:
         name: of the service or run.
         kind: service or run.
-        state: starting, idle, loading, measuring, closing or failed; `draining` is told apart.
+        state: starting, idle, loading, measuring, closing or failed; see also `draining`.
         namespace: Ray namespace of its actors.
-        directory: where its files are.
+        directory: of its files.
         since: UTC, ISO 8601.
-        draining: nothing new is taken.
+        draining: it refuses new measurements.
         actors_asked: rollout actors asked for.
-        actors_alive: rollout actors that have loaded the checkpoint at hand, those that leave included.
-        actors: each of them.
-        last_failure: why an actor died or did not start, the last time; None when none did.
+        actors_alive: rollout actors that have loaded the current checkpoint, with leaving ones.
+        actors: each rollout actor.
+        last_failure: why an actor last died or did not start, or None.
         problem: why the service cannot work, or None.
-        measurement: the one at work, or None.
-        progress: of the one at work, or None before its first shard.
-        shards_retried: shards done again in the committed rounds of the one at work.
-        queued: ids that wait, next first.
+        measurement: the running one, or None.
+        progress: of the running measurement; None before its first shard.
+        shards_retried: shards retried in the committed rounds of the running measurement.
+        queued: ids of queued measurements, next first.
         ended: number of measurements that have ended.
         nodes: live nodes of the cluster.
         resources: total resources of the cluster (CPU, GPU, own).
-        free: what of them is free.
-        warnings: worth reading.
-        actors_starting: rollout actors that start or load the checkpoint, of those that are to stay.
-        actors_leaving: rollout actors more than asked for; they leave when nothing depends on them.
+        free: unused resources of the cluster.
+        warnings: one line each.
+        actors_starting: rollout actors that start or load the checkpoint, without superfluous ones.
+        actors_leaving: superfluous rollout actors; they end once their shards are committed.
     """
 
     name: str
@@ -130,7 +130,7 @@ class Status(Reply):
 
 @dataclass(frozen=True)
 class Beta(Reply):
-    """A version of the fitted baseline: `beta` of result.json (spec section 9), and whose it is.
+    """A version of the fitted baseline, with its measurement.
 
     Attributes:
         measurement: id of the measurement.
@@ -163,20 +163,20 @@ class Beta(Reply):
 
 @dataclass(frozen=True)
 class Variance(Reply):
-    """Advantage statistics of the committed rounds, and the newest fit on its own data.
+    """Advantage statistics of the committed rounds and of the newest fit.
 
     Attributes:
         measurement: id of the measurement.
         beta_version: of the last committed round; None before one is committed.
-        rounds: whole rounds inside.
-        sequences: responses inside.
-        tokens: response tokens inside.
+        rounds: committed rounds.
+        sequences: responses in them.
+        tokens: response tokens in them.
         advantage_variance: by mode, nats^2 per token, centred, under the configured fit.
-        advantage_mean_square: by mode, nats^2 per token, about zero: what the score term sees.
+        advantage_mean_square: by mode, nats^2 per token, about zero, as in the score term.
         advantage_mean_square_ratio: by mode, the ratio to `none` with its standard error (shards as clusters).
         gradient: norm_raw, norm_debiased, norm_sq_debiased, trace_cov, snr, as in result.json.
-        in_sample: by mode, nats^2 per token: the newest fit on the very records it was fitted on, which flatters;
-            it may be a version ahead of the committed rounds (`in_sample_version`).
+        in_sample: by mode, nats^2 per token, of the newest fit on its own records: an optimistic value, which may be
+            a version ahead of the committed rounds (`in_sample_version`).
         in_sample_version: version of that fit.
         mode: baseline in use; None before a round is committed.
         advantage_paired: differences between modes on the same tokens, as in result.json.
@@ -199,13 +199,13 @@ class Variance(Reply):
 
 @dataclass(frozen=True)
 class Scaled(Reply):
-    """Answer to `scale`.
+    """The answer to `scale`.
 
     Attributes:
         asked: rollout actors asked for now.
-        alive: rollout actors that have loaded the checkpoint, those that leave included.
-        room: actors that the cluster's nodes can hold in all, whatever else runs there.
-        messages: what will happen, one line each.
+        alive: rollout actors that have loaded the checkpoint, with leaving ones.
+        room: rollout actors that the cluster's nodes could hold if they were empty.
+        messages: consequences, one line each.
     """
 
     asked: int
@@ -216,13 +216,13 @@ class Scaled(Reply):
 
 @dataclass(frozen=True)
 class Followed(Reply):
-    """What has happened to a measurement since it was last asked.
+    """The events of a measurement since the last call.
 
     Attributes:
         cursor: pass it to the next call.
         events: progress and notes, oldest first.
         info: the measurement.
-        closing: the service or run is being ended; the measurement goes no further.
+        closing: the service or run is ending, and the measurement with it.
     """
 
     cursor: int

@@ -1,4 +1,4 @@
-"""The check of a run directory before anything is started for it. numpy only."""
+"""Checks a run directory before Ray is started for it."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -12,15 +12,15 @@ SAID_FROM_BYTES = 2**30
 
 
 def check_run(directory: RunDirectory, tell: Callable[[str], None] = lambda text: None) -> None:
-    """Refuse a run directory that is not as the run left it: every file that a resume reads is read through.
+    """Reads every file that a resume needs, and refuses damaged ones.
 
     Args:
-        directory: of the run; no process is at work on it.
-        tell: receives a line about what takes long.
+        directory: of the run, which no other process uses.
+        tell: receives a line about a check that takes long.
 
     Raises:
-        ConfigError: a file is missing or damaged; names it.
-        LedgerError: the ledger is.
+        ConfigError: a file is missing or damaged.
+        LedgerError: the ledger is damaged.
     """
     directory.check_start()
     lines = directory.committed_rounds()

@@ -17,7 +17,7 @@ logger = logging.getLogger("ray_probe")
 
 
 def log_start(config: ProbeConfig, backend: LoadingBackend, finished: int, passes: Pass) -> None:
-    """Log the settings of a measurement that begins or goes on."""
+    """Logs the settings of a measurement that begins or resumes."""
     estimator, baseline = config.estimator, config.estimator.baseline
     logger.info(
         "x_estimator_mode=%s baseline.mode=%s baseline.fit=%s features=%s ridge_lambda=%g",
@@ -42,7 +42,7 @@ def log_start(config: ProbeConfig, backend: LoadingBackend, finished: int, passe
 
 
 def log_text(prepared: PreparedRun) -> None:
-    """Log whose tokenizer and chat template are in use, and what ends a response."""
+    """Logs the origin of tokenizer and chat template, and the EOS tokens."""
     checkpoint, eos, after_eos = prepared.checkpoint, prepared.eos, prepared.prompts.after_eos
     if checkpoint.adapter is not None:
         template = checkpoint.template_from or "neither"
@@ -55,14 +55,14 @@ def log_text(prepared: PreparedRun) -> None:
 
 
 def tell(listener: Listener, text: str) -> None:
-    """Tell of what happens outside rounds: to the log, and as progress."""
+    """Reports an event outside rounds, to the log and the listener."""
     logger.info(text)
     listener(Progress.outside(text))
 
 
 @contextlib.contextmanager
 def warnings_to(listener: Listener) -> Iterator[None]:
-    """Report what is logged as a warning in the block: before the first round, nothing else reports it."""
+    """Reports logged warnings to the listener, for the block."""
     handler = logging.Handler(logging.WARNING)
     handler.emit = lambda record: listener(Progress.outside(record.getMessage()))  # type: ignore[method-assign]
     logger.addHandler(handler)
@@ -73,7 +73,7 @@ def warnings_to(listener: Listener) -> Iterator[None]:
 
 
 def log_to(listener: Listener) -> Listener:
-    """Write notes, and the end of each round, into the log too."""
+    """Returns a listener that also logs notes and the end of each round."""
 
     def listen(progress: Progress) -> None:
         if progress.note is not None:
@@ -90,7 +90,7 @@ def log_to(listener: Listener) -> Listener:
 
 @contextlib.contextmanager
 def logged_to(path: Path, notes: Sequence[str] = ()) -> Iterator[None]:
-    """Append what is logged in the block to a file (0600), these notes first."""
+    """Appends the log of the block to a file (0600), after these notes."""
     path.touch(mode=0o600)
     handler = logging.FileHandler(path, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))

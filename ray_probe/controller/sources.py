@@ -1,7 +1,7 @@
-"""What a queued measurement is about, as it was when it was queued: files, their times, their fingerprints. No torch.
+"""The files that a queued measurement reads, as they were when it was queued.
 
-A stamp (names, sizes and times of the files) is taken at once; the fingerprint, for which every byte is read, follows.
-Until it is there, unchanged stamps say that the bytes are those of the queueing.
+A stamp (names, sizes and times of the files) is taken at once. The fingerprint reads every byte, so it follows later;
+until then unchanged stamps mean unchanged bytes.
 """
 
 import hashlib
@@ -29,10 +29,10 @@ class Source:
     Attributes:
         field: of the configuration.
         place: the directory that holds them; for prompts, the file.
-        stamp: sha256 over names, sizes and times of change, hexadecimal; what `place`, or the pin, had when queued.
-        fingerprint: sha256 over names and contents, hexadecimal; None while it is not taken yet.
-        pinned: directory that holds the pinned files, or None.
-        how: they are pinned by hard links or as copies; None: not at all.
+        stamp: sha256 over names, sizes and times of change when it was queued, hexadecimal.
+        fingerprint: sha256 over names and contents, hexadecimal; None before it is computed.
+        pinned: directory of the pinned files, or None.
+        how: pinned by hard links or as copies; None: not pinned.
     """
 
     field: Field
@@ -44,18 +44,18 @@ class Source:
 
     @property
     def files(self) -> list[Path]:
-        """The files, by name; those of the pin where there is one. Empty where they are gone."""
+        """The pinned or original files, by name; [] if they are gone."""
         place = Path(self.pinned or self.place)
         if self.field == "data.prompts":
             return [place] if place.is_file() else []
         return matching_files(place, _PATTERNS[self.field])
 
     def stamped(self) -> "Source":
-        """The same with the stamp that its files have now. Raises OSError when one is gone."""
+        """Returns a copy with the present stamp. Raises OSError when a file is gone."""
         return replace(self, stamp=stamp_of(self.files))
 
     def fingerprinted(self) -> "Source":
-        """The same with the fingerprint that its files have now, which reads every byte. Raises OSError."""
+        """Returns a copy with the present fingerprint. Raises OSError."""
         place = Path(self.pinned or self.place)
         if self.field == "data.prompts":
             return replace(self, fingerprint=sha256_of(place))
@@ -63,18 +63,18 @@ class Source:
 
 
 def stamp_of(files: Iterable[Path]) -> str:
-    """Sha256 over names, sizes and times of change, hexadecimal. Raises OSError when a file is gone."""
+    """Returns the stamp of files (see `Source`). Raises OSError when one is gone."""
     seen = [(file.name, (status := file.stat()).st_size, status.st_mtime_ns) for file in files]
     return hashlib.sha256(repr(seen).encode()).hexdigest()
 
 
 def sources_of(config: ProbeConfig, directory: Path, adapter: Path | None) -> list[Source]:
-    """What a measurement reads, not stamped yet.
+    """Returns the sources of a measurement, without stamps.
 
     Args:
-        config: its configuration.
-        directory: where its checkpoint lies.
-        adapter: where the adapter on it lies, or None.
+        config: of the measurement.
+        directory: of its checkpoint.
+        adapter: directory of its adapter, or None.
     """
     found = [Source("model.path", str(directory))]
     if adapter is not None:
@@ -86,14 +86,14 @@ def sources_of(config: ProbeConfig, directory: Path, adapter: Path | None) -> li
 
 
 def check_unchanged(sources: Iterable[Source], queued: str, now: str) -> None:
-    """Refuse files that are not as they were when the measurement was queued.
+    """Refuses files that changed since the measurement was queued.
 
-    A file with another time and the same bytes is no change, where the fingerprint is known.
+    Where the fingerprint is known, another time with the same bytes is not a change.
 
     Args:
         sources: as they were when it was queued.
-        queued: when that was, UTC.
-        now: UTC.
+        queued: UTC time of that.
+        now: UTC time.
 
     Raises:
         InputError: one line with both times.
@@ -110,7 +110,7 @@ def check_unchanged(sources: Iterable[Source], queued: str, now: str) -> None:
 
 
 def check_measured(sources: Iterable[Source], prepared: PreparedRun, queued: str, now: str) -> None:
-    """Refuse a prepared measurement whose fingerprints are not those of the queueing. Raises InputError."""
+    """Raises InputError for a prepared run with other fingerprints than when queued."""
     checkpoint = prepared.checkpoint
     measured = {"model.path": checkpoint.fingerprint, "model.adapter": checkpoint.adapter_fingerprint}
     for source in sources:

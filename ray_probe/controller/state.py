@@ -1,4 +1,7 @@
-"""What a controller has published: its queue, kept on disk, and what happens; written by one thread, read by any."""
+"""The published state of a controller, with its queue on disk.
+
+One thread works with it, any thread may read it.
+"""
 
 import logging
 import threading
@@ -24,12 +27,19 @@ SCHEMA_VERSION = 1
 
 
 class ControllerState:
-    """State of a service or a run; `changed` guards it, and is notified of what happens.
+    """State of a service or a run.
 
-    `actors` is what `scale` asked for last, None when nobody has.
+    Attributes:
+        changed: guards the state and is notified of changes.
+        actors: number that `scale` set last, or None.
+        state: starting, idle, loading, measuring, closing or failed.
+        closing: the controller is ending.
+        problem: why the service cannot work, or None.
+        probe: of the running measurement.
+        progress: of the running measurement.
 
     Args:
-        directory: where the queue is kept, and found again after a loss; None keeps none.
+        directory: that holds the queue, also after a loss; None: the queue is not written.
     """
 
     def __init__(self, directory: Path | None) -> None:
@@ -44,18 +54,16 @@ class ControllerState:
         self.probe: OfflineEntropyProbe | None = None
         self.progress: Progress | None = None
         self._events: deque[tuple[int, str, Progress]] = deque(maxlen=EVENTS_KEPT)
-        self._sequence = time.time_ns() // 1000  # beyond those of an earlier life, whose followers may still ask
+        self._sequence = time.time_ns() // 1000  # above those before a restart, as clients of then may still follow
 
     def save(self) -> None:
-        """Put the queue on disk."""
+        """Writes the queue to disk."""
         if self.directory is not None:
             state = {"schema_version": SCHEMA_VERSION, "actors": self.actors} | self.queue.to_json()
-            path = self.directory / STATE_FILE
-            write_atomically(path, sealed(state))
-            path.chmod(0o600)
+            write_atomically(self.directory / STATE_FILE, sealed(state), private=True)
 
     def submit(self, item: Measurement) -> None:
-        """Queue a measurement, on disk too. Raises OutputError, with nothing queued, when it cannot be kept."""
+        """Queues a measurement. Raises OutputError if it cannot be written."""
         with self.changed:
             self.queue.submit(item)
             try:
@@ -66,7 +74,7 @@ class ControllerState:
             self.changed.notify_all()
 
     def take(self, now: str) -> Measurement | None:
-        """The measurement that is next, at work from now on; None when none waits."""
+        """Marks the next queued measurement as running; returns it, or None."""
         with self.changed:
             item = next(iter(self.queue.waiting), None)
             if item is None:
@@ -74,27 +82,27 @@ class ControllerState:
             return self.change(item.id, "loading", state="running", started=item.started or now, cause=None)
 
     def change(self, identity: str, state: str | None = None, /, **fields: Any) -> Measurement:
-        """Change a measurement, and the state of the whole where given; what keeps it from the disk is a problem."""
+        """Changes a measurement, and the state if given; a disk error becomes `problem`."""
         with self.changed:
             if state is not None:
                 self.state, self.problem = state, None
             item = self.queue.change(identity, **fields)
             try:
                 self.save()
-            except OutputError as error:  # the work goes on, and the next change tries again
+            except OutputError as error:  # the work goes on, and the next change writes again
                 logger.error(str(error))
                 self.problem = str(error)
             self.changed.notify_all()
         return item
 
     def leave(self, identity: str, /, **fields: Any) -> Measurement:
-        """A measurement is no longer at work."""
+        """Changes a measurement that stops running."""
         with self.changed:
             self.probe = self.progress = None
             return self.change(identity, **fields)
 
     def event(self, identity: str, progress: Progress) -> None:
-        """Something happened to a measurement; of a round only the newest snapshot is kept, and every note."""
+        """Keeps an event: every note, and of each round the newest progress."""
         with self.changed:
             self._sequence += 1
             in_round = progress.rounds != 0
@@ -106,7 +114,7 @@ class ControllerState:
                 self.progress = progress
 
     def events(self, identity: str, cursor: int) -> tuple[int, tuple[Progress, ...]]:
-        """What happened to a measurement after `cursor`, and the cursor to go on from."""
+        """Returns the next cursor, and the events of a measurement after `cursor`."""
         with self.changed:
             fresh = [(number, event) for number, whose, event in self._events if whose == identity and number > cursor]
         return max((number for number, _ in fresh), default=cursor), tuple(event for _, event in fresh)
@@ -116,7 +124,7 @@ class ControllerState:
 
         Raises ConfigError when the file is damaged.
         """
-        with self.changed:  # it may have ended since, and the next one be at work
+        with self.changed:  # it may have ended since, and the next one begun
             item, probe = self.queue.get(item.id), self.probe
         if item.state == "running":
             return None if probe is None else probe.result()

@@ -5,7 +5,8 @@ import os
 import stat
 from pathlib import Path
 
-from ray_probe.cluster.head.environment import env_to_join, environment, require_token, token_mode, token_place
+from ray_probe.cluster.head.auth_token import require_token, token_mode, token_place
+from ray_probe.cluster.head.environment import env_to_join, environment
 from ray_probe.doctor.checks import Case, Finding
 
 NO_TOKEN = "no token is sent, as RAY_AUTH_MODE is not token"

@@ -1,1 +1,1 @@
-"""The user's side: start and stop a service, talk to it, run once."""
+"""Runs, services and their clients, as a user starts and asks them."""

@@ -1,47 +1,53 @@
-"""From the name of what is live to the actor that answers for it, on the cluster that this process joins."""
+"""Finds the controller of a service or run by its name, on any cluster."""
 
 import contextlib
 import sys
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from ray_probe.cluster.connection.addresses import connected_address, find_address, is_connected_to, same_place
+from ray_probe.cluster.connection.connect import connected
+from ray_probe.cluster.head.head_monitor import LOST_S, OWN_LOST_S, HeadMonitor
 from ray_probe.errors import ClusterError, ConfigError, bad_value
 from ray_probe.service import registry
-
-if TYPE_CHECKING:
-    from ray_probe.cluster.head.head_monitor import HeadMonitor
 
 
 @dataclass(frozen=True)
 class Found:
-    """A service or run that answers: its controller, name, namespace and kind, and a watch of its cluster's head."""
+    """A service or run that was found.
+
+    Attributes:
+        controller: its actor.
+        name: of the service or run.
+        namespace: Ray namespace of its actors.
+        kind: service or run.
+        head: monitor of its cluster's head.
+    """
 
     controller: Any
     name: str
     namespace: str
     kind: str
-    head: "HeadMonitor"
+    head: HeadMonitor
 
 
 def find(
     stack: contextlib.ExitStack, address: str | None, namespace: str | None, name: str | None, kind: str | None
 ) -> Found:
-    """Connect this process to the cluster of what is meant, unless it is connected, for as long as the stack lasts.
+    """Joins the cluster of a service or run and finds its controller.
 
     Args:
-        stack: ends the connection.
-        address: host:port of the cluster, or auto; None: where this user's registry says.
+        stack: ends the connection, where this process was not connected.
+        address: host:port of the cluster, or auto; None: from this user's registry.
         namespace: Ray namespace; None: the registry's, or `ray_probe` with an address.
-        name: of the service or run; None where there is only one.
-        kind: of what is looked for without a name: service or run; None: either.
+        name: of the service or run; None: the only one.
+        kind: service or run, to choose without a name; None: either.
 
     Raises:
-        ConfigError: nothing of that name, or several without one; names what there is.
-        ClusterError: the cluster is not reachable, refuses the token, or is not the one that this process has joined.
+        ConfigError: no such service or run, or several; names those that exist.
+        ClusterError: the cluster is unreachable, refuses the token, or is not the connected one.
     """
     from ray_probe.cluster.actors.own_actors import kind_of
-    from ray_probe.cluster.connection.addresses import connected_address
-    from ray_probe.cluster.head.head_monitor import LOST_S, OWN_LOST_S, HeadMonitor
 
     if address is None:
         entry = registry.choose(name, kind)
@@ -60,54 +66,52 @@ def find(
 
 
 def join(stack: contextlib.ExitStack, address: str, namespace: str, token_path: str | None, loopback: bool) -> None:
-    """Connect this process to the cluster, unless it is."""
-    from ray_probe.cluster.connection.addresses import connected_address, is_connected_to
-    from ray_probe.cluster.connection.connect import connected
-    from ray_probe.cluster.connection.join_check import find_address
-
+    """Connects this process to a cluster unless it is connected."""
     if not is_connected():
         stack.enter_context(
             connected(address, namespace, None, token_path=token_path, loopback=loopback, log=lambda text: None)
         )
     elif address != "auto" and not is_connected_to(find_address(address)):
         remedy = f"this process is connected to the Ray cluster at {connected_address()}, and it can have only one"
-        remedy += " connection; ask from another process, with `ray-probe COMMAND --json` say"
+        remedy += " connection; ask from another process, for example with `ray-probe COMMAND --json`"
         raise ClusterError(bad_value("address", address, remedy))
 
 
 def is_connected() -> bool:
-    """Whether this process is connected to a Ray cluster; nothing is imported for that."""
+    """Returns whether this process is connected to a Ray cluster."""
     ray: Any = sys.modules.get("ray")
     return ray is not None and bool(ray.is_initialized())
 
 
 def entry_at(address: str, name: str | None) -> registry.Entry | None:
-    """An entry of this user's at an address (host:port or auto), however that is spelled; that of the name first."""
-    from ray_probe.cluster.connection.addresses import connected_address, same_place
-    from ray_probe.cluster.connection.join_check import find_address
+    """Returns an entry at an address, preferably of that name, or None.
 
+    Args:
+        address: host:port in any spelling, or auto.
+        name: of the service or run.
+    """
     found = connected_address() if address == "auto" and is_connected() else find_address(address)
     there = [entry for entry in registry.entries() if same_place(entry.address, found)]
     return next((entry for entry in there if entry.name == name), there[0] if there else None)
 
 
 def choose_controller(name: str | None, namespace: str, kind: str | None = None) -> tuple[Any, str]:
-    """The controller that is meant, on the cluster that this process is connected to, and its name.
+    """Returns a controller of the connected cluster, and its name.
 
     Args:
-        name: of a service or run; None: the only one there is.
+        name: of a service or run; None: the only one.
         namespace: Ray namespace of its actors.
-        kind: of what is looked for without a name, service or run; None: either.
+        kind: service or run, to choose without a name; None: either.
 
     Raises:
-        ConfigError: nothing is up, or several are and none is named; names what there is.
+        ConfigError: no such service or run, or several; names those that exist.
     """
     from ray_probe.cluster.actors.own_actors import controllers, kind_of
 
     there = controllers(namespace)
     fitting = [name] if name is not None else list(there)
     if name is None and kind is not None:
-        kinds = {one: kind_of(controller, one) for one, controller in there.items()}  # None: it is being restarted, say
+        kinds = {one: kind_of(controller, one) for one, controller in there.items()}  # None: it does not answer
         fitting = [one for one in there if kinds[one] == kind] or [one for one in there if kinds[one] is None]
     if len(fitting) == 1 and fitting[0] in there:
         return there[fitting[0]], fitting[0]
@@ -121,5 +125,5 @@ def _join_entry(stack: contextlib.ExitStack, entry: registry.Entry, namespace: s
     except ClusterError as error:
         if not entry.loopback or entry.kind == "run" or is_connected():
             raise
-        remedy = f"`down --run {entry.name}`, then `up CONFIG --name {entry.name}` goes on with what it had"
+        remedy = f"`down --run {entry.name}`, then `up CONFIG --name {entry.name}` resumes its measurements"
         raise ClusterError(f"the head of {entry.name!r} does not answer; {remedy} ({error})") from None

@@ -1,4 +1,4 @@
-"""Ending a service: what `down` does, and when its entry in this user's registry goes."""
+"""Ends a service for `down`, and removes its entry in the registry."""
 
 import os
 import shutil
@@ -6,6 +6,8 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
+from ray_probe.cluster.connection.connect import connected
+from ray_probe.cluster.head import local_head
 from ray_probe.cluster.head.environment import PREFIX
 from ray_probe.errors import ClusterError, ConfigError, NoClusterError, bad_value
 from ray_probe.service import registry
@@ -17,18 +19,17 @@ Tell = Callable[[str], None]
 
 
 def down(name: str | None, tell: Tell, address: str | None = None, namespace: str | None = None) -> str:
-    """End a service, its actors and the head that it owns; returns its name.
+    """Ends a service, its actors and its own head; returns its name.
 
     Args:
-        name: of the service; None where only one is up.
-        tell: called with a line on what happens.
-        address: of its cluster; the head that a service of another user owns stays.
-        namespace: there; None: this user's registry says, or ray_probe.
+        name: of the service; None: the only one.
+        tell: receives messages.
+        address: of its cluster; a head of another user's service stays.
+        namespace: Ray namespace; None: the registry's, or `ray_probe`.
 
     Raises:
         ConfigError: no service has that name, or it is a run.
-        ClusterError: it cannot be reached, and its cluster is not its own. It stays listed unless it is known to be
-            gone.
+        ClusterError: a service without its own head is unreachable. It stays listed unless its cluster is gone.
     """
     entry = _meant(name) if address is None else _at(address, name, namespace)
     if entry.kind != "service":
@@ -43,8 +44,6 @@ def down(name: str | None, tell: Tell, address: str | None = None, namespace: st
                 raise _not_ended(entry, error) from None
             tell(f"the service does not answer ({error}); its head is ended")
     if entry.pid is not None:
-        from ray_probe.cluster.head import local_head
-
         local_head.end(entry.pid, entry.pid_created)
     forget_lost_head(entry.name)
     registry.forget(entry)
@@ -52,7 +51,7 @@ def down(name: str | None, tell: Tell, address: str | None = None, namespace: st
 
 
 def _meant(name: str | None) -> registry.Entry:
-    """The service of that name, be it gone or not; None: the only one that is up, or that has lost its head."""
+    """Returns the entry of a service, live or not; None: the only one."""
     if name is not None:
         return registry.read(name) or registry.choose(name)
     lost = registry.lost_services()
@@ -62,7 +61,7 @@ def _meant(name: str | None) -> registry.Entry:
 
 
 def _at(address: str, name: str | None, namespace: str | None) -> registry.Entry:
-    """The service of that name on a cluster: this user's own entry of it, or one for a service that has none."""
+    """Returns this user's entry of a service on a cluster, or a new one."""
     if name is None:
         raise ConfigError("--run: name the service that is to be ended on that cluster")
     entry = entry_at(address, name)
@@ -73,7 +72,7 @@ def _at(address: str, name: str | None, namespace: str | None) -> registry.Entry
 
 
 def _not_ended(entry: registry.Entry, error: ClusterError) -> ClusterError:
-    """Say what has become of the entry of a service that could not be ended: it goes where its cluster is gone."""
+    """Returns the error with the fate of the entry, which goes with its cluster."""
     if registry.read(entry.name) != entry:
         return error
     if isinstance(error, NoClusterError):
@@ -83,12 +82,11 @@ def _not_ended(entry: registry.Entry, error: ClusterError) -> ClusterError:
 
 
 def _ended(entry: registry.Entry, tell: Tell) -> None:
-    """End a service's actors on its cluster, be its controller alive or not.
+    """Ends a service's actors on its cluster, also without its controller.
 
-    Raises ConfigError when the controller is a run's, or when nothing of that name is there and nobody said it was.
+    Raises ConfigError for a run, and for a name that neither cluster nor registry has.
     """
     from ray_probe.cluster.actors.own_actors import controllers, end_children, kind_of
-    from ray_probe.cluster.connection.connect import connected
 
     with connected(
         entry.address, entry.namespace, None, token_path=entry.token_path, loopback=entry.loopback, log=lambda _: None
@@ -99,16 +97,16 @@ def _ended(entry: registry.Entry, tell: Tell) -> None:
             if not end_children(entry.name, entry.namespace) and registry.read(entry.name) != entry:
                 remedy = f"the namespace {entry.namespace!r} has {', '.join(there) or 'none'}"
                 raise ConfigError(bad_value("--run", entry.name, f"no service of that name is up there; {remedy}"))
-            tell("its controller is gone; what else there is of it is ended")
+            tell("its controller is gone; its other actors were ended")
             return
         if kind_of(controller, entry.name) == "run":
             raise ConfigError(bad_value("--run", entry.name, "it is a run; end it with Ctrl-C where it was started"))
         if not ProbeClient(controller, entry.name, entry.namespace, ExitStack()).end():
-            tell("what was at work did not stop in time; its actors were ended")
+            tell("its measurement did not stop in time; its actors were ended")
 
 
 def forget_lost_head(name: str) -> None:
-    """Remove the temp dir, with the token, that a head of this service left when it was killed."""
+    """Removes the temp dir, with the token, of a service's killed head."""
     entry = registry.read(name)
     if entry is not None and entry.gone and entry.loopback and entry.token_path is not None:
         left = Path(entry.token_path).parent

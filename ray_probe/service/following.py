@@ -1,4 +1,4 @@
-"""Following a measurement to its end, and why that may end sooner: its service is taken down, or does not answer."""
+"""Follows a measurement to its end, or to the end of its service."""
 
 import time
 from collections.abc import Callable
@@ -17,7 +17,7 @@ Ask = Callable[..., Any]
 def follow(
     ask: Ask, name: str, kind: str, measurement: str, listener: Listener, go_on: Callable[[], None] = lambda: None
 ) -> None:
-    """Return once a measurement has ended, however it did.
+    """Returns once a measurement has ended.
 
     Args:
         ask: calls a method of the controller: (method, *args, deadline_s=seconds, meanwhile=function) -> its answer.
@@ -25,7 +25,7 @@ def follow(
         kind: service or run.
         measurement: id.
         listener: called with progress and notes.
-        go_on: called once a second at least; what it raises ends the following.
+        go_on: called at least once a second; may raise to end the wait.
 
     Raises:
         NoClusterError: the head of the cluster is gone.
@@ -56,7 +56,7 @@ def follow(
 
 
 def refuse_gone(error: ClusterError, name: str, kind: str, measurement: str) -> None:
-    """Raise where a controller is gone for good: a run's that died, or a service's that was ended."""
+    """Raises ClusterError if Ray does not restart the controller."""
     from ray_probe.cluster.actors.calls import is_gone
 
     if not is_gone(error):

@@ -1,6 +1,6 @@
-"""Which services and runs of this user are live: a file each (0600) in a directory of the user's own (0700).
+"""The live services and runs of this user, each in a file of its own (0600).
 
-Holds where a cluster is and where its token lies, never the token.
+An entry holds the address of a cluster and the path of its token, never the token.
 """
 
 import contextlib
@@ -24,13 +24,13 @@ class Entry:
         kind: service or run.
         address: host:port of the cluster's head.
         namespace: Ray namespace of its actors.
-        token_path: file of the cluster's token where ray_probe made it, else None.
-        loopback: ray_probe started the cluster, on this machine alone.
-        directory: where its files are.
+        token_path: file of the cluster's token if ray_probe made it, else None.
+        loopback: ray_probe started the cluster, which listens on loopback only.
+        directory: of its files.
         started: UTC, ISO 8601.
-        pid: process that it ends with: a run's own, or the head that a service owns; None for a service elsewhere.
-        pid_created: when that process began, see `created`: a pid may come again.
-        host: name of the machine that wrote the entry; a home directory may be shared by several.
+        pid: process that it ends with: of a run, or of a service's own head; None for a service on another cluster.
+        pid_created: start of that process, see `system.processes.created`, as process ids are reused.
+        host: name of the machine that wrote the entry; machines may share a home directory.
     """
 
     name: str
@@ -47,28 +47,32 @@ class Entry:
 
     @property
     def is_of_this_host(self) -> bool:
-        """The entry was written on this machine, so its process can be looked at."""
+        """This machine wrote the entry."""
         return self.host == socket.gethostname()
 
     @property
     def gone(self) -> bool:
-        """The process that it ends with has ended; False where that cannot be seen from here."""
+        """Its process has ended; False on other machines."""
         return self.pid is not None and self.is_of_this_host and created(self.pid) != self.pid_created
 
     @property
     def file(self) -> Path:
         """The file of the entry."""
-        return place() / f"{self.name}.json"
+        return _file(self.name)
 
 
 def place() -> Path:
-    """The directory of the entries: `ray_probe` in XDG_STATE_HOME or ~/.local/state."""
+    """Returns the directory of entries: in XDG_STATE_HOME or ~/.local/state."""
     state = os.environ.get("XDG_STATE_HOME", "")
     return (Path(state) if os.path.isabs(state) else Path.home() / ".local" / "state") / "ray_probe"
 
 
+def _file(name: str) -> Path:
+    return place() / f"{name}.json"
+
+
 def register(entry: Entry) -> None:
-    """Put an entry down, in the place of an earlier one of its name; those whose process is gone are removed.
+    """Writes an entry over one of the same name; removes entries of ended processes.
 
     Raises ConfigError when it cannot be written.
     """
@@ -92,11 +96,11 @@ def _write(directory: Path, entry: Entry) -> None:
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
     with open(descriptor, "w", encoding="utf-8") as file:
         json.dump(asdict(entry), file, indent=1)
-    temporary.replace(directory / f"{entry.name}.json")
+    temporary.replace(entry.file)
 
 
 def refuse_second(field: str, name: str) -> None:
-    """Refuse a name that something live has. Raises ConfigError saying what."""
+    """Raises ConfigError for the name of a live service or run."""
     entry = read(name)
     if entry is not None and not entry.gone:
         remedy = (
@@ -107,19 +111,19 @@ def refuse_second(field: str, name: str) -> None:
 
 
 def unregister(name: str) -> None:
-    """Take an entry away, if it is there."""
-    (place() / f"{name}.json").unlink(missing_ok=True)
+    """Removes the entry of that name, if any."""
+    _file(name).unlink(missing_ok=True)
 
 
 def forget(entry: Entry) -> None:
-    """Take an entry away unless another has its place by now."""
+    """Removes an entry unless another has replaced it."""
     if read(entry.name) == entry:
         unregister(entry.name)
 
 
 @contextlib.contextmanager
 def registered(entry: Entry) -> Iterator[None]:
-    """An entry for the block."""
+    """Registers an entry for the block."""
     register(entry)
     try:
         yield
@@ -128,10 +132,10 @@ def registered(entry: Entry) -> Iterator[None]:
 
 
 def entries() -> list[Entry]:
-    """Live entries by name; those of killed runs are removed, and files that cannot be read are left out.
+    """Returns the live entries by name; removes those of killed runs.
 
-    The entry of a service whose head was killed stays until the next `register` or `down`: `choose` tells of it. A
-    head that listens on the loopback address of another machine cannot be asked from here, and is left out.
+    Leaves out unreadable files and heads on the loopback address of another machine. The entry of a service whose head
+    was killed stays until the next `register` or `down`, so that `choose` can name it.
     """
     there = all_entries()
     for entry in there:
@@ -141,33 +145,33 @@ def entries() -> list[Entry]:
 
 
 def lost_services() -> list[Entry]:
-    """Services whose head was killed on this machine."""
+    """Returns the services whose head was killed on this machine."""
     return [entry for entry in all_entries() if entry.kind == "service" and entry.gone]
 
 
 def all_entries() -> list[Entry]:
-    """Entries by name that can be read, be they live or not."""
+    """Returns all readable entries by name, live or not."""
     found = [read(path.stem) for path in sorted(place().glob("*.json"))]
     return [entry for entry in found if entry is not None]
 
 
 def read(name: str) -> Entry | None:
-    """The entry of that name, be it live or not; None without one that can be read."""
+    """Returns the entry of that name, live or not; None if it is unreadable."""
     try:
-        return Entry(**json.loads((place() / f"{name}.json").read_text(encoding="utf-8")))
+        return Entry(**json.loads(_file(name).read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
         return None
 
 
 def choose(name: str | None, kind: str | None = None) -> Entry:
-    """The entry that is meant.
+    """Returns a live entry.
 
     Args:
-        name: of the service or run; None: the only one there is.
-        kind: of what is looked for without a name, service or run; None: either.
+        name: of the service or run; None: the only one.
+        kind: service or run, to choose without a name; None: either.
 
     Raises:
-        ConfigError: nothing is up, or several are and none is named; names what there is.
+        ConfigError: no such service or run, or several; names those that exist.
     """
     there = entries()
     if name is not None:
@@ -198,8 +202,8 @@ def _named(name: str, there: Sequence[Entry]) -> Entry:
 
 
 def _lost(entry: Entry) -> ConfigError:
-    again = f"up CONFIG --name {entry.name} goes on with what it had"
-    return ConfigError(f"--run: the service {entry.name!r} has lost its head, process and all; {again}")
+    again = f"up CONFIG --name {entry.name} resumes its measurements"
+    return ConfigError(f"--run: the service {entry.name!r} has lost its head; {again}")
 
 
 def _listed(entries: Sequence[Entry]) -> str:

@@ -1,11 +1,11 @@
-"""The time of day in files, and waiting with a deadline."""
+"""The time of day in files, and waiting with a timeout."""
 
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import TypeVar
 
-Answer = TypeVar("Answer")
+FoundT = TypeVar("FoundT")
 
 
 def utc_now() -> str:
@@ -13,15 +13,18 @@ def utc_now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def wait_until(check: Callable[[], Answer], seconds: float, every: float = 0.01) -> Answer:
-    """Retries `check` until its answer is true or time is up; returns the answer.
+def wait_until(
+    look: Callable[[], FoundT], seconds: float, every_s: float = 0.01, done: Callable[[FoundT], object] = bool
+) -> FoundT:
+    """Calls `look` until its value is what is waited for; returns the last value.
 
     Args:
-        check: called at once, and once more when the time is up.
-        seconds: the timeout; 0: `check` is called once.
-        every: seconds between two calls.
+        look: called at once, and once more when the time is up.
+        seconds: timeout; 0: `look` is called once.
+        every_s: pause between two calls, seconds.
+        done: whether a value ends the wait; by default a true one does.
     """
     deadline = time.monotonic() + seconds
-    while not (answer := check()) and (left := deadline - time.monotonic()) > 0:
-        time.sleep(min(every, left))
-    return answer
+    while not done(found := look()) and (left := deadline - time.monotonic()) > 0:
+        time.sleep(min(every_s, left))
+    return found

@@ -1,4 +1,4 @@
-"""The command itself, on a Ray of its own: interrupted after a round, gone on with, and the same answer in the end."""
+"""The command on its own Ray, interrupted and resumed, with the same answer."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Connecting: what is refused, how soon, in which words; and that a Ray started here leaves nothing behind.
+"""Connecting refuses soon and in one line; a Ray started here leaves nothing.
 
 Ray keeps state in its process, so every test that connects does so in a Python of its own.
 """
@@ -18,9 +18,11 @@ import pytest
 import ray
 from support.heads import Head, a_head
 
+from ray_probe.cluster.connection.addresses import find_address
 from ray_probe.cluster.connection.connect import Demand, check_room, connected, shortfall, slots_warning
-from ray_probe.cluster.connection.join_check import check_joinable, find_address, version_mismatch
-from ray_probe.cluster.head.environment import env_to_join, env_to_start, require_token
+from ray_probe.cluster.connection.join_check import check_joinable, version_mismatch
+from ray_probe.cluster.head.auth_token import require_token
+from ray_probe.cluster.head.environment import env_to_join, env_to_start
 from ray_probe.errors import ClusterError, ConfigError
 
 TOKEN = "0123456789abcdef" * 4

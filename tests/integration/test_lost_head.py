@@ -1,4 +1,4 @@
-"""The head of the cluster is lost in the middle of a run: told with what to do, nothing lost, nothing done twice."""
+"""The head is lost during a run: one line says what to do, and no round is lost."""
 
 import os
 import signal

@@ -1,4 +1,4 @@
-"""A service on a head of its own, used from the shell and from Python as a user would. One service for the file."""
+"""A service on its own head, used from the shell and from Python."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""A service on a cluster that `ray start` made, beside actors of others: found from drivers, tasks and the shell."""
+"""A service on a cluster of `ray start`, beside actors of other programs."""
 
 import json
 import socket

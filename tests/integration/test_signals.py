@@ -1,4 +1,4 @@
-"""SIGTERM ends a run in every phase within 5 s, with exit code 130, its finished rounds kept and nothing left behind.
+"""SIGTERM ends a run in every phase within 5 s and keeps its finished rounds.
 
 The command itself, on clusters of its own. A failpoint holds the run in a phase; then its process group is signalled,
 as `timeout` and batch systems do, or every one of its processes.

@@ -1,4 +1,4 @@
-"""Tokenizers with a chat template and BOS, and configs of small jobs on checkpoints that have them."""
+"""Tokenizers with a chat template and BOS, and configs of small jobs with them."""
 
 import json
 from collections.abc import Callable
@@ -27,7 +27,7 @@ TEMPLATE = """\
 
 
 def chat_tokenizer(adds_bos: bool = True, template: str | None = TEMPLATE) -> transformers.PreTrainedTokenizerFast:
-    """The character tokenizer with marks for the turns; with `adds_bos` it puts BOS before every text."""
+    """Returns a character tokenizer with a chat template, and BOS if `adds_bos`."""
     tokenizer = character_tokenizer(CHAT_CHARACTERS)
     tokenizer.add_special_tokens({"bos_token": BOS, "additional_special_tokens": list(MARKS[1:])})
     if adds_bos:
@@ -57,7 +57,7 @@ def job_on(checkpoint: Path, prompts: Path) -> Callable[..., ProbeConfig]:
 
 
 def plain_job(directory: Path, texts: list[str], characters: str, context: int) -> Callable[..., ProbeConfig]:
-    """Configs on a checkpoint `c` without a chat template and a file `prompts.jsonl`, both made in the directory."""
+    """Returns a maker of configs on a checkpoint `c` without a chat template."""
     vocabulary = len(characters) + 2
     checkpoint = save_checkpoint(directory / "c", tiny_gpt2(vocabulary, torch.float32, positions=context), characters)
     return job_on(checkpoint, write_jsonl(directory / "prompts.jsonl", [{"prompt": text} for text in texts]))

@@ -1,10 +1,11 @@
-"""The processes of actors on the cluster that this process has started, found from outside, as who kills them would."""
+"""Finds the processes of actors on the cluster of this process, from outside Ray."""
 
 import psutil
 
 
 def actors_of(name: str) -> list[psutil.Process]:
-    """Processes of actors of this class name, by age; Ray titles them `ray::CLASS` or `ray::CLASS.method`."""
+    """Returns the processes of actors of this class name, oldest first."""
+    # Ray titles them `ray::CLASS` or `ray::CLASS.method`.
     found = []
     for process in psutil.Process().children(recursive=True):
         try:

@@ -1,4 +1,4 @@
-"""A service without Ray: a controller with its parts at hand."""
+"""A service without Ray: a controller with its parts."""
 
 import time
 from collections.abc import Callable
@@ -14,7 +14,7 @@ from support.workers import InProcessWorkers
 
 
 class Service:
-    """A controller with its parts at hand."""
+    """A controller with its parts."""
 
     def __init__(self, directory: Path, config: ProbeConfig) -> None:
         directory.mkdir(exist_ok=True)
@@ -32,7 +32,7 @@ class Service:
         return self.controller.submit(to_dict(measurement_config(self.config, dotted))).id
 
     def take(self, **settings: Any) -> str:
-        """As `probe` of the command line does: checked, stamped, pinned."""
+        """Checks, stamps and pins as `probe` of the command line does."""
         dotted = {key.replace("__", "."): value for key, value in settings.items()}
         return self.controller.probe(measurement_config(self.config, dotted)).id
 

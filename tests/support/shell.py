@@ -32,7 +32,7 @@ class Shell:
         )
 
     def run(self, *arguments: object, code: int = 0, seconds: float = 90) -> str:
-        """Standard output of a command that ends with this exit code; standard error where that is not 0."""
+        """Returns stdout of a command with this exit code; stderr where it is not 0."""
         out, err = (process := self.start(*arguments)).communicate(timeout=seconds)
         self.said += [out, err]
         assert process.returncode == code, f"{arguments} ended with {process.returncode}:\n{out}\n{err}"

@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 
 import ray_probe
-from ray_probe.cluster.connection import join_check
 
 PACKAGE = Path(ray_probe.__file__).parent
 LAUNCH = PACKAGE.parent / "launch.py"
@@ -102,7 +101,6 @@ def sources() -> Iterator[tuple[str, str]]:
     for path in sorted(PACKAGE.rglob("*.py")):
         yield str(path.relative_to(PACKAGE)), path.read_text(encoding="utf-8")
     yield LAUNCH.name, LAUNCH.read_text(encoding="utf-8")
-    yield "the rehearsal in cluster/join_check.py", join_check._REHEARSAL
 
 
 def test_every_call_that_can_wait_says_how_long() -> None:

@@ -1,1 +1,1 @@
-"""Connecting to a Ray cluster, and what must hold on its nodes."""
+"""Connects this process to a Ray cluster and checks its nodes."""

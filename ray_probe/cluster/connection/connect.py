@@ -1,34 +1,47 @@
-"""Connecting to a Ray cluster, or starting one here that ends with us and leaves nothing behind.
+"""Connects this process to a Ray cluster, or to a private one that it starts.
 
-A Ray that is started here is private: it listens on loopback, has a temp dir of mode 0700 with a token of its own in
-it, and nothing is written to the home directory (a bare ray.init leaves a world-readable token there). It runs in a
-process of its own (see `head`), which this one joins like any other cluster.
+A private Ray ends with the process. It listens on loopback, has a temp dir (0700) with a token of its own, and writes
+nothing to the home directory, where a bare `ray.init` leaves a world-readable token. It runs in a head process (see
+`cluster.head`), which this process joins like any other cluster.
 """
 
 import contextlib
 import sys
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ray_probe.cluster.connection.addresses import connected_address
+from ray_probe.cluster.connection.addresses import connected_address, find_address, on_loopback_only
 from ray_probe.cluster.connection.demand import Demand, check_machine, cores, shortfall, slots_warning
-from ray_probe.cluster.connection.join_check import check_joinable, find_address, on_loopback_only
+from ray_probe.cluster.connection.join_check import check_joinable
 from ray_probe.cluster.connection.session import is_settled, session
 from ray_probe.cluster.connection.shadows import refuse_shadows
-from ray_probe.cluster.head import local_head as heads
-from ray_probe.cluster.head.environment import env_to_join, environment, on_loopback, require_token
+from ray_probe.cluster.head import local_head
+from ray_probe.cluster.head.auth_token import require_token
+from ray_probe.cluster.head.environment import env_to_join, environment, on_loopback
 from ray_probe.cluster.head.local_head import Head, StartedHead
 from ray_probe.errors import ClusterError, bad_value
+from ray_probe.system.clock import wait_until
 
-ROOM_S = 3.0  # nodes of a cluster that has just been started register one after the other
+ROOM_S = 3.0  # the nodes of a new cluster register one after the other
+ROOM_EVERY_S = 0.1
 
 
 @dataclass(frozen=True)
 class ClusterInfo:
-    """The connected cluster; `temp_dir`, and `token_path` for others who join it, only when it was started here."""
+    """The connected cluster.
+
+    Attributes:
+        address: host:port of its head.
+        ray_version: of this process, and so of the cluster.
+        nodes: number of live nodes.
+        cpus: CPUs of all nodes.
+        gpus: GPUs of all nodes.
+        owned: this process started the cluster.
+        temp_dir: directory of Ray's files; None unless `owned`.
+        token_path: file of the token for other processes that join; None unless `owned`.
+    """
 
     address: str
     ray_version: str
@@ -53,24 +66,22 @@ def connected(
     head: StartedHead | None = None,
     log: Callable[[str], None],
 ) -> Iterator[ClusterInfo]:
-    """Connect this process to the cluster at `address` (None: start Ray here), and disconnect at the end.
-
-    A cluster started here ends with the block, its processes and temp dir too, also on exceptions and Ctrl-C.
+    """Connects this process to a cluster for the block.
 
     Args:
-        address: null, auto or host:port.
+        address: auto or host:port; None starts Ray here.
         namespace: Ray namespace of this process.
-        demand: what the cluster must have room for; None asks for nothing.
+        demand: resources that the cluster must have; None: any.
         runtime_env: Ray runtime environment of this process's actors.
-        token_path: the token of a cluster that another ray_probe started (its `ClusterInfo.token_path`).
-        loopback: the cluster was started by another ray_probe on this machine.
-        checked: `check_room` has found this cluster good a moment ago.
-        head: what `start_head` gave for this demand, which the caller ends; None: an address of null starts one here.
-        log: told what was connected to.
+        token_path: `ClusterInfo.token_path` of a cluster that another ray_probe started.
+        loopback: another ray_probe on this machine started the cluster.
+        checked: `check_room` has just accepted this cluster.
+        head: from `start_head` for this demand, ended by the caller; None: an address of None starts one.
+        log: receives a line about the cluster.
 
     Raises:
         ClusterError: unreachable, token refused, other versions, no node here, or too small; within seconds.
-        ConfigError: the address is not null, auto or host:port.
+        ConfigError: the address is neither auto nor host:port.
     """
     _refuse_second_connection(address)
     if demand is not None:  # a client has no actors of its own
@@ -78,18 +89,14 @@ def connected(
     with contextlib.ExitStack() as stack:
         started: Head | None = None
         if address is None:
-            assert demand is not None, "what is started here has a size"
-            if head is None:
-                head = stack.enter_context(contextlib.closing(start_head(demand, checked)))
-            if warning := slots_warning(demand, cores()):
-                log(warning)
-            started = head.ready()
+            assert demand is not None, "a head has a size"
+            started = _ready(head or stack.enter_context(contextlib.closing(start_head(demand, checked))), demand, log)
             address, token_path, loopback, checked = started.address, started.token_path, True, True
         found = stack.enter_context(_way_in(address, token_path, loopback))
         if not checked:
             check_joinable(found)
         stack.enter_context(session({"address": found, "namespace": namespace, "runtime_env": runtime_env or None}))
-        nodes = _alive_nodes() if demand is None else _wait_for_room(demand, _alive_nodes)
+        nodes = _node_resources() if demand is None else _wait_for_room(demand, _node_resources)
         info = _describe(nodes, started)
         log(
             f"cluster: {'started' if info.owned else 'joined'} Ray {info.ray_version} at {info.address}: "
@@ -98,30 +105,36 @@ def connected(
         yield info
 
 
+def _ready(head: StartedHead, demand: Demand, log: Callable[[str], None]) -> Head:
+    if warning := slots_warning(demand, cores()):
+        log(warning)
+    return head.ready()
+
+
 def start_head(demand: Demand, checked: bool = False, log: Path | None = None) -> StartedHead:
-    """Start Ray on this machine in a process of its own; returns at once. `close` it when it is not needed any more.
+    """Starts a head on this machine and returns at once; the caller closes it.
 
     Args:
-        demand: what it makes room for.
-        checked: `check_room` has found this machine good a moment ago.
-        log: file for its words, for a head that stays; None: none.
+        demand: resources that it offers.
+        checked: `check_room` has just accepted this machine.
+        log: file for its output, for a head that stays.
 
     Raises:
         ClusterError, ConfigError: as `check_room`.
     """
     if not checked:
         check_room(None, demand)
-    return heads.start(demand.head_options(), log)
+    return local_head.start(demand.head_options(), log)
 
 
 def check_room(address: str | None, demand: Demand, *, token_path: str | None = None, loopback: bool = False) -> None:
-    """What `connected` refuses, told before a checkpoint is read, say; nothing is started and nothing stays connected.
+    """Raises what `connected` would raise, without starting or joining anything.
 
     Args:
-        address: null, auto or host:port.
-        demand: what the cluster must have room for.
-        token_path: the token of a cluster that another ray_probe started.
-        loopback: the cluster was started by another ray_probe on this machine.
+        address: auto or host:port; None: this machine.
+        demand: resources that the cluster must have.
+        token_path: `ClusterInfo.token_path` of a cluster that another ray_probe started.
+        loopback: another ray_probe on this machine started the cluster.
 
     Raises:
         ClusterError: as `connected`.
@@ -136,7 +149,7 @@ def check_room(address: str | None, demand: Demand, *, token_path: str | None = 
 
 @contextlib.contextmanager
 def _way_in(address: str, token_path: str | None, loopback: bool) -> Iterator[str]:
-    """The host:port to join, with the environment that this takes set for the block."""
+    """Sets the environment for joining for the block; yields host:port."""
     found = find_address(address)
     with contextlib.ExitStack() as stack:
         if loopback or on_loopback_only(found):
@@ -147,7 +160,7 @@ def _way_in(address: str, token_path: str | None, loopback: bool) -> Iterator[st
 
 
 def _refuse_second_connection(address: str | None) -> None:
-    """A process has one Ray connection; nothing may be changed under one that is open, or on its way."""
+    # A process has one Ray connection, and Ray's environment must not change under it.
     if not is_settled():
         remedy = "a join that this process gave up still waits for its cluster; start a new process"
         raise ClusterError(bad_value("cluster.address", address, remedy))
@@ -157,18 +170,16 @@ def _refuse_second_connection(address: str | None) -> None:
         raise ClusterError(bad_value("cluster.address", address, remedy))
 
 
-def _alive_nodes() -> list[dict[str, float]]:
-    import ray
+def _node_resources() -> list[dict[str, float]]:
+    from ray_probe.cluster.connection.nodes import alive_nodes
 
-    return [dict(node["Resources"]) for node in ray.nodes() if node["Alive"]]
+    return [dict(node.resources) for node in alive_nodes()]
 
 
 def _wait_for_room(demand: Demand, look: Callable[[], list[dict[str, float]]]) -> list[dict[str, float]]:
-    """The resources of the nodes that `look` finds, once they hold the actors asked for; or else a ClusterError."""
-    deadline = time.monotonic() + ROOM_S
-    while (problem := shortfall(demand, nodes := look())) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    if problem:
+    """Returns the nodes that `look` finds; raises ClusterError if they are too few."""
+    nodes = wait_until(look, ROOM_S, ROOM_EVERY_S, lambda nodes: shortfall(demand, nodes) is None)
+    if problem := shortfall(demand, nodes):
         raise ClusterError(problem)
     return nodes
 

@@ -1,4 +1,4 @@
-"""What a run asks of its cluster, and whether that is there."""
+"""What a run asks of its cluster, and whether the cluster has it."""
 
 import math
 import os
@@ -30,9 +30,9 @@ class Demand:
         cpus_per_actor: CPUs of each.
         gpus_per_actor: GPUs of each.
         resources: further resources of each, by Ray's names.
-        slots: actors that a Ray that is started here makes room for.
-        cap: actors that may be asked of a Ray that is started here; None: any number.
-        may_crowd: these may ask for more than `CROWD` times the cores of this machine.
+        slots: actors that a head makes room for.
+        cap: most actors that a head accepts; None: any number.
+        may_crowd: the actors may ask for more than `CROWD` times the cores of this machine.
     """
 
     actors: int
@@ -45,34 +45,32 @@ class Demand:
 
     @classmethod
     def of(cls, cluster: "ClusterConfig") -> "Demand":
-        """What a run with this configuration asks of its cluster."""
+        """Returns the demand of a run with this configuration."""
         return cls(
             cluster.actors, cluster.cpus_per_actor, cluster.gpus_per_actor, cluster.resources, cluster.slots,
             cluster.max_actors, "max_actors" in cluster.model_fields_set,
         )  # fmt: skip
 
     def per_actor(self) -> dict[str, float]:
-        """Amounts for one actor under Ray's names, zeros left out."""
+        """Returns the amounts of one actor by Ray's names, without zeros."""
         asked = {"CPU": self.cpus_per_actor, "GPU": self.gpus_per_actor, **self.resources}
         return {name: amount for name, amount in asked.items() if amount > 0}
 
     @property
     def slot_cpus(self) -> int:
-        """CPUs that a Ray that is started here declares."""
+        """CPUs that a head declares."""
         return max(1, math.ceil(self.slots * self.cpus_per_actor))
 
     def head_options(self) -> dict[str, Any]:
-        """Options of `ray.init` for a Ray that is started here.
-
-        What is more than the object store spills to the temp dir; Ray does without a /dev/shm that has less.
-        """
+        """Returns the options of `ray.init` for a head."""
+        # Objects beyond the store spill to the temp dir, and Ray does not use a /dev/shm smaller than the store.
         free = shutil.disk_usage("/dev/shm").free if os.path.isdir("/dev/shm") else 0
         store_bytes = max(MIN_STORE_BYTES, min(self.slots * STORE_BYTES_A_SLOT, int(0.5 * free)))
         return {"num_cpus": self.slot_cpus, "object_store_memory": store_bytes}
 
 
 def check_machine(demand: Demand) -> None:
-    """Refuse a demand that a Ray started on this machine must not, or cannot, meet.
+    """Refuses a demand that a head on this machine must not or cannot meet.
 
     Raises:
         ConfigError: more actors than the configuration allows.
@@ -87,12 +85,12 @@ def check_machine(demand: Demand) -> None:
 
 
 def cores() -> int:
-    """CPU cores that this process may use."""
+    """Returns the number of CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def over_cap(demand: Demand) -> str | None:
-    """Reason to refuse actors beyond `max_actors` on a Ray started here, in one line, or None."""
+    """Returns why a head refuses actors beyond `max_actors`, or None."""
     if demand.cap is None or demand.actors <= demand.cap:
         return None
     remedy = f"cluster.max_actors allows {demand.cap} on a Ray started here; ask for at most as many, or set"
@@ -100,7 +98,7 @@ def over_cap(demand: Demand) -> str | None:
 
 
 def crowding(demand: Demand, cores: int) -> str | None:
-    """Reason to refuse the actors on a machine with these cores, in one line, or None."""
+    """Returns why a machine with these cores refuses the actors, or None."""
     if demand.may_crowd or demand.actors * demand.cpus_per_actor <= CROWD * cores:
         return None
     remedy = f"actors for more than {CROWD * cores} CPUs slow each other down on this machine's {cores} cores; ask for"
@@ -109,7 +107,8 @@ def crowding(demand: Demand, cores: int) -> str | None:
 
 
 def few_open_files(slots: int, limit: int) -> str | None:
-    """Reason to refuse this hard limit of open files, in one line, or None; Ray raises the soft limit itself."""
+    """Returns why this hard limit of open files is too low, or None."""
+    # Ray raises the soft limit itself.
     needed = OPEN_FILES + OPEN_FILES_A_SLOT * slots
     if limit == resource.RLIM_INFINITY or limit >= needed:
         return None
@@ -118,14 +117,14 @@ def few_open_files(slots: int, limit: int) -> str | None:
 
 
 def slots_warning(demand: Demand, cores: int) -> str | None:
-    """A line when the slots declare more CPUs than the machine has: the actors then slow each other down."""
+    """Returns a warning when the slots declare more CPUs than the machine has."""
     if demand.slots * demand.cpus_per_actor <= cores:
         return None
     return f"cluster: {demand.slots} slots x {demand.cpus_per_actor:g} CPU will share this machine's {cores} cores"
 
 
 def shortfall(demand: Demand, nodes: Sequence[Mapping[str, float]]) -> str | None:
-    """Why the actors cannot all be placed on nodes with these resources, in one line, or None when they can."""
+    """Returns why nodes with these resources cannot hold all actors, or None."""
     one = demand.per_actor()
     for name, amount in one.items():
         total = sum(node.get(name, 0.0) for node in nodes)
@@ -141,6 +140,6 @@ def shortfall(demand: Demand, nodes: Sequence[Mapping[str, float]]) -> str | Non
 
 
 def room(demand: Demand, nodes: Sequence[Mapping[str, float]]) -> int | None:
-    """Actors that nodes with these resources can hold in all; None: any number, as an actor asks for nothing."""
-    one = demand.per_actor()
+    """Returns the number of actors that the nodes can hold; None: any number."""
+    one = demand.per_actor()  # may be empty
     return sum(min(int(node.get(n, 0.0) / a + 1e-9) for n, a in one.items()) for node in nodes) if one else None

@@ -1,8 +1,8 @@
-"""Whether a Ray cluster can be joined, told within seconds and in one line; nothing of Ray is loaded in this process.
+"""Whether a Ray cluster can be joined, found within seconds and said in one line.
 
-Left alone, Ray tries a closed port for minutes, calls a wrong token "Failed to connect" after 20 s, and looks 60 s
-for a node on this machine. Its waits sit in C++ where nothing interrupts them, and some end the process. So joining
-is rehearsed in a child process, which can be ended; it costs about 0.5 s.
+Ray itself tries a closed port for minutes, calls a wrong token "Failed to connect" after 20 s, and looks 60 s for a
+node on this machine. Its waits sit in C++ where nothing interrupts them, and some end the process. So a child process
+rehearses the join, which takes about 0.5 s; this process does not load Ray for that.
 """
 
 import errno
@@ -17,99 +17,43 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import psutil
-
-from ray_probe.cluster.connection.addresses import is_loopback
+from ray_probe.cluster.connection.join_rehearsal import JOIN_S, TCP_S
+from ray_probe.cluster.head.auth_token import token_mode, token_place
 from ray_probe.cluster.head.crash import telling_line
-from ray_probe.cluster.head.environment import token_mode, token_place
 from ray_probe.cluster.head.package_path import python_command
-from ray_probe.cluster.head.ray_private import ADDRESS_NOTE, JOB_VARIABLE
-from ray_probe.errors import ClusterError, ConfigError, NoClusterError, bad_value
+from ray_probe.cluster.head.ray_private import JOB_VARIABLE, MATCH_LEVEL_VARIABLE
+from ray_probe.errors import ClusterError, NoClusterError, bad_value
 
-TCP_S, ANSWER_S, JOIN_S, CHILD_S = 2, 3, 8, 60  # deadlines: TCP connect, first answer, joining, the child in all
-
-# SIGALRM's default action ends the child whatever its threads do. On a Ray of which `cluster_versions` can ask nothing
-# ray.init decides alone, under the same alarm, and only says less precisely why not.
-_REHEARSAL = """
-import json, os, signal, socket, sys
-host, port, tcp_s, answer_s, join_s = sys.argv[1], *map(int, sys.argv[2:])
-def tell(**facts):
-    print(json.dumps(facts), flush=True)
-signal.alarm(tcp_s)
-try:
-    socket.create_connection((host.strip("[]"), port), tcp_s).close()
-except OSError as e:
-    sys.exit(tell(unreachable=e.strerror or str(e), errno=e.errno))
-signal.alarm(0)
-tell(reached=True)
-from ray_probe.cluster.head import ray_private
-os.environ[ray_private.REQUEST_TIMEOUT_VARIABLE] = str(answer_s)
-import ray
-signal.alarm(answer_s)
-try:
-    versions = ray_private.cluster_versions(f"{host}:{port}", answer_s)
-    if versions is not None:
-        tell(ray=ray.__version__, versions=versions)
-except getattr(ray.exceptions, "AuthenticationError", ()):
-    sys.exit(tell(refused=True))
-except Exception as e:
-    sys.exit(tell(failed=str(e)))
-signal.alarm(join_s)
-try:
-    ray.init(address=f"{host}:{port}", log_to_driver=False, logging_level="CRITICAL")
-    tell(joined=True, nodes=[node["Resources"] for node in ray.nodes() if node["Alive"]])
-    ray.shutdown()
-except Exception as e:
-    tell(failed=f"{e}: {e.__cause__ or ''}")
-"""
-
-
-def find_address(address: str) -> str:
-    """The host:port behind `auto`, or `address` itself.
-
-    `auto` is RAY_ADDRESS or the note that `ray start` leaves. Ray would also search the machine's processes, and so
-    find private clusters that nobody meant to be joined.
-    """
-    found = address
-    if address == "auto":
-        note = Path(os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp", "ray", ADDRESS_NOTE)
-        found = os.environ.get("RAY_ADDRESS") or (note.read_text().strip() if note.is_file() else "auto")
-        if found == "auto":
-            remedy = f"there is neither RAY_ADDRESS nor {note}; give host:port, or null to start Ray here"
-            raise ClusterError(bad_value("cluster.address", address, remedy))
-    match = re.fullmatch(r"(\[[0-9a-fA-F:.]+\]|[^\s:/\[\]]+):(\d{1,5})", found)
-    if not match or not 0 < int(match[2]) < 65536:
-        raise ConfigError(bad_value("cluster.address", found, "use null, auto or host:port"))
-    return found
-
-
-def on_loopback_only(address: str) -> bool:
-    """Whether what listens at host:port is on this machine and listens on loopback alone, as our own heads do."""
-    host, port = address.rsplit(":", 1)
-    if not is_loopback(host):
-        return False
-    places = [c.laddr for c in psutil.net_connections("tcp") if c.status == psutil.CONN_LISTEN and c.laddr]
-    at_port = [place.ip for place in places if place.port == int(port)]
-    return bool(at_port) and all(ip.removeprefix("::ffff:").startswith("127.") for ip in at_port)
+CHILD_S = 60
+_CODE = "from ray_probe.cluster.connection.join_rehearsal import main\nmain()\n"
 
 
 def check_joinable(address: str) -> list[dict[str, float]]:
-    """Rehearse joining the cluster at host:port with this process's environment; returns what its nodes have.
+    """Rehearses joining the cluster at host:port in this process's environment.
+
+    Returns:
+        The resources of each live node.
 
     Raises:
         NoClusterError: nothing listens there.
-        ClusterError: it cannot be joined, and why: no answer, token missing or refused, other versions, no node here,
-            another user's.
+        ClusterError: it cannot be joined: no answer, token missing or refused, other versions, no node here, or files
+            of another user.
     """
-    facts = _rehearse(address)
-    if reason := _obstacle(facts):
+    facts = rehearse(address)
+    if reason := obstacle(facts):
         kind = NoClusterError if facts.get("errno") == errno.ECONNREFUSED else ClusterError
         raise kind(bad_value("cluster.address", address, reason))
     return list(facts["nodes"])
 
 
 def version_mismatch(theirs: Mapping[str, str], ours: tuple[str, str], level: str = "patch") -> str | None:
-    """Both (Ray, Python) versions when they differ; `level` is how far Python's is compared, patch or minor."""
+    """Returns both versions of Ray and Python when they differ, else None.
+
+    Args:
+        theirs: `ray_version` and `python_version` of the cluster.
+        ours: the same of this process.
+        level: part of Python's version that must agree, patch or minor.
+    """
     their_ray, their_python = theirs.get("ray_version", "?"), theirs.get("python_version", "?")
     parts = 2 if level == "minor" else 3
     if (their_ray, their_python.split(".")[:parts]) == (ours[0], ours[1].split(".")[:parts]):
@@ -117,16 +61,15 @@ def version_mismatch(theirs: Mapping[str, str], ours: tuple[str, str], level: st
     return f"the cluster has Ray {their_ray}, Python {their_python}; this process has Ray {ours[0]}, Python {ours[1]}"
 
 
-def _rehearse(address: str) -> dict[str, Any]:
-    """Join and leave in a child process: the facts it told, with its return code and last words."""
-    host, port = address.rsplit(":", 1)
-    command = python_command(_REHEARSAL, host, port, *(str(s) for s in (TCP_S, ANSWER_S, JOIN_S)))
-    # A job's own runtime_env belongs to the real join, not to the rehearsal.
+def rehearse(address: str) -> dict[str, Any]:
+    """Returns the facts that `join_rehearsal` reports, its exit code and last words."""
+    # The runtime_env of a submitted job belongs to the real join.
     env = {name: value for name, value in os.environ.items() if name != JOB_VARIABLE}
     try:
         child = subprocess.run(
-            command, env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=CHILD_S
-        )
+            python_command(_CODE, address), env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True,
+            timeout=CHILD_S,
+        )  # fmt: skip
     except subprocess.TimeoutExpired:
         return {"failed": f"no answer within {CHILD_S} s"}
     facts: dict[str, Any] = {"returncode": child.returncode, "last_words": telling_line(child.stderr)}
@@ -136,11 +79,11 @@ def _rehearse(address: str) -> dict[str, Any]:
     return facts
 
 
-def _obstacle(facts: Mapping[str, Any]) -> str | None:
-    """What keeps us from joining, from the rehearsal's facts; None when it joined."""
+def obstacle(facts: Mapping[str, Any]) -> str | None:
+    """Returns what prevents joining, with a remedy; None if the rehearsal joined."""
     versions = facts.get("versions")
-    level = os.environ.get("RAY_DEFAULT_PYTHON_VERSION_MATCH_LEVEL", "patch")
     ours = (str(facts.get("ray")), platform.python_version())
+    level = os.environ.get(MATCH_LEVEL_VARIABLE, "patch")
     if versions and (mismatch := version_mismatch(versions, ours, level)):
         return f"{mismatch}; use the same on both"
     if facts.get("joined"):
@@ -163,7 +106,8 @@ def _obstacle(facts: Mapping[str, Any]) -> str | None:
 
 
 def _of_another_user(failed: str) -> str:
-    """A remedy where Ray was denied a file of another user: the drivers of a cluster write among its own files."""
+    """Returns a remedy where Ray was denied a file of another user, else ""."""
+    # A driver writes among the files of its cluster.
     path = re.search(r"/[^\s:'\"]+", failed)
     if "Permission denied" not in failed or path is None:
         return ""
@@ -178,7 +122,6 @@ def _of_another_user(failed: str) -> str:
 
 
 def _owner(path: Path) -> int | None:
-    """The user id that a file belongs to; None where that cannot be seen."""
     try:
         return path.stat().st_uid
     except OSError:

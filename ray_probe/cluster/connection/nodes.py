@@ -1,4 +1,4 @@
-"""Asking every node of the cluster the same question, by a task that is pinned to it, with a deadline."""
+"""The nodes of the connected cluster, and calls of a function on each of them."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,17 +12,17 @@ from ray_probe.cluster.head.ray_private import HEAD_RESOURCE
 from ray_probe.errors import ClusterError
 
 ASK_S = 60.0  # a node's first task starts a worker process there: about 1 s, or as long as its runtime_env takes
-FETCH_S = 10.0  # an answer that is there is small, and comes from a node that may be gone by now
+FETCH_S = 10.0  # to fetch a small value from a node that may have died
 
 
 @dataclass(frozen=True)
 class Node:
-    """A node of the cluster that is alive.
+    """A live node of the cluster.
 
     Attributes:
         id: Ray's id, hexadecimal.
         name: host name and address, for people.
-        resources: what it has in all, by Ray's names.
+        resources: its total resources, by Ray's names.
     """
 
     id: str
@@ -32,7 +32,7 @@ class Node:
 
 @dataclass(frozen=True)
 class Answer:
-    """What came from one node: the function's value, or why there is none."""
+    """One node's answer: the value of a function, or the error."""
 
     node: Node
     value: Any = None
@@ -40,7 +40,7 @@ class Answer:
 
 
 def alive_nodes() -> list[Node]:
-    """The nodes of the cluster that this process is connected to."""
+    """Returns the live nodes of the connected cluster."""
     return [
         Node(node["NodeID"], f"{node['NodeManagerHostname']} ({node['NodeManagerAddress']})", dict(node["Resources"]))
         for node in ray.nodes()
@@ -55,14 +55,14 @@ def ask_nodes(
     seconds: float = ASK_S,
     resources: Mapping[str, Any] | None = None,
 ) -> list[Answer]:
-    """Call `function(*args)` on every node, all at once; an answer a node, in their order.
+    """Calls `function(*args)` on all nodes at once; returns their answers in order.
 
     Args:
-        nodes: whom to ask.
-        function: it is imported by name there, so its module must be light.
-        args: its arguments.
-        seconds: what has not answered by then is given up, and the answer says so.
-        resources: `ray.remote` options that say what the task occupies; None: nothing, so that it runs on a full node.
+        nodes: to call it on.
+        function: imported there by name, so its module must be light.
+        args: of the function.
+        seconds: timeout; a node that misses it gets an answer with an error.
+        resources: `ray.remote` options of the task's resources; None: none, so that it also runs on a full node.
     """
     task = ray.remote(function)
     references = [
@@ -97,19 +97,17 @@ def _first_line(error: BaseException) -> str:
 
 
 def free_resources() -> dict[str, float]:
-    """The amounts that no actor or task holds, by name of resource, over the whole cluster."""
-    free: dict[str, float] = ray.available_resources()
-    return free
+    """Returns the unused resources of the whole cluster, by Ray's names."""
+    return dict(ray.available_resources())
 
 
 def this_node() -> str:
-    """Id of the node that this process runs on."""
-    node: str = ray.get_runtime_context().get_node_id()
-    return node
+    """Returns the id of the node that this process runs on."""
+    return str(ray.get_runtime_context().get_node_id())
 
 
 def head_node() -> str:
-    """Id of the cluster's head."""
+    """Returns the id of the cluster's head node."""
     for node in ray.nodes():
         if node["Alive"] and HEAD_RESOURCE in node["Resources"]:
             return str(node["NodeID"])
@@ -117,5 +115,5 @@ def head_node() -> str:
 
 
 def pinned_to(node_id: str) -> Any:
-    """The scheduling strategy that places an actor on this node or nowhere."""
+    """Returns the scheduling strategy that places an actor on this node only."""
     return NodeAffinitySchedulingStrategy(node_id, soft=False)

@@ -1,4 +1,4 @@
-"""One ray.init and ray.shutdown, with what Ray does to the process put right."""
+"""One `ray.init` and `ray.shutdown`, with a timeout and restored signal handlers."""
 
 import contextlib
 import logging
@@ -13,22 +13,22 @@ from ray_probe.errors import ClusterError
 from ray_probe.system.signals import deferred
 
 _given_up: list[threading.Thread] = []
-"""A join that nobody waits for any more, while it is at work: Ray's state is this process's, one join's at a time."""
+"""Joins that timed out and still run; a process can have only one, as Ray's state is global."""
 
-JOIN_S = 10.0  # an idle cluster is joined in 1 s, and a rehearsal was in less than 8 s
+JOIN_S = 10.0  # joining an idle cluster takes 1 s, and the rehearsal took less than 8 s
 
 
 @contextlib.contextmanager
 def session(options: Mapping[str, Any]) -> Iterator[None]:
-    """ray.init and ray.shutdown around the block, with what Ray leaves behind put right.
+    """Joins a cluster for the block.
 
-    The workers of this session have this package on their path, and not this process's working directory.
+    The workers have this package on their path, and not this process's working directory.
 
     Args:
-        options: of ray.init, with the address of the cluster to join.
+        options: of `ray.init`, with the address of the cluster.
 
     Raises:
-        ClusterError: ray.init failed, or took longer than joining may.
+        ClusterError: `ray.init` failed, or took longer than `JOIN_S`.
     """
     import ray
 
@@ -43,7 +43,7 @@ def session(options: Mapping[str, Any]) -> Iterator[None]:
 
 
 def is_settled() -> bool:
-    """Whether every join that was given up has come to its end; waits for it as long as joining may take."""
+    """Returns whether no timed-out join runs any more; waits up to `JOIN_S` for it."""
     for thread in tuple(_given_up):
         thread.join(JOIN_S)
         if not thread.is_alive():
@@ -52,7 +52,6 @@ def is_settled() -> bool:
 
 
 def _init(options: Mapping[str, Any]) -> None:
-    """ray.init with a deadline: its own waits sit in C++, where nothing interrupts them."""
     import ray
 
     def work() -> None:
@@ -67,13 +66,14 @@ def _init(options: Mapping[str, Any]) -> None:
 
 
 def _in_time(work: Callable[[], None], undo: Callable[[], None], seconds: float) -> None:
-    """Do it in a thread, which is left behind when it takes longer: a head may die or freeze while it is joined.
+    """Calls `work` in a thread and waits for it.
 
     Args:
-        work: what to do.
-        undo: done after it when nobody waits for it any more.
-        seconds: how long to wait.
+        work: raises what this function raises.
+        undo: called after a `work` that ends later than the timeout.
+        seconds: timeout.
     """
+    # Ray's waits sit in C++ where nothing interrupts them, and a head may die or freeze while it is joined.
     outcome: list[BaseException] = []
     given_up = threading.Event()
 
@@ -91,23 +91,22 @@ def _in_time(work: Callable[[], None], undo: Callable[[], None], seconds: float)
         thread.join(seconds)
     except BaseException:
         with deferred():
-            thread.join(seconds)  # what it has begun can be undone only when it is there
+            thread.join(seconds)  # a join can be undone only once it has ended
         raise
     finally:
         given_up.set()
     if thread.is_alive():
         _given_up.append(thread)
-        raise TimeoutError(f"no answer in {seconds:g} s, though there was one a moment ago; see whether its head lives")
+        raise TimeoutError(f"no answer in {seconds:g} s, though it answered a moment ago; check that its head lives")
     if outcome:
         raise outcome[0]
 
 
 @contextlib.contextmanager
 def _signals_as_before() -> Iterator[Callable[[], None]]:
-    """Put SIGTERM's handler back after the block, and, where the caller has one of its own, once Ray is there.
-
-    Ray makes it a SystemExit, which cleans up, or, in a process that only joins, a crash report.
-    """
+    """Restores SIGTERM's handler after the block; yields a function to do so earlier."""
+    # Ray's handler raises SystemExit, or in a process that only joins reports a crash. A handler of the caller's own is
+    # restored at once.
     before = signal.getsignal(signal.SIGTERM)
     main_thread = threading.current_thread() is threading.main_thread()
 

@@ -1,8 +1,7 @@
-"""Refuses files that Python would import in the place of a library, in a worker or in this process.
+"""Refuses files that Python would import instead of a library.
 
-The working directory itself is kept off the workers' path (see `session`). What remains are the directories that Ray or
-Python put before all libraries because a user said so: a runtime_env's working_dir, that of a submitted job, and the
-working directory where this process's own path has it.
+`session` keeps the working directory off the workers' path. Ray or Python still put directories before all libraries
+that the user asks for: the working_dir of a runtime_env or of a submitted job, and a working directory on PYTHONPATH.
 """
 
 import os
@@ -21,37 +20,34 @@ LIBRARIES = (
     "pydantic", "ray", "regex", "requests", "rich", "safetensors", "threadpoolctl", "tokenizers", "torch", "tqdm",
     "transformers", "typer", "yaml",
 )  # fmt: skip
-"""What an actor imports, whether or not this process has."""
+"""Libraries that an actor imports, even if this process has not."""
 
 
 def refuse_shadows(runtime_env: Mapping[str, Any]) -> None:
-    """Refuse a file with the name of a library in a directory that comes before the libraries.
+    """Raises ConfigError for a file that is imported instead of a library.
 
     Args:
         runtime_env: of the actors.
-
-    Raises:
-        ConfigError: there is one; names it, and the remedy.
     """
     here = Path.cwd()
-    working_dir = runtime_env.get("working_dir")
+    working_dir, instead = runtime_env.get("working_dir"), "instead of the library; rename it, or"
     if isinstance(working_dir, str) and Path(working_dir).is_dir():
         excluded = [str(pattern) for pattern in runtime_env.get("excludes") or ()]
         for file in shadows(Path(working_dir).resolve(), excluded):
-            remedy = "workers would import it in the place of the library; rename it, or add it to excludes there"
-            raise ConfigError(bad_value("cluster.runtime_env.working_dir", working_dir, f"{file}: {remedy}"))
-    if submitted_working_dir() is not None:
-        for file in shadows(here):
-            remedy = "workers import it in the place of the library; rename it, or exclude it from the job"
-            raise ConfigError(bad_value("working_dir of the job", submitted_working_dir(), f"{file}: {remedy}"))
-    if any(Path(place).resolve() == here for place in sys.path):
-        for file in shadows(here):
-            remedy = "Python imports it in the place of the library; rename it, or take this directory off PYTHONPATH"
-            raise ConfigError(bad_value("working directory", str(here), f"{file}: {remedy}"))
+            remedy = f"{file}: workers would import it {instead} add it to excludes there"
+            raise ConfigError(bad_value("cluster.runtime_env.working_dir", working_dir, remedy))
+    job_dir = submitted_working_dir()
+    on_path = any(Path(place).resolve() == here for place in sys.path)
+    for file in shadows(here) if on_path or job_dir is not None else ():
+        if job_dir is not None:
+            remedy = f"{file}: workers import it {instead} exclude it from the job"
+            raise ConfigError(bad_value("working_dir of the job", job_dir, remedy))
+        remedy = f"{file}: Python imports it {instead} take this directory off PYTHONPATH"
+        raise ConfigError(bad_value("working directory", str(here), remedy))
 
 
 def shadows(directory: Path, excluded: Iterable[str] = ()) -> list[str]:
-    """Names of the files and packages in a directory that stand in the way of a library, sorted.
+    """Returns the sorted names of files and packages that hide a library.
 
     Args:
         directory: an absolute path.
@@ -69,8 +65,8 @@ def shadows(directory: Path, excluded: Iterable[str] = ()) -> list[str]:
 
 
 def _is_elsewhere(name: str, directory: Path) -> bool:
-    """Whether Python would find the module without this directory."""
+    """Returns whether Python finds the module without this directory."""
     if name in sys.builtin_module_names:
-        return False  # it is not looked for on the path
+        return False  # Python does not search the path for it
     others = [place for place in sys.path if Path(place).resolve() != directory]
     return PathFinder.find_spec(name, others) is not None

@@ -1,32 +1,33 @@
-"""Whether a directory is the same one on every node: a file is written here and read from there (spec section 7)."""
+"""Checks that a directory is the same on every node, by a file written here."""
 
 import contextlib
 import os
 import secrets
-import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ray_probe.config.schema import ProbeConfig
 from ray_probe.errors import OutputError
+from ray_probe.system.clock import wait_until
 
 if TYPE_CHECKING:
     from ray_probe.cluster.connection.nodes import Node
 
-VISIBLE_S = 5.0  # network file systems may show a new file a moment late
+VISIBLE_S = 5.0  # network file systems may show a new file late
+LOOK_EVERY_S = 0.2
 ASK_S = 30.0
 
 
 def check_shared(directory: Path, nodes: Sequence["Node"], seconds: float = ASK_S) -> list["Node"]:
-    """The nodes that cannot read what is written to the directory here; those that do not answer are among them.
+    """Returns the nodes that do not see a file written here, or do not answer.
 
-    A directory that is not there yet is made for the while; nothing is left behind.
+    Leaves nothing behind.
 
     Args:
-        directory: absolute path.
-        nodes: of the cluster that this process is connected to.
-        seconds: how long to wait for their answers.
+        directory: absolute path; it need not exist.
+        nodes: of the connected cluster.
+        seconds: timeout of their answers.
 
     Raises:
         OutputError: the directory cannot be written here.
@@ -39,20 +40,19 @@ def check_shared(directory: Path, nodes: Sequence["Node"], seconds: float = ASK_
 
 
 def can_read(path: str, text: str, seconds: float = VISIBLE_S) -> bool:
-    """Whether the file at `path` is there, or comes within so many seconds, and holds exactly this text."""
-    deadline = time.monotonic() + seconds
-    while True:
+    """Returns whether the file at `path` holds exactly this text within the timeout."""
+
+    def is_there() -> bool:
         with contextlib.suppress(OSError, UnicodeDecodeError):
-            if Path(path).read_text(encoding="ascii") == text:
-                return True
-        if time.monotonic() >= deadline:
-            return False
-        time.sleep(0.2)
+            return Path(path).read_text(encoding="ascii") == text
+        return False
+
+    return wait_until(is_there, seconds, LOOK_EVERY_S)
 
 
 @contextlib.contextmanager
 def _note(directory: Path) -> Iterator[tuple[Path, str]]:
-    """A file with a text that nobody can guess, for the block, and its directory where that has to be made."""
+    """Writes a file of random text for the block; yields its path and text."""
     path, text = directory / f".shared-{secrets.token_hex(8)}", secrets.token_hex(16)
     made = [place for place in (directory, *directory.parents) if not place.exists()]
     try:
@@ -72,15 +72,15 @@ def _note(directory: Path) -> Iterator[tuple[Path, str]]:
         with contextlib.suppress(OSError):
             path.unlink(missing_ok=True)
         for place in made:
-            with contextlib.suppress(OSError):  # somebody else's file is in it by now
+            with contextlib.suppress(OSError):  # another program has put a file into it
                 place.rmdir()
 
 
 def warn_unless_shared(config: ProbeConfig, tell: Callable[[str], None]) -> None:
-    """On several nodes: say which do not see the run directory. Only its own node writes there, so a run goes on."""
+    """Warns of the nodes that do not see the run directory."""
     from ray_probe.cluster.connection.nodes import alive_nodes
-    from ray_probe.cluster.connection.shared_directory import check_shared
 
+    # Only this node writes there, so a run can continue without the others.
     nodes = alive_nodes()
     blind = check_shared(Path(config.output.dir), nodes) if len(nodes) > 1 else []
     if blind:

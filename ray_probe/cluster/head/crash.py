@@ -1,4 +1,4 @@
-"""Finds the line that says why a process ended among its last words, where a crash dump has stack frames after it."""
+"""Finds the line that says why a process ended, also in a crash dump."""
 
 import re
 from collections.abc import Sequence
@@ -17,12 +17,12 @@ _TRACEBACK = "Traceback (most recent call last):"
 
 
 def telling_line(words: str) -> str | None:
-    """Return the line that says why a process ended, None where there is none.
+    """Returns the line that says why a process ended, or None.
 
-    Of a crash dump at the end that is its first message that names a fault, of a Python traceback the exception.
+    In a crash dump at the end this is the first message that names a fault, in a Python traceback the exception.
 
     Args:
-        words: what the process wrote.
+        words: output of the process.
     """
     lines = words.splitlines()
     dump = crash_dump(lines)
@@ -36,7 +36,7 @@ def telling_line(words: str) -> str | None:
 
 
 def crash_dump(lines: Sequence[str]) -> Sequence[str]:
-    """Return the lines of a crash dump that the words end with, and the one before; none where they end otherwise."""
+    """Returns a crash dump at the end of the lines, with one line before it; or []."""
     start = len(lines)
     while start and (_is_of_dump(lines[start - 1]) or not lines[start - 1].strip()):
         start -= 1
@@ -50,6 +50,6 @@ def _is_of_dump(line: str) -> bool:
 
 
 def _message(line: str) -> str:
-    """What a line says beside time, place and stack frame; empty for a line of the dump itself."""
+    """Returns a line without time, place and stack frame; "" for a line of the dump."""
     text = _FRAME.sub("", _WRAPPER.sub("", _PREFIX.sub("", line.strip()))).strip()
     return "" if _DUMP.match(text) else text

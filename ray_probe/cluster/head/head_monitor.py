@@ -1,6 +1,7 @@
-"""Whether the cluster's head is there, seen from outside: without it Ray ends a process after 60 s, past catching.
+"""Detects a lost head node.
 
-Actors that are known go on to answer meanwhile, so that nothing else tells of it.
+Without this, Ray ends the process after 60 s and the exit cannot be caught. Actors that the process knows answer
+meanwhile, so their answers do not show the loss.
 """
 
 import contextlib
@@ -15,11 +16,11 @@ CONNECT_S = 1.0
 OWN_LOST_S = 3.0
 """A head that ray_probe started does not come back."""
 LOST_S = 30.0
-"""One that others run may: with an external store, Ray goes on after it."""
+"""Another head may come back: with an external store, Ray recovers it."""
 
 
 def reachable(address: str) -> bool:
-    """Whether something accepts connections at host:port."""
+    """Returns whether a process accepts connections at host:port."""
     host, port = address.rsplit(":", 1)
     with contextlib.suppress(OSError), socket.create_connection((host.strip("[]"), int(port)), CONNECT_S):
         return True
@@ -27,14 +28,14 @@ def reachable(address: str) -> bool:
 
 
 class HeadMonitor:
-    """Looks at a head once a second, when it is asked.
+    """Checks a head at most once a second, when it is asked.
 
     Args:
         address: host:port of the head.
-        lost_s: it is lost once nobody has answered there for so long.
+        lost_s: seconds without a connection after which the head is lost.
         clock: monotonic seconds.
-        answers: whether somebody answers there.
-        is_gone: whether the process of a head that this one has started has ended.
+        answers: returns whether a process accepts connections at an address.
+        is_gone: returns whether the head's process, started by this one, has ended.
     """
 
     def __init__(
@@ -54,17 +55,17 @@ class HeadMonitor:
         self._missed_s = 0.0
 
     def is_lost(self) -> bool:
-        """Whether the head is gone. A pause between two looks, a laptop asleep say, counts as half the time at most."""
+        """Returns whether the head is gone."""
         now = self._clock()
         if now - self._looked >= LOOK_EVERY_S:
-            pause_s = min(now - self._looked, self._lost_s / 2)
+            pause_s = min(now - self._looked, self._lost_s / 2)  # a suspended laptop is not a lost head
             self._missed_s = 0.0 if self._answers(self.address) else self._missed_s + pause_s
             self._looked = now
         return self._is_gone() or self._missed_s >= self._lost_s
 
 
 def end_without(watch: HeadMonitor, log: Callable[[str], None]) -> None:
-    """From now on: end this process once the head is lost, and let go of the files that it holds."""
+    """Ends this process, and with it its locks, once the head is lost."""
 
     def look() -> None:
         while not watch.is_lost():
@@ -72,4 +73,4 @@ def end_without(watch: HeadMonitor, log: Callable[[str], None]) -> None:
         log(f"the cluster's head at {watch.address} is gone; ended")
         os._exit(1)
 
-    threading.Thread(target=look, name="head watch", daemon=True).start()
+    threading.Thread(target=look, name="head monitor", daemon=True).start()

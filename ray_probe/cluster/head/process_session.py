@@ -1,18 +1,19 @@
-"""Ends all processes of a POSIX session: a head, Ray's daemons and its workers, whatever group each of them is in."""
+"""Ends all processes of a POSIX session: a head, Ray's daemons and the workers."""
 
 import contextlib
 import os
 import signal
-import time
 
 import psutil
+
+from ray_probe.system.clock import wait_until
 
 END_S = 5.0
 POLL_S = 0.01
 
 
 def is_over(pid: int) -> bool:
-    """Whether a process has ended; one that its parent has not waited for yet has, and its id is still its own."""
+    """Returns whether a process has ended; a zombie has."""
     try:
         return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
@@ -20,33 +21,31 @@ def is_over(pid: int) -> bool:
 
 
 def wait_for(pid: int, seconds: float) -> bool:
-    """Wait for the end of a process without taking its id away; returns whether it came in time."""
-    deadline = time.monotonic() + seconds
-    while not (over := is_over(pid)) and time.monotonic() < deadline:
-        time.sleep(POLL_S)
-    return over
+    """Waits for the end of a process without reaping it; returns whether it has ended."""
+    return wait_until(lambda: is_over(pid), seconds, POLL_S)
 
 
 def members(session: int) -> list[int]:
-    """Process ids of a session, this process and zombies left out."""
+    """Returns process ids of a session, without this process and zombies."""
     found = []
     for pid in psutil.pids():
         with contextlib.suppress(OSError, psutil.Error):
-            if os.getsid(pid) == session and pid != os.getpid():
-                found += [] if is_over(pid) else [pid]
+            if os.getsid(pid) == session and pid != os.getpid() and not is_over(pid):
+                found.append(pid)
     return found
 
 
 def end_session(session: int) -> list[int]:
-    """Kill every process of a session, this one left out; returns those that are still there after `END_S`.
+    """Kills every process of a session but this one; returns those left after `END_S`.
 
     Args:
-        session: its id, the process id of its leader, which must be still its own (see `wait_for`).
+        session: process id of its leader, which must not have been reaped (see `wait_for`).
     """
-    deadline = time.monotonic() + END_S
-    while (left := members(session)) and time.monotonic() < deadline:
-        for pid in left:
+
+    def killed() -> list[int]:
+        for pid in (left := members(session)):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-        time.sleep(POLL_S)
-    return left
+        return left
+
+    return wait_until(killed, END_S, POLL_S, lambda left: not left)

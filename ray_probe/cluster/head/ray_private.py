@@ -1,9 +1,10 @@
-"""Holds every private name of Ray that this package uses, one function or constant each.
+"""The private names of Ray that this package uses, one function or constant each.
 
-Each docstring says which public behaviour would replace the name. `tests/integration/test_ray_private.py`
-checks that the Ray in use still behaves so. Where a name is missing, the function says what happens instead. No import
-of Ray at the top: the environment variables must be set before it is loaded.
+Each docstring names the public behaviour that would replace the name. `tests/integration/test_ray_private.py` checks
+the behaviour, `tests/integration/test_ray_range.py` repeats that with the oldest and the newest supported Ray.
 """
+
+# No import of Ray at the top: the environment variables must be set before Ray is loaded.
 
 import contextlib
 import json
@@ -14,20 +15,20 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 LOOPBACK_VARIABLE = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
-"""`0` has a Ray that starts listen on 127.0.0.1 alone, and one that joins take 127.0.0.1 as it is.
+"""`0`: a head listens on 127.0.0.1 only, and a driver joins it there.
 
-By itself Ray replaces a loopback address by the machine's own and listens on every interface. The variable is meant for
-Windows and macOS. Replaced by: a `ray.init` that keeps to the address it is given.
+Without it Ray replaces a loopback address by the machine's own and listens on every interface. Ray documents the
+variable for Windows and macOS. Replaced by: a `ray.init` that keeps the address it is given.
 """
 
 UV_HOOK_VARIABLE = "RAY_ENABLE_UV_RUN_RUNTIME_ENV"
-"""`0` keeps Ray from building the project's environment again for every worker under `uv run`.
+"""`0`: under `uv run` Ray does not build the project's environment for every worker.
 
 Replaced by: an option of `ray.init`.
 """
 
 JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
-"""Holds the configuration of a submitted job, its runtime_env among it, for the `ray.init` of the job's driver.
+"""Configuration of a submitted job, with its runtime_env, which `ray.init` of the job's driver reads.
 
 Replaced by: a public way to read the runtime_env of the job that a process runs in.
 """
@@ -36,29 +37,35 @@ REQUEST_TIMEOUT_VARIABLE = "RAY_gcs_server_request_timeout_seconds"
 """Seconds after which a request to the head fails. Replaced by: a timeout argument of `ray.init`."""
 
 BREAKPOINT_VARIABLE = "PYTHONBREAKPOINT"
-"""`ray.init` leaves a hook of its own in this variable. Replaced by: a `ray.shutdown` that puts it back."""
+"""`ray.init` sets a hook in this variable. Replaced by: a `ray.shutdown` that restores the variable."""
+
+MATCH_LEVEL_VARIABLE = "RAY_DEFAULT_PYTHON_VERSION_MATCH_LEVEL"
+"""`patch` (the default) or `minor`: which part of Python's version `ray.init` compares with the cluster's.
+
+Replaced by: an option of `ray.init`.
+"""
 
 TEMP_DIR_OPTION = "_temp_dir"
-"""Option of `ray.init`: the directory of a Ray that is started. Replaced by: the same option without its underscore."""
+"""Option of `ray.init`: the directory of a head's files. Replaced by: the option without its underscore."""
 
 DAEMONS = ("gcs_server", "raylet")
-"""Names of the processes without which a head cannot go on. Replaced by: a call that says whether a head is healthy."""
+"""Names of the processes that a head needs. Replaced by: a call that returns whether a head is healthy."""
 
 HEAD_RESOURCE = "node:__internal_head__"
-"""Resource of the head's node alone. Replaced by: a flag of `ray.nodes()`."""
+"""Resource that only the head node has. Replaced by: a flag of `ray.nodes()`."""
 
 ADDRESS_NOTE = "ray_current_cluster"
-"""File in Ray's temp dir with the address of the cluster that `ray start` has started last.
+"""File in Ray's temp dir with the address of the cluster that `ray start` started last.
 
-Replaced by: a call that says what `address="auto"` stands for and joins nothing.
+Replaced by: a call that returns the address behind `address="auto"` without joining the cluster.
 """
 
 
 @contextlib.contextmanager
 def loopback_constant() -> Iterator[None]:
-    """Have a Ray that is loaded already obey `LOOPBACK_VARIABLE`, which it read when it was imported.
+    """Apply `LOOPBACK_VARIABLE=0` to a loaded Ray, which reads the variable at import.
 
-    Replaced by: as `LOOPBACK_VARIABLE`. Without the constant nothing is done.
+    Replaced by: as `LOOPBACK_VARIABLE`. Does nothing where Ray has no such constant.
     """
     constants: Any = sys.modules.get("ray._private.ray_constants")
     before = getattr(constants, "ENABLE_RAY_CLUSTER", None)
@@ -73,21 +80,21 @@ def loopback_constant() -> Iterator[None]:
 
 
 def reload_auth() -> None:
-    """Have a Ray that is loaded already read RAY_AUTH_* again: it keeps mode and token in the process.
+    """Drop the cached values of RAY_AUTH_* in a loaded Ray.
 
-    Used as Ray's own tests do: the mode first, then the token. Replaced by: a `ray.shutdown` that forgets both. Without
-    these names a process can join only clusters of one token.
+    Replaced by: a `ray.shutdown` that drops mode and token. Without these names a process can join only clusters of
+    one token.
     """
     internals: Any = sys.modules.get("ray._raylet")
-    with contextlib.suppress(AttributeError):
+    with contextlib.suppress(AttributeError):  # in the order of Ray's own tests: the mode, then the token
         internals.Config.initialize("")
         internals.AuthenticationTokenLoader.instance().reset_cache()
 
 
 def gpus_here() -> float:
-    """GPUs that a Ray started here finds, by its own count.
+    """Returns the number of GPUs that a head on this machine would find.
 
-    Replaced by: a public count before `ray.init`. Without these names any number may be there.
+    Replaced by: a public count before `ray.init`. Returns infinity where Ray has no such names.
     """
     try:
         from ray._private.accelerators import get_accelerator_manager_for_resource
@@ -100,14 +107,16 @@ def gpus_here() -> float:
 
 
 def cluster_versions(address: str, timeout_s: float) -> dict[str, str] | None:
-    """Versions of the cluster at host:port, asked of its head; {} where it names none, None without these names.
+    """Asks the head at host:port for the versions of its cluster.
 
-    The one call that tells a refused token from silence, in 10 ms. Replaced by: a `ray.init` that fails with the reason
-    within a given time.
+    Replaced by: a `ray.init` that fails within a given time and says why.
+
+    Returns:
+        `ray_version` and `python_version`; {} where the head names none, None where Ray has no such names.
 
     Raises:
-        ray.exceptions.AuthenticationError: the token was refused.
-        Exception: no answer.
+        ray.exceptions.AuthenticationError: the head refused the token.
+        Exception: the head does not answer.
     """
     try:
         from ray import _raylet
@@ -121,10 +130,10 @@ def cluster_versions(address: str, timeout_s: float) -> dict[str, str] | None:
 
 
 def job_config(paths: Iterable[str]) -> Any:
-    """A configuration for `ray.init` whose workers have these directories, and no others of the driver, on their path.
+    """Returns a job configuration that puts these directories on the workers' path.
 
-    By itself Ray puts the driver's working directory, and the directory of its script, before all libraries there.
-    Replaced by: an option of `ray.init`. Without the name Ray's own directories are on the path too.
+    Without it Ray puts the driver's working directory and the directory of its script before all libraries.
+    Replaced by: an option of `ray.init`. Has no effect where Ray does not have the name.
     """
     from ray.job_config import JobConfig
 
@@ -134,16 +143,16 @@ def job_config(paths: Iterable[str]) -> Any:
 
 
 class _Fixed(list[str]):
-    """A list to which nothing is added."""
+    """A list that Ray cannot extend."""
 
     def extend(self, _: Iterable[str], /) -> None:
-        """Leave it as it is."""
+        """Ignores the argument."""
 
 
 def logs_directory() -> str | None:
-    """Directory of the logs of Ray's processes on this node, for a process that is connected.
+    """Returns the directory of Ray's logs on this node; None without a connection.
 
-    Replaced by: the State API without a dashboard. Without the name there are no last words of a dead process.
+    Replaced by: the State API without a dashboard. Without the name death reports quote no output.
     """
     import ray
 
@@ -152,7 +161,7 @@ def logs_directory() -> str | None:
 
 
 def submitted_working_dir() -> str | None:
-    """The working_dir of the job that this process was submitted as, None without one; see `JOB_VARIABLE`."""
+    """Returns the working_dir of this process's job, or None; see `JOB_VARIABLE`."""
     try:
         runtime_env = json.loads(os.environ.get(JOB_VARIABLE, "{}")).get("runtime_env") or {}
     except ValueError:

@@ -1,7 +1,7 @@
-"""Private directories of a Ray whose process was killed before it could remove them: the next start does.
+"""Removes private directories that killed processes left behind.
 
-Whoever uses such a directory holds a lock in it, which goes with the process however that ends. What nobody holds is
-removed if it is this user's alone; a directory without a lock file is somebody else's business.
+The user of such a directory holds a lock in it, which ends with the process. A directory without a lock file belongs
+to another program.
 """
 
 import contextlib
@@ -18,8 +18,8 @@ LOCK = "lock"
 
 @contextlib.contextmanager
 def in_use(directory: Path) -> Iterator[None]:
-    """Hold the lock of a private directory for the block; the lock file is never there without being held."""
-    new = directory / f"{LOCK}.new"
+    """Holds the lock of a private directory for the block."""
+    new = directory / f"{LOCK}.new"  # renamed once it is locked, so that no process finds the file unlocked
     descriptor = os.open(new, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     try:
         locked(descriptor, 0.0)
@@ -30,11 +30,11 @@ def in_use(directory: Path) -> Iterator[None]:
 
 
 def remove_leftovers(parent: Path, prefix: str) -> list[Path]:
-    """Remove the directories of this name that were left behind; returns them.
+    """Removes this user's directories with an unlocked lock file; returns them.
 
     Args:
-        parent: where they lie, a directory that others may write in, too.
-        prefix: what their names begin with.
+        parent: directory that holds them; other users may write there.
+        prefix: of their names.
     """
     return [path for path in sorted(parent.glob(f"{prefix}*")) if _is_left(path) and _removed(path)]
 
@@ -54,5 +54,5 @@ def _is_left(path: Path) -> bool:
 
 
 def _removed(path: Path) -> bool:
-    shutil.rmtree(path, ignore_errors=True)  # follows no link
+    shutil.rmtree(path, ignore_errors=True)  # does not follow links
     return not path.exists()

@@ -1,4 +1,4 @@
-"""One cluster has several spellings of its address, as a machine has several names."""
+"""One cluster has several addresses, as a machine has several names."""
 
 import socket
 from types import SimpleNamespace
@@ -7,8 +7,7 @@ import psutil
 import pytest
 
 from ray_probe.cluster.connection import addresses
-from ray_probe.cluster.connection.addresses import is_loopback, same_place
-from ray_probe.cluster.connection.join_check import on_loopback_only
+from ray_probe.cluster.connection.addresses import is_loopback, on_loopback_only, same_place
 
 HOSTS = {"localhost": ["127.0.0.1", "::1"], "trainer": ["10.0.0.5"], "head": ["10.0.0.7"], "head.cluster": ["10.0.0.7"]}
 

@@ -82,12 +82,12 @@ def test_last_words_are_the_last_lines_unless_they_are_a_dump() -> None:
 
 def test_a_cluster_of_another_user_is_told_with_its_owner(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     facts = {"returncode": -6, "last_words": f"Failed opening file {tmp_path}/gone/x.log: Permission denied"}
-    reason = join_check._obstacle(facts)
+    reason = join_check.obstacle(facts)
     assert reason == f"Ray could not join the cluster: {facts['last_words']}", "a file of our own is no other user's"
     monkeypatch.setattr(os, "geteuid", lambda: 1)
     owner = tmp_path.owner()
     remedy = f"its files belong to the user {owner}: run ray_probe as {owner}, or start Ray as this user"
-    assert join_check._obstacle(facts) == f"{reason}; {remedy}"
+    assert join_check.obstacle(facts) == f"{reason}; {remedy}"
 
 
 @pytest.mark.parametrize(
@@ -97,7 +97,7 @@ def test_only_a_refused_connection_says_that_the_cluster_is_gone(
     monkeypatch: pytest.MonkeyPatch, number: int, kind: type[ClusterError]
 ) -> None:
     answer = {"unreachable": "why", "errno": number, "returncode": 0}
-    monkeypatch.setattr(join_check, "_rehearse", lambda address: answer)
+    monkeypatch.setattr(join_check, "rehearse", lambda address: answer)
     with pytest.raises(ClusterError, match=r"no Ray cluster answers there \(why\)") as refused:
         join_check.check_joinable("h:1")
     assert type(refused.value) is kind

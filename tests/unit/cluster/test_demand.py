@@ -1,4 +1,4 @@
-"""What a Ray that is started on this machine must not, or cannot, hold is refused with the key that allows it."""
+"""A demand that this machine cannot hold is refused with the key that allows it."""
 
 import os
 import resource

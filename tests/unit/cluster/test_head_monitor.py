@@ -1,4 +1,4 @@
-"""A head that does not answer for its time is lost, and one that comes back before is not."""
+"""A head without an answer for its time is lost; one that comes back is not."""
 
 import socket
 

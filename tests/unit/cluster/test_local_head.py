@@ -1,4 +1,4 @@
-"""A head seen from the process that starts it; a script stands in for the head's own."""
+"""A head as its starter sees it; a script stands in for the head's process."""
 
 import os
 import signal
@@ -85,8 +85,8 @@ def test_a_head_that_stays_is_ended_by_another_process(starts: Starts) -> None:
     ("code", "reason"),
     [
         ("raise SystemExit('no room for its sockets')", "Ray did not start on this machine (no room for its sockets)"),
-        ("import os; os.abort()", "Ray did not start on this machine (no word)"),
-        ("import time; time.sleep(60)", "Ray did not start on this machine (it is not there after 0.5 s)"),
+        ("import os; os.abort()", "Ray did not start on this machine (no output)"),
+        ("import time; time.sleep(60)", "Ray did not start on this machine (no answer after 0.5 s)"),
         ("import os, sys; os.write(int(sys.argv[1]), b'{\"refused\": \"why\"}\\n')", "why"),
     ],
 )
@@ -104,7 +104,7 @@ def test_the_words_of_a_head_that_stays_are_added_to_its_log_and_earlier_words_a
 ) -> None:
     log = tmp_path / "head.log"
     log.write_text("an earlier head ended\n")
-    with pytest.raises(ClusterError, match=rf"\(no word\); see {log}"):
+    with pytest.raises(ClusterError, match=rf"\(no output\); see {log}"):
         starts("pass", log).ready()
     with pytest.raises(ClusterError, match=r"\(mine\); see"):
         starts("print('mine')", log).ready()

@@ -1,4 +1,4 @@
-"""A file with a library's name that would be imported in the library's place is refused by its name."""
+"""A file that would be imported instead of a library is refused by its name."""
 
 import json
 import os

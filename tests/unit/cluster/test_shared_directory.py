@@ -1,4 +1,4 @@
-"""A directory is shared when every node reads what is written to it here; nothing is left in it."""
+"""A directory is shared when every node reads a file that is written here."""
 
 from pathlib import Path
 from typing import Any

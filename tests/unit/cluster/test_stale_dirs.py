@@ -1,4 +1,4 @@
-"""Of private directories in /tmp only those are removed that are this user's and that no process holds any more."""
+"""Only unlocked directories of this user are removed from /tmp."""
 
 import os
 import subprocess
@@ -24,7 +24,7 @@ def left(parent: Path, name: str = f"{PREFIX}left") -> Path:
 def test_what_a_killed_process_has_left_is_removed_and_what_a_live_one_uses_stays(tmp_path: Path) -> None:
     use = (
         "import sys, time, tempfile; tempfile.tempdir = sys.argv[1]\n"
-        "from ray_probe.cluster import environment\n"
+        "from ray_probe.cluster.head import environment\n"
         "environment.MAX_TMP_CHARS = 1000\n"
         "with environment.private_dir() as path: print(path, flush=True); time.sleep(60)"
     )

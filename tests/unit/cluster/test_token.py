@@ -1,11 +1,11 @@
-"""A token that would end Ray's process is refused before Ray sees it, in one line that does not hold it."""
+"""A token that would end Ray's process is refused before Ray reads it."""
 
 import os
 from pathlib import Path
 
 import pytest
 
-from ray_probe.cluster.head.environment import MAX_TOKEN_BYTES, require_token, token_place
+from ray_probe.cluster.head.auth_token import MAX_TOKEN_BYTES, require_token, token_place
 from ray_probe.errors import ClusterError
 
 TOKEN = "0123456789abcdef" * 4

@@ -1,4 +1,4 @@
-"""The controller without Ray: a queue worked off on a real checkpoint, asked while it works, going on after a loss."""
+"""The controller without Ray: queue, queries and resume, on a real checkpoint."""
 
 import gc
 import json
@@ -307,7 +307,7 @@ def test_a_run_directory_that_was_cut_off_in_the_making_is_made_anew(tmp_path: P
 def test_a_full_disk_under_the_handling_of_an_error_does_not_end_the_service(
     service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    board = service.controller._board
+    board = service.controller.state
     result, failures = board.result, iter([OSError("disk")])
 
     def failing(item: Any) -> Any:
@@ -329,7 +329,7 @@ def test_what_cannot_be_kept_is_not_queued(service: Service, monkeypatch: pytest
     def full(*args: object) -> None:
         raise OutputError("service.json: cannot be written")
 
-    monkeypatch.setattr(service.controller._board, "save", full)
+    monkeypatch.setattr(service.controller.state, "save", full)
     with pytest.raises(OutputError):
         service.probe()
     assert service.answers.results() == ()

@@ -1,4 +1,4 @@
-"""A checkpoint is measured as it was when it was queued, or not at all, whatever its trainer does to it meanwhile."""
+"""A checkpoint is measured as it was when it was queued, or not at all."""
 
 import errno
 import json
@@ -58,7 +58,7 @@ def latest(tmp_path: Path, steps: list[Path]) -> Path:
 
 @pytest.fixture
 def service(tmp_path: Path, config: ProbeConfig) -> Iterator[Service]:
-    """One that is at work on its own checkpoint until `gate` is set, so that all else waits."""
+    """A service busy with its own checkpoint until `gate` is set."""
     made = held_up(Service(tmp_path / "demo", config))
     yield made
     made.workers.gate.set()
@@ -74,7 +74,7 @@ def held_up(service: Service) -> Service:
 
 
 def item(service: Service, identity: str) -> Measurement:
-    return service.controller._board.queue.get(identity)
+    return service.controller.state.queue.get(identity)
 
 
 def fingerprinted(service: Service, identity: str) -> None:
@@ -149,7 +149,7 @@ def test_a_checkpoint_that_is_overwritten_in_the_queue_fails_its_measurement_alo
     save: Callable[[Path, Path], None], first_fingerprinted: bool,
 ) -> None:  # fmt: skip
     if not first_fingerprinted:
-        service.controller._intake.close()
+        service.controller.intake.close()
     before = service.take(model__path=str(latest))
     if first_fingerprinted:
         fingerprinted(service, before)
@@ -196,7 +196,7 @@ def test_a_checkpoint_that_is_deleted_in_the_queue_fails_its_measurement_with_bo
     service: Service, latest: Path, first_fingerprinted: bool
 ) -> None:
     if not first_fingerprinted:
-        service.controller._intake.close()
+        service.controller.intake.close()
     identity = service.take(model__path=str(latest))
     if first_fingerprinted:
         fingerprinted(service, identity)
@@ -225,7 +225,7 @@ def test_a_directory_that_is_rewritten_for_each_step_is_measured_step_by_step(
     for step in steps:
         save_anew(latest, step)
         identities.append(service.take(model__path=str(latest), model__snapshot=how))
-    linked = [file.stat().st_nlink for file in pinned(service) if file.name == "model.safetensors"]
+    linked = sorted(file.stat().st_nlink for file in pinned(service) if file.name == "model.safetensors")
     assert linked == [1, 1, 1 + (how == "link")], "a pin of what was removed is all that is left of it"
     shutil.rmtree(latest)
     service.workers.gate.set()
@@ -435,7 +435,7 @@ def test_what_is_not_queued_leaves_no_pin(service: Service, latest: Path, monkey
         raise OutputError("service.json: cannot be written")
 
     with monkeypatch.context() as patch:
-        patch.setattr(service.controller._board, "save", unkept)
+        patch.setattr(service.controller.state, "save", unkept)
         with pytest.raises(OutputError):
             service.take(model__path=str(latest), model__snapshot="copy")
     assert no_pin_is_left(service)

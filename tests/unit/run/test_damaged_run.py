@@ -20,9 +20,10 @@ from ray_probe.errors import InputError
 from ray_probe.report import plots
 from ray_probe.run import prepare
 from ray_probe.run.backend import Stopped
+from ray_probe.run.directory import RunDirectory
 from ray_probe.run.prepared import PreparedRun
 from ray_probe.run.progress import Progress
-from ray_probe.service import run_once
+from ray_probe.service import run_once, run_request
 from ray_probe.system.digests import SUMS, chained, sha256_of
 
 ROUNDS, GROUP = 5, 2
@@ -47,7 +48,7 @@ def light(monkeypatch: pytest.MonkeyPatch) -> None:
 def resumed(path: Path) -> dict[str, Any]:
     """What `run --resume` does, but for Ray: everything that it refuses here it refuses before Ray is started."""
     notes = run_once._Notes(lambda progress: None)
-    config, directory = run_once.resolve(run_once.RunRequest(None, path, ()))
+    config, directory = run_request.resolve(run_request.RunRequest(None, path, ()))
     assert directory is not None
     prepared = run_once._prepared(config, directory, notes)
     if (result := run_once._done(directory, prepared, notes)) is not None:
@@ -178,7 +179,7 @@ def test_a_damaged_result_of_a_finished_run_is_written_again(homes: Path) -> Non
         made.with_file("result.json", spoilt)
         assert not made.check("result.json", "another norm")
         again = (made.path / "result.json").read_bytes()
-        assert untimed(run_once.RunDirectory(made.path).result() or {}) == made.result and again != spoilt
+        assert untimed(RunDirectory(made.path).result() or {}) == made.result and again != spoilt
 
 
 def test_a_run_whose_gradient_an_earlier_version_wrote_is_refused_in_one_line(ended: Ended) -> None:

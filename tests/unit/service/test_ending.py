@@ -1,4 +1,4 @@
-"""`down` takes off the list what is known to be gone, and only that; a name that may be taken is not given again."""
+"""`down` removes the entries of services known to be gone, and no others."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -8,10 +8,9 @@ from typing import Any
 
 import pytest
 
-from ray_probe.cluster.connection import connect, join_check
 from ray_probe.cluster.head import local_head
 from ray_probe.errors import ClusterError, ConfigError, NoClusterError
-from ray_probe.service import ending, lifecycle, registry
+from ray_probe.service import discovery, ending, lifecycle, registry
 from ray_probe.service.client import ProbeClient
 from ray_probe.service.registry import Entry
 from ray_probe.system import processes
@@ -50,7 +49,7 @@ def joining(monkeypatch: pytest.MonkeyPatch) -> Callable[[Exception], None]:
             raise error
             yield
 
-        monkeypatch.setattr(connect, "connected", refuse)
+        monkeypatch.setattr(ending, "connected", refuse)
 
     return fails
 
@@ -144,10 +143,10 @@ def test_a_name_is_free_again_only_where_its_service_is_known_to_be_gone(
 
     monkeypatch.setattr(ProbeClient, "connect", connect)
     if free:
-        lifecycle._refuse_second("demo")
+        lifecycle.refuse_live_name("demo")
         return
     with pytest.raises(ClusterError, match=r"listed as up on 10\.0\.0\.1:6379, and cannot be asked; choose another"):
-        lifecycle._refuse_second("demo")
+        lifecycle.refuse_live_name("demo")
 
 
 def test_a_run_and_a_head_that_answer_to_a_spelling_of_their_address_are_found_by_it(
@@ -158,5 +157,5 @@ def test_a_run_and_a_head_that_answer_to_a_spelling_of_their_address_are_found_b
     own, run = its_own_head(), an_entry("mine", kind="run", address="127.0.0.1:7000")
     assert entry_at("localhost:7000", "demo") == own and entry_at("127.0.0.1:7000", "mine") == run
     assert entry_at("127.0.0.1:7001", "demo") is None
-    monkeypatch.setattr(join_check, "find_address", lambda address: "127.0.0.1:7000")
+    monkeypatch.setattr(discovery, "find_address", lambda address: "127.0.0.1:7000")
     assert entry_at("auto", "mine") == run

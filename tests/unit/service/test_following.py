@@ -1,4 +1,4 @@
-"""Who follows a measurement learns why it goes no further, and a controller that is silent is told after a while."""
+"""A client that follows a measurement learns why the measurement stops."""
 
 from collections.abc import Callable
 from types import SimpleNamespace

@@ -14,7 +14,7 @@ WAITING = "actors: 2 of 2 wait for room: each asks for 1 CPU, free are 0 CPU; th
 
 
 class Starting:
-    """A client of a service that starts: it answers with these states, and then with what went wrong."""
+    """A client of a starting service: answers these states, then this error."""
 
     def __init__(self, *statuses: Status, error: ProbeError | None = None) -> None:
         self._left = list(statuses)
@@ -34,7 +34,7 @@ def a_start(alive: int = 0, *warnings: str) -> Status:
 def waited_for(monkeypatch: pytest.MonkeyPatch, client: Any) -> tuple[int, list[str]]:
     monkeypatch.setattr(lifecycle, "POLL_S", 0.0)
     said: list[str] = []
-    return lifecycle._ready(client, said.append), said
+    return lifecycle.wait_until_ready(client, said.append), said
 
 
 def test_up_reports_once_that_actors_wait_for_room(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -254,7 +254,7 @@ def test_the_entry_of_a_killed_run_goes_when_entries_are_looked_at(state: Path) 
 def test_the_entry_of_a_service_without_its_head_is_told_until_something_else_is_put_down(state: Path) -> None:
     registry.register(an_entry("lost", os.getpid(), pid_created=0.0))
     for name in (None, "lost", None):
-        with pytest.raises(ConfigError, match=r"the service 'lost' has lost its head.*up CONFIG --name lost goes on"):
+        with pytest.raises(ConfigError, match=r"the service 'lost' has lost its head.*up CONFIG --name lost resumes"):
             registry.choose(name, "service")
     assert names() == [] and files(state) == ["lost"]
     registry.register(an_entry())

@@ -31,13 +31,13 @@ def fake_time(monkeypatch: pytest.MonkeyPatch) -> FakeTime:
 
 def test_the_first_true_answer_is_returned(fake_time: FakeTime) -> None:
     answers = iter(["", "", "there", "later"])
-    assert wait_until(lambda: next(answers), 10.0, every=0.5) == "there"
+    assert wait_until(lambda: next(answers), 10.0, every_s=0.5) == "there"
     assert fake_time.slept == [0.5, 0.5]
 
 
 def test_the_check_is_made_once_more_at_the_deadline(fake_time: FakeTime) -> None:
     seen = []
-    assert wait_until(lambda: seen.append(fake_time.now), 1.2, every=0.5) is None
+    assert wait_until(lambda: seen.append(fake_time.now), 1.2, every_s=0.5) is None
     assert seen == pytest.approx([100.0, 100.5, 101.0, 101.2])
 
 

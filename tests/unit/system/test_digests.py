@@ -11,7 +11,7 @@ import pytest
 from ray_probe.cluster.controller_actor import SERVICE_CONFIG
 from ray_probe.config.loading import config_from_dict
 from ray_probe.errors import ConfigError
-from ray_probe.service.lifecycle import _written
+from ray_probe.service.service_directory import write_config
 from ray_probe.system.digests import (
     SUMS,
     FileDigest,
@@ -126,7 +126,7 @@ def test_the_digest_of_a_file_is_the_same_in_whatever_order_its_pieces_came(
 def test_a_services_configuration_is_on_record_and_written_anew_over_a_damaged_one(tmp_path: Path) -> None:
     config = config_from_dict({"model": {"path": "m"}, "data": {"prompts": "p.jsonl"}})
     for _ in range(2):
-        _written(config, tmp_path)
+        write_config(config, tmp_path)
         data = (tmp_path / SERVICE_CONFIG).read_bytes()
         check_recorded(tmp_path, SERVICE_CONFIG, data)
         with pytest.raises(ConfigError, match=r"service\.yaml: is damaged .*; up again"):
