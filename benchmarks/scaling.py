@@ -32,7 +32,7 @@ HELD = 10**9  # positions: more than there are
 
 def _run(prepared: PreparedRun, directory: RunDirectory, backend: Backend) -> dict[str, float]:
     """Seconds of a run's rounds, and those in which its actors sampled, scored and went backward."""
-    timing = OfflineEntropyProbe(prepared.config, prepared.plan, backend, directory).run()["timing"]
+    timing = OfflineEntropyProbe(prepared.config, prepared.plan, backend, directory).run().to_json()["timing"]
     return {
         "seconds": timing["seconds"],
         "work": sum(timing[k] for k in ("generate_s", "teacher_force_s", "backward_s")),

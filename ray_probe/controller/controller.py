@@ -225,7 +225,7 @@ class Controller:
             else:
                 self._board.leave(identity, state="queued")
             return
-        self._ended(identity, state="done", exit_code=1 if result["conflicts"] else 3 if result["partial"] else 0)
+        self._ended(identity, state="done", exit_code=result.exit_code)
 
     def _job(self, item: Measurement) -> Job:
         """What was queued, or goes on after a loss: with the same inputs then, and with the actors that are there."""

@@ -5,15 +5,16 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ray_probe.controller.queue import Measurement
-from ray_probe.controller.replies import Beta, Followed, MeasurementInfo, Status, Variance
+from ray_probe.controller.replies import BetaReply, Followed, MeasurementInfo, Status, Variance
 from ray_probe.controller.state import ControllerState, summary
 from ray_probe.errors import ConfigError, bad_value
 from ray_probe.offline_entropy_probe import OfflineEntropyProbe
 from ray_probe.run.directory import RunDirectory
+from ray_probe.run.messages import InSample
+from ray_probe.run.result import Beta, Counts, Entropy, Gradient, Result
+from ray_probe.system.json_object import JsonObject
 
-STATISTICS = (
-    "advantage_variance", "advantage_mean_square", "advantage_mean_square_ratio", "advantage_paired", "gradient",
-)  # fmt: skip
+SUMMARISED: Mapping[str, type[JsonObject]] = {"entropy": Entropy, "gradient": Gradient}
 
 
 class Sources(Protocol):
@@ -23,12 +24,12 @@ class Sources(Protocol):
         """The part of `Status` that is about actors and cluster."""
         ...
 
-    def beta_of(self, version: int | None) -> Mapping[str, Any]:
+    def beta_of(self, version: int | None) -> Beta:
         """A version of the open measurement's fit, from the fitter itself."""
         ...
 
-    def in_sample(self) -> Mapping[str, Any]:
-        """The newest fit on its own records, from the fitter itself: `version`, and `in_sample` by mode."""
+    def in_sample(self) -> InSample:
+        """The newest fit on its own records, from the fitter itself."""
         ...
 
 
@@ -50,7 +51,7 @@ class Queries:
                 name=self._name, kind=self._kind, state=board.state, directory=str(directory), since=board.since,
                 draining=queue.draining, problem=board.problem,
                 measurement=None if running is None else self.info(running), progress=board.progress,
-                shards_retried=0 if result is None else result["counts"]["shards_retried"],
+                shards_retried=0 if result is None else result.counts.shards_retried,
                 queued=tuple(item.id for item in queue.waiting),
                 ended=sum(item.finished is not None for item in queue.items), **census,
             )  # fmt: skip
@@ -61,8 +62,8 @@ class Queries:
             items = self._board.queue.items
         return tuple(self.info(item) for item in items)
 
-    def result(self, identity: str | None) -> tuple[MeasurementInfo, dict[str, Any] | None]:
-        """A measurement, and result.json of its whole rounds so far (None before the first)."""
+    def result(self, identity: str | None) -> tuple[MeasurementInfo, Result | None]:
+        """A measurement, and the result of its whole rounds so far (None before the first)."""
         item, _ = self._at(identity)
         return self.info(item), self._board.result(item)
 
@@ -72,7 +73,7 @@ class Queries:
         cursor, events = self._board.events(identity, cursor)
         return Followed(cursor, events, self.info(item), self._board.closing)
 
-    def beta(self, version: int | None, identity: str | None) -> Beta:
+    def beta(self, version: int | None, identity: str | None) -> BetaReply:
         """A version of a measurement's fit; None: the newest. Raises ConfigError naming the versions there are."""
         item, probe = self._at(identity)
         if item.policy_id is None:
@@ -80,27 +81,31 @@ class Queries:
         report = None if probe is None else self._sources.beta_of(version)
         if report is None or self._board.probe is not probe:  # it ended meanwhile: that was of the next one, maybe
             report = RunDirectory.open(Path(item.directory)).beta(version)
-        plain: dict[str, Any] = {
-            key: tuple(value) if isinstance(value, list) else value for key, value in report.items()
-        }
-        return Beta(measurement=item.id, policy_id=item.policy_id, **plain)
+        return BetaReply(measurement=item.id, policy_id=item.policy_id, **vars(report))
 
     def variance(self, identity: str | None) -> Variance:
         """Advantage statistics of a measurement's whole rounds, and the newest fit on its own data."""
         item, probe = self._at(identity)
         result = self._board.result(item)
-        own = {} if probe is None else self._sources.in_sample()
+        own = None if probe is None else self._sources.in_sample()
         if self._board.probe is not probe:
-            own = {}  # of the next measurement, maybe
-        counts = {} if result is None else result["counts"]
-        sizes: dict[str, Any] = {name: counts.get(name, 0) for name in ("rounds", "sequences", "tokens")}
-        statistics: dict[str, Any] = {key: None if result is None else result[key] for key in STATISTICS}
-        version = None if result is None else result["beta"]["version"]
-        mode = None if result is None else result["config"]["estimator"]["baseline"]["mode"]
+            own = None  # of the next measurement, maybe
+        counts = Counts() if result is None else result.counts
         return Variance(
-            measurement=item.id, beta_version=version, **sizes, **statistics, in_sample=own.get("in_sample", {}),
-            in_sample_version=own.get("version"), mode=mode,
-        )  # fmt: skip
+            measurement=item.id,
+            beta_version=None if result is None else result.beta.version,
+            rounds=counts.rounds,
+            sequences=counts.sequences,
+            tokens=counts.tokens,
+            advantage_variance=None if result is None else result.advantage_variance,
+            advantage_mean_square=None if result is None else result.advantage_mean_square,
+            advantage_mean_square_ratio=None if result is None else result.advantage_mean_square_ratio,
+            gradient=None if result is None else result.gradient,
+            in_sample={} if own is None else own.mean_square,
+            in_sample_version=None if own is None else own.version,
+            mode=None if result is None else result.settings.mode,
+            advantage_paired=None if result is None else result.advantage_paired,
+        )
 
     def logs(self, identity: str | None, lines: int) -> tuple[str, ...]:
         """The last lines of a measurement's log.txt; None: of the service's own log."""
@@ -115,10 +120,12 @@ class Queries:
 
     def info(self, item: Measurement) -> MeasurementInfo:
         """A measurement as it is shown."""
+        found = dict(item.summary or summary(self._board.result(item)))
+        figures = {key: kind.from_json(found[key]) for key, kind in SUMMARISED.items() if found[key] is not None}
         return MeasurementInfo(
             id=item.id, checkpoint=item.checkpoint, adapter=item.adapter, state=item.state, directory=item.directory,
             submitted=item.submitted, started=item.started, finished=item.finished, cause=item.cause,
-            exit_code=item.exit_code, **(item.summary or summary(self._board.result(item))),
+            exit_code=item.exit_code, **(found | figures),
         )  # fmt: skip
 
     def _at(self, identity: str | None) -> tuple[Measurement, OfflineEntropyProbe | None]:

@@ -19,10 +19,11 @@ from ray_probe.controller.run_check import check_run
 from ray_probe.errors import ClusterError, ConfigError, ProbeError, bad_value
 from ray_probe.rollout.loader import check_fits_here
 from ray_probe.run.directory import RunDirectory, default_name
-from ray_probe.run.kept_rounds import write_kept_result
+from ray_probe.run.estimates import write_kept_result
 from ray_probe.run.manifest import FREE_SECTIONS
 from ray_probe.run.prepared import PreparedRun, few_shards
 from ray_probe.run.progress import Listener, Progress
+from ray_probe.run.result import Result
 from ray_probe.service import registry
 from ray_probe.system import processes
 from ray_probe.system.clock import utc_now
@@ -103,7 +104,7 @@ def resolve(request: RunRequest) -> tuple[ProbeConfig, RunDirectory | None]:
     return config.model_copy(update={"output": here}), directory
 
 
-def execute(request: RunRequest, listener: Listener, run: Run) -> dict[str, Any]:
+def execute(request: RunRequest, listener: Listener, run: Run) -> Result:
     """Do what was asked; returns the result, which is on disk then, with its plots.
 
     Args:
@@ -175,7 +176,7 @@ def _prepared(config: ProbeConfig, directory: RunDirectory | None, notes: _Notes
     return prepared
 
 
-def _done(directory: RunDirectory, prepared: PreparedRun, notes: _Notes) -> dict[str, Any] | None:
+def _done(directory: RunDirectory, prepared: PreparedRun, notes: _Notes) -> Result | None:
     """The result of a run whose rounds are all finished, or None."""
     rounds = len(directory.finished_rounds())
     if not rounds or rounds != prepared.plan.round_count:
@@ -185,12 +186,12 @@ def _done(directory: RunDirectory, prepared: PreparedRun, notes: _Notes) -> dict
     except ConfigError as error:
         notes.tell(f"{error}; the committed rounds give it again")
         return None
-    return result if result is not None and result["counts"]["rounds"] == rounds else None
+    return result if result is not None and result.counts.rounds == rounds else None
 
 
 def _driven(
     prepared: PreparedRun, resume: bool, path: Path, own: "StartedHead | None", notes: _Notes, listener: Listener
-) -> dict[str, Any]:
+) -> Result:
     """Connect, give a controller the work, and follow it to its end."""
     from ray_probe.cluster.actors.calls import ask, kill
     from ray_probe.cluster.connection.connect import connected
@@ -234,13 +235,13 @@ def _driven(
 
 def _followed(
     client: Any, identity: str, path: Path, own: "StartedHead | None", listener: Listener
-) -> dict[str, Any]:
+) -> Result:
     """The result of the measurement; on Ctrl-C it is stopped with its whole rounds kept, which takes a moment."""
     from ray_probe.cluster.actors.calls import is_gone, is_silent
     from ray_probe.cluster.pool.death_report import autopsy
 
     try:
-        result: dict[str, Any] = client.wait(identity, listener, interrupted)
+        result: Result = client.ended(identity, listener, interrupted)
         return result
     except ClusterError as error:
         if client.head_lost or is_silent(error):
