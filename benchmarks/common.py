@@ -37,4 +37,4 @@ def run_in_process(*overrides: str) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as parent:
         directory = RunDirectory.create(Path(parent), "benchmark")
         backend = LocalBackend([build(prepared)], baseline_rule(prepared.config), prepared.policy_id, directory)
-        return OfflineEntropyProbe(prepared.config, prepared.plan, backend, directory).run()
+        return OfflineEntropyProbe(prepared.config, prepared.plan, backend, directory).run().to_json()

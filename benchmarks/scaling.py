@@ -32,7 +32,7 @@ HELD = 10**9  # positions, more than any run has
 
 def _run(prepared: PreparedRun, directory: RunDirectory, backend: Backend) -> dict[str, float]:
     """Return the seconds of a run's rounds, and of its actors' work in them."""
-    timing = OfflineEntropyProbe(prepared.config, prepared.plan, backend, directory).run()["timing"]
+    timing = OfflineEntropyProbe(prepared.config, prepared.plan, backend, directory).run().to_json()["timing"]
     return {
         "seconds": timing["seconds"],
         "work": sum(timing[k] for k in ("generate_s", "teacher_force_s", "backward_s")),

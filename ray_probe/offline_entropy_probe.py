@@ -1,9 +1,10 @@
-"""The run: rounds of shards through a backend, committed in groups, and the result (spec sections 7 and 9)."""
+"""The run: rounds of shards through a backend, committed in groups, and the result."""
 
 import time
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from dataclasses import replace
+from typing import NamedTuple
 
+from ray_probe.checkpoints.tokenizer.eos import EosIds
 from ray_probe.config.loading import to_dict
 from ray_probe.config.schema import ProbeConfig
 from ray_probe.core.estimator.parity import ParityStats, violation
@@ -11,24 +12,24 @@ from ray_probe.core.estimator.records import position_bins
 from ray_probe.errors import ParityError
 from ray_probe.run.backend import Backend, RoundOutcome, StopCheck
 from ray_probe.run.directory import RunDirectory
+from ray_probe.run.estimates import build_result, round_summary
 from ray_probe.run.plan import Plan
 from ray_probe.run.progress import Listener
 from ray_probe.run.progress_tracker import ProgressTracker
-from ray_probe.run.result import build_result, round_summary
-from ray_probe.run.round_checks import refuse_without_sums
+from ray_probe.run.result import Beta, Eos, Result
 from ray_probe.run.totals import Totals, merged, summed
 
 
 class _Committed(NamedTuple):
-    """Everything of the rounds that are on disk: their totals, the gradient's squared norm, the global fit."""
+    """The committed rounds: their totals, the gradient's squared norm, the global fit."""
 
     totals: Totals | None
     norm_sq: float
-    beta: dict[str, Any]
+    beta: Beta
 
 
 class _OpenRound(NamedTuple):
-    """A round that is worked off and not committed."""
+    """A round that is computed and not committed."""
 
     totals: Totals
     wall_s: float
@@ -40,11 +41,11 @@ class OfflineEntropyProbe:
     Args:
         config: the run's configuration.
         plan: its shards.
-        backend: where they are worked on; it goes on from what `directory` holds.
-        directory: where the results go.
-        listener: told of progress.
-        stop: asked at least once a second whether the run shall end.
-        eos: what ends a response, for the result (see `EosIds.to_json`); None: the result does not say.
+        backend: computes them; it continues from what `directory` holds.
+        directory: of the run.
+        listener: called with progress.
+        stop: called at least once a second; true ends the run.
+        eos: the ids that end a response, for the result; None: the result leaves them out.
     """
 
     def __init__(
@@ -55,14 +56,14 @@ class OfflineEntropyProbe:
         directory: RunDirectory,
         listener: Listener = lambda progress: None,
         stop: StopCheck = lambda: False,
-        eos: Mapping[str, Any] | None = None,
+        eos: EosIds | None = None,
     ) -> None:
         self._config = config
         self._plan = plan
         self._backend = backend
         self._directory = directory
         self._stop = stop
-        self._eos = eos
+        self._eos = None if eos is None else Eos.from_json(eos.to_json())
         self._tracker = ProgressTracker(listener, plan.round_count, config.estimator.baseline.mode, backend.actors)
         parts = directory.restore(len(directory.finished_rounds()))
         totals = merged(parts) if parts else None
@@ -75,12 +76,12 @@ class OfflineEntropyProbe:
         totals = self._committed.totals
         return 0 if totals is None else totals.rounds
 
-    def run(self) -> dict[str, Any]:
-        """Work off the rounds that are not finished yet and return the result, which is on disk then.
+    def run(self) -> Result:
+        """Compute the unfinished rounds; returns the result, which is on disk then.
 
         Raises:
-            ParityError: the scored policy is not the policy that sampled; the rounds are committed, then the run stops.
-            Stopped: `stop` said so; what was committed is kept, rounds that were not are lost.
+            ParityError: the scored policy is not the policy that sampled; the open rounds are committed first.
+            Stopped: `stop` was true; committed rounds are kept, open ones are lost.
         """
         self._check_parity()
         while self._goes_on():
@@ -90,32 +91,32 @@ class OfflineEntropyProbe:
             self._check_parity()
         return self.finish()
 
-    def result(self) -> dict[str, Any] | None:
-        """The result of the rounds that are committed, None before any; other threads may ask while the run is on."""
+    def result(self) -> Result | None:
+        """Return the result of the committed rounds, None before any. Any thread may call it during the run."""
         committed = self._committed  # replaced as a whole, never changed
         if committed.totals is None:
             return None
         config, actors = to_dict(self._config), self._backend.actors
-        return build_result(config, committed.beta, committed.totals, committed.norm_sq, actors) | {"eos": self._eos}
+        return build_result(config, committed.beta, committed.totals, committed.norm_sq, actors, self._eos)
 
-    def finish(self) -> dict[str, Any]:
-        """Write result.json (and gradient.safetensors when configured) from the rounds that are finished."""
+    def finish(self) -> Result:
+        """Write result.json, and gradient.safetensors when configured, from the finished rounds."""
         result, totals = self.result(), self._committed.totals
-        assert result is not None and totals is not None, "some round is finished"
+        assert result is not None and totals is not None, "a round is finished"
         self._directory.write_result(result)
         if self._config.output.save_gradient:
             self._backend.save_gradient(self._directory.gradient, totals.rounds, totals.sequences)
         return result
 
     def _goes_on(self) -> bool:
-        """Whether plan and budget (whole rounds) allow another round; the first one always starts."""
+        """Return whether plan and budget allow another round; the first one always starts."""
         worked, rounds, limit_s = self._worked(), self._plan.round_count, self._config.batch.max_seconds
         in_plan = rounds is None or sum(part.rounds for part in worked) < rounds
         in_time = limit_s is None or not worked or sum(part.seconds["seconds"] for part in worked) < limit_s
         return in_plan and in_time
 
     def _worked(self) -> list[Totals]:
-        """Totals of all rounds so far, committed or not."""
+        """Return the totals of all rounds so far, committed or not."""
         committed = self._committed.totals
         return [*([] if committed is None else [committed]), *(part.totals for part in self._open)]
 
@@ -129,7 +130,7 @@ class OfflineEntropyProbe:
         self._warn(outcome)
 
     def _commit(self) -> None:
-        """Put the gradient of the open rounds on disk, then make them count."""
+        """Write the gradient of the open rounds, then make them count."""
         started = time.monotonic()
         outcomes = self._backend.commit()
         walls_s = [part.wall_s for part in self._open]
@@ -139,16 +140,17 @@ class OfflineEntropyProbe:
             round_summary(outcome.round, totals, outcome.beta, outcome.records, outcome.by_actor)
             for outcome, totals in zip(outcomes, parts, strict=True)
         ]
-        lines[-1] |= {"gradient_norm_sq": self._backend.gradient_norm_sq, "actors": self._backend.actors}
+        norm_sq, actors = self._backend.gradient_norm_sq, self._backend.actors
+        lines[-1] = replace(lines[-1], gradient_norm_sq=norm_sq, actors=actors)
         self._directory.commit(parts, lines, self._backend.gradient_sha256)
         before = [] if self._committed.totals is None else [self._committed.totals]
         # at once, because Ctrl-C can come anywhere
-        self._committed = _Committed(merged([*before, *parts]), self._backend.gradient_norm_sq, outcomes[-1].beta)
+        self._committed = _Committed(merged([*before, *parts]), norm_sq, outcomes[-1].beta)
         self._open = []
         self._backend.settle()
 
     def _totals(self, outcome: RoundOutcome, wall_s: float) -> Totals:
-        refuse_without_sums(outcome)
+        outcome.refuse_without_sums()
         totals = summed(outcome.sums, outcome.collected, position_bins(self._config.generation.max_new_tokens))
         totals.given_up = outcome.given_up
         totals.conflicts = outcome.conflicts
@@ -161,15 +163,15 @@ class OfflineEntropyProbe:
         return totals
 
     def _warn(self, outcome: RoundOutcome) -> None:
-        """Say where a shard had no fit, or beta fell back: neither biases the gradient, both leave noise in it."""
+        # Neither biases the gradient, both leave noise in it.
         mode, unfitted = self._config.estimator.baseline.mode, sum(not report.fitted for report in outcome.sums)
-        fallback = outcome.beta["fallback"]
+        fallback = outcome.beta.fallback
         if mode != "none" and unfitted:
             self._tracker.note(
                 f"round {outcome.round + 1}: {unfitted} shards had no record to fit on; mu_hat was 0 for them"
             )
         if mode == "regression" and fallback is not None:
-            self._tracker.note(f"round {outcome.round + 1}: beta could not be fitted; {fallback} stands in for it")
+            self._tracker.note(f"round {outcome.round + 1}: beta could not be fitted; {fallback} replaces it")
 
     def _check_parity(self) -> None:
         parity = sum((part.parity for part in self._worked()), start=ParityStats.zero())

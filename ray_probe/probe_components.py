@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from ray_probe.core.arrays import Array
-from ray_probe.core.estimator.baselines import MODES, Mode, PublishedFit, ShardBaseline, mu_hat_by_mode
+from ray_probe.core.estimator.baselines import PublishedFit, ShardBaseline, mu_hat_by_mode
 from ray_probe.core.estimator.loss import Estimator, advantages, baseline_target, response_loss
+from ray_probe.core.estimator.modes import MODES, Mode
 from ray_probe.core.estimator.records import PROMPT_COLUMNS, bin_of, position_bins
 from ray_probe.core.policy.token_scores import ScoredTokens
 from ray_probe.errors import ConfigError

@@ -1,19 +1,18 @@
-"""A finished run, read again from its directory."""
+"""Reads a finished run from its directory."""
 
 import os
 from pathlib import Path
 from typing import Any
 
 from ray_probe.errors import ConfigError, bad_value
-from ray_probe.run.directory import RunDirectory
+from ray_probe.run.directory import RESULT, RunDirectory
 
 FIELD = "RUN_DIR"
-RESULT = "result.json"
 MOST_NAMED = 8
 
 
 def run_directory(text: str) -> Path | None:
-    """The directory that a text means; None where it can only be the id of a measurement.
+    """Return the directory that a text names; None where it can only be the id of a measurement.
 
     Raises:
         ConfigError: it is a path, and no directory is there.
@@ -26,14 +25,14 @@ def run_directory(text: str) -> Path | None:
     return None
 
 
-def result_of(path: Path) -> dict[str, Any]:
-    """The object of result.json in a run directory.
+def result_json(path: Path) -> dict[str, Any]:
+    """Return the object of result.json in a run directory, as any version wrote it.
 
     Raises:
         ConfigError: there is none, or it is damaged; says what to do.
     """
     directory = RunDirectory(path, FIELD)
-    result = directory.result()
+    result = directory.result_json()
     if result is None:
         raise ConfigError(bad_value(FIELD, str(path), _why_none(directory)))
     if not isinstance(result, dict) or "counts" not in result:
@@ -45,7 +44,7 @@ def _why_none(directory: RunDirectory) -> str:
     path = directory.path
     if directory.config.exists():
         rounds = len(directory.finished_rounds())
-        return f"it has no {RESULT} yet, and {rounds} finished rounds; run --resume {path} goes on with it"
+        return f"it has no {RESULT} yet, and {rounds} finished rounds; run --resume {path} continues it"
     inside = sorted(found.parent.name for found in path.glob(f"*/{RESULT}"))
     if inside:
         more = ", ..." if len(inside) > MOST_NAMED else ""

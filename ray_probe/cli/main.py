@@ -10,10 +10,10 @@ import typer
 from ray_probe.cli import doctor, options, queries, service, streams
 from ray_probe.cli.output import EXIT_INTERRUPTED, answered, of_result
 from ray_probe.cluster.connection.shadows import refuse_shadows
-from ray_probe.errors import OutputError, ProbeError
+from ray_probe.errors import InputError, OutputError, ProbeError
 from ray_probe.system.signals import at_last, ends_in_time
 
-EXIT_USAGE = 2
+EXIT_USAGE = InputError.exit_code
 
 # Newer versions of typer bring a click of their own, older ones use the package: both derive from this class.
 _ClickException: Any = next(base for base in typer.BadParameter.__mro__ if base.__name__ == "ClickException")

@@ -1,4 +1,4 @@
-"""What a command answers, and how it is printed: results on stdout, for people or for machines; words on stderr."""
+"""Prints the answers of commands: results on stdout, for people or for machines; words on stderr."""
 
 import contextlib
 import json
@@ -9,23 +9,26 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ray_probe.cli.streams import write
+from ray_probe.errors import CancelledError
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-EXIT_INTERRUPTED = 130
+    from ray_probe.run.result import Result
+
+EXIT_INTERRUPTED = CancelledError.exit_code
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What a command says.
+    """The answer of a command.
 
     Attributes:
         value: for machines, plain JSON types.
-        text: makes what people see: a string, or something that rich prints.
-        code: what the command exits with.
+        text: makes the answer for people: a string, or something that rich prints.
+        code: exit code of the command.
         last_lines: printed after the text, for people alone.
-        kept: what holds also where none of this can be printed, for the error; None: a text of one line itself.
+        kept: what the command achieved, for the error where stdout cannot be written; None: a text of one line.
     """
 
     value: Any
@@ -36,7 +39,7 @@ class Answer:
 
 
 def answered(answer: Answer, as_json: bool) -> int:
-    """Print an answer; returns its exit code. Raises OutputError where stdout does not take it."""
+    """Print an answer; returns its exit code. Raises OutputError where stdout cannot be written."""
     text = as_json_text(answer.value) if as_json else _for_people(answer)
     kept = text.strip() if answer.kept is None and text.count("\n") == 1 else answer.kept
     write(text, sys.stdout, kept, answer.code)
@@ -44,7 +47,7 @@ def answered(answer: Answer, as_json: bool) -> int:
 
 
 def as_json_text(value: Any) -> str:
-    """Write a value for machines."""
+    """Return a value as the text of a JSON document."""
     return json.dumps(value, indent=1) + "\n"
 
 
@@ -58,13 +61,13 @@ def _for_people(answer: Answer) -> str:
 
 @contextlib.contextmanager
 def stdout_for_results() -> Iterator[None]:
-    """Ray prints what befalls it to stdout, which belongs to the answer."""
+    """Send to stderr what Ray prints to stdout, which belongs to the answer."""
     with contextlib.redirect_stdout(sys.stderr):
         yield
 
 
-def of_result(result: dict[str, Any], directory: str | Path, verbose: bool = False) -> Answer:
-    """A measurement's result, as a table or as it is, with the exit code that it stands for."""
+def of_result(result: "Result", directory: str | Path, verbose: bool = False) -> Answer:
+    """Return the answer of a command that gives a result, as a table or as JSON."""
 
     def table() -> "RenderableType":
         from ray_probe.report.result_table import result_table
@@ -72,11 +75,4 @@ def of_result(result: dict[str, Any], directory: str | Path, verbose: bool = Fal
         return result_table(result, verbose)
 
     lines = [f"results, plots and log: {directory}", f"all figures: ray-probe results {directory} --verbose"]
-    return Answer(result, table, exit_code(result), tuple(lines[: 1 if verbose else 2]), lines[0])
-
-
-def exit_code(result: dict[str, Any]) -> int:
-    """What a run that came to its end exits with: 1 for conflicts, 3 for a partial result, else 0."""
-    if result["conflicts"]:
-        return 1
-    return 3 if result["partial"] else 0
+    return Answer(result.to_json(), table, result.exit_code, tuple(lines[: 1 if verbose else 2]), lines[0])

@@ -1,5 +1,6 @@
-"""How a service or a run in progress is doing, and what it has found so far."""
+"""Commands that ask a service or a run in progress for its state and its results."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,6 +13,8 @@ from ray_probe.cli.output import Answer, answered, of_result
 from ray_probe.errors import ConfigError, bad_value
 
 if TYPE_CHECKING:
+    from ray_probe.controller.replies import MeasurementInfo
+    from ray_probe.run.result import Result
     from ray_probe.service.client import ProbeClient
 
 
@@ -41,7 +44,7 @@ def variance(client: "ProbeClient", identity: Identity = None) -> Answer:
 
 
 class Format(StrEnum):
-    """How results are written."""
+    """The format of results."""
 
     TABLE = "table"
     JSON = "json"
@@ -61,7 +64,8 @@ def results(
     as_json: AsJson = False,
 ) -> int:
     """All measurements of a service, or one, or a finished run by its directory, with all of its figures."""
-    from ray_probe.cli.finished import result_of, run_directory
+    from ray_probe.cli.finished import result_json, run_directory
+    from ray_probe.run.result import Result
 
     if as_json and form not in (Format.TABLE, Format.JSON):
         raise ConfigError(bad_value("--format", form.value, "--json is another format; leave one of the two out"))
@@ -69,31 +73,43 @@ def results(
     of_a_service = (name, address, namespace) != (None, None, None)
     directory = None if identity is None or of_a_service else run_directory(identity)
     if directory is not None:
-        return answered(_formatted(of_result(result_of(directory), directory, verbose), form), form == Format.JSON)
+        raw = result_json(directory)  # printed as it is: another version may have written other keys
+        finished = Result.from_json(raw)
+        answer = replace(of_result(finished, directory, verbose), value=raw)
+        return answered(_formatted(answer, form, finished), form == Format.JSON)
+    result = None
     with connected(name, address, namespace, kind="service") as client:
         if identity is None:
             items = client.results()
-            answer = Answer([item.to_json() for item in items], lambda: _tables().results_table(items))
         else:
-            info, result = client.result(identity)
-            answer = Answer(info.to_json(), lambda: _tables().results_table((info,)))
-            if result is not None:
-                answer = of_result(result, info.directory, verbose)
-    return answered(_formatted(answer, form), form == Format.JSON)
+            info, result = client.measured(identity)
+            items = (info,)
+    if result is not None:
+        answer = of_result(result, info.directory, verbose)
+    else:
+        values = [item.to_json() for item in items]
+        answer = Answer(values if identity is None else values[0], lambda: _tables().results_table(items))
+    return answered(_formatted(answer, form, items if result is None else result), form == Format.JSON)
 
 
-def _formatted(answer: Answer, form: Format) -> Answer:
-    """The answer with its text in this format; a list of measurements, or one result."""
+def _formatted(answer: Answer, form: Format, found: "Result | Sequence[MeasurementInfo]") -> Answer:
+    """Return the answer with its text in this format.
+
+    Args:
+        answer: with the text of a table.
+        form: of the text.
+        found: what the text is made of: one result, or measurements.
+    """
+    from ray_probe.cli import listing
     from ray_probe.report import export
+    from ray_probe.run.result import Result
 
     if form in (Format.TABLE, Format.JSON):
         return answer
-    value = answer.value
-    if isinstance(value, dict) and "schema_version" in value:
-        text = export.result_csv(value) if form == Format.CSV else export.result_markdown(value)
+    if isinstance(found, Result):
+        text = export.result_csv(found) if form == Format.CSV else export.result_markdown(found)
     else:
-        items = value if isinstance(value, list) else [value]
-        text = export.listing_csv(items) if form == Format.CSV else export.listing_markdown(items)
+        text = listing.listing_csv(found) if form == Format.CSV else listing.listing_markdown(found)
     return replace(answer, text=lambda: text.removesuffix("\n"), last_lines=())
 
 

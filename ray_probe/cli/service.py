@@ -1,7 +1,7 @@
 """A service's life: started, given work, scaled, drained, ended."""
 
 import time
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -26,6 +26,7 @@ from ray_probe.system.signals import interrupted, signals_interrupt
 
 if TYPE_CHECKING:
     from ray_probe.controller.replies import Scaled, Status
+    from ray_probe.run.result import Result
     from ray_probe.service.client import ProbeClient
 
 SCALE_S = 30.0
@@ -90,7 +91,7 @@ def probe(
     how: Literal["link", "copy"] | None = "copy" if snapshot_copy else "link" if snapshot else None
     identity = client.probe(checkpoint, adapter, prompts, settings, how)
     result = _waited(client, identity) if wait else None
-    info, _ = client.result(identity)
+    info, _ = client.measured(identity)
     if result is not None:
         return of_result(result, info.directory, verbose)
     said = f"{identity} is {info.state}; see it with `results {identity}`"
@@ -132,14 +133,14 @@ def scale(
 
 def _until_there(client: "ProbeClient", number: int) -> "Status":
     deadline = time.monotonic() + SCALE_S
-    while time.monotonic() < deadline:
+    while True:
         found = client.status()
-        if found.actors_leaving and found.measurement is not None:
-            break  # those too many leave when their work is committed, however long that takes
-        if found.actors_alive == number and not found.actors_leaving:
-            break
+        # Surplus actors leave when their work is committed, however long that takes.
+        leave_later = found.actors_leaving and found.measurement is not None
+        there = found.actors_alive == number and not found.actors_leaving
+        if leave_later or there or time.monotonic() >= deadline:
+            return found
         time.sleep(0.25)
-    return found
 
 
 def _scaled(scaled: "Scaled", found: "Status") -> str:
@@ -154,13 +155,13 @@ def _scaled(scaled: "Scaled", found: "Status") -> str:
     return said
 
 
-def _waited(client: "ProbeClient", identity: str) -> dict[str, Any] | None:
-    """Follow a measurement; on Ctrl-C it goes on without us."""
+def _waited(client: "ProbeClient", identity: str) -> "Result | None":
+    """Follow a measurement to its end; None where Ctrl-C stopped that, and the measurement continues."""
     from ray_probe.report.progress_display import ProgressDisplay
 
     try:
         with signals_interrupt(), ProgressDisplay() as display:
-            return client.wait(identity, display, interrupted)
+            return client.ended(identity, display, interrupted)
     except KeyboardInterrupt:
         tell(f"{identity} goes on; stop it with `cancel {identity}`")
         return None

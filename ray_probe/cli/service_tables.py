@@ -1,22 +1,23 @@
 """What a service or a run in progress answers, as tables for a terminal."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from ray_probe.controller.replies import Beta, MeasurementInfo, Status, Variance
-from ray_probe.report.caveats import caveats, shard_name, worse_baseline
+from ray_probe.controller.replies import BetaReply, MeasurementInfo, Status, Variance
+from ray_probe.core.estimator.modes import MODES
+from ray_probe.errors import ShardError
+from ray_probe.report.caveats import ill_conditioned, shard_name, worse_baseline
 from ray_probe.report.column_layout import Cell, Column, FittedTable, Prose, Rank
-from ray_probe.report.number_format import NOT_AVAILABLE, number, with_error
+from ray_probe.report.number_format import NOT_AVAILABLE, count, number, with_error
 from ray_probe.report.result_table import beta_values, fit_lines, mode_name, ratio_to_none, through
 from ray_probe.report.table_parts import (
-    MODES,
     Row,
     below,
-    count,
     duration,
     figures,
     gradient_rows,
@@ -27,14 +28,15 @@ from ray_probe.report.table_parts import (
     warned,
 )
 from ray_probe.run.progress import Progress
+from ray_probe.run.result import EXIT_PARTIAL, Entropy, Gradient
 
 STYLES = {
     "measuring": "bold cyan", "running": "bold cyan", "idle": "green", "done": "green", "failed": "bold red",
     "cancelled": "yellow", "closing": "yellow",
 }  # fmt: skip
 EXIT_CODES = {
-    1: "shards came twice with different bytes, see conflicts in result.json",
-    3: "PARTIAL: some shards were given up, see partial in result.json",
+    ShardError.exit_code: "shards came twice with different bytes, see conflicts in result.json",
+    EXIT_PARTIAL: "PARTIAL: some shards were given up, see partial in result.json",
 }
 ATTENTION = "read this"
 LISTED = 12
@@ -64,17 +66,17 @@ def status_table(status: Status, now: datetime | None = None) -> RenderableType:
     return page(*parts)
 
 
-def beta_table(beta: Beta) -> RenderableType:
-    """A version of the fitted baseline, feature by feature."""
-    raw = beta.to_json() | {"fallback": None}
-    wrong = caveats({"beta": raw})
+def beta_table(beta: BetaReply) -> RenderableType:
+    """Return a version of the fitted baseline, feature by feature."""
+    wrong = [warning for warning in [ill_conditioned(beta)] if warning is not None]
     if beta.values is None:
         why = "the solve failed" if beta.tokens else "there is no token to fit on"
-        wrong.insert(0, f"FALLBACK: beta could not be fitted, {why}; {beta.fallback} stands in for it.")
+        wrong.insert(0, f"FALLBACK: beta could not be fitted, {why}; {beta.fallback} replaces it.")
     return page(
         Prose(f"{beta.measurement}: beta version {beta.version}, {through(beta.round)}", "bold"),
-        below(beta_values("Feature", beta.features, beta.values)),
-        *map(Prose, fit_lines(raw)), Prose(f"policy {beta.policy_id}", "dim"), *warned(wrong, ATTENTION),
+        below(beta_values("Feature", beta)),
+        *map(Prose, fit_lines(replace(beta, fallback=None))), Prose(f"policy {beta.policy_id}", "dim"),
+        *warned(wrong, ATTENTION),
     )  # fmt: skip
 
 
@@ -96,7 +98,7 @@ def variance_table(variance: Variance) -> RenderableType:
         said = f"in-sample: mean square of version {newest} on the very records it was fitted on"
         parts.append(Prose(said, "dim"))
     if variance.rounds:
-        parts.append(figures(gradient_rows(variance.gradient or {}, "shards as clusters")))
+        parts.append(figures(gradient_rows(variance.gradient or Gradient(), "shards as clusters")))
     worse = worse_baseline(variance.mode, variance.advantage_paired)
     return page(*parts, *warned([] if worse is None else [worse], ATTENTION))
 
@@ -211,7 +213,7 @@ def _modes(variance: Variance, own: bool) -> RenderableType:
     for mode in MODES:
         name, style = mode_name(mode, variance.mode)
         spread = number((variance.advantage_variance or {}).get(mode))
-        cells = [number(square.get(mode)), ratio_to_none(mode, dict(ratios)), spread] if variance.rounds else []
+        cells = [number(square.get(mode)), ratio_to_none(mode, ratios), spread] if variance.rounds else []
         flattering = [number(variance.in_sample.get(mode))] if own else []
         rows.append([Text(cell, style) for cell in (name, *cells, *flattering)])
     columns = [Column("Advantage", prefers=24), *(Column(title, right=True, prefers=14) for title in titles)]
@@ -219,19 +221,19 @@ def _modes(variance: Variance, own: bool) -> RenderableType:
 
 
 def _result_row(item: MeasurementInfo) -> list[Cell]:
-    gradient = item.gradient or {}
+    gradient = item.gradient or Gradient()
     checkpoint = "/".join(Path(item.checkpoint).parts[-2:])
     checkpoint += "" if item.adapter is None else f"\n+ {Path(item.adapter).name}"
     return [
         item.id, checkpoint, Text(item.state, STYLES.get(item.state, "")), number(item.rounds),
-        number(item.sequences), _entropy(item), number(norm_debiased(gradient), 3), number(gradient.get("snr"), 3),
+        number(item.sequences), _entropy(item), number(norm_debiased(gradient), 3), number(gradient.snr, 3),
         utc(item.finished or item.started or item.submitted)[5:16],
     ]  # fmt: skip
 
 
 def _entropy(item: MeasurementInfo) -> str:
-    entropy = item.entropy or {}
-    return with_error(entropy.get("per_sequence"), entropy.get("per_sequence_se"))
+    entropy = item.entropy or Entropy()
+    return with_error(entropy.per_sequence, entropy.per_sequence_se)
 
 
 def _end(item: MeasurementInfo) -> tuple[str, str] | None:

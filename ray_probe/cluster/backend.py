@@ -17,9 +17,11 @@ from ray_probe.gradient.layout import BUCKET_NUMBERS, ParameterLayout
 from ray_probe.rollout.loader import LoadRequest
 from ray_probe.run.backend import RoundOutcome, StopCheck
 from ray_probe.run.directory import RunDirectory
+from ray_probe.run.messages import ActorFacts
 from ray_probe.run.plan import Shard
 from ray_probe.run.prepared import PreparedRun, baseline_rule
 from ray_probe.run.progress_tracker import ProgressTracker
+from ray_probe.run.result import Beta
 
 NAME_S = 20.0
 FITTER_STATE = "fitter.json"
@@ -91,15 +93,15 @@ class RayBackend:
         return self._pool.asked
 
     @property
-    def info(self) -> dict[str, Any]:
-        """What a started actor said of itself: layout, EOS ids, device, threads."""
+    def info(self) -> ActorFacts:
+        """What a started actor reports of itself."""
+        assert self._pool.info is not None, "`load` comes first"
         return self._pool.info
 
     @property
     def layout(self) -> ParameterLayout:
         """Names and shapes of the trainable parameters."""
-        layout: ParameterLayout = self.info["layout"]
-        return layout
+        return self.info.layout
 
     @property
     def pids(self) -> dict[int, int]:
@@ -150,7 +152,7 @@ class RayBackend:
         manner = RoundOptions(rule.fit == "lagged", held_positions)
         self._open = OpenMeasurement(self._pool, fitter, writer, self.layout, manner, self._bucket_numbers)
 
-    def beta(self) -> dict[str, Any]:
+    def beta(self) -> Beta:
         """The fitter's current global fit."""
         return self._rounds.beta()
 

@@ -17,8 +17,9 @@ from ray_probe.cluster.actors import actor_names
 from ray_probe.cluster.actors.own_actors import OwnActor, end_children, refuse_taken_name
 from ray_probe.cluster.connection.nodes import pinned_to
 from ray_probe.cluster.head.head_monitor import LOST_S, OWN_LOST_S, HeadMonitor, end_without
-from ray_probe.controller.replies import Beta, Followed, MeasurementInfo, Scaled, Status, Variance
+from ray_probe.controller.replies import BetaReply, Followed, MeasurementInfo, Scaled, Status, Variance
 from ray_probe.errors import ConfigError, ProbeError
+from ray_probe.run.result import Result
 from ray_probe.system.failpoints import fail_at
 
 if TYPE_CHECKING:
@@ -134,7 +135,7 @@ class ControllerActor(OwnActor):
         """All measurements."""
         return self._controller.answers.results()
 
-    def result(self, identity: str | None) -> tuple[MeasurementInfo, dict[str, Any] | None]:
+    def result(self, identity: str | None) -> tuple[MeasurementInfo, Result | None]:
         """A measurement and its result so far."""
         return self._controller.answers.result(identity)
 
@@ -146,7 +147,7 @@ class ControllerActor(OwnActor):
         """What kept a service from starting."""
         return self._controller.start_error
 
-    def beta(self, version: int | None, identity: str | None) -> Beta:
+    def beta(self, version: int | None, identity: str | None) -> BetaReply:
         """A version of a measurement's fit."""
         return self._controller.answers.beta(version, identity)
 

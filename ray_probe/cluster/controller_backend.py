@@ -10,7 +10,9 @@ from ray_probe.cluster.connection.demand import Demand, room
 from ray_probe.cluster.connection.nodes import alive_nodes
 from ray_probe.controller.replies import Actor, Scaled
 from ray_probe.errors import ConfigError
+from ray_probe.run.messages import InSample
 from ray_probe.run.prepared import few_shards
+from ray_probe.run.result import Beta
 
 QUERY_S = 10.0
 OF_RAY = ("memory", "object_store_memory")
@@ -73,14 +75,14 @@ class RayControllerBackend(RayBackend):
             "warnings": tuple(line for line in (self._few_shards(asked), pool.waiting) if line is not None),
         }
 
-    def beta_of(self, version: int | None) -> Mapping[str, Any]:
+    def beta_of(self, version: int | None) -> Beta:
         """A version of the open measurement's fit, from the fitter itself; any thread may ask."""
-        report: Mapping[str, Any] = self._asked("beta", version)
+        report: Beta = self._asked("beta", version)
         return report
 
-    def in_sample(self) -> Mapping[str, Any]:
+    def in_sample(self) -> InSample:
         """The newest fit on its own records, from the fitter itself; any thread may ask."""
-        report: Mapping[str, Any] = self._asked("variance")
+        report: InSample = self._asked("variance")
         return report
 
     def _asked(self, method: str, *args: Any) -> Any:

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ray_probe.core.estimator.baselines import BaselineRule
 from ray_probe.fitter.fitter import Fitter
@@ -13,6 +13,7 @@ from ray_probe.run.backend import RoundOutcome, StopCheck, new_group, refuse_if_
 from ray_probe.run.directory import RunDirectory
 from ray_probe.run.plan import Shard
 from ray_probe.run.progress_tracker import ProgressTracker
+from ray_probe.run.result import Beta
 from ray_probe.run.round_checks import check_baseline, check_reached, ids_of, told_with
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ class LocalBackend:
         bucket_numbers: int = BUCKET_NUMBERS,
         held_positions: int = 0,
     ) -> None:
-        finished = [line["records"] for line in directory.finished_rounds()]
+        finished = [entry.records for entry in directory.finished_rounds()]
         self._rollouts = rollouts
         self._fitter = Fitter(rule, policy_id, directory.ledger, finished)
         self._store = GradientStore(directory.state, self.layout)
@@ -71,7 +72,7 @@ class LocalBackend:
         """Sha256 of that gradient's file, hexadecimal; None before a commit."""
         return self._store.sha256
 
-    def beta(self) -> dict[str, Any]:
+    def beta(self) -> Beta:
         """Returns the fitter's current global fit."""
         return self._fitter.beta()
 

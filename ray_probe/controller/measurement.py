@@ -17,11 +17,11 @@ from ray_probe.controller.run_log import log_start, log_text, log_to, logged_to,
 from ray_probe.errors import ProbeError
 from ray_probe.offline_entropy_probe import OfflineEntropyProbe
 from ray_probe.run.backend import LoadingBackend, StopCheck, Stopped
-from ray_probe.run.directory import RunDirectory, as_json
-from ray_probe.run.forward_passes import Pass
-from ray_probe.run.manifest import changed_since, check_same_inputs, manifest
+from ray_probe.run.directory import MANIFEST, RunDirectory, as_json
+from ray_probe.run.manifest import Manifest, check_same_inputs
 from ray_probe.run.prepared import PreparedRun
 from ray_probe.run.progress import Listener
+from ray_probe.run.result import Result
 from ray_probe.system.failpoints import fail_at
 
 HANDOVER_S = 10.0
@@ -53,7 +53,7 @@ def measure(
     listener: Listener,
     stop: StopCheck,
     on_open: Callable[[OfflineEntropyProbe], None] = lambda probe: None,
-) -> dict[str, Any]:
+) -> Result:
     """Measures a checkpoint; returns the result, which is on disk with its plots.
 
     Args:
@@ -76,19 +76,19 @@ def measure(
     directory = _directory(job, backend)
     with directory.held(HANDOVER_S), logged_to(directory.path / "log.txt", job.notes):
         finished = directory.committed_rounds()
-        passes = Pass.from_json(directory.read_json("manifest.json")["pass"])
+        passes = directory.manifest().pass_
         log_start(config, backend, len(finished), passes)
         log_text(job.prepared)
-        if (gap := backend.info["cache_gap"]) > 0:
+        if (gap := backend.info.cache_gap) > 0:
             tell(listener, f"warning: steps from this model's cache are {gap:.2g} nats a token from one pass over them")
-        backend.open(directory, [list(line["records"]) for line in finished], passes.held_positions)
-        eos = job.prepared.eos.to_json()
-        probe = OfflineEntropyProbe(config, job.prepared.plan, backend, directory, log_to(listener), stop, eos)
+        backend.open(directory, [entry.records for entry in finished], passes.held_positions)
+        plan, eos = job.prepared.plan, job.prepared.eos
+        probe = OfflineEntropyProbe(config, plan, backend, directory, log_to(listener), stop, eos)
         on_open(probe)
         return _finish(probe, directory)
 
 
-def _finish(probe: OfflineEntropyProbe, directory: RunDirectory) -> dict[str, Any]:
+def _finish(probe: OfflineEntropyProbe, directory: RunDirectory) -> Result:
     """Runs the probe; writes the result of the committed rounds also on failure."""
     from ray_probe.report.plots import write_plots  # imports matplotlib
 
@@ -114,10 +114,9 @@ def _directory(job: Job, backend: LoadingBackend) -> RunDirectory:
     assert config.output.name is not None
     if job.resume:
         return RunDirectory.open(Path(config.output.dir) / config.output.name)
-    about = manifest(job.prepared, dict(backend.info), dict(job.cluster)) | {"command": list(job.command)}
-    return RunDirectory.create(
-        Path(config.output.dir), config.output.name, {"config.yaml": dump_yaml(config), "manifest.json": as_json(about)}
-    )
+    manifest = Manifest.of(job.prepared, backend.info, job.cluster, job.command)
+    files = {"config.yaml": dump_yaml(config), MANIFEST: as_json(manifest.to_json())}
+    return RunDirectory.create(Path(config.output.dir), config.output.name, files)
 
 
 Prepare = Callable[[ProbeConfig, datetime | None], PreparedRun]
@@ -130,11 +129,10 @@ def prepared_again(directory: RunDirectory, config: ProbeConfig, prepare: Prepar
         ConfigError: its inputs or settings have changed.
         InputError: its inputs have become unusable.
     """
-    earlier = directory.read_json("manifest.json")
-    created = earlier.get("created")
-    prepared = prepare(config, None if created is None else datetime.fromisoformat(created))
+    earlier = directory.manifest()
+    prepared = prepare(config, None if earlier.created is None else datetime.fromisoformat(earlier.created))
     check_same_inputs(prepared, earlier)
-    changes = changed_since(earlier, config.cluster.cpus_per_actor)
+    changes = earlier.changed_since(config.cluster.cpus_per_actor)
     return prepared, [
         f"since the run was started, {change}: the last bits of what follows may differ" for change in changes
     ]

@@ -5,15 +5,16 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ray_probe.controller.queue import Measurement
-from ray_probe.controller.replies import Beta, Followed, MeasurementInfo, Status, Variance
+from ray_probe.controller.replies import BetaReply, Followed, MeasurementInfo, Status, Variance
 from ray_probe.controller.state import ControllerState, summary
 from ray_probe.errors import ConfigError, bad_value
 from ray_probe.offline_entropy_probe import OfflineEntropyProbe
 from ray_probe.run.directory import RunDirectory
+from ray_probe.run.messages import InSample
+from ray_probe.run.result import Beta, Counts, Entropy, Gradient, Result
+from ray_probe.system.json_object import JsonObject
 
-STATISTICS = (
-    "advantage_variance", "advantage_mean_square", "advantage_mean_square_ratio", "advantage_paired", "gradient",
-)  # fmt: skip
+SUMMARISED: Mapping[str, type[JsonObject]] = {"entropy": Entropy, "gradient": Gradient}
 
 
 class BackendQueries(Protocol):
@@ -22,11 +23,11 @@ class BackendQueries(Protocol):
     def census(self) -> Mapping[str, Any]:
         """Returns the fields of `Status` about actors and cluster."""
 
-    def beta_of(self, version: int | None) -> Mapping[str, Any]:
+    def beta_of(self, version: int | None) -> Beta:
         """Returns a version of the open measurement's fit."""
 
-    def in_sample(self) -> Mapping[str, Any]:
-        """Returns `version` of the newest fit, and `in_sample` on its own records by mode."""
+    def in_sample(self) -> InSample:
+        """Returns the newest fit's mean squares on its own records."""
 
 
 class Queries:
@@ -47,7 +48,7 @@ class Queries:
                 name=self._name, kind=self._kind, state=board.state, directory=str(directory), since=board.since,
                 draining=queue.draining, problem=board.problem,
                 measurement=None if running is None else self.info(running), progress=board.progress,
-                shards_retried=0 if result is None else result["counts"]["shards_retried"],
+                shards_retried=0 if result is None else result.counts.shards_retried,
                 queued=tuple(item.id for item in queue.waiting),
                 ended=sum(item.finished is not None for item in queue.items), **census,
             )  # fmt: skip
@@ -58,7 +59,7 @@ class Queries:
             items = self._board.queue.items
         return tuple(self.info(item) for item in items)
 
-    def result(self, identity: str | None) -> tuple[MeasurementInfo, dict[str, Any] | None]:
+    def result(self, identity: str | None) -> tuple[MeasurementInfo, Result | None]:
         """Returns a measurement and its result so far; None before a commit."""
         item, _ = self._at(identity)
         return self.info(item), self._board.result(item)
@@ -69,7 +70,7 @@ class Queries:
         cursor, events = self._board.events(identity, cursor)
         return Followed(cursor, events, self.info(item), self._board.closing)
 
-    def beta(self, version: int | None, identity: str | None) -> Beta:
+    def beta(self, version: int | None, identity: str | None) -> BetaReply:
         """Returns a version of a measurement's fit; None: the newest.
 
         Raises ConfigError naming the versions that exist.
@@ -80,27 +81,31 @@ class Queries:
         report = None if probe is None else self._sources.beta_of(version)
         if report is None or self._board.probe is not probe:  # it has ended, so the report may be of the next
             report = RunDirectory.open(Path(item.directory)).beta(version)
-        plain: dict[str, Any] = {
-            key: tuple(value) if isinstance(value, list) else value for key, value in report.items()
-        }
-        return Beta(measurement=item.id, policy_id=item.policy_id, **plain)
+        return BetaReply(measurement=item.id, policy_id=item.policy_id, **vars(report))
 
     def variance(self, identity: str | None) -> Variance:
         """Returns advantage statistics of the committed rounds and of the newest fit."""
         item, probe = self._at(identity)
         result = self._board.result(item)
-        own = {} if probe is None else self._sources.in_sample()
+        own = None if probe is None else self._sources.in_sample()
         if self._board.probe is not probe:
-            own = {}  # it may be the next measurement's
-        counts = {} if result is None else result["counts"]
-        sizes: dict[str, Any] = {name: counts.get(name, 0) for name in ("rounds", "sequences", "tokens")}
-        statistics: dict[str, Any] = {key: None if result is None else result[key] for key in STATISTICS}
-        version = None if result is None else result["beta"]["version"]
-        mode = None if result is None else result["config"]["estimator"]["baseline"]["mode"]
+            own = None  # it may be the next measurement's
+        counts = Counts() if result is None else result.counts
         return Variance(
-            measurement=item.id, beta_version=version, **sizes, **statistics, in_sample=own.get("in_sample", {}),
-            in_sample_version=own.get("version"), mode=mode,
-        )  # fmt: skip
+            measurement=item.id,
+            beta_version=None if result is None else result.beta.version,
+            rounds=counts.rounds,
+            sequences=counts.sequences,
+            tokens=counts.tokens,
+            advantage_variance=None if result is None else result.advantage_variance,
+            advantage_mean_square=None if result is None else result.advantage_mean_square,
+            advantage_mean_square_ratio=None if result is None else result.advantage_mean_square_ratio,
+            gradient=None if result is None else result.gradient,
+            in_sample={} if own is None else own.mean_square,
+            in_sample_version=None if own is None else own.version,
+            mode=None if result is None else result.settings.mode,
+            advantage_paired=None if result is None else result.advantage_paired,
+        )
 
     def logs(self, identity: str | None, lines: int) -> tuple[str, ...]:
         """Returns the last lines of a measurement's log; None: of the service's log."""
@@ -115,10 +120,12 @@ class Queries:
 
     def info(self, item: Measurement) -> MeasurementInfo:
         """Returns a measurement as queries show it."""
+        found = dict(item.summary or summary(self._board.result(item)))
+        figures = {key: kind.from_json(found[key]) for key, kind in SUMMARISED.items() if found[key] is not None}
         return MeasurementInfo(
             id=item.id, checkpoint=item.checkpoint, adapter=item.adapter, state=item.state, directory=item.directory,
             submitted=item.submitted, started=item.started, finished=item.finished, cause=item.cause,
-            exit_code=item.exit_code, **(item.summary or summary(self._board.result(item))),
+            exit_code=item.exit_code, **(found | figures),
         )  # fmt: skip
 
     def _at(self, identity: str | None) -> tuple[Measurement, OfflineEntropyProbe | None]:

@@ -1,10 +1,12 @@
 """Answers of a service or a run, the same in Python and as JSON."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from ray_probe.core.estimator.modes import Mode
 from ray_probe.run.progress import Progress
+from ray_probe.run.result import Beta, Entropy, Estimate, Gradient, PairedDifference
 
 
 class Reply:
@@ -63,8 +65,8 @@ class MeasurementInfo(Reply):
     directory: str
     rounds: int
     sequences: int
-    entropy: Mapping[str, Any] | None
-    gradient: Mapping[str, Any] | None
+    entropy: Entropy | None
+    gradient: Gradient | None
     beta_version: int | None
     submitted: str
     started: str | None
@@ -128,37 +130,21 @@ class Status(Reply):
     actors_leaving: int = 0
 
 
-@dataclass(frozen=True)
-class Beta(Reply):
+@dataclass(frozen=True, kw_only=True)
+class BetaReply(Beta):
     """A version of the fitted baseline, with its measurement.
 
     Attributes:
         measurement: id of the measurement.
         policy_id: names checkpoint and sampling policy.
-        features: names of the coefficients.
-        values: coefficients, nats per unit of the feature; None where beta could not be fitted.
-        version: counts up by one a round.
-        round: the last round inside, from 0; -1 before any.
-        ridge_lambda: added to the diagonal.
-        tokens: tokens behind it.
-        sequences: responses behind it.
-        r2: centred; None without a fit.
-        condition_number: of Phi^T Phi + lambda I; None without a fit.
-        fallback: `residual_mu` where beta could not be fitted, else None.
     """
 
     measurement: str
     policy_id: str
-    features: tuple[str, ...]
-    values: tuple[float, ...] | None
-    version: int
-    round: int
-    ridge_lambda: float
-    tokens: int
-    sequences: int
-    r2: float | None
-    condition_number: float | None
-    fallback: str | None
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON types."""
+        return {"measurement": self.measurement, "policy_id": self.policy_id} | super().to_json()
 
 
 @dataclass(frozen=True)
@@ -187,14 +173,14 @@ class Variance(Reply):
     rounds: int
     sequences: int
     tokens: int
-    advantage_variance: Mapping[str, float | None] | None
-    advantage_mean_square: Mapping[str, float | None] | None
-    advantage_mean_square_ratio: Mapping[str, Mapping[str, float | None]] | None
-    gradient: Mapping[str, float | None] | None
-    in_sample: Mapping[str, float | None]
+    advantage_variance: Mapping[Mode, float | None] | None
+    advantage_mean_square: Mapping[Mode, float | None] | None
+    advantage_mean_square_ratio: Mapping[Mode, Estimate | None] | None
+    gradient: Gradient | None
+    in_sample: Mapping[Mode, float | None]
     in_sample_version: int | None
     mode: str | None
-    advantage_paired: Sequence[Mapping[str, Any]] | None
+    advantage_paired: tuple[PairedDifference, ...] | None
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ def check_run(directory: RunDirectory, tell: Callable[[str], None] = lambda text
     directory.check_start()
     lines = directory.committed_rounds()
     directory.restore(len(lines))
-    check_ledger(directory.ledger, [line["records"] for line in lines])
+    check_ledger(directory.ledger, [entry.records for entry in lines])
     if lines:
         _check_gradient(directory.state / state_name(len(lines)), directory.gradient_sha256(len(lines)), tell)
 

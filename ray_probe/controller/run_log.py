@@ -25,17 +25,17 @@ def log_start(config: ProbeConfig, backend: LoadingBackend, finished: int, passe
     )  # fmt: skip
     logger.info(
         "actors=%d device=%s parameters=%d first round=%d of %s",
-        backend.actors, backend.info["device"], backend.layout.size, finished + 1, config.batch.rounds,
+        backend.actors, backend.info.device, backend.layout.size, finished + 1, config.batch.rounds,
     )  # fmt: skip
     logger.info("pass=%s (%s)", passes.name, passes.why)
-    if frozen := backend.info["frozen"]:
+    if frozen := backend.info.frozen:
         logger.info(
             "model.trainable=%s leaves out %d parameters that the architecture has frozen: %s",
             config.model.trainable, len(frozen), some(frozen),
         )  # fmt: skip
-    if backend.info["why_no_head"]:
-        logger.info("teacher forcing holds the logits of a micro-batch: %s", backend.info["why_no_head"])
-    if not backend.info["takes_padding"]:
+    if backend.info.why_no_head:
+        logger.info("teacher forcing holds the logits of a micro-batch: %s", backend.info.why_no_head)
+    if not backend.info.takes_padding:
         logger.info("padding changes what this model says: prompts of one length are sampled at once, and no others")
     if baseline.mode != "none" and baseline.fit == "in_sample":
         logger.warning("estimator.baseline.fit=in_sample biases the gradient by O(1/N); leave_one_out does not")

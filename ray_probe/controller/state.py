@@ -7,7 +7,6 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from ray_probe.errors import ConfigError, OutputError
 from ray_probe.offline_entropy_probe import OfflineEntropyProbe
 from ray_probe.run.directory import RunDirectory
 from ray_probe.run.progress import Progress
+from ray_probe.run.result import Result
 from ray_probe.system.clock import utc_now
 from ray_probe.system.digests import sealed, unsealed
 from ray_probe.system.files import write_atomically
@@ -119,8 +119,8 @@ class ControllerState:
             fresh = [(number, event) for number, whose, event in self._events if whose == identity and number > cursor]
         return max((number for number, _ in fresh), default=cursor), tuple(event for _, event in fresh)
 
-    def result(self, item: Measurement) -> dict[str, Any] | None:
-        """result.json of a measurement's whole rounds so far; None before the first.
+    def result(self, item: Measurement) -> Result | None:
+        """The result of a measurement's whole rounds so far; None before the first.
 
         Raises ConfigError when the file is damaged.
         """
@@ -145,14 +145,12 @@ class ControllerState:
             raise ConfigError(f"{path}: cannot be read ({type(error).__name__}: {error}); {remedy}") from None
 
 
-def summary(result: Mapping[str, Any] | None) -> dict[str, Any]:
-    """What a list of measurements shows of a result."""
-    result = result or {}
-    counts = result.get("counts", {})
+def summary(result: Result | None) -> dict[str, Any]:
+    """Return what a list of measurements shows of a result, in plain JSON types."""
     return {
-        "rounds": counts.get("rounds", 0),
-        "sequences": counts.get("sequences", 0),
-        "entropy": result.get("entropy"),
-        "gradient": result.get("gradient"),
-        "beta_version": result.get("beta", {}).get("version"),
+        "rounds": 0 if result is None else result.counts.rounds,
+        "sequences": 0 if result is None else result.counts.sequences,
+        "entropy": None if result is None else result.entropy.to_json(),
+        "gradient": None if result is None else result.gradient.to_json(),
+        "beta_version": None if result is None else result.beta.version,
     }

@@ -145,7 +145,7 @@ class WorkLoop:
             else:
                 self._state.leave(identity, state="queued")
             return
-        self._end(identity, state="done", exit_code=1 if result["conflicts"] else 3 if result["partial"] else 0)
+        self._end(identity, state="done", exit_code=result.exit_code)
 
     def _job(self, item: Measurement) -> Job:
         """Prepares a queued measurement, or one that resumes after a loss."""

@@ -18,7 +18,8 @@ from ray_probe.errors import ConfigError, RecordError, bad_value
 from ray_probe.fitter.ledger import kept_rounds
 from ray_probe.fitter.ledger_file import LedgerFile
 from ray_probe.fitter.ledger_format import Accepted, Closed, Different, Entry, digest_of
-from ray_probe.run.messages import Delivery, Receipt, ShardKey, shard_label
+from ray_probe.run.messages import Delivery, InSample, Receipt, ShardKey, shard_label
+from ray_probe.run.result import Beta
 
 Answer = TypeVar("Answer")
 
@@ -165,8 +166,8 @@ class Fitter:
         self._fold(entry)
         return self._fit_in_use()
 
-    def beta(self, version: int | None = None) -> dict[str, Any]:
-        """Returns a fit by feature name, as in result.json; None: the current one.
+    def beta(self, version: int | None = None) -> Beta:
+        """Returns a version of the global fit; None: the current one.
 
         Raises:
             ConfigError: there is no such version.
@@ -178,7 +179,7 @@ class Fitter:
             raise ConfigError(bad_value("version", version, f"there are versions 0 to {len(betas) - 1}"))
         return betas[version]
 
-    def variance(self) -> dict[str, Any]:
+    def variance(self) -> InSample:
         """Returns the baseline's mean squared residual by mode, nats^2 per token.
 
         Its rows are those of the fit, which flatters the fit, so it is labelled `in_sample`.
@@ -186,28 +187,27 @@ class Fitter:
         fit = self._current
         beta_DK = None if fit.ridge is None else fit.ridge.beta_DK
         squares = in_sample_mean_squares(fit.total, fit.position_average().mean_B, beta_DK)
-        counts = {"version": fit.version, "tokens": fit.total.tokens, "sequences": fit.total.sequences}
-        return counts | {"in_sample": squares}
+        return InSample(fit.version, fit.total.tokens, fit.total.sequences, squares)
 
     def close(self) -> None:
         """Close the ledger."""
         if self._ledger is not None:
             self._ledger.close()
 
-    def _report(self, fit: PublishedFit) -> dict[str, Any]:
+    def _report(self, fit: PublishedFit) -> Beta:
         ridge = fit.ridge
-        return {
-            "features": list(self._rule.features),
-            "values": None if ridge is None else ridge.beta_DK[:, TARGET].tolist(),
-            "version": fit.version,
-            "round": fit.round,
-            "ridge_lambda": self._rule.ridge_lambda,
-            "tokens": fit.total.tokens,
-            "sequences": fit.total.sequences,
-            "r2": None if ridge is None else ridge.r2_K[TARGET],
-            "condition_number": None if ridge is None else ridge.condition_number,
-            "fallback": "residual_mu" if ridge is None else None,
-        }
+        return Beta(
+            features=self._rule.features,
+            values=None if ridge is None else tuple(ridge.beta_DK[:, TARGET].tolist()),
+            version=fit.version,
+            round=fit.round,
+            ridge_lambda=self._rule.ridge_lambda,
+            tokens=fit.total.tokens,
+            sequences=fit.total.sequences,
+            r2=None if ridge is None else ridge.r2_K[TARGET],
+            condition_number=None if ridge is None else ridge.condition_number,
+            fallback="residual_mu" if ridge is None else None,
+        )
 
     def _fit_in_use(self) -> PublishedFit:
         return self._previous if self._rule.fit == "lagged" else self._current

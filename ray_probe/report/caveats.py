@@ -1,12 +1,12 @@
-"""What a reader must know before using a result: one sentence or two for each thing that is off."""
+"""The warnings that are due for a result: what a reader must know before using it."""
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
 
 from ray_probe.checkpoints.tokenizer.eos import KEY as EOS_KEY
 from ray_probe.checkpoints.tokenizer.eos import shown_ids, shown_others
-from ray_probe.report.number_format import number, percent, with_error
+from ray_probe.report.number_format import count, number, percent, with_error
+from ray_probe.run.result import Beta, PairedDifference, Result
 
 CONDITION_LIMIT = 1e12
 TRUNCATED_LIMIT = 0.05
@@ -17,63 +17,46 @@ CLEARLY_WORSE = 2.0
 """Standard errors of a paired difference."""
 
 _SHARD_ID = re.compile(r"(\d+)/(\d+)")
-Result = dict[str, Any]
 
 
 def caveats(result: Result) -> list[str]:
-    """The warnings that are due for this result, worst first; empty when there are none."""
+    """Return the warnings that are due for this result, worst first."""
     found = (check(result) for check in _CHECKS)
     return [text for text in found if text is not None]
 
 
-def baseline_of(result: Result) -> dict[str, Any]:
-    """The section `estimator.baseline` of the result's config; empty when absent."""
-    baseline: dict[str, Any] = result.get("config", {}).get("estimator", {}).get("baseline", {})
-    return baseline
-
-
-def ill_conditioned(beta: dict[str, Any]) -> bool:
-    """Whether the fit's condition number is past what float64 solves with digits to spare."""
-    condition = beta.get("condition_number")
-    return condition is not None and not condition <= CONDITION_LIMIT
-
-
 def ended_early(result: Result) -> bool:
-    """Whether rounds of the plan are missing that no budget has forbidden."""
-    batch, counts = result.get("config", {}).get("batch", {}), result.get("counts", {})
-    planned, rounds, sequences = batch.get("rounds"), counts.get("rounds"), counts.get("sequences") or 0
-    if planned is None or rounds is None or rounds >= planned:
+    """Return whether the plan has more rounds, and no budget ended the run."""
+    settings, counts = result.settings, result.counts
+    if settings.rounds is None or not 0 < counts.rounds < settings.rounds:
         return False
-    most, limit_s = batch.get("max_sequences"), batch.get("max_seconds")
-    a_round = (batch.get("prompts_per_round") or 0) * (batch.get("responses_per_prompt") or 0)
-    used_up = most is not None and sequences + a_round > most
-    seconds = (result.get("timing") or {}).get("seconds") or 0.0
-    return not used_up and (limit_s is None or seconds < limit_s)
+    a_round = (settings.prompts_per_round or 0) * (settings.responses_per_prompt or 0)
+    used_up = settings.max_sequences is not None and counts.sequences + a_round > settings.max_sequences
+    return not used_up and (settings.max_seconds is None or (result.timing.seconds or 0.0) < settings.max_seconds)
 
 
 def has_few_shards(result: Result) -> bool:
-    """Whether a round has so few shards that their baselines, fitted on one another, bias `norm_sq_debiased`."""
-    counts, baseline = result.get("counts", {}), baseline_of(result)
-    shards, rounds = counts.get("shards") or 0, counts.get("rounds") or 1
-    fitted_on_another = baseline.get("mode") != "none" and baseline.get("fit") == "leave_one_out"
-    return fitted_on_another and 1 < shards < FEW_SHARDS * rounds
+    """Return whether rounds have too few shards: baselines fitted on one another then bias `norm_sq_debiased`."""
+    settings, counts = result.settings, result.counts
+    fitted_on_another = settings.mode != "none" and settings.fit == "leave_one_out"
+    return fitted_on_another and 1 < counts.shards < FEW_SHARDS * (counts.rounds or 1)
 
 
-def worse_baseline(mode: str | None, paired: Sequence[Mapping[str, Any]] | None) -> str | None:
-    """A warning where the baseline in use leaves clearly more noise than another one.
+def worse_baseline(mode: str | None, paired: Sequence[PairedDifference] | None) -> str | None:
+    """Return a warning where the baseline in use leaves clearly more noise than another one.
 
     Args:
-        mode: the mode in use.
-        paired: `advantage_paired` of a result: differences of the mean squared advantage on the same tokens.
+        mode: the baseline in use.
+        paired: differences of the mean squared advantage on the same tokens.
     """
     worse = []
     for pair in paired or ():
-        difference, error = pair.get("difference"), pair.get("se")
-        if mode not in (pair["mode"], pair["against"]) or difference is None or error is None:
+        if mode not in (pair.mode, pair.against) or pair.difference is None or pair.se is None:
             continue
-        other, excess = (pair["against"], difference) if pair["mode"] == mode else (pair["mode"], -difference)
-        if excess > CLEARLY_WORSE * error:
-            worse.append((excess, error, other))
+        first = pair.mode == mode
+        other, excess = (pair.against, pair.difference) if first else (pair.mode, -pair.difference)
+        if excess > CLEARLY_WORSE * pair.se:
+            worse.append((excess, pair.se, other))
     if not worse:
         return None
     excess, error, other = max(worse)
@@ -84,42 +67,49 @@ def worse_baseline(mode: str | None, paired: Sequence[Mapping[str, Any]] | None)
     )
 
 
+def ill_conditioned(beta: Beta) -> str | None:
+    """Return a warning where float64 cannot solve the fit with digits to spare."""
+    if beta.condition_number is None or beta.condition_number <= CONDITION_LIMIT:
+        return None
+    return (
+        f"ILL-CONDITIONED: condition number {number(beta.condition_number, 2)} of Phi^T Phi + lambda I; the single "
+        "entries of beta mean little (mu_hat may still be good). Drop collinear features or raise ridge_lambda."
+    )
+
+
 def _worse_baseline(result: Result) -> str | None:
-    return worse_baseline(baseline_of(result).get("mode"), result.get("advantage_paired"))
+    return worse_baseline(result.settings.mode, result.advantage_paired)
 
 
 def _partial(result: Result) -> str | None:
-    lost = result.get("partial")
-    if not lost:
+    if not result.partial:
         return None
     return (
-        f"PARTIAL: {_how_many(len(lost), 'shard')} given up: {_listed(lost)}. Leaving out what failed can bias every "
-        "figure here (often it is the longest responses that fail)."
+        f"PARTIAL: {count(len(result.partial), 'shard')} given up: {_listed(result.partial)}. Leaving out what failed "
+        "can bias every figure here (often it is the longest responses that fail)."
     )
 
 
 def _conflicts(result: Result) -> str | None:
-    twice = result.get("conflicts")
+    twice = result.conflicts
     if not twice:
         return None
     return (
-        f"CONFLICT: {_how_many(len(twice), 'shard')} came twice with different bytes: {_listed(twice)}. The first was "
+        f"CONFLICT: {count(len(twice), 'shard')} came twice with different bytes: {_listed(twice)}. The first was "
         "kept; the run cannot be reproduced until the cause is found."
     )
 
 
 def _fallback(result: Result) -> str | None:
-    beta = result.get("beta") or {}
-    if not beta.get("fallback"):
+    fallback, used = result.beta.fallback, result.settings.mode == "regression"
+    if not fallback:
         return None
-    fallback, used = beta["fallback"], baseline_of(result).get("mode") == "regression"
-    what = f"the baseline in use was {fallback}" if used else f"the regression row shows {fallback}"
-    return f"FALLBACK: beta could not be fitted; {what}."
+    where = f"the baseline in use was {fallback}" if used else f"the regression row shows {fallback}"
+    return f"FALLBACK: beta could not be fitted; {where}."
 
 
 def _in_sample(result: Result) -> str | None:
-    baseline = baseline_of(result)
-    if baseline.get("fit") != "in_sample" or baseline.get("mode") == "none":
+    if result.settings.fit != "in_sample" or result.settings.mode == "none":
         return None
     return (
         "IN_SAMPLE: the baseline was fitted on the responses it is subtracted from. This biases the gradient at order "
@@ -128,31 +118,29 @@ def _in_sample(result: Result) -> str | None:
 
 
 def _score_only(result: Result) -> str | None:
-    if result.get("config", {}).get("generation", {}).get("rb_requires_grad", True):
+    if result.settings.rb_requires_grad:
         return None
     return "SCORE TERM ONLY: generation.rb_requires_grad is false; the gradient leaves the pathwise term out."
 
 
 def _unfitted(result: Result) -> str | None:
-    counts = result.get("counts", {})
-    unfitted = counts.get("unfitted_shards") or 0
-    if unfitted <= 0 or baseline_of(result).get("mode") == "none":
+    unfitted, shards = result.counts.unfitted_shards, result.counts.shards
+    if unfitted <= 0 or result.settings.mode == "none":
         return None
     return (
-        f"UNFITTED: {unfitted:,} of {_how_many(counts.get('shards'), 'shard')} had no fit to use, so mu_hat was 0: "
-        "no bias, but the noise of mode none."
+        f"UNFITTED: {unfitted:,} of {count(shards, 'shard')} had no fit to use, so mu_hat was 0: no bias, but the "
+        "noise of mode none."
     )
 
 
 def _unfinished(result: Result) -> str | None:
     if not ended_early(result):
         return None
-    rounds, planned = result["counts"]["rounds"], result["config"]["batch"]["rounds"]
-    return f"UNFINISHED: {rounds} of {planned} rounds; run --resume goes on with it."
+    return f"UNFINISHED: {result.counts.rounds} of {result.settings.rounds} rounds; run --resume continues it."
 
 
 def _repeated(result: Result) -> str | None:
-    repeated = result.get("counts", {}).get("repeated_prompts") or 0
+    repeated = result.counts.repeated_prompts
     if repeated <= 0:
         return None
     return (
@@ -164,7 +152,7 @@ def _repeated(result: Result) -> str | None:
 def _few_shards(result: Result) -> str | None:
     if not has_few_shards(result):
         return None
-    a_round = result["counts"]["shards"] / (result["counts"].get("rounds") or 1)
+    a_round = result.counts.shards / (result.counts.rounds or 1)
     return (
         f"FEW SHARDS: {a_round:.3g} a round; below {FEW_SHARDS} the shards' baselines, fitted on one another, make "
         "norm_debiased and snr too large (the gradient itself stays unbiased). Lower batch.shard_prompts."
@@ -172,31 +160,22 @@ def _few_shards(result: Result) -> str | None:
 
 
 def _ill_conditioned(result: Result) -> str | None:
-    beta = result.get("beta") or {}
-    if not ill_conditioned(beta):
-        return None
-    return (
-        f"ILL-CONDITIONED: condition number {number(beta['condition_number'], 2)} of Phi^T Phi + lambda I; the single "
-        "entries of beta mean little (mu_hat may still be good). Drop collinear features or raise ridge_lambda."
-    )
+    return ill_conditioned(result.beta)
 
 
 def _truncated(result: Result) -> str | None:
-    counts = result.get("counts", {})
-    truncated, sequences = counts.get("truncated") or 0, counts.get("sequences") or 0
+    truncated, sequences, cap = result.counts.truncated, result.counts.sequences, result.settings.max_new_tokens
     if truncated <= TRUNCATED_LIMIT * sequences:
         return None
-    cap = result.get("config", {}).get("generation", {}).get("max_new_tokens")
     at = "max_new_tokens" if cap is None else f"max_new_tokens = {cap:,}"
     return (
         f"TRUNCATED: {percent(truncated, sequences)} of responses were cut at {at}. They count, as they must: all "
-        "figures speak of the capped process. Raise the cap to speak of whole responses."
+        "figures are those of the capped process. Raise the cap to measure whole responses."
     )
 
 
 def _eos_only(result: Result) -> str | None:
-    counts = result.get("counts", {})
-    eos_only, sequences = counts.get("eos_only") or 0, counts.get("sequences") or 0
+    eos_only, sequences = result.counts.eos_only, result.counts.sequences
     if eos_only <= EOS_ONLY_LIMIT * sequences:
         return None
     return (
@@ -206,26 +185,22 @@ def _eos_only(result: Result) -> str | None:
 
 
 def _eos_sources(result: Result) -> str | None:
-    eos = result.get("eos") or {}
-    if not eos.get("others") or eos["source"] == EOS_KEY:
+    eos = result.eos
+    if eos is None or not eos.others or eos.source == EOS_KEY:
         return None
-    texts = {int(token): text for token, text in eos["texts"].items()}
-    others = shown_others(eos["others"].items(), texts)
-    return f"EOS: responses end at {shown_ids(eos['ids'], texts)} ({eos['source']}); {others}. {EOS_KEY} decides."
+    texts = {int(token): text for token, text in eos.texts.items()}
+    others = shown_others(eos.others.items(), texts)
+    return f"EOS: responses end at {shown_ids(eos.ids, texts)} ({eos.source}); {others}. {EOS_KEY} decides."
 
 
-def _how_many(count: int | None, noun: str) -> str:
-    return f"{number(count)} {noun}{'' if count == 1 else 's'}"
-
-
-def _listed(shards: Iterable[Any]) -> str:
-    names = [shard_name(str(shard)) for shard in shards]
+def _listed(shards: Iterable[str]) -> str:
+    names = [shard_name(shard) for shard in shards]
     more = f" and {len(names) - SHARDS_LISTED:,} more (result.json)" if len(names) > SHARDS_LISTED else ""
     return ", ".join(names[:SHARDS_LISTED]) + more
 
 
 def shard_name(text: str) -> str:
-    """Put ids of shards, `0/3`, as people read them: `shard 3 of round 1`."""
+    """Replace ids of shards, `0/3`, by the names that people read: `shard 3 of round 1`."""
     return _SHARD_ID.sub(lambda found: f"shard {found[2]} of round {int(found[1]) + 1}", text)
 
 

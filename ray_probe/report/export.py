@@ -1,136 +1,103 @@
-"""Results for other programs and for notes: CSV with every digit, Markdown with the digits that mean something."""
+"""A result for other programs and for notes: CSV with every digit, Markdown with the significant digits."""
 
 import csv
 import io
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
 
-from ray_probe.report.caveats import Result, caveats
+from ray_probe.core.estimator.modes import MODES
+from ray_probe.report.caveats import caveats
 from ray_probe.report.number_format import number, with_error
 from ray_probe.report.result_table import heading_lines
-from ray_probe.report.table_parts import MODES, norm_debiased
+from ray_probe.report.table_parts import norm_debiased
 from ray_probe.report.verdict import verdict
+from ray_probe.run.result import Entropy, Estimate, Gradient, Result
+
+Value = str | int | float | None
 
 NATS, SQUARE = "nats", "nats^2 a token"
 SETTINGS = (
     "model.path", "model.adapter", "model.trainable", "model.dtype", "generation.temperature", "generation.top_p",
     "generation.max_new_tokens", "estimator.x_estimator_mode", "estimator.baseline.mode", "estimator.baseline.fit",
 )  # fmt: skip
-_LISTED = ("id", "state", "checkpoint", "adapter", "rounds", "sequences")
-_ENTROPY = ("per_sequence", "per_sequence_se", "per_token", "per_token_se")
-_GRADIENT = ("norm_debiased", "norm_raw", "norm_sq_debiased", "trace_cov", "snr")
-_ENDED = ("submitted", "started", "finished", "exit_code", "cause", "directory")
 
 
 class Figure(NamedTuple):
-    """A figure under its name in result.json; the error is None where there is none or it is not known."""
+    """A figure under its name in result.json; the error is None where it does not exist or is not known."""
 
     name: str
-    value: Any
+    value: float | None
     error: float | None
     unit: str
 
 
 def result_csv(result: Result) -> str:
-    """A line a figure: name, value, standard error, unit; the settings that make it what it is come first."""
-    settings = ((f"config.{name}", _at(result.get("config", {}), name), None, "") for name in SETTINGS)
-    return _csv(("name", "value", "se", "unit"), (*settings, *figures_of(result)))
+    """Return a line a figure: name, value, standard error, unit; the settings come first."""
+    settings = vars(result.settings)
+    rows = ((f"config.{name}", settings[name.rpartition(".")[2]], None, "") for name in SETTINGS)
+    return csv_text(("name", "value", "se", "unit"), (*rows, *figures_of(result)))
 
 
 def result_markdown(result: Result) -> str:
-    """Heading, verdict, a table of all figures, and what is wrong."""
+    """Return heading, verdict, a table of all figures, and the caveats."""
     title, *rest = heading_lines(result)
     judged = verdict(result)
     todo = [] if judged.advice is None else [f"To do: {judged.advice}"]
-    lines = [f"### {_cell(title)}", *map(_cell, rest), _cell(judged.text), *todo]
-    table = _markdown(
-        ("figure", "value", "unit"),
-        ((f"`{_cell(name)}`", _shown(value, error), unit) for name, value, error, unit in figures_of(result)),
+    lines = [f"### {markdown_cell(title)}", *map(markdown_cell, rest), markdown_cell(judged.text), *todo]
+    rows = (
+        (f"`{markdown_cell(name)}`", number(value) if error is None else with_error(value, error), unit)
+        for name, value, error, unit in figures_of(result)
     )
     wrong = "".join(f"- {line}\n" for line in caveats(result))
+    table = markdown_table(("figure", "value", "unit"), rows)
     return "\n\n".join(lines) + f"\n\n{table}" + (f"\n{wrong}" if wrong else "")
 
 
-def listing_csv(items: Iterable[Mapping[str, Any]]) -> str:
-    """A line a measurement.
-
-    Args:
-        items: measurements as a service lists them, as JSON.
-    """
-    columns = (*_LISTED, *(f"entropy.{key}" for key in _ENTROPY), *(f"gradient.{key}" for key in _GRADIENT), *_ENDED)
-    return _csv(columns, map(_listed, items))
-
-
-def listing_markdown(items: Iterable[Mapping[str, Any]]) -> str:
-    """A row a measurement.
-
-    Args:
-        items: measurements as a service lists them, as JSON.
-    """
-    rows = []
-    for item in items:
-        entropy, gradient = item["entropy"] or {}, item["gradient"] or {}
-        per_sequence = with_error(entropy.get("per_sequence"), entropy.get("per_sequence_se"))
-        figures = (per_sequence, number(norm_debiased(gradient), 3), number(gradient.get("snr"), 3))
-        rows.append((*(_cell(item[key]) for key in _LISTED), *figures))
-    return _markdown((*_LISTED, "entropy.per_sequence, nats", "gradient.norm_debiased", "gradient.snr"), rows)
-
-
 def figures_of(result: Result) -> Iterator[Figure]:
-    """Every figure of a result, in the order of result.json."""
-    for key in ("advantage_mean_square", "advantage_variance"):
-        errors = result.get(f"{key}_se") or {}
-        for mode, value in (result.get(key) or {}).items():
-            yield Figure(f"{key}.{mode}", value, errors.get(mode), SQUARE)
-    ratios = result.get("advantage_mean_square_ratio") or {}
-    for mode in (mode for mode in MODES if mode in ratios):
-        ratio = ratios[mode] or {}
-        yield Figure(f"advantage_mean_square_ratio.{mode}", ratio.get("value"), ratio.get("se"), "")
-    for pair in result.get("advantage_paired") or []:
-        name = f"advantage_paired.{pair['mode']}-{pair['against']}"
-        yield Figure(name, pair.get("difference"), pair.get("se"), SQUARE)
-    beta = result.get("beta") or {}
-    for feature, value in zip(beta.get("features") or (), beta.get("values") or (), strict=False):
-        yield Figure(f"beta.{feature}", value, None, f"nats per unit of {feature}")
-    for key in ("r2", "condition_number"):
-        yield Figure(f"beta.{key}", beta.get(key), None, "")
-    entropy = result.get("entropy") or {}
-    for key in ("per_sequence", "per_token"):
-        yield Figure(f"entropy.{key}", entropy.get(key), entropy.get(f"{key}_se"), NATS)
-    yield from _plain(result)
+    """Yield every figure of a result, in the order of result.json."""
+    for mode, square in result.advantage_mean_square.items():
+        yield Figure(f"advantage_mean_square.{mode}", square, result.advantage_mean_square_se.get(mode), SQUARE)
+    for mode, variance in result.advantage_variance.items():
+        yield Figure(f"advantage_variance.{mode}", variance, None, SQUARE)
+    for mode in MODES:
+        if mode in result.advantage_mean_square_ratio:
+            ratio = result.advantage_mean_square_ratio[mode] or Estimate()
+            yield Figure(f"advantage_mean_square_ratio.{mode}", ratio.value, ratio.se, "")
+    for pair in result.advantage_paired:
+        yield Figure(f"advantage_paired.{pair.mode}-{pair.against}", pair.difference, pair.se, SQUARE)
+    beta = result.beta
+    for feature, coefficient in zip(beta.features, beta.values or (), strict=False):
+        yield Figure(f"beta.{feature}", coefficient, None, f"nats per unit of {feature}")
+    yield Figure("beta.r2", beta.r2, None, "")
+    yield Figure("beta.condition_number", beta.condition_number, None, "")
+    entropy = result.entropy
+    yield Figure("entropy.per_sequence", entropy.per_sequence, entropy.per_sequence_se, NATS)
+    yield Figure("entropy.per_token", entropy.per_token, entropy.per_token_se, NATS)
+    for name, value in gradient_figures(result.gradient).items():
+        yield Figure(name, value, None, "")
+    for key, gap in vars(result.parity).items():
+        yield Figure(f"parity.{key}", gap, None, NATS if key.endswith("_gap") else "share")
+    for key, amount in vars(result.counts).items():
+        yield Figure(f"counts.{key}", amount, None, "")
+    for key, seconds in vars(result.timing).items():
+        yield Figure(f"timing.{key}", seconds, None, "tokens/s" if key == "tokens_per_second" else "s")
+    yield Figure("partial", len(result.partial or ()), None, "shards")
+    yield Figure("conflicts", len(result.conflicts), None, "shards")
 
 
-def _plain(result: Result) -> Iterator[Figure]:
-    """Figures without an error."""
-    gradient = result.get("gradient") or {}
-    known = gradient | {"norm_debiased": norm_debiased(gradient)}
-    for key in _GRADIENT:
-        yield Figure(f"gradient.{key}", known.get(key), None, "")
-    for key, value in (result.get("parity") or {}).items():
-        yield Figure(f"parity.{key}", value, None, NATS if key.endswith("_gap") else "share")
-    for key, value in (result.get("counts") or {}).items():
-        yield Figure(f"counts.{key}", value, None, "")
-    for key, value in (result.get("timing") or {}).items():
-        yield Figure(f"timing.{key}", value, None, "tokens/s" if key == "tokens_per_second" else "s")
-    for key in ("partial", "conflicts"):
-        yield Figure(key, len(result.get(key) or ()), None, "shards")
+def entropy_figures(entropy: Entropy) -> dict[str, float | None]:
+    """Return the figures of the entropy by name."""
+    return {f"entropy.{key}": value for key, value in vars(entropy).items()}
 
 
-def _listed(item: Mapping[str, Any]) -> Sequence[Any]:
-    entropy, gradient = item["entropy"] or {}, item["gradient"] or {}
-    known = gradient | {"norm_debiased": norm_debiased(gradient)}
-    figures = (*(entropy.get(key) for key in _ENTROPY), *(known.get(key) for key in _GRADIENT))
-    return (*(item[key] for key in _LISTED), *figures, *(item[key] for key in _ENDED))
+def gradient_figures(gradient: Gradient) -> dict[str, float | None]:
+    """Return the figures of the gradient by name, the one to use first."""
+    others = {f"gradient.{key}": value for key, value in vars(gradient).items() if key != "norm_debiased"}
+    return {"gradient.norm_debiased": norm_debiased(gradient), **others}
 
 
-def _at(section: Any, dotted: str) -> Any:
-    for key in dotted.split("."):
-        section = section.get(key) if isinstance(section, Mapping) else None
-    return section
-
-
-def _csv(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    """Numbers keep every digit; what is null is empty."""
+def csv_text(columns: Sequence[str], rows: Iterable[Sequence[Value]]) -> str:
+    """Return rows as CSV: numbers keep every digit, None is empty."""
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
     writer.writerow(columns)
@@ -138,18 +105,13 @@ def _csv(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     return stream.getvalue()
 
 
-def _markdown(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+def markdown_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Return rows as a Markdown table."""
     lines = [columns, ["---"] * len(columns), *rows]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
-def _shown(value: Any, error: float | None) -> str:
-    return number(value) if error is None else with_error(value, error)
-
-
-def _cell(value: Any) -> str:
-    """A value that keeps to its cell."""
-    if value is None:
-        return ""
-    text = number(value) if isinstance(value, int | float) else str(value)
+def markdown_cell(value: Value) -> str:
+    """Return a value as the text of a cell; None is empty."""
+    text = "" if value is None else value if isinstance(value, str) else number(value)
     return " ".join(text.replace("|", "\\|").split())

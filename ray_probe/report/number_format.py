@@ -1,4 +1,4 @@
-"""Numbers as text: significant digits, errors, shares; what is missing is `n/a`."""
+"""Numbers as text: significant digits, errors, shares; a missing number is `n/a`."""
 
 import math
 
@@ -6,12 +6,12 @@ NOT_AVAILABLE = "n/a"
 
 
 def is_missing(value: float | None) -> bool:
-    """Whether there is no number to show: None or NaN."""
+    """Return whether the value is None or NaN."""
     return value is None or math.isnan(value)
 
 
 def number(value: float | None, digits: int = 4) -> str:
-    """A number with so many significant digits (integers whole, with thousands separators), or `n/a`."""
+    """Return a number with `digits` significant digits; integers whole, with thousands separators."""
     if value is None or math.isnan(value):
         return NOT_AVAILABLE
     if isinstance(value, int):
@@ -24,7 +24,7 @@ def number(value: float | None, digits: int = 4) -> str:
 
 
 def with_error(value: float | None, se: float | None) -> str:
-    """`value ± se`, both to the second significant digit of the error; a missing error is `n/a`."""
+    """Return `value ± se`, both to the second significant digit of the error."""
     if value is None or se is None or math.isnan(value) or not math.isfinite(se) or se == 0:
         return NOT_AVAILABLE if is_missing(value) else f"{number(value)} ± {number(se)}"
     decimals = 1 - _exponent(se)
@@ -33,8 +33,13 @@ def with_error(value: float | None, se: float | None) -> str:
     return f"{value:,.{max(0, decimals)}f} ± {se:,.{max(0, decimals)}f}"
 
 
+def count(amount: int, noun: str) -> str:
+    """Return an amount with its noun: `1 shard`, `2 shards`."""
+    return f"{number(amount)} {noun}{'' if amount == 1 else 's'}"
+
+
 def about(value: float | None) -> str:
-    """A rough count, two significant digits: `about 1,500`; `n/a` when missing."""
+    """Return a rough count with two significant digits: `about 1,500`."""
     if value is None or not math.isfinite(value):
         return NOT_AVAILABLE
     rounded = float(f"{max(value, 1.0):.1e}")
@@ -42,7 +47,7 @@ def about(value: float | None) -> str:
 
 
 def percent(part: float | None, whole: float | None) -> str:
-    """A share in percent, two significant digits; `n/a` when a side is missing or the whole is nothing."""
+    """Return a share in percent with two significant digits; `n/a` when the whole is 0."""
     if part is None or not whole or math.isnan(part) or math.isnan(whole):
         return NOT_AVAILABLE
     share = 100.0 * part / whole

@@ -1,4 +1,4 @@
-"""What the plots share: one look without global state, a colour for each mode, numbers that may be missing."""
+"""The look of the plots, without global state: colours, axes, captions, missing numbers."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -9,20 +9,23 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from ray_probe.core.arrays import Array
+from ray_probe.core.estimator.modes import Mode
 
 NAME_CHARS = 28
 CHECKPOINT_CHARS = 30
 SMALL = 9.5
 MANY_ROUNDS = 30
 WIDE_DECADES = 3.0
-# Okabe and Ito's palette, which colour-blind readers can tell apart; the markers say the same in grey.
-MODE_COLOR = {"none": "#7F7F7F", "constant": "#E69F00", "residual_mu": "#009E73", "regression": "#0072B2"}
-MODE_MARKER = {"none": "o", "constant": "s", "residual_mu": "^", "regression": "D"}
+# Okabe and Ito's palette, which colour-blind readers can tell apart; the markers differ in grey too.
+MODE_COLOR: dict[Mode, str] = {
+    "none": "#7F7F7F", "constant": "#E69F00", "residual_mu": "#009E73", "regression": "#0072B2",
+}  # fmt: skip
+MODE_MARKER: dict[Mode, str] = {"none": "o", "constant": "s", "residual_mu": "^", "regression": "D"}
 BLUE, VERMILION, PURPLE, INK, FAINT = "#0072B2", "#D55E00", "#A0457E", "#222222", "#888888"
 
 
 def canvas(title: str, x_label: str, y_label: str) -> tuple[Figure, Axes]:
-    """A figure with one dressed pair of axes."""
+    """Return a figure with one pair of axes."""
     figure = Figure(figsize=(7.2, 4.5), layout="constrained")
     axes = figure.add_subplot()
     dress(axes, title, x_label, y_label)
@@ -30,7 +33,7 @@ def canvas(title: str, x_label: str, y_label: str) -> tuple[Figure, Axes]:
 
 
 def dress(axes: Axes, title: str, x_label: str, y_label: str) -> None:
-    """Title, labels, a faint grid behind the data, no box."""
+    """Set title and labels, a faint grid behind the data, no box."""
     axes.set_title(title, loc="left", fontsize=12.5, fontweight="bold", color=INK, pad=19 if title else None)
     axes.set_xlabel(x_label, fontsize=11)
     axes.set_ylabel(y_label, fontsize=11)
@@ -41,12 +44,12 @@ def dress(axes: Axes, title: str, x_label: str, y_label: str) -> None:
 
 
 def caption(axes: Axes, text: str) -> None:
-    """A faint line under the title: what the picture is of, once it has left its directory."""
+    """Write a faint line under the title that says what was measured."""
     axes.text(0.0, 1.0, text, transform=axes.transAxes, va="bottom", fontsize=8, color=FAINT, linespacing=1.6)
 
 
 def nothing(figure: Figure, axes: Axes, why: str) -> Figure:
-    """Say in an empty figure why there is nothing to draw."""
+    """Write into an empty figure why there is nothing to draw."""
     axes.text(0.5, 0.5, why, transform=axes.transAxes, ha="center", va="center", fontsize=13, color=FAINT)
     axes.set_xticks([])
     axes.set_yticks([])
@@ -55,17 +58,20 @@ def nothing(figure: Figure, axes: Axes, why: str) -> Figure:
 
 
 def floats(values: Iterable[float | None]) -> Array:
-    """Values as float64 [n], with NaN for what is missing."""
+    """Return values as float64 [n], NaN for None."""
     return np.array([np.nan if value is None else value for value in values], dtype=np.float64)
 
 
 def closed(heights: Array) -> Array:
-    """Heights of n bins as n + 1 points of a step that is drawn from edge to edge."""
+    """Return heights of n bins as n + 1 points of a step from edge to edge."""
     return np.append(heights, heights[-1:])
 
 
 def log_if_wide(axes: Axes, values: Array, widest: float) -> bool:
-    """A logarithmic y axis for positive values whose ratio is past `widest`, else a linear one from 0; whether log."""
+    """Make the y axis logarithmic where the ratio of the values passes `widest`, else linear from 0.
+
+    Returns whether it is logarithmic.
+    """
     known = values[np.isfinite(values)]
     wide = bool(known.size and known.min() > 0 and known.max() > widest * known.min())
     if wide:
@@ -80,7 +86,7 @@ def log_if_wide(axes: Axes, values: Array, widest: float) -> bool:
 
 
 def room_above(axes: Axes, heights: Array, log: bool) -> None:
-    """Limits that leave room for labels above bars; on a log axis the bars start a factor 3 below the lowest."""
+    """Leave room for labels above bars; on a log axis the bars start a factor 3 below the lowest."""
     known = heights[np.isfinite(heights)]
     if log:
         low, high = known.min() / 3, known.max()
@@ -90,7 +96,7 @@ def room_above(axes: Axes, heights: Array, log: bool) -> None:
 
 
 def symlog(axes: Axes, smallest: float, largest: float) -> None:
-    """A symmetric logarithmic x axis for these absolute values, with few enough ticks to be read."""
+    """Make the x axis symmetric logarithmic for these absolute values, with few ticks."""
     first, last = math.floor(math.log10(smallest)), math.floor(math.log10(largest))
     axes.set_xscale("symlog", linthresh=10.0**first, linscale=0.5)
     powers = range(last, first, -max(1, math.ceil((last - first) / 3)))
@@ -100,7 +106,7 @@ def symlog(axes: Axes, smallest: float, largest: float) -> None:
 
 
 def in_background(axes: Axes, counts: Array, edges: Array, label: str) -> None:
-    """Faint counts by bin behind the data, on a second axis that keeps to the lower third."""
+    """Draw faint counts by bin behind the data, in the lower third, on a second axis."""
     behind = axes.twinx()
     behind.stairs(counts, edges, fill=True, color="#BBBBBB", alpha=0.35, linewidth=0)
     behind.set_ylabel(label, color=FAINT, fontsize=SMALL, loc="bottom")
@@ -114,23 +120,23 @@ def in_background(axes: Axes, counts: Array, edges: Array, label: str) -> None:
 
 
 def whole_rounds(axes: Axes, rounds: Sequence[int]) -> None:
-    """Ticks at whole rounds only, and room on both sides when there is one."""
+    """Set ticks at whole rounds only, with room on both sides."""
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     if rounds:
         axes.set_xlim(min(rounds) - 0.5, max(rounds) + 0.5)
 
 
 def marker_size(rounds: Sequence[int]) -> float:
-    """Points of a marker, so that those of many rounds do not cover one another."""
+    """Return the size of a marker in points, small where there are many rounds."""
     return 6.5 if len(rounds) <= MANY_ROUNDS else 3.0
 
 
 def end_of(name: str, chars: int) -> str:
-    """The end of a name that is too long: of a path it tells more than its beginning."""
+    """Return the end of a long name: the end of a path says more than its beginning."""
     return name if len(name) <= chars else f"...{name[3 - chars :]}"
 
 
 def short(name: str) -> str:
-    """A name cut in its middle to what fits beside an axis."""
+    """Return a name cut in its middle so that it fits beside an axis."""
     half = (NAME_CHARS - 3) // 2
     return name if len(name) <= NAME_CHARS else f"{name[:half]}...{name[-half:]}"

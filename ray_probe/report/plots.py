@@ -1,12 +1,11 @@
-"""The plots of a run. Every figure is built by a function of its own, so that it can be inspected unsaved."""
+"""The plots of a run, each built by a function that returns the figure unsaved."""
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
 
-from ray_probe.report.caveats import Result, baseline_of
 from ray_probe.report.number_format import number, with_error
 from ray_probe.report.plot_style import (
     BLUE,
@@ -32,36 +31,38 @@ from ray_probe.report.plot_style import (
     symlog,
     whole_rounds,
 )
+from ray_probe.run.result import Estimate, Result
+from ray_probe.run.rounds_file import Advantage, FinishedRound
 
-Rounds = list[dict[str, Any]]
+Rounds = Sequence[FinishedRound]
 
 DPI = 150
 SYMLOG_RANGE = 100.0
-SMALLEST_SHOWN = 1e-8  # of the largest: room for less would be taken from the others
+SMALLEST_SHOWN = 1e-8  # of the largest: a wider axis would take room from the other bars
 BARS_LOG_RANGE = 60.0
 LINES_LOG_RANGE = 8.0
 
 
 def write_plots(result: Result, rounds: Rounds, directory: Path) -> list[Path]:
-    """Write every plot as a PNG into the directory (made if need be); returns the paths.
+    """Write every plot as a PNG; returns the paths.
 
     Args:
-        result: the object of result.json.
-        rounds: the objects of rounds.jsonl, in order.
-        directory: where the files go.
+        result: of the run.
+        rounds: its finished rounds, in order.
+        directory: for the files; created if missing.
     """
     directory.mkdir(parents=True, exist_ok=True)
     paths = []
     for name, figure in figures(result, rounds).items():
         paths.append(directory / f"{name}.png")
-        part = directory / f"{name}.part"  # the process may be killed meanwhile
+        part = directory / f"{name}.part"  # the process may be killed while it writes
         figure.savefig(part, dpi=DPI, format="png")
         part.replace(paths[-1])
     return paths
 
 
 def figures(result: Result, rounds: Rounds) -> dict[str, Figure]:
-    """All figures by file name without suffix."""
+    """Return all figures by file name without suffix."""
     drawn = {
         "advantage_by_mode": advantage_by_mode(result),
         "beta_by_feature": beta_by_feature(result),
@@ -75,62 +76,56 @@ def figures(result: Result, rounds: Rounds) -> dict[str, Figure]:
 
 
 def caption_of(result: Result) -> str:
-    """What was measured, in one line: checkpoint, sampling policy, amount."""
-    config = result.get("config", {})
-    model, generation = config.get("model", {}), config.get("generation", {})
-    names = ["/".join(Path(model[key]).parts[-2:]) for key in ("path", "adapter") if model.get(key)]
-    policy = [
-        f"{name} {generation[key]:g}"
-        for key, name in (("temperature", "temperature"), ("top_p", "top_p"), ("max_new_tokens", "cap"))
-        if generation.get(key) is not None
-    ]
-    responses = number(result.get("counts", {}).get("sequences"))
+    """Return one line with checkpoint, sampling policy and number of responses."""
+    settings = result.settings
+    names = ["/".join(Path(path).parts[-2:]) for path in (settings.path, settings.adapter) if path]
+    known = {"temperature": settings.temperature, "top_p": settings.top_p, "cap": settings.max_new_tokens}
+    policy = [f"{name} {value:g}" for name, value in known.items() if value is not None]
+    responses = number(result.counts.sequences)
     checkpoint = " + ".join(end_of(name, CHECKPOINT_CHARS // len(names)) for name in names)
     return ", ".join([checkpoint, *policy, f"{responses} responses"])
 
 
 def round_numbers(rounds: Rounds) -> list[int]:
-    """Numbers of the rounds as people count: from 1."""
-    return [entry["round"] + 1 for entry in rounds]
+    """Return the numbers of the rounds as people count: from 1."""
+    return [entry.round + 1 for entry in rounds]
 
 
 def advantage_by_mode(result: Result) -> Figure:
-    """Bars of the mean squared advantage by mode, with standard errors and the ratio to `none`."""
+    """Draw bars of the mean squared advantage by baseline, with standard errors and the ratio to `none`."""
     figure, axes = canvas("Noise of the score term, by baseline", "", "mean square of A, nats² per token")
-    squares, errors = result.get("advantage_mean_square") or {}, result.get("advantage_mean_square_se") or {}
-    ratios = result.get("advantage_mean_square_ratio") or {}
+    squares, errors = result.advantage_mean_square, result.advantage_mean_square_se
     modes = [mode for mode in MODE_COLOR if mode in squares]
     heights, error_bars = floats(squares[mode] for mode in modes), floats(errors.get(mode) for mode in modes)
     bars = axes.bar(range(len(modes)), heights, width=0.68, color=[MODE_COLOR[mode] for mode in modes])
     axes.errorbar(range(len(modes)), heights, error_bars, fmt="none", ecolor=INK, elinewidth=1.4, capsize=4)
     room_above(axes, heights + np.nan_to_num(error_bars), log_if_wide(axes, heights, BARS_LOG_RANGE))
     for mode, bar, height, error in zip(modes, bars, heights, error_bars, strict=True):
-        ratio = ratios.get(mode) or {}
-        times = "" if mode == "none" else f"\nratio to none\n{with_error(ratio.get('value'), ratio.get('se'))}"
+        ratio = result.advantage_mean_square_ratio.get(mode) or Estimate()
+        times = "" if mode == "none" else f"\nratio to none\n{with_error(ratio.value, ratio.se)}"
         top = np.nansum([height, error])
         axes.annotate(
             with_error(float(height), float(error)) + times, (bar.get_x() + bar.get_width() / 2, top), (0, 4),
             textcoords="offset points", ha="center", va="bottom", fontsize=SMALL, color=INK,
         )  # fmt: skip
-    used = baseline_of(result).get("mode")
+    used = result.settings.mode
     axes.set_xticks(range(len(modes)), [f"{mode}\n(in use)" if mode == used else mode for mode in modes])
     axes.grid(axis="x", visible=False)
     return figure
 
 
 def beta_by_feature(result: Result) -> Figure:
-    """Horizontal bars of beta, the first feature on top; the axis is symlog when the values range widely."""
-    beta = result.get("beta") or {}
-    names, r2 = beta.get("features") or [], beta.get("r2")
-    title = f"Fitted baseline, version {number(beta.get('version'))}" + ("" if r2 is None else f", R² = {r2:.3f}")
-    title += "" if baseline_of(result).get("mode") == "regression" else " (not in use)"
+    """Draw horizontal bars of beta, the first feature on top, on a symlog axis when the values range widely."""
+    beta, names = result.beta, result.beta.features
+    title = f"Fitted baseline, version {number(beta.version)}" + ("" if beta.r2 is None else f", R² = {beta.r2:.3f}")
+    title += "" if result.settings.mode == "regression" else " (not in use)"
     x_label = "beta, nats per unit of the feature\n(units differ: bar lengths do not rank features)"
     figure, axes = canvas(title, x_label, "")
     figure.set_size_inches(7.2, 1.6 + 0.42 * max(3, len(names)))
-    if not beta.get("values"):
+    if not beta.values:
         axes.set_xlabel("")
-        return nothing(figure, axes, f"beta could not be fitted\nfallback: {beta.get('fallback') or 'none'}")
-    values = floats(beta["values"])
+        return nothing(figure, axes, f"beta could not be fitted\nfallback: {beta.fallback or 'none'}")
+    values = floats(beta.values)
     sizes = np.abs(values[np.isfinite(values) & (values != 0)])
     if sizes.size and sizes.max() > SYMLOG_RANGE * sizes.min():
         symlog(axes, max(float(sizes.min()), SMALLEST_SHOWN * float(sizes.max())), float(sizes.max()))
@@ -151,24 +146,24 @@ def beta_by_feature(result: Result) -> Figure:
 
 
 def residual_by_position(result: Result) -> Figure:
-    """Mean target and mean fitted `mu_hat` by position, what is left shaded, token counts behind."""
+    """Draw the mean target and the mean `mu_hat` by position, their difference shaded, token counts behind."""
     figure, axes = canvas("What the baseline explains, by position", "token position j", "mean by position, nats")
-    positions = result.get("positions") or {}
-    tokens = floats(positions.get("tokens") or [])
+    positions, mode = result.positions, str(result.settings.mode)
+    tokens = floats(positions.tokens)
     if not tokens.sum():
         return nothing(figure, axes, "no tokens")
-    edges = floats(positions["edges"])
-    target, mu_hat = (np.where(tokens > 0, floats(positions[key]), np.nan) for key in ("target_mean", "mu_hat_mean"))
+    edges, means = floats(positions.edges), (positions.target_mean, positions.mu_hat_mean)
+    target, mu_hat = (np.where(tokens > 0, floats(mean), np.nan) for mean in means)
     in_background(axes, tokens, edges, "tokens in the bin")
-    naive = result.get("config", {}).get("estimator", {}).get("x_estimator_mode") == "naive"
-    followed = f"target r: {'surprisal' if naive else 'entropy'} of what follows j"
+    naive = result.settings.x_estimator_mode == "naive"
+    followed = f"target r: {'surprisal' if naive else 'entropy'} of the tokens after j"
     axes.stairs(target, edges, baseline=None, color=INK, linewidth=2.0, label=followed)
-    mode = str(baseline_of(result).get("mode"))
     fitted = f"explained by the baseline ({mode})"
-    axes.stairs(mu_hat, edges, baseline=None, color=MODE_COLOR.get(mode, BLUE), linewidth=2.0, label=fitted)
+    color = next((color for name, color in MODE_COLOR.items() if name == mode), BLUE)
+    axes.stairs(mu_hat, edges, baseline=None, color=color, linewidth=2.0, label=fitted)
     axes.fill_between(
         edges, closed(target), closed(mu_hat), step="post", color=VERMILION, alpha=0.35, linewidth=0,
-        zorder=0.9, label="left over: mean of A",
+        zorder=0.9, label="unexplained: mean of A",
     )  # fmt: skip
     axes.set_xlim(edges[0], edges[-1])
     axes.set_ylim(bottom=min(0.0, float(np.nanmin([target, mu_hat]))))
@@ -177,21 +172,20 @@ def residual_by_position(result: Result) -> Figure:
 
 
 def entropy_by_round(result: Result, rounds: Rounds) -> Figure:
-    """Entropy per sequence and per token of each round with standard errors, the pooled value as a band."""
+    """Draw the entropy of each round with standard errors, the value of all rounds as a band."""
     figure = Figure(figsize=(7.2, 5.4), layout="constrained")
     upper, lower = figure.subplots(2, 1, sharex=True)
     dress(upper, "Entropy of responses, by round", "", "nats per sequence")
     dress(lower, "", "round", "nats per token")
-    pooled, at = result.get("entropy") or {}, round_numbers(rounds)
+    at = round_numbers(rounds)
     for axes, key in ((upper, "per_sequence"), (lower, "per_token")):
-        value, error = floats([pooled.get(key), pooled.get(f"{key}_se")])
+        value, error = floats(getattr(result.entropy, name) for name in (key, f"{key}_se"))
         if np.isfinite(value):
             half = float(np.nan_to_num(error))
             axes.axhspan(value - half, value + half, color=PURPLE, alpha=0.18, linewidth=0)
             label = f"all rounds: {with_error(float(value), float(error))}"
             axes.axhline(value, color=PURPLE, linewidth=1.2, linestyle="--", label=label)
-        means = floats(entry["entropy"].get(key) for entry in rounds)
-        errors = floats(entry["entropy"].get(f"{key}_se") for entry in rounds)
+        means, errors = (floats(getattr(entry.entropy, name) for entry in rounds) for name in (key, f"{key}_se"))
         size = marker_size(at)
         axes.errorbar(
             at, means, errors, fmt="o", color=PURPLE, markersize=size, capsize=0.6 * size, elinewidth=0.2 * size,
@@ -205,12 +199,11 @@ def entropy_by_round(result: Result, rounds: Rounds) -> Figure:
 
 
 def advantage_by_round(result: Result, rounds: Rounds) -> Figure:
-    """Mean squared advantage of each round by mode."""
+    """Draw the mean squared advantage of each round by baseline."""
     figure, axes = canvas("Noise of the score term, by round", "round", "mean square of A, nats² per token")
-    at, used, drawn = round_numbers(rounds), baseline_of(result).get("mode"), []
+    at, used, drawn = round_numbers(rounds), result.settings.mode, []
     for mode, color in MODE_COLOR.items():
-        entries = [entry["advantage"].get(mode) or {} for entry in rounds]
-        heights = floats(entry.get("mean_square") for entry in entries)
+        heights = floats(entry.advantage.get(mode, Advantage()).mean_square for entry in rounds)
         if np.isfinite(heights).any():
             label = f"{mode} (in use)" if mode == used else mode
             width = 2.6 if mode == used else 1.5

@@ -1,27 +1,17 @@
-"""The closing table of a run, from result.json (spec section 9): ten lines, or with all of its figures."""
+"""The closing table of a run: ten lines, or all figures."""
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping
 
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from ray_probe.report.caveats import Result, baseline_of, caveats, ill_conditioned
+from ray_probe.core.estimator.modes import MODES, Mode
+from ray_probe.report.caveats import caveats, ill_conditioned
 from ray_probe.report.column_layout import Column, Figures, FittedTable, Prose
-from ray_probe.report.number_format import about, is_missing, number, percent, with_error
-from ray_probe.report.table_parts import (
-    MODES,
-    SNR_RESOLVED,
-    Row,
-    below,
-    count,
-    figures,
-    gradient_rows,
-    page,
-    shown_path,
-    warned,
-)
+from ray_probe.report.number_format import NOT_AVAILABLE, about, count, is_missing, number, percent, with_error
+from ray_probe.report.table_parts import SNR_RESOLVED, Row, below, figures, gradient_rows, page, shown_path, warned
 from ray_probe.report.verdict import responses_for_snr, verdict
+from ray_probe.run.result import Beta, Estimate, Gradient, Result
 
 SNR_TEN_PERCENT = 100.0
 LABEL_CHARS = 11
@@ -29,45 +19,45 @@ LABEL_CHARS = 11
 
 
 def result_table(result: Result, verbose: bool = False) -> RenderableType:
-    """What a reader needs of a run: entropy, gradient, what is wrong and what to do.
+    """Return entropy, gradient, what is wrong and what to do; a missing figure is n/a.
 
     Args:
-        result: the object of result.json; figures that are null or absent are shown as n/a.
+        result: of the run.
         verbose: also baselines, beta, paired differences, checks and times.
     """
     judged, wrong = verdict(result), caveats(result)
     todo = judged.advice or ("see below" if wrong else "nothing")
     parts: list[RenderableType] = [*heading(result), Text(), _labelled("Verdict", judged.text)]
     if verbose:
-        parts += [figures(_entropy(result) + _gradient(result)), _advantage(result), figures(_paired(result))]
+        parts += [figures(_entropy(result) + _gradient(result.gradient)), _advantage(result), figures(_paired(result))]
         parts += [_beta(result), figures(_parity(result) + _counts(result) + _timing(result)), Text()]
     else:
-        parts.append(Figures(_entropy(result) + _short_gradient(result)))
+        parts.append(Figures(_entropy(result) + _short_gradient(result.gradient)))
     parts += [_labelled("Wrong", "see below" if wrong else "nothing that this run can see"), _labelled("To do", todo)]
     return page(*parts, *warned(wrong, "read before use"))
 
 
 def heading(result: Result) -> list[RenderableType]:
-    """Title, what was measured under which policy, and how much of it."""
+    """Return title, checkpoint, sampling policy and size of the run."""
     title, *rest = heading_lines(result)
-    partial = [Text("PARTIAL", "bold red")] if result.get("partial") else []
+    partial = [Text("PARTIAL", "bold red")] if result.partial else []
     return [Prose(title, "bold"), *map(Prose, rest), *partial]
 
 
 def heading_lines(result: Result) -> list[str]:
-    """The heading as text: the title first."""
-    config, counts = result.get("config", {}), result.get("counts", {})
-    model, generation, estimator = (config.get(name, {}) for name in ("model", "generation", "estimator"))
-    path, adapter = shown_path(model.get("path", "a checkpoint")), model.get("adapter")
-    baseline = baseline_of(result)
-    mode, fit = baseline.get("mode", "n/a"), baseline.get("fit", "n/a")
+    """Return the heading as text, the title first."""
+    settings, counts = result.settings, result.counts
+    path = shown_path(settings.path or "a checkpoint")
+    adapter = "none" if settings.adapter is None else shown_path(settings.adapter)
+    mode = settings.mode or NOT_AVAILABLE
     return [
         f"Entropy of responses and its gradient: {path}",
-        f"adapter {'none' if adapter is None else shown_path(adapter)}, trainable {model.get('trainable', 'n/a')}, "
-        f"dtype {model.get('dtype', 'n/a')}, temperature {_setting(generation.get('temperature'))}, "
-        f"top_p {_setting(generation.get('top_p'))}, cap {number(generation.get('max_new_tokens'))} tokens",
-        f"{_many(counts.get('sequences'), 'response')} in {_many(counts.get('rounds'), 'round')}, "
-        f"{estimator.get('x_estimator_mode', 'n/a')}, baseline {mode}{'' if mode == 'none' else f' ({fit})'}",
+        f"adapter {adapter}, trainable {settings.trainable or NOT_AVAILABLE}, dtype {settings.dtype or NOT_AVAILABLE}, "
+        f"temperature {_setting(settings.temperature)}, top_p {_setting(settings.top_p)}, "
+        f"cap {number(settings.max_new_tokens)} tokens",
+        f"{count(counts.sequences, 'response')} in {count(counts.rounds, 'round')}, "
+        f"{settings.x_estimator_mode or NOT_AVAILABLE}, baseline {mode}"
+        f"{'' if mode == 'none' else f' ({settings.fit or NOT_AVAILABLE})'}",
     ]
 
 
@@ -75,36 +65,30 @@ def _labelled(label: str, text: str) -> Prose:
     return Prose(text, label=Text(label.ljust(LABEL_CHARS), "bold"))
 
 
-def _many(amount: int | None, noun: str) -> str:
-    return f"n/a {noun}s" if amount is None else count(amount, noun)
-
-
 def _setting(value: float | None) -> str:
-    return "n/a" if value is None else f"{value:g}"
+    return NOT_AVAILABLE if value is None else f"{value:g}"
 
 
 def _entropy(result: Result) -> list[Row]:
-    entropy = result.get("entropy") or {}
-    sequence = with_error(entropy.get("per_sequence"), entropy.get("per_sequence_se"))
-    token = with_error(entropy.get("per_token"), entropy.get("per_token_se"))
+    entropy = result.entropy
+    sequence = with_error(entropy.per_sequence, entropy.per_sequence_se)
+    token = with_error(entropy.per_token, entropy.per_token_se)
     return [
         ("Entropy", "per sequence", f"{sequence} nats", "± one standard error, prompts as clusters"),
         ("", "per token", f"{token} nats", "E[sum of H] / E[T]"),
     ]
 
 
-def _short_gradient(result: Result) -> list[Row]:
-    gradient = result.get("gradient") or {}
+def _short_gradient(gradient: Gradient) -> list[Row]:
     norm, *_, snr = gradient_rows(gradient, "")
-    known = (gradient.get("snr") or 0.0) >= SNR_RESOLVED
+    known = (gradient.snr or 0.0) >= SNR_RESOLVED
     return [
         (*norm[:3], "of the expected gradient, noise taken out"),
         (*snr[:3], "1: as much signal as noise") if known else snr,
     ]
 
 
-def _gradient(result: Result) -> list[Row]:
-    gradient = result.get("gradient") or {}
+def _gradient(gradient: Gradient) -> list[Row]:
     return [
         *gradient_rows(gradient, "shards as clusters"),
         ("", "for SNR 1", *_responses(gradient, SNR_RESOLVED, "")),
@@ -112,121 +96,113 @@ def _gradient(result: Result) -> list[Row]:
     ]
 
 
-def _responses(gradient: dict[str, Any], snr: float, note: str) -> tuple[str, str]:
-    needed, now = responses_for_snr(gradient, snr), gradient.get("snr")
+def _responses(gradient: Gradient, snr: float, note: str) -> tuple[str, str]:
+    needed, now = responses_for_snr(gradient, snr), gradient.snr
     if needed is None:
-        return "n/a", "" if is_missing(now) else "more responses than in this run"
+        return NOT_AVAILABLE, "" if is_missing(now) else "more responses than in this run"
     rough = now is None or now < SNR_RESOLVED
     return f"{about(needed)} responses", "; ".join(filter(None, (note, "order of magnitude only" if rough else "")))
 
 
 def _advantage(result: Result) -> RenderableType:
-    square, variance = result.get("advantage_mean_square") or {}, result.get("advantage_variance") or {}
-    errors, ratios = result.get("advantage_mean_square_se") or {}, result.get("advantage_mean_square_ratio") or {}
+    square, errors = result.advantage_mean_square, result.advantage_mean_square_se
     columns = [Column("Advantage", prefers=24)] + [
         Column(title, right=True, prefers=18)
         for title in ("mean square,\nnats² a token", "ratio to none", "variance,\nnats² a token")
     ]
     rows = []
     for mode in MODES:
-        name, style = mode_name(mode, baseline_of(result).get("mode"))
+        name, style = mode_name(mode, result.settings.mode)
         cells = (
-            with_error(square.get(mode), errors.get(mode)), ratio_to_none(mode, ratios), number(variance.get(mode)),
+            with_error(square.get(mode), errors.get(mode)), ratio_to_none(mode, result.advantage_mean_square_ratio),
+            number(result.advantage_variance.get(mode)),
         )  # fmt: skip
         rows.append([Text(cell, style) for cell in (name, *cells)])
     return below(FittedTable(columns, rows))
 
 
 def mode_name(mode: str, used: str | None) -> tuple[str, str]:
-    """How a mode is called in a table, and its style: the one in use is marked."""
+    """Return the name of a baseline in a table, and its style; the one in use is marked."""
     return (f"* {mode} (in use)", "bold") if mode == used else (f"  {mode}", "")
 
 
-def ratio_to_none(mode: str, ratios: dict[str, Any]) -> str:
-    """The ratio of a mode's mean square to that of `none`, with its error."""
-    ratio = ratios.get(mode) or {}
-    return "1" if mode == "none" else with_error(ratio.get("value"), ratio.get("se"))
+def ratio_to_none(mode: Mode, ratios: Mapping[Mode, Estimate | None]) -> str:
+    """Return the ratio of a baseline's mean square to that of `none`, with its error."""
+    ratio = ratios.get(mode) or Estimate()
+    return "1" if mode == "none" else with_error(ratio.value, ratio.se)
 
 
 def _paired(result: Result) -> list[Row]:
     rows: list[Row] = []
-    for pair in result.get("advantage_paired") or []:
-        difference = f"{with_error(pair.get('difference'), pair.get('se'))} nats² a token"
+    for pair in result.advantage_paired:
         section, note = ("", "") if rows else ("Paired", "of mean square, shards as clusters")
-        rows.append((section, f"{pair['mode']} - {pair['against']}", difference, note))
+        difference = f"{with_error(pair.difference, pair.se)} nats² a token"
+        rows.append((section, f"{pair.mode} - {pair.against}", difference, note))
     return rows
 
 
 def _beta(result: Result) -> RenderableType:
-    beta = result.get("beta") or {}
-    features = beta.get("features") or []
-    unused = "" if baseline_of(result).get("mode") == "regression" else " (not in use)"
-    table = beta_values(f"Beta version {number(beta.get('version'))}{unused}", features, beta.get("values"))
+    beta, unused = result.beta, "" if result.settings.mode == "regression" else " (not in use)"
+    table = beta_values(f"Beta version {number(beta.version)}{unused}", beta)
     return Group(below(table), *map(Prose, fit_lines(beta)))
 
 
-def beta_values(title: str, features: Sequence[str], values: Sequence[float] | None) -> FittedTable:
-    """Coefficients by feature; all are n/a where beta could not be fitted."""
+def beta_values(title: str, beta: Beta) -> FittedTable:
+    """Return the coefficients by feature; all are n/a where beta could not be fitted."""
     columns = [Column(title, prefers=24, least=12), Column("nats per unit\nof the feature", right=True)]
-    known = zip(features, [None] * len(features) if values is None else values, strict=True)
+    known = zip(beta.features, beta.values or [None] * len(beta.features), strict=True)
     return FittedTable(columns, [(f"  {name}", number(value)) for name, value in known])
 
 
-def fit_lines(beta: dict[str, Any]) -> list[str]:
-    """How good a fit is, and what it was made from."""
-    quality = f"R² {number(beta.get('r2'), 3)}, condition number {number(beta.get('condition_number'), 2)}"
+def fit_lines(beta: Beta) -> list[str]:
+    """Return the quality of a fit, and the data behind it."""
+    quality = f"R² {number(beta.r2, 3)}, condition number {number(beta.condition_number, 2)}"
     quality += " (ILL-CONDITIONED)" if ill_conditioned(beta) else ""
-    quality += f", fallback {beta['fallback']}" if beta.get("fallback") else ""
-    source = f"fitted on {_many(beta.get('tokens'), 'token')} of {_many(beta.get('sequences'), 'response')}"
-    return [quality, f"{source}, {through(beta.get('round'))}; ridge_lambda {number(beta.get('ridge_lambda'), 1)}"]
+    quality += f", fallback {beta.fallback}" if beta.fallback else ""
+    source = f"fitted on {count(beta.tokens, 'token')} of {count(beta.sequences, 'response')}"
+    return [quality, f"{source}, {through(beta.round)}; ridge_lambda {number(beta.ridge_lambda, 1)}"]
 
 
-def through(number_of_round: int | None) -> str:
-    """The last round inside, as people count: from 1."""
-    if number_of_round is None:
-        return "through round n/a"
+def through(number_of_round: int) -> str:
+    """Return the last round inside, as people count: from 1."""
     return "before any round" if number_of_round < 0 else f"through round {number_of_round + 1}"
 
 
 def _parity(result: Result) -> list[Row]:
-    parity = result.get("parity") or {}
-    mean, p99, largest = (number(parity.get(f"{key}_gap"), 2) for key in ("mean", "p99", "max"))
+    parity = result.parity
     return [
-        ("Parity", "mean gap", f"{mean} nats", "of log q, when sampled and when scored"),
-        ("", "99 % of gaps below", f"{p99} nats", ""),
-        ("", "largest gap", f"{largest} nats", ""),
-        ("", "outside nucleus", percent(parity.get("outside_nucleus"), 1), "of tokens, when scored again"),
+        ("Parity", "mean gap", f"{number(parity.mean_gap, 2)} nats", "of log q, when sampled and when scored"),
+        ("", "99 % of gaps below", f"{number(parity.p99_gap, 2)} nats", ""),
+        ("", "largest gap", f"{number(parity.max_gap, 2)} nats", ""),
+        ("", "outside nucleus", percent(parity.outside_nucleus, 1), "of tokens, when scored again"),
     ]
 
 
 def _counts(result: Result) -> list[Row]:
-    counts = result.get("counts", {})
-    sequences = counts.get("sequences")
-    short, cut = (f"{number(counts.get(key))} ({percent(counts.get(key), sequences)})" for key in _ENDS)
+    counts = result.counts
+    short, cut = (
+        f"{number(part)} ({percent(part, counts.sequences)})" for part in (counts.eos_only, counts.truncated)
+    )
     rows = [
-        ("Counts", "tokens", number(counts.get("tokens")), "in responses"),
+        ("Counts", "tokens", number(counts.tokens), "in responses"),
         ("", "eos_only", short, "ended at the first token"),
         ("", "truncated", cut, "cut at the cap"),
-        ("", "shards", number(counts.get("shards")), ""),
-        ("", "shards retried", number(counts.get("shards_retried")), ""),
-        ("", "actors", number(counts.get("actors")), ""),
+        ("", "shards", number(counts.shards), ""),
+        ("", "shards retried", number(counts.shards_retried), ""),
+        ("", "actors", number(counts.actors), ""),
     ]
-    again = [("", "regenerated", number(counts["regenerated"]), "shards")] if counts.get("regenerated") else []
+    again = [("", "regenerated", number(counts.regenerated), "shards")] if counts.regenerated else []
     return [*rows, *again]
 
 
 def _timing(result: Result) -> list[Row]:
-    timing = result.get("timing") or {}
-    rows = [
-        ("Time", "all rounds", f"{number(timing.get('seconds'))} s", ""),
-        ("", "speed", f"{number(timing.get('tokens_per_second'))} tokens/s", ""),
+    timing, summed = result.timing, "summed over actors"
+    phases = (
+        ("generate", timing.generate_s, summed), ("teacher force", timing.teacher_force_s, summed),
+        ("backward", timing.backward_s, summed), ("wait", timing.wait_s, summed), ("fit", timing.fit_s, ""),
+    )  # fmt: skip
+    return [
+        ("Time", "all rounds", f"{number(timing.seconds)} s", ""),
+        ("", "speed", f"{number(timing.tokens_per_second)} tokens/s", ""),
+        *(("", name, f"{number(seconds, 3)} s", note) for name, seconds, note in phases),
     ]
-    phases = [("", name.replace("_", " "), f"{number(timing.get(f'{name}_s'), 3)} s", note) for name, note in _PHASES]
-    return [*rows, *phases]
-
-
-_ENDS = ("eos_only", "truncated")
-_PHASES = (
-    ("generate", "summed over actors"), ("teacher_force", "summed over actors"), ("backward", "summed over actors"),
-    ("wait", "summed over actors"), ("fit", ""),
-)  # fmt: skip

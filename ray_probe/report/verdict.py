@@ -1,25 +1,25 @@
-"""How far a result can be trusted, and what to do next, in plain words."""
+"""How far a result can be trusted, and what to do next."""
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
-from ray_probe.report.caveats import Result, ended_early, has_few_shards
+from ray_probe.report.caveats import ended_early, has_few_shards
 from ray_probe.report.number_format import about, is_missing, number
 from ray_probe.report.table_parts import SNR_RESOLVED, duration, norm_debiased
+from ray_probe.run.result import Gradient, Result
 
 SNR_LOST = 0.05
-"""Below this no number of responses is given: the error of the squared norm is sqrt(2 / r) of the noise, where r
-directions carry the noise, so a small norm may well be chance."""
+"""Below this the verdict gives no number of responses: a small norm may be chance: the error of the squared norm
+is sqrt(2 / r) of the noise, where r directions carry the noise."""
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What is known.
+    """A judgement of a result.
 
     Attributes:
         text: on the entropy and on the gradient's direction.
-        advice: what to do about the direction; None where nothing is to be done, or a caveat says it.
+        advice: what to do about the direction; None where there is nothing to do, or a caveat says it.
     """
 
     text: str
@@ -27,34 +27,28 @@ class Verdict:
 
 
 def verdict(result: Result) -> Verdict:
-    """Judge a result by its own errors.
-
-    Args:
-        result: the object of result.json, whole or of the rounds so far.
-    """
+    """Judge a result by its own errors."""
     direction, advice = _direction(result)
-    partial = "PARTIAL, so perhaps biased: " if result.get("partial") else ""
+    partial = "PARTIAL, so perhaps biased: " if result.partial else ""
     return Verdict(f"{partial}{_entropy(result)}; {direction}", advice)
 
 
-def responses_for_snr(gradient: dict[str, Any], snr: float) -> float | None:
-    """Responses at which the gradient would have this SNR, `snr * trace_cov / norm_sq_debiased`; None if unknown.
+def responses_for_snr(gradient: Gradient, snr: float) -> float | None:
+    """Return the responses at which the gradient would have this SNR; None if unknown.
 
     The mean squared error of the gradient vector, relative to its squared norm, is then `1 / snr`.
     """
-    norm_sq, trace = gradient.get("norm_sq_debiased"), gradient.get("trace_cov")
+    norm_sq, trace = gradient.norm_sq_debiased, gradient.trace_cov
     if norm_sq is None or trace is None or not norm_sq > 0 or not trace > 0:
         return None
     return float(snr * trace / norm_sq)
 
 
 def _entropy(result: Result) -> str:
-    entropy = result.get("entropy") or {}
-    value: Any = entropy.get("per_sequence")
-    error: Any = entropy.get("per_sequence_se")
-    if is_missing(value):
+    value, error = result.entropy.per_sequence, result.entropy.per_sequence_se
+    if value is None or is_missing(value):
         return "entropy not known"
-    if is_missing(error):
+    if error is None or is_missing(error):
         return "entropy without an error: that takes two prompts or more"
     if not value > 0:
         return f"entropy known to {number(error, 2)} nats"
@@ -62,33 +56,30 @@ def _entropy(result: Result) -> str:
 
 
 def _direction(result: Result) -> tuple[str, str | None]:
-    gradient, counts = result.get("gradient") or {}, result.get("counts") or {}
-    shards = counts.get("shards") or 0
-    snr: Any = gradient.get("snr")
-    if counts.get("repeated_prompts"):
+    gradient, snr = result.gradient, result.gradient.snr
+    if result.counts.repeated_prompts:
         return "direction not known: prompts were used more than once", None
-    if is_missing(snr):
-        if shards < 2:
+    if snr is None or is_missing(snr):
+        if result.counts.shards < 2:
             return "direction not known: that takes two shards or more", "lower batch.shard_prompts, or add rounds"
         return f"direction not known{_no_noise(gradient)}", None
     if norm_debiased(gradient) is None or snr < SNR_LOST:
         return (
             f"direction lost in the noise (SNR {number(snr, 2)}): too little to tell how many responses it takes",
-            f"at least double the responses: {_more_rounds(result, 2.0 * (counts.get('sequences') or 0))}",
+            f"at least double the responses: {_more_rounds(result, 2.0 * result.counts.sequences)}",
         )
     if snr >= SNR_RESOLVED:
         return f"direction known to {_share(1 / math.sqrt(snr))} (SNR {number(snr, 3)})", None
     return _unresolved(result)
 
 
-def _no_noise(gradient: dict[str, Any]) -> str:
-    trace = gradient.get("trace_cov")
-    return "" if is_missing(trace) else ": no noise was found between shards"
+def _no_noise(gradient: Gradient) -> str:
+    return "" if is_missing(gradient.trace_cov) else ": no noise was found between shards"
 
 
 def _unresolved(result: Result) -> tuple[str, str | None]:
-    """The direction has an SNR between 0 and 1."""
-    sequences, needed = result["counts"].get("sequences") or 0, responses_for_snr(result["gradient"], SNR_RESOLVED)
+    """Judge a direction with an SNR between 0 and 1."""
+    sequences, needed = result.counts.sequences, responses_for_snr(result.gradient, SNR_RESOLVED)
     if needed is None or not sequences:
         return "direction not yet", None
     least = "at least " if has_few_shards(result) else ""
@@ -97,24 +88,24 @@ def _unresolved(result: Result) -> tuple[str, str | None]:
 
 
 def _more_rounds(result: Result, needed: float) -> str:
-    """How to have so many responses in all."""
-    counts, batch = result.get("counts") or {}, result.get("config", {}).get("batch", {})
-    sequences, rounds = counts.get("sequences") or 0, counts.get("rounds") or 0
+    """Say how to get `needed` responses in all."""
+    settings, sequences, rounds = result.settings, result.counts.sequences, result.counts.rounds
     if ended_early(result):
         return "first finish this run, see below"
     if not rounds or not sequences:
         return f"{about(needed)} responses"
     enough = math.ceil(needed * rounds / sequences)
-    if batch.get("rounds") == rounds:
-        prompts = batch.get("prompts_per_round")
+    if settings.rounds == rounds:
+        prompts = settings.prompts_per_round
         different = "" if prompts is None else f", {number(enough * prompts)} different prompts"
         return f"run again with --set batch.rounds={enough}{different}{_time(result, enough / rounds)}"
-    budget = " or ".join(f"batch.{key}" for key in ("max_sequences", "max_seconds") if batch.get(key) is not None)
+    budgets = {"max_sequences": settings.max_sequences, "max_seconds": settings.max_seconds}
+    budget = " or ".join(f"batch.{key}" for key, limit in budgets.items() if limit is not None)
     return f"run again with {budget or 'a budget'} for {about(needed)} responses{_time(result, enough / rounds)}"
 
 
 def _time(result: Result, times: float) -> str:
-    seconds = (result.get("timing") or {}).get("seconds")
+    seconds = result.timing.seconds
     return "" if seconds is None else f", about {duration(max(1.0, seconds * times))} at this speed"
 
 

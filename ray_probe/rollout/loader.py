@@ -15,6 +15,7 @@ from ray_probe.config.loading import config_from_dict, to_dict
 from ray_probe.config.schema import ProbeConfig
 from ray_probe.errors import ClusterError
 from ray_probe.run.forward_passes import held_room
+from ray_probe.run.messages import ActorFacts
 from ray_probe.run.prepared import CheckpointId, PreparedRun
 from ray_probe.system.versions import check_versions, package_versions
 
@@ -66,7 +67,7 @@ class Loader:
         self._assembly: RolloutBuilder | None = None
         self._copy: NodeCopy | None = None
 
-    def load(self, order: LoadRequest, node: str) -> "tuple[Rollout, dict[str, Any]]":
+    def load(self, order: LoadRequest, node: str) -> "tuple[Rollout, ActorFacts]":
         """Load a checkpoint; returns its rollout, and facts about this actor.
 
         Args:
@@ -89,20 +90,18 @@ class Loader:
         rollout.most_held = held_room(config, order.memory, spare_bytes)
         import torch
 
-        about = {
-            "layout": rollout.layout,
-            "frozen": rollout.frozen,
-            "eos_ids": rollout.eos_ids,
-            "device": device_name if device == "cuda" else device,
-            "spare_bytes": spare_bytes,
-            "why_no_head": rollout.why_no_head,
-            "takes_padding": rollout.takes_padding,
-            "cache_gap": rollout.cache_gap,
-            "threads": torch.get_num_threads(),
-            "pid": os.getpid(),
-            "node": node,
-        }
-        return rollout, about
+        return rollout, ActorFacts(
+            layout=rollout.layout,
+            device=device_name if device == "cuda" else device,
+            threads=torch.get_num_threads(),
+            spare_bytes=spare_bytes,
+            frozen=rollout.frozen,
+            why_no_head=rollout.why_no_head,
+            takes_padding=rollout.takes_padding,
+            cache_gap=rollout.cache_gap,
+            pid=os.getpid(),
+            node=node,
+        )
 
     def _brought_in(self, order: LoadRequest, config: ProbeConfig, device: str) -> "Rollout":
         from ray_probe.checkpoints.fingerprint import check_fingerprint

@@ -1,9 +1,9 @@
-"""What a run leaves on disk, and what a resumed run reads back (spec section 9).
+"""The files of a run, and what a resumed run reads back.
 
-Rounds are finished when their lines stand in rounds.jsonl: their gradient and their sums were written before. Rounds
-that were committed together (`group` in their lines) are finished together.
+A round is finished when its line is in rounds.jsonl: its gradient and its sums were written before. Rounds of one
+commit group are finished together.
 
-Nothing is read back unchecked: each line has a checksum and holds the sha256 of its round's files in `state/`, and
+Every file that is read back is checked: a line has a checksum and the sha256 of its round's files in `state/`, and
 SHA256SUMS lists the files that are written whole (see `ray_probe.system.digests`).
 """
 
@@ -14,28 +14,32 @@ import os
 import secrets
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from ray_probe.errors import ConfigError, OutputError, bad_value
 from ray_probe.gradient.state_file import STATES, state_name
+from ray_probe.run.manifest import Manifest
+from ray_probe.run.result import Beta, Result
+from ray_probe.run.rounds_file import FinishedRound, RoundsFile
 from ray_probe.run.totals import Totals
-from ray_probe.system.digests import RESTORE, SUMS, chained, check_recorded, lost_its_end, record, unchained
-from ray_probe.system.files import WAIT, held, write_atomically, writing
+from ray_probe.system.digests import RESTORE, SUMS, check_recorded, record
+from ray_probe.system.files import WAIT, held, write_atomically
 
-RESULT = "result.json"
-STARTS_WITH = ("config.yaml", "manifest.json")
+RESULT, MANIFEST = "result.json", "manifest.json"
+STARTS_WITH = ("config.yaml", MANIFEST)
 
 
 def default_name(config_path: Path) -> str:
-    """CONFIG-UTCTIME-4HEX, in the characters that run names may have."""
+    """Return CONFIG-UTCTIME-4HEX in the characters that run names may have."""
     stem = "".join(c if c.isascii() and c.isalnum() else "-" for c in config_path.stem.lower()).strip("-") or "run"
     return f"{stem[:40]}-{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
 
 
 def as_json(value: Mapping[str, Any]) -> str:
-    """The text of a JSON file; NaN is refused."""
+    """Return the text of a JSON file. Raises ValueError for NaN."""
     return json.dumps(value, indent=1, allow_nan=False) + "\n"
 
 
@@ -44,21 +48,21 @@ class RunDirectory:
 
     Args:
         path: its directory.
-        field: what names the directory in errors about its files.
+        field: names the directory in errors about its files.
     """
 
     def __init__(self, path: Path, field: str = "--resume") -> None:
         self.path = path
         self._field = field
-        self._chain: int | None = None  # checksum that the next line continues from; None: it is read first
+        self._rounds = RoundsFile(path / "rounds.jsonl", self._unreadable)
 
     @classmethod
     def create(cls, parent: Path, name: str, files: Mapping[str, str] | None = None) -> "RunDirectory":
-        """Make a new run directory (0700) with these files in it: it is there with all of them, or not at all.
+        """Make a new run directory (0700) that holds all of these files, or nothing.
 
         Raises ConfigError when it exists or cannot be made.
         """
-        path, part = parent / name, parent / f".{name}.{secrets.token_hex(4)}.part"  # another may be making it too
+        path, part = parent / name, parent / f".{name}.{secrets.token_hex(4)}.part"  # another driver may make it too
         cls.check_free(parent, name)
         try:
             parent.mkdir(parents=True, exist_ok=True)
@@ -70,7 +74,7 @@ class RunDirectory:
             if written:
                 record(part, written)
             part.rename(path)
-            for left in parent.glob(f".{name}.*part"):  # by a crash, or by another driver that is too late now
+            for left in parent.glob(f".{name}.*part"):  # by a crash, or by another driver that lost the race
                 shutil.rmtree(left, ignore_errors=True)
         except (OSError, OutputError) as error:
             shutil.rmtree(part, ignore_errors=True)
@@ -82,7 +86,7 @@ class RunDirectory:
 
     @staticmethod
     def check_free(parent: Path, name: str) -> None:
-        """What `create` would refuse, known before anything is started. Raises ConfigError."""
+        """Raise the ConfigError of `create` before anything is started."""
         path = parent / name
         if path.exists():
             remedy = f"choose another output.name, or go on with it: run --resume {path}"
@@ -94,14 +98,14 @@ class RunDirectory:
     def held(
         self, wait_s: float = 0.0, waiting: Callable[[str], None] = lambda holder: None
     ) -> contextlib.AbstractContextManager[None]:
-        """Hold the directory for the block, against any other driver (see `ray_probe.system.files.held`).
+        """Lock the directory against other drivers for the block (see `ray_probe.system.files.held`).
 
         Args:
-            wait_s: seconds to wait for a holder that is about to end, as its driver has died say.
-            waiting: told the holder when it has to be waited for.
+            wait_s: seconds to wait for a holder that is about to end.
+            waiting: called with the holder before the wait.
 
         Raises:
-            ConfigError: another process holds it; says which, on which host, since when.
+            ConfigError: another process holds it; names process, host and start.
         """
 
         def refused(holder: str) -> str:
@@ -111,7 +115,7 @@ class RunDirectory:
 
     @classmethod
     def open(cls, path: Path) -> "RunDirectory":
-        """Open the directory of an earlier run. Raises ConfigError when it is none, or lacks a file of its start."""
+        """Open the directory of an earlier run. Raises ConfigError where a file of its start is missing."""
         missing = [name for name in STARTS_WITH if not (path / name).is_file()]
         if missing == list(STARTS_WITH):
             remedy = f"need the directory of a run, with {' and '.join(STARTS_WITH)} in it"
@@ -122,17 +126,17 @@ class RunDirectory:
 
     @property
     def ledger(self) -> Path:
-        """File of accepted records."""
+        """The ledger."""
         return self.path / "ledger.jsonl"
 
     @property
     def state(self) -> Path:
-        """Directory of the committed gradient and sums."""
+        """The directory of the committed gradient and sums."""
         return self.path / "state"
 
     @property
     def gradient(self) -> Path:
-        """File of the mean gradient by parameter name."""
+        """The mean gradient by parameter name."""
         return self.path / "gradient.safetensors"
 
     @property
@@ -141,160 +145,119 @@ class RunDirectory:
         return self.path / "config.yaml"
 
     def write_json(self, name: str, value: Mapping[str, Any]) -> bytes:
-        """Write one JSON file, atomically; NaN is refused. Returns its bytes."""
+        """Write a JSON file atomically; returns its bytes. Raises ValueError for NaN."""
         data = as_json(value).encode()
         write_atomically(self.path / name, data)
         return data
 
-    def read_json(self, name: str, remedy: str = RESTORE) -> dict[str, Any]:
-        """Read one JSON file of the run. Raises ConfigError when it is missing or damaged."""
+    def read_json(self, name: str, remedy: str = RESTORE) -> Any:
+        """Return the content of a JSON file. Raises ConfigError when it is missing or damaged."""
         try:
             data = (self.path / name).read_bytes()
             check_recorded(self.path, name, data, remedy)
-            value: dict[str, Any] = json.loads(data)
+            return json.loads(data)
         except (OSError, ValueError) as error:
             raise self._unreadable(name, error) from None
-        return value
 
     def check_start(self) -> None:
-        """Refuse config.yaml or manifest.json where it is not as the run has written it.
-
-        Raises ConfigError naming the file.
-        """
+        """Refuse a changed config.yaml or manifest.json. Raises ConfigError naming the file."""
         if not (self.path / SUMS).is_file():
             remedy = f"{SUMS} is missing (ray_probe 0.1.1 and before wrote none), {RESTORE}"
             raise ConfigError(bad_value(self._field, str(self.path), remedy))
         for name in STARTS_WITH:
             check_recorded(self.path, name, (self.path / name).read_bytes())
 
-    def write_result(self, result: Mapping[str, Any]) -> None:
-        """Write result.json, and put its digest on record."""
-        record(self.path, {RESULT: self.write_json(RESULT, result)})
+    def manifest(self) -> Manifest:
+        """Return the manifest. Raises ConfigError when it is missing, damaged or of another version."""
+        return Manifest.from_json(self.read_json(MANIFEST))
 
-    def result(self) -> dict[str, Any] | None:
-        """The object of result.json; None where there is none. Raises ConfigError when it is damaged."""
+    def write_result(self, result: Result) -> None:
+        """Write result.json, and its digest to SHA256SUMS."""
+        record(self.path, {RESULT: self.write_json(RESULT, result.to_json())})
+
+    def result(self) -> Result | None:
+        """Return the result; None where there is no result.json. Raises ConfigError when it is damaged."""
+        raw = self.result_json()
+        try:
+            return None if raw is None else Result.from_json(raw)
+        except ValueError as error:
+            raise self._unreadable(RESULT, error) from None
+
+    def result_json(self) -> Any:
+        """Return the content of result.json as any version wrote it; None where there is no such file.
+
+        Raises ConfigError when it is damaged.
+        """
         if not (self.path / RESULT).exists():
             return None
         return self.read_json(RESULT, "restore it, or write it again with run --resume")
 
     def commit(
-        self, parts: Sequence[Totals], lines: Sequence[dict[str, Any]], gradient_sha256: str | None = None
+        self, parts: Sequence[Totals], rounds: Sequence[FinishedRound], gradient_sha256: str | None = None
     ) -> None:
-        """Make rounds count, all or none: their sums first, then their lines in rounds.jsonl.
+        """Make rounds count, all or none: writes their sums, then their lines in rounds.jsonl.
 
-        The gradient through the last of them is on disk already; `gradient_sha256` is the digest of its file.
+        Args:
+            parts: sums of each round.
+            rounds: their lines, without `group` and `sha256`.
+            gradient_sha256: digest of the file of the gradient through the last of them, which is on disk already.
         """
-        group, chain, text = [lines[0]["round"], lines[-1]["round"]], self._chain, b""
-        whole = None
-        if chain is None:
-            whole, _, chain = self._whole_lines()
-        for line, totals in zip(lines, parts, strict=True):
-            number = line["round"]
-            name = _totals_name(number)
+        group, lines = (rounds[0].round, rounds[-1].round), []
+        for entry, totals in zip(rounds, parts, strict=True):
+            name = _totals_name(entry.round)
             digests = {name: hashlib.sha256(self.write_json(f"state/{name}", totals.to_json())).hexdigest()}
-            if number == group[1] and gradient_sha256 is not None:
-                digests[state_name(number + 1)] = gradient_sha256
-            about = json.dumps(line | {"group": group, "sha256": digests}, allow_nan=False)
-            data, chain = chained(about, chain)
-            text += data
-        path = self.path / "rounds.jsonl"
-        with writing(path), path.open("ab") as stream:
-            if whole is not None:  # a crash may have left lines that were never finished
-                stream.truncate(whole)
-            self._chain = None
-            stream.write(text)
-            stream.flush()
-            os.fsync(stream.fileno())
-        self._chain = chain
+            if entry.round == group[1] and gradient_sha256 is not None:
+                digests[state_name(entry.round + 1)] = gradient_sha256
+            lines.append(replace(entry, group=group, sha256=digests))
+        self._rounds.append(lines)
 
-    def finished_rounds(self) -> list[dict[str, Any]]:
-        """The lines of rounds.jsonl. Torn last lines, or part of a group, are left out: they were never finished.
+    def finished_rounds(self) -> list[FinishedRound]:
+        """Return the finished rounds. Raises ConfigError, naming the line, where rounds.jsonl is damaged."""
+        return self._rounds.read()
 
-        Raises ConfigError, naming the line, for damage before the end.
-        """
-        return self._whole_lines()[1]
-
-    def beta(self, version: int | None = None) -> dict[str, Any]:
-        """The global fit of one version, as result.json holds the last; None: the last.
-
-        Raises:
-            ConfigError: no finished round has that version; names those that have.
-        """
-        fits = {line["beta_version"]: line["fit"] for line in self.finished_rounds() if "fit" in line}
+    def beta(self, version: int | None = None) -> Beta:
+        """Return the global fit of a version; None: the last. Raises ConfigError naming the versions there are."""
+        fits = {entry.fit.version: entry.fit for entry in self.finished_rounds() if entry.fit.version}
         version = max(fits, default=None) if version is None else version
-        if version not in fits:
+        if version is None or version not in fits:
             there = f"there are versions {min(fits)} to {max(fits)}" if fits else "no finished round holds one"
             raise ConfigError(bad_value("version", version, there))
-        fit: dict[str, Any] = fits[version]
-        return fit
+        return fits[version]
 
-    def committed_rounds(self) -> list[dict[str, Any]]:
-        """The lines of the finished rounds that a run continues from: `finished_rounds`, compared with `state/`.
+    def committed_rounds(self) -> list[FinishedRound]:
+        """Return the finished rounds that a run continues from.
 
-        Raises ConfigError, naming the file, when rounds.jsonl is damaged, or has lost its last lines.
+        Raises ConfigError, naming the file, when rounds.jsonl is damaged, or ends before the gradient in `state/`.
         """
-        lines = self.finished_rounds()
+        rounds = self.finished_rounds()
         there = sorted(path.name for path in self.state.glob(STATES))
-        if lines and there and state_name(len(lines)) < there[0]:
-            lost = f"rounds.jsonl ends with round {len(lines) - 1}, and state/ has the gradient of a later round"
+        if rounds and there and state_name(len(rounds)) < there[0]:
+            lost = f"rounds.jsonl ends with round {len(rounds) - 1}, and state/ has the gradient of a later round"
             raise ConfigError(bad_value(self._field, str(self.path), f"{lost}: {RESTORE}"))
-        return lines
+        return rounds
 
     def gradient_sha256(self, rounds: int) -> str | None:
-        """Digest of the gradient's file after so many finished rounds, as their commit has put it on record."""
-        if rounds == 0:
-            return None
-        digest: str | None = self.finished_rounds()[rounds - 1]["sha256"].get(state_name(rounds))
-        return digest
+        """Return the recorded digest of the gradient's file after this number of finished rounds."""
+        return self.finished_rounds()[rounds - 1].sha256.get(state_name(rounds)) if rounds else None
 
     def restore(self, rounds: int) -> list[Totals]:
-        """Totals of each finished round. Raises ConfigError when a file of theirs is missing or damaged."""
-        return [self._totals(line) for line in self.finished_rounds()[:rounds]]
+        """Return the totals of each finished round. Raises ConfigError when a file of theirs is missing or damaged."""
+        return [self._totals(entry) for entry in self.finished_rounds()[:rounds]]
 
-    def _totals(self, line: Mapping[str, Any]) -> Totals:
-        name = _totals_name(line["round"])
+    def _totals(self, entry: FinishedRound) -> Totals:
+        name = _totals_name(entry.round)
         try:
             data = (self.state / name).read_bytes()
-            if hashlib.sha256(data).hexdigest() != line["sha256"][name]:
+            if hashlib.sha256(data).hexdigest() != entry.sha256.get(name):
                 raise ValueError("its sha256 is not the one in rounds.jsonl")
             return Totals.from_json(json.loads(data))
         except (OSError, ValueError) as error:
             raise self._unreadable(name, error) from None
-
-    def _whole_lines(self) -> tuple[int, list[dict[str, Any]], int]:
-        """What rounds.jsonl holds of finished rounds: bytes, objects, and the checksum that the next line continues.
-
-        Raises ConfigError, naming the line, for damage.
-        """
-        path = self.path / "rounds.jsonl"
-        *texts, tail = path.read_bytes().split(b"\n") if path.exists() else [b""]
-        lines, ends, chains = list[dict[str, Any]](), [0], [0]
-        for number, text in enumerate(texts, start=1):
-            try:
-                fields, chain = unchained(text + b"\n", chains[-1])
-            except ValueError as error:
-                raise self._unreadable(f"{path.name} line {number}", error) from None
-            lines.append(fields)
-            chains.append(chain)
-            ends.append(ends[-1] + len(text) + 1)
-        if lost_its_end(tail, chains[-1]):
-            raise self._unreadable(f"{path.name} line {len(ends)}", ValueError("its line break is damaged"))
-        finished = _finished(lines)
-        return ends[finished], lines[:finished], chains[finished]
 
     def _unreadable(self, name: str, error: Exception) -> ConfigError:
         remedy = f"{name} cannot be read ({error}), {RESTORE}"
         return ConfigError(bad_value(self._field, str(self.path), remedy))
 
 
-def _finished(lines: Sequence[dict[str, Any]]) -> int:
-    """How many of the lines are of groups that are there to the end."""
-    if not lines:
-        return 0
-    first, last = lines[-1]["group"]
-    return len(lines) if last == len(lines) - 1 else first
-
-
 def _totals_name(number: int) -> str:
-    """Name of the file in `state/` with the sums of a round."""
     return f"round-{number:06d}.json"

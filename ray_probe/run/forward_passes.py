@@ -1,60 +1,48 @@
-"""One forward pass a response, its graph held until its baseline is there, or two: chosen once a run, from memory.
+"""Choose one or two forward passes per response, once per run, from available memory.
 
-With two passes nothing outlives a micro-batch but what was found of its nuclei: up to 64 MB. With one, graphs of the
-shards that wait for their fit are held; what there is no room for is scored twice, which gives the same record to the
-bit and the same gradient to rounding. With `fit: lagged` the fit is there before the shard, so one shard's graphs are
-all that is ever held.
+With two passes only cached nuclei outlive a micro-batch, up to 64 MB. With one pass an actor holds the graphs of shards
+that wait for their fit; it scores responses twice where a graph has no room, which gives the same record to the bit and
+the same gradient to rounding. With `fit: lagged` the fit exists before the shard, so an actor holds one shard's graphs.
 """
 
 import math
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 from ray_probe.checkpoints.memory_forecast import MemoryDemand, size
 from ray_probe.config import ProbeConfig
+from ray_probe.system.json_object import JsonObject
 
 
 @dataclass(frozen=True)
-class Pass:
-    """What was chosen, for the manifest.
+class Pass(JsonObject):
+    """The choice, as the manifest holds it.
 
     Attributes:
         name: one or two.
-        held_positions: of whose tokens an actor holds graphs, at most; 0 with two passes.
-        why: in one line.
+        held_positions: most tokens whose graphs an actor holds; 0 with two passes.
+        why: the reason, one line.
     """
 
     name: str
     held_positions: int
     why: str
 
-    def to_json(self) -> dict[str, Any]:
-        """In plain JSON types."""
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, raw: Mapping[str, Any]) -> "Pass":
-        """What `to_json` gave."""
-        return cls(**raw)
-
 
 def held_room(config: ProbeConfig, memory: MemoryDemand, spare_bytes: int) -> int:
-    """Positions whose graphs an actor may hold in so many bytes, or in those that are configured."""
+    """Return how many positions' graphs an actor may hold, in the configured memory or in `spare_bytes`."""
     asked = config.estimator.memory_budget_gb
     budget = spare_bytes if asked is None else int(asked * 1e9)
     return budget // max(1, memory.held_a_position)
 
 
 def choose_pass(config: ProbeConfig, memory: MemoryDemand, longest_prompt: int, spare_bytes: int) -> Pass:
-    """How many passes, for the whole run.
+    """Choose the number of passes for the whole run.
 
     Args:
         config: the run's configuration.
         memory: what an actor needs on its device without held graphs.
         longest_prompt: of the run, in tokens.
-        spare_bytes: memory of an actor that held graphs may take, as the first actor has found it; each keeps to its
-            own beside.
+        spare_bytes: memory for held graphs that the first actor found; every actor keeps to its own limit too.
     """
     estimator, batch = config.estimator, config.batch
     room = held_room(config, memory, spare_bytes)

@@ -1,108 +1,191 @@
-"""The manifest of a run directory, and whether a run may go on from it."""
+"""The manifest of a run directory, and whether a run may continue from it."""
 
 import platform
 import sys
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Self
 
 from ray_probe.checkpoints.tokenizer.eos import KEY as EOS_KEY
 from ray_probe.config.loading import config_from_dict, to_dict
 from ray_probe.config.schema import ProbeConfig
 from ray_probe.errors import ConfigError, bad_value, cut
-from ray_probe.run.forward_passes import choose_pass
+from ray_probe.run.forward_passes import Pass, choose_pass
+from ray_probe.run.messages import ActorFacts
 from ray_probe.run.prepared import PreparedRun
+from ray_probe.system.json_object import JsonObject
 from ray_probe.system.versions import package_versions
 
 FREE_SECTIONS = ("cluster", "output")
-"""Sections whose settings may change when a run goes on."""
+"""Sections whose settings may change when a run continues."""
 
 
-def manifest(prepared: PreparedRun, actor: dict[str, Any], cluster: dict[str, Any]) -> dict[str, Any]:
-    """What fixes a run's result, for manifest.json (spec section 9).
+@dataclass(frozen=True, kw_only=True)
+class ManifestCheckpoint(JsonObject):
+    """The checkpoint of a run; see `ray_probe.run.prepared.CheckpointId`."""
 
-    Args:
-        prepared: the run.
-        actor: what a started rollout actor said of itself.
-        cluster: what is known of the cluster.
+    path: str = ""
+    fingerprint: str
+    adapter: str | None = None
+    adapter_fingerprint: str
+    tokenizer_from: str = "model.path"
+    chat_template_from: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ManifestPrompts(JsonObject):
+    """The prompts of a run; see `ray_probe.run.prepared.PromptFacts`."""
+
+    source: str = ""
+    sha256: str
+    rendered_sha256: str | None
+    count: int = 0
+    skipped_as_too_long: int = 0
+    longest_tokens: int = 0
+    ending_with_eos: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest(JsonObject):
+    """What fixes a run's result: manifest.json. A run continues only where the fields without a default are there.
+
+    Attributes:
+        created: UTC time, ISO 8601.
+        command: the command line.
+        versions: of Python and of the packages that compute.
+        platform: operating system and processor.
+        device: of the actor that started first.
+        threads_per_actor: of that actor.
+        cluster: the Ray cluster that the run began on.
+        checkpoint: with its fingerprints.
+        prompts: with their digests.
+        policy_id: names checkpoint, adapter, sampling policy and target.
+        memory: the forecast for one actor, one line.
+        pass_: one or two forward passes.
+        settings: the configuration without `FREE_SECTIONS`.
+        eos_token_ids: the ids that end a response.
+        eos_source: the file or key that decided them.
+        frozen_parameters: parameters that the architecture has frozen.
+        seed: of the run.
+        shard_plan: ids of the shards, and the prompts of each.
     """
-    config, plan, prompts, checkpoint = prepared.config, prepared.plan, prepared.prompts, prepared.checkpoint
-    return {
-        "created": prepared.created.isoformat(timespec="seconds"),
-        "command": sys.argv,
-        "versions": package_versions() | {"python": platform.python_version()},
-        "platform": platform.platform(),
-        "device": actor["device"],
-        "threads_per_actor": actor["threads"],
-        "cluster": cluster,
-        "checkpoint": {
-            "path": config.model.path,
-            "fingerprint": checkpoint.fingerprint,
-            "adapter": config.model.adapter,
-            "adapter_fingerprint": checkpoint.adapter_fingerprint,
-            "tokenizer_from": checkpoint.tokenizer_from,
-            "chat_template_from": checkpoint.template_from,
-        },
-        "prompts": {
-            "source": prompts.source,
-            "sha256": prompts.sha256,
-            "rendered_sha256": prompts.rendered_sha256,
-            "count": prompts.count,
-            "skipped_as_too_long": prompts.skipped,
-            "longest_tokens": prompts.longest,
-            "ending_with_eos": prompts.after_eos,
-        },
-        "policy_id": prepared.policy_id,
-        "memory": prepared.memory.line(),
-        "pass": choose_pass(config, prepared.memory, prompts.longest, actor["spare_bytes"]).to_json(),
-        "settings": {name: part for name, part in to_dict(config).items() if name not in FREE_SECTIONS},
-        "eos_token_ids": list(prepared.eos.ids),
-        "eos_source": prepared.eos.source,
-        "frozen_parameters": list(actor["frozen"]),
-        "seed": config.data.seed,
-        "shard_plan": {
-            shard.id: [ref.index for ref in shard.prompts]
-            for n in range(plan.round_count or 0)
-            for shard in plan.round(n)
-        },
-    }
+
+    created: str | None = None
+    command: tuple[str, ...] = ()
+    versions: Mapping[str, str]
+    platform: str = ""
+    device: str = ""
+    threads_per_actor: int
+    cluster: Mapping[str, Any] = field(default_factory=dict)
+    checkpoint: ManifestCheckpoint
+    prompts: ManifestPrompts
+    policy_id: str
+    memory: str = ""
+    pass_: Pass
+    settings: Mapping[str, Any]
+    eos_token_ids: tuple[int, ...]
+    eos_source: str = ""
+    frozen_parameters: tuple[str, ...] = ()
+    seed: int = 0
+    shard_plan: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+
+    @classmethod
+    def of(
+        cls, prepared: PreparedRun, actor: ActorFacts, cluster: Mapping[str, Any], command: Sequence[str] | None = None
+    ) -> Self:
+        """Return the manifest of a run that starts.
+
+        Args:
+            prepared: the run.
+            actor: a started rollout actor.
+            cluster: what is known of the cluster, in plain JSON types.
+            command: the command line; None: of this process.
+        """
+        config, plan, prompts, checkpoint = prepared.config, prepared.plan, prepared.prompts, prepared.checkpoint
+        return cls(
+            created=prepared.created.isoformat(timespec="seconds"),
+            command=tuple(sys.argv if command is None else command),
+            versions=_versions(),
+            platform=platform.platform(),
+            device=actor.device,
+            threads_per_actor=actor.threads,
+            cluster=cluster,
+            checkpoint=ManifestCheckpoint(
+                path=config.model.path, fingerprint=checkpoint.fingerprint, adapter=config.model.adapter,
+                adapter_fingerprint=checkpoint.adapter_fingerprint, tokenizer_from=checkpoint.tokenizer_from,
+                chat_template_from=checkpoint.template_from,
+            ),
+            prompts=ManifestPrompts(
+                source=prompts.source, sha256=prompts.sha256, rendered_sha256=prompts.rendered_sha256,
+                count=prompts.count, skipped_as_too_long=prompts.skipped, longest_tokens=prompts.longest,
+                ending_with_eos=prompts.after_eos,
+            ),
+            policy_id=prepared.policy_id,
+            memory=prepared.memory.line(),
+            pass_=choose_pass(config, prepared.memory, prompts.longest, actor.spare_bytes),
+            settings={name: part for name, part in to_dict(config).items() if name not in FREE_SECTIONS},
+            eos_token_ids=prepared.eos.ids,
+            eos_source=prepared.eos.source,
+            frozen_parameters=tuple(actor.frozen),
+            seed=config.data.seed,
+            shard_plan={
+                shard.id: tuple(ref.index for ref in shard.prompts)
+                for number in range(plan.round_count or 0)
+                for shard in plan.round(number)
+            },
+        )  # fmt: skip
+
+    @classmethod
+    def from_json(cls, raw: object) -> Self:
+        """Read the object of manifest.json. Raises ConfigError where it lacks what a run needs to continue."""
+        try:
+            return super().from_json(raw)
+        except ValueError as error:
+            remedy = "the run was started by another version of ray_probe; start a new run"
+            raise ConfigError(f"manifest.json: {error}; {remedy}") from None
+
+    def changed_since(self, threads: int) -> list[str]:
+        """Return what else fixes a result's last bits and has changed, one line each; `threads` are those of now."""
+        then = {**self.versions, "threads": self.threads_per_actor}
+        now = {**_versions(), "threads": threads}
+        return [f"{name} was {then.get(name)}, is {value}" for name, value in now.items() if then.get(name) != value]
 
 
-def check_same_inputs(prepared: PreparedRun, earlier: dict[str, Any]) -> None:
-    """Refuse to go on with a run whose inputs have changed. Raises ConfigError.
+def _versions() -> dict[str, str]:
+    return package_versions() | {"python": platform.python_version()}
+
+
+def check_same_inputs(prepared: PreparedRun, earlier: Manifest) -> None:
+    """Refuse to continue a run whose inputs have changed. Raises ConfigError.
 
     Args:
         prepared: the run as it would be now.
-        earlier: its manifest.json.
+        earlier: its manifest.
     """
-    try:
-        settings, checkpoint, prompts = earlier["settings"], earlier["checkpoint"], earlier["prompts"]
-        earlier["pass"]
-        now = {
-            "model.path": (prepared.checkpoint.fingerprint, checkpoint["fingerprint"]),
-            "model.adapter": (prepared.checkpoint.adapter_fingerprint, checkpoint["adapter_fingerprint"]),
-            "data.prompts": (prepared.prompts.sha256, prompts["sha256"]),
-            "data.chat_template": (prepared.prompts.rendered_sha256, prompts["rendered_sha256"]),
-            EOS_KEY: (list(prepared.eos.ids), earlier["eos_token_ids"]),
-            "policy_id": (prepared.policy_id, earlier["policy_id"]),
-        }
-    except KeyError as missing:
-        remedy = "the run was started by another version of ray_probe; start a new run"
-        raise ConfigError(f"manifest.json: has no {missing}; {remedy}") from None
-    changed = changed_settings(prepared.config, config_from_dict(settings, "manifest.json"))
+    checkpoint, prompts = prepared.checkpoint, prepared.prompts
+    now = {
+        "model.path": (checkpoint.fingerprint, earlier.checkpoint.fingerprint),
+        "model.adapter": (checkpoint.adapter_fingerprint, earlier.checkpoint.adapter_fingerprint),
+        "data.prompts": (prompts.sha256, earlier.prompts.sha256),
+        "data.chat_template": (prompts.rendered_sha256, earlier.prompts.rendered_sha256),
+        EOS_KEY: (list(prepared.eos.ids), list(earlier.eos_token_ids)),
+        "policy_id": (prepared.policy_id, earlier.policy_id),
+    }
+    changed = changed_settings(prepared.config, config_from_dict(earlier.settings, "manifest.json"))
     if changed:
         more = f" (and {len(changed) - 1} more: {', '.join(changed[1:])})" if len(changed) > 1 else ""
         raise ConfigError(f"{changed[0]}; restore it, or start a new run{more}")
-    for field, (current, before) in now.items():
+    for key, (current, before) in now.items():
         if current != before:
             now_shown, then_shown = (value[:12] if isinstance(value, str) else value for value in (current, before))
             remedy = f"its content was {then_shown} when the run was started; restore it, or start a new run"
-            raise ConfigError(bad_value(field, now_shown, remedy))
+            raise ConfigError(bad_value(key, now_shown, remedy))
 
 
 def changed_settings(now: ProbeConfig, before: ProbeConfig) -> list[str]:
-    """What differs between two configs and must not when a run goes on: one line a key, with both values.
+    """Return one line for each setting that must stay and differs, with both values.
 
-    A list of prompts is told by its length alone: messages quote no prompt.
+    A list of prompts is shown by its length: messages quote no prompt.
     """
     earlier = dict(_fixed(before))
     return [
@@ -126,11 +209,3 @@ def _leaves(settings: Mapping[str, Any], path: str) -> Iterator[tuple[str, Any]]
             yield from _leaves(value, key)
         else:
             yield key, f"a list of {len(value)}" if key == "data.prompts" and isinstance(value, list) else value
-
-
-def changed_since(earlier: dict[str, Any], threads: int) -> list[str]:
-    """What else fixes a result's bits and differs from the manifest of an earlier start, one line each."""
-    now = package_versions() | {"python": platform.python_version()}
-    then = earlier["versions"] | {"threads": earlier["threads_per_actor"]}
-    return [f"{name} was {then.get(name)}, is {value}" for name, value in (now | {"threads": threads}).items()
-            if then.get(name) != value]  # fmt: skip

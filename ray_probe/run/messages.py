@@ -1,4 +1,4 @@
-"""What rollouts, fitter and run tell each other: frozen, small, and without torch, so that any process reads them.
+"""Messages between rollout actors, fitter and run: frozen, small and without torch, so that any process reads them.
 
 Shape suffixes: B position bins, P prompts.
 """
@@ -11,16 +11,46 @@ import numpy as np
 import numpy.typing as npt
 
 from ray_probe.core.arrays import Array
-from ray_probe.core.estimator.baselines import Mode
+from ray_probe.core.estimator.modes import Mode
 from ray_probe.core.estimator.parity import ParityStats
+from ray_probe.gradient.layout import ParameterLayout
 
 ShardKey = tuple[int, int]
 """Round and index of a shard."""
 
 
 def shard_label(round_number: int, shard: int) -> str:
-    """Name a shard for people, who count rounds from 1; its id in results, `0/3`, counts them from 0."""
+    """Return the name of a shard for people, with rounds from 1; its id in results, `0/3`, counts them from 0."""
     return f"shard {shard} of round {round_number + 1}"
+
+
+@dataclass(frozen=True)
+class ActorFacts:
+    """What a rollout actor reports of itself once it has loaded a checkpoint.
+
+    Attributes:
+        layout: names and shapes of the trainable parameters.
+        device: `cpu`, or the name of the GPU.
+        threads: of torch.
+        spare_bytes: memory that held graphs may take.
+        frozen: parameters that `model.trainable` names and the architecture has frozen.
+        why_no_head: why teacher forcing holds the logits of a micro-batch; empty where it does not.
+        takes_padding: prompts of different length can be sampled in one batch.
+        cache_gap: mean gap of log p between cached steps and one pass, nats; 0.0 where it is rounding.
+        pid: of the actor's process.
+        node: address of its node.
+    """
+
+    layout: ParameterLayout
+    device: str
+    threads: int
+    spare_bytes: int
+    frozen: tuple[str, ...] = ()
+    why_no_head: str = ""
+    takes_padding: bool = True
+    cache_gap: float = 0.0
+    pid: int = 0
+    node: str = ""
 
 
 @dataclass(frozen=True)
@@ -79,6 +109,23 @@ class Receipt:
 
     status: Literal["accepted", "duplicate", "different"]
     kept: Array | None = None
+
+
+@dataclass(frozen=True)
+class InSample:
+    """The current fit on the records that it was fitted on, which flatters it.
+
+    Attributes:
+        version: of the fit.
+        tokens: response tokens behind it.
+        sequences: responses behind it.
+        mean_square: by baseline, mean squared residual of the target, nats^2 per token; None without a token.
+    """
+
+    version: int
+    tokens: int
+    sequences: int
+    mean_square: dict[Mode, float | None]
 
 
 @dataclass(frozen=True, eq=False)

@@ -4,7 +4,7 @@ import time
 
 import numpy as np
 
-from ray_probe.core.estimator.baselines import MODES
+from ray_probe.core.estimator.modes import MODES
 from ray_probe.run.messages import ShardSums
 from ray_probe.run.progress import Listener, Progress
 

@@ -1,158 +1,281 @@
-"""Builds `result.json` from the totals of the committed rounds."""
+"""The types of result.json, and `Beta`, which rounds.jsonl holds too.
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+What a file leaves out has the value of a run that has measured nothing. No import of numpy or pydantic: the fitter's
+process and the tables read these types.
+"""
 
-import numpy as np
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any, ClassVar, Literal, Self
 
-from ray_probe.core.arrays import Array
-from ray_probe.core.estimator.baselines import MODES
-from ray_probe.core.estimator.parity import ParityStats
-from ray_probe.core.estimator.variance import GradientNoise, clustered_ratio, gradient_noise
-from ray_probe.run.totals import PAIRS, Totals, as_number
+from ray_probe.core.estimator.modes import Mode
+from ray_probe.errors import ShardError
+from ray_probe.system.json_object import JsonObject
 
-
-def entropy_estimate(totals: Totals) -> dict[str, float | None]:
-    """Entropy per sequence and per token with errors clustered by prompt, nats."""
-    rows_P3 = np.array(list(totals.prompts.values())).reshape(-1, 3)
-    if len(rows_P3) == 0:
-        return dict.fromkeys(("per_sequence", "per_sequence_se", "per_token", "per_token_se"))
-    sequence, sequence_se = clustered_ratio(rows_P3[:, 1], rows_P3[:, 0])
-    token, token_se = clustered_ratio(rows_P3[:, 1], rows_P3[:, 2])
-    return {
-        "per_sequence": as_number(sequence),
-        "per_sequence_se": as_number(sequence_se),
-        "per_token": as_number(token),
-        "per_token_se": as_number(token_se),
-    }
+EXIT_PARTIAL = 3
 
 
-def advantage_by_mode(totals: Totals) -> dict[str, dict[str, float | None]]:
-    """Mean (nats), centred variance and mean square (nats^2) of the advantage per token, by mode."""
-    result: dict[str, dict[str, float | None]] = {}
-    for index, mode in enumerate(MODES):
-        total, squares = totals.advantage_SM2[:, index].sum(axis=0)
-        mean, mean_square = (total / totals.tokens, squares / totals.tokens) if totals.tokens else (np.nan, np.nan)
-        result[mode] = {
-            "mean": as_number(mean),
-            "variance": as_number(mean_square - mean**2),
-            "mean_square": as_number(mean_square),
-        }
-    return result
+@dataclass(frozen=True)
+class Beta(JsonObject):
+    """A version of the fitted baseline."""
+
+    features: tuple[str, ...] = ()
+    """Names of the coefficients."""
+    values: tuple[float, ...] | None = None
+    """Coefficients, nats per unit of the feature; null where beta could not be fitted."""
+    version: int = 0
+    """Counts up by one a round; 0 before any record."""
+    round: int = -1
+    """The last round inside, from 0; -1 before any."""
+    ridge_lambda: float | None = None
+    """Added to the diagonal of Phi^T Phi."""
+    tokens: int = 0
+    """Response tokens behind it."""
+    sequences: int = 0
+    """Responses behind it."""
+    r2: float | None = None
+    """Centred R² on the same tokens; null without a fit."""
+    condition_number: float | None = None
+    """Of Phi^T Phi + lambda I; null without a fit."""
+    fallback: str | None = None
+    """The baseline that replaces `regression` where beta could not be fitted."""
 
 
-def _estimate(
-    numerator_S: Array, denominator_S: Array, independent: bool, key: str = "value"
-) -> dict[str, float | None]:
-    with np.errstate(invalid="ignore", divide="ignore"):
-        value, error = clustered_ratio(numerator_S, denominator_S)
-    return {key: as_number(value), "se": as_number(error) if independent else None}
+@dataclass(frozen=True)
+class Estimate(JsonObject):
+    """A ratio with its standard error."""
+
+    value: float | None = None
+    """The estimate."""
+    se: float | None = None
+    """Standard error with shards as clusters; null where shards are not independent or there is only one."""
 
 
-def _advantage_sections(totals: Totals, independent: bool) -> dict[str, Any]:
-    """Advantages by mode; their errors take shards for clusters, so there are none unless those are independent."""
-    by_mode = advantage_by_mode(totals)
-    tokens_S = totals.sizes_S3[:, 1]
-    squares: dict[str, Array] = {mode: totals.advantage_SM2[:, index, 1] for index, mode in enumerate(MODES)}
-    return {
-        "advantage_variance": {mode: values["variance"] for mode, values in by_mode.items()},
-        "advantage_mean_square": {mode: values["mean_square"] for mode, values in by_mode.items()},
-        "advantage_mean_square_se": {mode: _estimate(squares[mode], tokens_S, independent)["se"] for mode in MODES},
-        "advantage_mean_square_ratio": {mode: _estimate(squares[mode], squares["none"], independent) for mode in MODES},
-        "advantage_paired": [
-            {"mode": mode, "against": against}
-            | _estimate(squares[mode] - squares[against], tokens_S, independent, "difference")
-            for mode, against in PAIRS
-        ],
-    }
+@dataclass(frozen=True)
+class PairedDifference(JsonObject):
+    """The difference of the mean squared advantage of two baselines on the same tokens."""
+
+    mode: Mode
+    """The baseline whose figure comes first."""
+    against: Mode
+    """The baseline whose figure is subtracted."""
+    difference: float | None = None
+    """Nats^2 per token."""
+    se: float | None = None
+    """Standard error with shards as clusters, nats^2 per token."""
 
 
-def _positions(totals: Totals, cap: int) -> dict[str, list[float | None]]:
-    weight_B, target_B, mu_hat_B = totals.bins_3B
-    with np.errstate(invalid="ignore", divide="ignore"):
-        means = (target_B / weight_B, mu_hat_B / weight_B)
-    return {
-        "edges": np.linspace(0, cap, len(weight_B) + 1).tolist(),
-        "tokens": weight_B.tolist(),
-        "target_mean": [as_number(x) for x in means[0]],
-        "mu_hat_mean": [as_number(x) for x in means[1]],
-    }
+@dataclass(frozen=True)
+class Entropy(JsonObject):
+    """Entropy of responses, with standard errors clustered by prompt."""
+
+    per_sequence: float | None = None
+    """Mean over responses, nats."""
+    per_sequence_se: float | None = None
+    """Its standard error, nats; null for one prompt."""
+    per_token: float | None = None
+    """Mean over tokens, nats."""
+    per_token_se: float | None = None
+    """Its standard error, nats; null for one prompt."""
 
 
-def round_summary(
-    number: int,
-    totals: Totals,
-    fit: dict[str, Any],
-    records: Sequence[int],
-    by_actor: Mapping[int, Sequence[int]],
-) -> dict[str, Any]:
-    """One line of rounds.jsonl; `records` are the shards whose record the fit holds."""
-    return {
-        "round": number,
-        "shards": len(totals.shards),
-        "sequences": totals.sequences,
-        "tokens": totals.tokens,
-        "eos_only": totals.counts["eos_only"],
-        "truncated": totals.counts["truncated"],
-        "shards_retried": totals.counts["shards_retried"],
-        "given_up": totals.given_up,
-        "records": list(records),
-        "shards_by_actor": {str(actor): list(shards) for actor, shards in by_actor.items()},
-        "beta_version": fit["version"],
-        "beta": fit["values"],
-        "fit": fit,
-        "advantage": advantage_by_mode(totals),
-        "entropy": entropy_estimate(totals),
-        "parity": _parity(totals.parity),
-        "seconds": totals.seconds["seconds"],
-    }
+@dataclass(frozen=True)
+class Gradient(JsonObject):
+    """The gradient of the mean entropy over responses, and its noise."""
+
+    norm_raw: float | None = None
+    """Norm of the mean gradient, its noise included, so too large."""
+    norm_debiased: float | None = None
+    """Root of `norm_sq_debiased`; null where that is not above 0."""
+    norm_sq_debiased: float | None = None
+    """Unbiased estimate of the squared norm of the expected gradient; may be negative."""
+    trace_cov: float | None = None
+    """Responses times the trace of the mean gradient's covariance, shards as clusters."""
+    snr: float | None = None
+    """`norm_sq_debiased / (trace_cov / responses)`."""
 
 
-def _parity(parity: ParityStats) -> dict[str, float]:
-    return {
-        "mean_gap": parity.mean_gap,
-        "p99_gap": parity.quantile(0.99),
-        "max_gap": parity.gap_max,
-        "outside_nucleus": parity.outside_share,
-    }
+@dataclass(frozen=True)
+class Parity(JsonObject):
+    """The gap between log q when sampled and log q when scored, over tokens."""
+
+    mean_gap: float | None = None
+    """Mean absolute gap, nats."""
+    p99_gap: float | None = None
+    """99 % of the absolute gaps are below, nats."""
+    max_gap: float | None = None
+    """Largest absolute gap, nats."""
+    outside_nucleus: float | None = None
+    """Share of tokens that fell outside the recomputed nucleus."""
 
 
-def build_result(
-    config: dict[str, Any], beta: dict[str, Any], totals: Totals, gradient_norm_sq: float, actors: int
-) -> dict[str, Any]:
-    """The object of result.json (spec section 9).
+@dataclass(frozen=True)
+class Positions(JsonObject):
+    """What the baseline explains, by bin of the token position."""
 
-    Args:
-        config: the resolved configuration.
-        beta: the fitter's global fit.
-        totals: everything that counts.
-        gradient_norm_sq: squared norm of the gradient summed over all responses.
-        actors: rollout actors asked for.
+    edges: tuple[float, ...] = ()
+    """Edges of the bins, tokens; one more than bins."""
+    tokens: tuple[float, ...] = ()
+    """Tokens in each bin."""
+    target_mean: tuple[float | None, ...] = ()
+    """Mean target in each bin, nats; null without a token."""
+    mu_hat_mean: tuple[float | None, ...] = ()
+    """Mean of the configured `mu_hat` in each bin, nats; null without a token."""
+
+
+@dataclass(frozen=True)
+class Counts(JsonObject):
+    """What is inside the figures."""
+
+    rounds: int = 0
+    """Whole rounds."""
+    shards: int = 0
+    """Shards whose record and gradient count."""
+    sequences: int = 0
+    """Responses."""
+    tokens: int = 0
+    """Response tokens."""
+    eos_only: int = 0
+    """Responses that ended at their first token."""
+    truncated: int = 0
+    """Responses cut at `generation.max_new_tokens`."""
+    unfitted_shards: int = 0
+    """Shards without a fit to use: `mu_hat` was 0."""
+    shards_retried: int = 0
+    """Shards that were computed more than once."""
+    regenerated: int = 0
+    """Shards whose second record had other bytes where that is no error."""
+    repeated_prompts: int = 0
+    """Prompts that were used more than once."""
+    actors: int = 0
+    """Rollout actors that the run requested."""
+
+
+@dataclass(frozen=True)
+class Timing(JsonObject):
+    """Where the time went, seconds."""
+
+    seconds: float | None = None
+    """All rounds, on the clock."""
+    generate_s: float | None = None
+    """Sampling, summed over actors."""
+    teacher_force_s: float | None = None
+    """Scoring without gradient, summed over actors."""
+    backward_s: float | None = None
+    """Scoring with gradient and backward, summed over actors."""
+    fit_s: float | None = None
+    """From the last record of a round to its fit."""
+    wait_s: float | None = None
+    """Idle, summed over actors."""
+    tokens_per_second: float | None = None
+    """Response tokens per second of `seconds`."""
+
+
+@dataclass(frozen=True)
+class Eos(JsonObject):
+    """The token ids that end a response."""
+
+    ids: tuple[int, ...]
+    """Ascending; empty where only the cap ends a response."""
+    source: str
+    """The file or configuration key that decided."""
+    others: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    """Sources that name other ids, with those ids."""
+    texts: Mapping[str, str] = field(default_factory=dict)
+    """Text of each token above, by id."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The settings that reports read from a result's configuration; None where it has none.
+
+    Attributes have the names of the configuration's keys; `mode` and `fit` are of `estimator.baseline`.
     """
-    repeated = totals.repeated_prompts(config["batch"]["responses_per_prompt"])
-    noise = gradient_noise(gradient_norm_sq, totals.sizes_S3[:, 2], totals.sizes_S3[:, 0])
-    if repeated:  # shards that share a prompt are not independent, and no shard figure can tell how much
-        noise = GradientNoise(noise.norm_raw, None, None, None, None)
-    seconds = totals.seconds
-    return {
-        "schema_version": 1,
-        "config": config,
-        "beta": beta,
-        **_advantage_sections(totals, independent=not repeated),
-        "entropy": entropy_estimate(totals),
-        "gradient": vars(noise),
-        "parity": _parity(totals.parity),
-        "positions": _positions(totals, config["generation"]["max_new_tokens"]),
-        "counts": {
-            "rounds": totals.rounds,
-            "shards": len(totals.shards),
-            "sequences": totals.sequences,
-            "tokens": totals.tokens,
-            **totals.counts,
-            "repeated_prompts": repeated,
-            "actors": actors,
-        },
-        "partial": totals.given_up or False,
-        "conflicts": totals.conflicts,
-        "timing": seconds | {"tokens_per_second": totals.tokens / seconds["seconds"] if seconds["seconds"] else None},
-    }
+
+    path: str | None = None
+    adapter: str | None = None
+    trainable: str | None = None
+    dtype: str | None = None
+    prompts_per_round: int | None = None
+    responses_per_prompt: int | None = None
+    rounds: int | None = None
+    max_sequences: int | None = None
+    max_seconds: float | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    max_new_tokens: int | None = None
+    rb_requires_grad: bool = True
+    x_estimator_mode: str | None = None
+    mode: str | None = None
+    fit: str | None = None
+
+    @classmethod
+    def of(cls, config: Mapping[str, Any]) -> Self:
+        """Return the settings of a configuration; sections may be absent."""
+        model, batch, generation, estimator = (
+            config.get(name, {}) for name in ("model", "batch", "generation", "estimator")
+        )
+        found = {**model, **batch, **generation, **estimator, **estimator.get("baseline", {})}
+        return cls(**{item.name: found[item.name] for item in fields(cls) if found.get(item.name) is not None})
+
+
+@dataclass(frozen=True)
+class Result(JsonObject):
+    """The estimates of the committed rounds of a run: result.json."""
+
+    OMITTED: ClassVar[frozenset[str]] = frozenset({"eos"})
+
+    schema_version: int = 1
+    """Version of this format."""
+    config: Mapping[str, Any] = field(default_factory=dict)
+    """The resolved configuration."""
+    beta: Beta = field(default_factory=Beta)
+    """The fitter's newest global fit."""
+    advantage_variance: Mapping[Mode, float | None] = field(default_factory=dict)
+    """By baseline, centred variance of the advantage, nats^2 per token."""
+    advantage_mean_square: Mapping[Mode, float | None] = field(default_factory=dict)
+    """By baseline, mean squared advantage, nats^2 per token: the noise of the score term."""
+    advantage_mean_square_se: Mapping[Mode, float | None] = field(default_factory=dict)
+    """By baseline, its standard error with shards as clusters, nats^2 per token."""
+    advantage_mean_square_ratio: Mapping[Mode, Estimate | None] = field(default_factory=dict)
+    """By baseline, the ratio of its mean squared advantage to that of `none`."""
+    advantage_paired: tuple[PairedDifference, ...] = ()
+    """Differences of the mean squared advantage between baselines."""
+    entropy: Entropy = field(default_factory=Entropy)
+    """Entropy of responses."""
+    gradient: Gradient = field(default_factory=Gradient)
+    """The gradient and its noise."""
+    parity: Parity = field(default_factory=Parity)
+    """Whether the scored policy is the one that sampled."""
+    positions: Positions = field(default_factory=Positions)
+    """What the baseline explains, by position."""
+    counts: Counts = field(default_factory=Counts)
+    """What is inside the figures."""
+    partial: Literal[False] | tuple[str, ...] = False
+    """Ids of shards that were given up, `round/shard` from 0; false where there are none."""
+    conflicts: tuple[str, ...] = ()
+    """Ids of shards that came twice with different bytes."""
+    timing: Timing = field(default_factory=Timing)
+    """Where the time went."""
+    eos: Eos | None = None
+    """The token ids that end a response; absent in a result that was written without its checkpoint."""
+
+    @classmethod
+    def from_json(cls, raw: object) -> Self:
+        """Read the object of result.json; a section that is null counts as absent.
+
+        Raises:
+            ValueError: one line that names the first key that has another type.
+        """
+        present = {key: item for key, item in raw.items() if item is not None} if isinstance(raw, Mapping) else raw
+        return super().from_json(present)
+
+    @property
+    def settings(self) -> Settings:
+        """The settings that reports read."""
+        return Settings.of(self.config)
+
+    @property
+    def exit_code(self) -> int:
+        """What a command that gives this result exits with: 1 for conflicts, 3 for a partial result, else 0."""
+        return ShardError.exit_code if self.conflicts else EXIT_PARTIAL if self.partial else 0

@@ -1,49 +1,38 @@
-"""What must hold of a round before and after it is committed."""
+"""Checks of a round before and after its commit."""
 
 from collections.abc import Collection
 
 from ray_probe.core.estimator.baselines import PublishedFit
 from ray_probe.errors import GradientError, ShardError
 from ray_probe.gradient.layout import ParameterLayout
-from ray_probe.run.backend import RoundOutcome
 from ray_probe.run.messages import GradientReport, ShardKey, ShardSums, shard_label
 
 MAX_NAMES = 3
 
 
 def told_with(number: int, first: int, came_again: Collection[ShardKey], told: Collection[ShardKey]) -> list[ShardKey]:
-    """Of the shards that came again with other bytes, those that are told with a round: its own, ascending.
+    """Return the conflicting shards to report with a round, sorted.
 
-    With the first round that is not committed come those of rounds before that nobody was told of: a process that was
-    thought dead may deliver at any time.
+    The first uncommitted round also reports earlier conflicts that were not reported yet.
 
     Args:
         number: the round.
-        first: the first round that is not committed.
-        came_again: such shards so far.
-        told: those that were told with the rounds before `first`.
+        first: the first uncommitted round.
+        came_again: every shard so far whose second record had other bytes.
+        told: the shards that were reported with rounds before `first`.
     """
+    # A process that was taken for dead may deliver at any time.
     late = {key for key in came_again if key[0] < first and number == first} - set(told)
     return sorted(late | {key for key in came_again if key[0] == number})
 
 
 def ids_of(keys: Collection[ShardKey]) -> list[str]:
-    """Shards as results name them."""
+    """Return the ids of shards, as results name them."""
     return [f"{number}/{shard}" for number, shard in keys]
 
 
-def refuse_without_sums(outcome: RoundOutcome) -> None:
-    """A round that nothing is left of can give no estimate. Raises ShardError."""
-    if not outcome.sums:
-        raise ShardError(f"round {outcome.round + 1}: every shard was given up; see log.txt for the causes")
-
-
 def check_reached(layout: ParameterLayout, reports: Collection[GradientReport]) -> None:
-    """Refuse parameters that no shard of any actor gave a gradient to; an expert that some shard reached is fine.
-
-    Raises:
-        GradientError: some parameter takes no part in the loss.
-    """
+    """Raise GradientError where no shard of any actor gave some parameter a gradient."""
     unreached = set.intersection(*(set(report.unreached) for report in reports)) if reports else set()
     if unreached:
         names = [layout.names[place] for place in sorted(unreached)]
@@ -55,14 +44,14 @@ def check_reached(layout: ParameterLayout, reports: Collection[GradientReport]) 
 
 
 def check_baseline(report: ShardSums, fit: PublishedFit) -> None:
-    """Refuse a shard whose gradient was formed under another baseline than the plan's.
+    """Refuse a shard whose gradient used another baseline than the plan's.
 
     Args:
-        report: what the shard says of its baseline.
+        report: the shard's report.
         fit: the fit that gradients of its round use.
 
     Raises:
-        ShardError: the version differs, or its own record was left in (or out) where it should not be.
+        ShardError: the version differs, or the fit holds the shard's own record against the plan (or lacks it).
     """
     leave_out = fit.rule.fit == "leave_one_out" and fit.round >= report.round
     if (report.version, report.own_left_out) != (fit.version, leave_out):

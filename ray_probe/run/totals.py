@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from ray_probe.core.arrays import Array
-from ray_probe.core.estimator.baselines import MODES
+from ray_probe.core.estimator.modes import MODES
 from ray_probe.core.estimator.parity import ParityStats
 from ray_probe.run.messages import Collected, ShardSums
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from ray_probe.controller.replies import Beta, MeasurementInfo, Scaled, Status, Variance
+from ray_probe.controller.replies import BetaReply, MeasurementInfo, Scaled, Status, Variance
 from ray_probe.errors import (
     CancelledError,
     ClusterError,
@@ -19,6 +19,7 @@ from ray_probe.errors import (
     bad_value,
 )
 from ray_probe.run.progress import Listener
+from ray_probe.run.result import Result
 from ray_probe.service.discovery import find
 from ray_probe.service.following import follow
 
@@ -97,7 +98,7 @@ class ProbeClient:
         status: Status = self._ask("status", deadline_s=deadline_s)
         return status
 
-    def beta(self, version: int | None = None, measurement: str | None = None) -> Beta:
+    def beta(self, version: int | None = None, measurement: str | None = None) -> BetaReply:
         """A version of the fitted baseline.
 
         Args:
@@ -106,7 +107,7 @@ class ProbeClient:
 
         Raises ConfigError naming the versions or measurements that exist.
         """
-        beta: Beta = self._ask("beta", version, measurement)
+        beta: BetaReply = self._ask("beta", version, measurement)
         return beta
 
     def variance(self, measurement: str | None = None) -> Variance:
@@ -121,7 +122,12 @@ class ProbeClient:
 
     def result(self, measurement: str | None = None) -> tuple[MeasurementInfo, dict[str, Any] | None]:
         """A measurement, and the object of result.json of its whole rounds so far; None before the first."""
-        found: tuple[MeasurementInfo, dict[str, Any] | None] = self._ask("result", measurement)
+        info, result = self.measured(measurement)
+        return info, None if result is None else result.to_json()
+
+    def measured(self, measurement: str | None = None) -> tuple[MeasurementInfo, Result | None]:
+        """Return a measurement and the result of its whole rounds so far; None before the first."""
+        found: tuple[MeasurementInfo, Result | None] = self._ask("result", measurement)
         return found
 
     def logs(self, measurement: str | None = None, lines: int = 100) -> tuple[str, ...]:
@@ -172,7 +178,16 @@ class ProbeClient:
         listener: Listener = lambda progress: None,
         stop: Callable[[], bool] = lambda: False,
     ) -> dict[str, Any]:
-        """Follow a measurement to its end; returns the object of result.json.
+        """Follow a measurement to its end; returns the object of result.json (see `ended`)."""
+        return self.ended(measurement, listener, stop).to_json()
+
+    def ended(
+        self,
+        measurement: str,
+        listener: Listener = lambda progress: None,
+        stop: Callable[[], bool] = lambda: False,
+    ) -> Result:
+        """Follow a measurement to its end; returns its result.
 
         Args:
             measurement: id.
@@ -194,7 +209,7 @@ class ProbeClient:
         except ClusterError as error:
             self._silent = is_silent(error)
             raise
-        info, result = self.result(measurement)
+        info, result = self.measured(measurement)
         if info.state == "failed":
             kinds = {kind.exit_code: kind for kind in (InputError, ClusterError, ParityError)}
             raise kinds.get(info.exit_code or 1, ProbeError)(info.cause or "it failed")

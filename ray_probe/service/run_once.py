@@ -25,6 +25,7 @@ from ray_probe.rollout.loader import check_fits_here
 from ray_probe.run.directory import RunDirectory
 from ray_probe.run.prepared import PreparedRun, few_shards
 from ray_probe.run.progress import Listener, Progress
+from ray_probe.run.result import Result
 from ray_probe.service import registry
 from ray_probe.service.run_request import Run, RunRequest, resolve
 from ray_probe.system import processes
@@ -36,7 +37,7 @@ STOP_S = 2.7
 """Time for an interrupted run to stop by itself; then it is killed."""
 
 
-def execute(request: RunRequest, listener: Listener, run: Run) -> dict[str, Any]:
+def execute(request: RunRequest, listener: Listener, run: Run) -> Result:
     """Runs a request; returns the result, which is on disk with its plots.
 
     Args:
@@ -102,7 +103,7 @@ def _prepared(config: ProbeConfig, directory: RunDirectory | None, notes: _Notes
     return prepared
 
 
-def _done(directory: RunDirectory, prepared: PreparedRun, notes: _Notes) -> dict[str, Any] | None:
+def _done(directory: RunDirectory, prepared: PreparedRun, notes: _Notes) -> Result | None:
     """Returns the result of a run whose rounds are all finished, or None."""
     rounds = len(directory.finished_rounds())
     if not rounds or rounds != prepared.plan.round_count:
@@ -112,12 +113,12 @@ def _done(directory: RunDirectory, prepared: PreparedRun, notes: _Notes) -> dict
     except ConfigError as error:
         notes.tell(f"{error}; it is computed from the committed rounds")
         return None
-    return result if result is not None and result["counts"]["rounds"] == rounds else None
+    return result if result is not None and result.counts.rounds == rounds else None
 
 
 def _driven(
     prepared: PreparedRun, resume: bool, path: Path, own: StartedHead | None, notes: _Notes, listener: Listener
-) -> dict[str, Any]:
+) -> Result:
     """Connects, submits the run to a new controller, and follows it to its end."""
     from ray_probe.cluster.actors.calls import ask, kill
     from ray_probe.cluster.connection.nodes import this_node
@@ -158,13 +159,13 @@ def _driven(
 
 def _followed(
     client: Any, identity: str, path: Path, own: StartedHead | None, listener: Listener
-) -> dict[str, Any]:
+) -> Result:
     """Returns the result; on Ctrl-C stops the run with its committed rounds kept."""
     from ray_probe.cluster.actors.calls import is_gone, is_silent
     from ray_probe.cluster.pool.death_report import autopsy
 
     try:
-        result: dict[str, Any] = client.wait(identity, listener, interrupted)
+        result: Result = client.ended(identity, listener, interrupted)
         return result
     except ClusterError as error:
         if client.head_lost or is_silent(error):

@@ -8,7 +8,7 @@ from ray_probe.config.loading import load_config
 from ray_probe.config.schema import ProbeConfig
 from ray_probe.errors import ConfigError, ProbeError, bad_value
 from ray_probe.run.directory import RunDirectory, default_name
-from ray_probe.run.kept_rounds import write_kept_result
+from ray_probe.run.estimates import write_kept_result
 from ray_probe.run.manifest import FREE_SECTIONS
 
 

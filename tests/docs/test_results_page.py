@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ray_probe.checkpoints.eos import EosIds
 from support.pages import ROOT, page
 
 from ray_probe import errors
+from ray_probe.checkpoints.tokenizer.eos import EosIds
 from ray_probe.core.estimator.baselines import MODES
 
 PAGE = page("docs/results.md")

@@ -64,7 +64,7 @@ def test_a_run_that_goes_on_has_the_writer_go_on_from_the_gradient_on_disk(
         probe.run()
     assert probe.finished_rounds == 1 and probe.result() == probe.finish()
     backend.load(run)  # what the stopped measurement has left at work is of no interest any more
-    backend.open(directory, [line["records"] for line in directory.finished_rounds()])
+    backend.open(directory, [line.records for line in directory.finished_rounds()])
     again = Answer(OfflineEntropyProbe(run.config, run.plan, backend, directory).run(), directory)
     again.assert_same(reference)
     again.assert_each_record_once()

@@ -55,7 +55,7 @@ class Drive:
     @property
     def answer(self) -> Answer:
         directory = RunDirectory(self.path)
-        return Answer(directory.read_json("result.json"), directory)
+        return Answer(directory.result(), directory)
 
 
 @dataclass

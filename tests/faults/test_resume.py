@@ -63,7 +63,7 @@ def gone_on(backend: RayBackend, prepared: PreparedRun, directory: RunDirectory)
             os.kill(killed[0], signal.SIGKILL)
 
     backend.load(prepared, wait_for=2)
-    backend.open(directory, [line["records"] for line in directory.finished_rounds()])
+    backend.open(directory, [line.records for line in directory.finished_rounds()])
     result = OfflineEntropyProbe(prepared.config, prepared.plan, backend, directory, killer).run()
     assert killed
     return Answer(result, directory)

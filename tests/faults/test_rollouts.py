@@ -51,7 +51,7 @@ def test_any_number_of_actors_gives_the_answer_of_one_process(
     answer.assert_each_record_once()
     assert answer.result["counts"]["shards_retried"] == 0
     assert answer.result["counts"]["actors"] == actors
-    assert any(len(line["shards_by_actor"]) == actors for line in answer.rounds), "all of them took part"
+    assert any(len(line.shards_by_actor) == actors for line in answer.rounds), "all of them took part"
 
 
 def test_a_light_actor_imports_nothing_heavy(backend: RayBackend, files: Path) -> None:
@@ -159,5 +159,5 @@ def test_an_actor_killed_in_the_second_round_of_a_commit_has_both_rounds_shards_
     assert killed
     answer.assert_same(expected)
     answer.assert_each_record_once()
-    assert [line["group"] for line in answer.rounds] == [[0, 1], [0, 1], [2, 3], [2, 3]]
+    assert [line.group for line in answer.rounds] == [(0, 1), (0, 1), (2, 3), (2, 3)]
     assert answer.rounds[0]["shards_retried"] >= 1, "its sums of the first round were lost with it"

@@ -16,7 +16,7 @@ from support.checkpoints import raw_config, write_shadows
 
 from ray_probe.config.loading import config_from_dict
 from ray_probe.controller.local_backend import LocalBackend
-from ray_probe.controller.replies import Beta
+from ray_probe.controller.replies import BetaReply
 from ray_probe.offline_entropy_probe import OfflineEntropyProbe
 from ray_probe.rollout.builder import build_rollout
 from ray_probe.run.directory import RunDirectory
@@ -46,7 +46,7 @@ def launched(home: Path, *arguments: object) -> Iterator["subprocess.Popen[str]"
         run.wait(DEADLINE_S)
 
 
-def asked_and_scaled_while_it_works(run: "subprocess.Popen[str]") -> list[Beta]:
+def asked_and_scaled_while_it_works(run: "subprocess.Popen[str]") -> list[BetaReply]:
     """Scale a run 1 -> 3 -> 1 and ask it for its beta in between."""
     deadline = time.monotonic() + DEADLINE_S
     while not registry.entries():
@@ -70,6 +70,7 @@ def asked_and_scaled_while_it_works(run: "subprocess.Popen[str]") -> list[Beta]:
 HANGS = """
 from ray_probe.service import following
 following.SILENT_S = 5.0
+from ray_probe.controller.replies import BetaReply
 from ray_probe.cli.main import main
 main()
 """
@@ -134,16 +135,16 @@ def test_ctrl_c_keeps_whole_rounds_and_resume_goes_on_to_the_uninterrupted_answe
     assert finished < rounds < ROUNDS
     assert not (tmp_path / ".ray").exists(), "no token is written to the home directory"
     assert registry.entries() == []
-    lines = {line["beta_version"]: line for line in RunDirectory.open(run).finished_rounds()}
-    assert betas and all(list(beta.values or ()) == lines[beta.version]["beta"] for beta in betas)
-    assert max(len(line["shards_by_actor"]) for line in lines.values()) > 1, "more than one actor took part"
+    lines = {line.beta_version: line for line in RunDirectory.open(run).finished_rounds()}
+    assert betas and all(list(beta.values or ()) == list(lines[beta.version].beta or ()) for beta in betas)
+    assert max(len(line.shards_by_actor) for line in lines.values()) > 1, "more than one actor took part"
 
     raw["batch"]["rounds"] = rounds
     prepared = prepare(config_from_dict(raw | {"output": {"dir": str(tmp_path / "other")}}))
     directory = RunDirectory.create(tmp_path / "other", "reference")
     rollout = build_rollout(prepared.config, prepared.checkpoint.directory, prepared.policy_id)
     backend = LocalBackend([rollout], baseline_rule(prepared.config), prepared.policy_id, directory)
-    reference = OfflineEntropyProbe(prepared.config, prepared.plan, backend, directory).run()
+    reference = OfflineEntropyProbe(prepared.config, prepared.plan, backend, directory).run().to_json()
     assert result["beta"] == reference["beta"]
     assert result["counts"] | {"actors": 1} == reference["counts"]
     assert result["gradient"]["norm_raw"] == pytest.approx(reference["gradient"]["norm_raw"], rel=1e-5)

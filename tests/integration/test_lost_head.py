@@ -82,7 +82,7 @@ def test_a_run_that_loses_its_head_says_so_and_goes_on_elsewhere_to_the_same_bit
             _, said = second.communicate(timeout=60)
         assert second.returncode == 130, said
     directory = RunDirectory.open(path)
-    resumed = Answer(directory.read_json("result.json"), directory)
+    resumed = Answer(directory.result(), directory)
     rounds = len(resumed.rounds)
     assert rounds >= kept + 2
 

@@ -317,7 +317,7 @@ def test_a_run_goes_on_with_fewer_when_a_node_is_lost_and_with_all_when_one_join
     answer = run.answer()
     answer.assert_same(reference)
     answer.assert_each_record_once()
-    assert [len(line["shards_by_actor"]) for line in answer.rounds][1:] == [1, 1, 2]
+    assert [len(line.shards_by_actor) for line in answer.rounds][1:] == [1, 1, 2]
     assert (answer.result["counts"]["shards_retried"], answer.result["counts"]["actors"]) == (1, 2)
 
 
@@ -352,6 +352,6 @@ def test_nodes_join_and_leave_during_a_run_and_plan_and_bits_stay(
     answer = run.answer()
     answer.assert_same(reference)
     answer.assert_each_record_once()
-    assert [len(line["shards_by_actor"]) for line in answer.rounds][2:] == [2, 2]
+    assert [len(line.shards_by_actor) for line in answer.rounds][2:] == [2, 2]
     run.workers.close()
     assert requested() == [], "what was asked of the autoscaler is taken back"

@@ -92,7 +92,7 @@ def test_any_number_of_actors_gives_the_in_process_answer(
     answer.assert_each_record_once()
     assert answer.result["counts"]["shards_retried"] == 0
     assert answer.result["counts"]["actors"] == actors
-    assert any(len(line["shards_by_actor"]) == actors for line in answer.rounds), "all of them took part"
+    assert any(len(line.shards_by_actor) == actors for line in answer.rounds), "all of them took part"
 
 
 @pytest.mark.parametrize("room", [10**9, 40])
@@ -111,7 +111,7 @@ def test_commits_of_several_rounds_give_the_answer_of_single_ones(
     prepared = prepare(configured(files, output={"commit_rounds": 3, "save_gradient": True}))
     answer = run_on(shared, prepared, "commit-3")
     answer.assert_same(reference)
-    assert [line["group"] for line in answer.rounds] == [[0, 2]] * 3
+    assert [line.group for line in answer.rounds] == [(0, 2)] * 3
     written = load_file(files / "runs" / "commit-3" / "gradient.safetensors")
     mean = answer.gradient / answer.result["counts"]["sequences"]
     assert sum(part.size for part in written.values()) == mean.size

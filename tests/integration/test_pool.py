@@ -28,6 +28,8 @@ from ray_probe.cluster.pool.worker import Event
 from ray_probe.cluster.rounds.fitter_monitor import FitterMonitor
 from ray_probe.config.loading import config_from_dict
 from ray_probe.errors import CheckpointError, ClusterError, LedgerError, NonFiniteError, OutputError, ProbeError
+from ray_probe.gradient.layout import ParameterLayout
+from ray_probe.run.messages import ActorFacts
 
 pytestmark = pytest.mark.cluster
 
@@ -53,14 +55,14 @@ class Fake:
     def __init__(self) -> None:
         self._tokens = 0
 
-    def start(self, behaviour: str) -> dict[str, Any]:
+    def start(self, behaviour: str) -> ActorFacts:
         if behaviour.startswith("count "):
             Path(behaviour.removeprefix("count "), str(os.getpid())).touch()
             os._exit(1)
         if behaviour.startswith("once "):
             with contextlib.suppress(FileExistsError):
                 Path(behaviour.removeprefix("once ")).touch(exist_ok=False)
-                return {"pid": os.getpid()}
+                return ActorFacts(ParameterLayout((), ()), "cpu", 1, 0, pid=os.getpid())
             raise CheckpointError("model.path: it was overwritten")
         if behaviour.startswith("needs ") and not Path(behaviour.removeprefix("needs ")).exists():
             raise CheckpointError("model.path: no such directory")
@@ -68,7 +70,7 @@ class Fake:
             os._exit(1)
         if behaviour == "raise":
             raise RuntimeError("no such device")
-        return {"pid": os.getpid()}
+        return ActorFacts(ParameterLayout((), ()), "cpu", 1, 0, pid=os.getpid())
 
     def tokens_done(self) -> int:
         return self._tokens
@@ -233,7 +235,7 @@ def test_an_actor_that_finds_the_checkpoint_gone_between_two_measurements_waits_
 
 def test_an_actor_that_takes_too_long_to_start_is_given_up(pools: Callable[..., Pool]) -> None:
     class Slow(Fake):
-        def start(self, behaviour: str) -> dict[str, Any]:
+        def start(self, behaviour: str) -> ActorFacts:
             time.sleep(600)
             return {}
 

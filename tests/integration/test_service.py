@@ -82,7 +82,7 @@ def reference(raw: dict[str, Any], directory: Path, **sections: dict[str, Any]) 
     run = RunDirectory.create(directory, "reference")
     rollout = build_rollout(prepared.config, prepared.checkpoint.directory, prepared.policy_id)
     backend = LocalBackend([rollout], baseline_rule(prepared.config), prepared.policy_id, run)
-    return OfflineEntropyProbe(prepared.config, prepared.plan, backend, run).run()
+    return OfflineEntropyProbe(prepared.config, prepared.plan, backend, run).run().to_json()
 
 
 def assert_same(result: dict[str, Any], expected: dict[str, Any]) -> None:
@@ -148,7 +148,7 @@ def test_scaling_in_mid_measurement_leaves_the_same_bits(
     assert result["counts"] | {"actors": 1} == expected["counts"] | {"actors": 1}
     assert result["gradient"]["norm_raw"] == pytest.approx(expected["gradient"]["norm_raw"], rel=1e-5)
     lines = RunDirectory.open(Path(client.result(identity)[0].directory)).finished_rounds()
-    assert max(len(line["shards_by_actor"]) for line in lines) > 1, "more than one actor took part"
+    assert max(len(line.shards_by_actor) for line in lines) > 1, "more than one actor took part"
 
 
 def test_an_actor_that_dies_during_a_probe_costs_a_retry(

@@ -1,19 +1,20 @@
 """What two runs of the same plan must have in common."""
 
 import math
-from typing import Any
 
 import numpy as np
 
 from ray_probe.fitter.ledger import read_ledger
 from ray_probe.run.directory import RunDirectory
+from ray_probe.run.result import Result
+from ray_probe.run.rounds_file import FinishedRound
 
 
 class Answer:
     """What must be the same: beta to the bit, counts, and the gradient to rounding."""
 
-    def __init__(self, result: dict[str, Any], directory: RunDirectory) -> None:
-        self.result = result
+    def __init__(self, answer: Result, directory: RunDirectory) -> None:
+        self.result = result = answer.to_json()
         self.directory = directory
         self.beta = result["beta"]
         self.counts = {k: v for k, v in result["counts"].items() if k not in ("actors", "shards_retried")}
@@ -22,7 +23,7 @@ class Answer:
 
     def assert_same(self, other: "Answer") -> None:
         assert self.beta == other.beta
-        assert [line["fit"] for line in self.rounds] == [line["fit"] for line in other.rounds], "bit for bit"
+        assert [line.fit for line in self.rounds] == [line.fit for line in other.rounds], "bit for bit"
         assert self.counts == other.counts
         assert [counted(line) for line in self.rounds] == [counted(line) for line in other.rounds], "each shard once"
         assert np.linalg.norm(self.gradient - other.gradient) <= 1e-5 * np.linalg.norm(other.gradient)
@@ -40,6 +41,6 @@ class Answer:
         assert [closed.shards for closed in contents.closed] == [tuple(shards)] * batch["rounds"]
 
 
-def counted(line: dict[str, Any]) -> list[int]:
+def counted(line: FinishedRound) -> list[int]:
     """The shards whose gradient a round holds, from its line in rounds.jsonl."""
-    return sorted(shard for shards in line["shards_by_actor"].values() for shard in shards)
+    return sorted(shard for shards in line.shards_by_actor.values() for shard in shards)

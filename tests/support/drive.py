@@ -29,7 +29,7 @@ def drive(address: str, path: Path, shard_s: float, rounds: int) -> None:
     directory = RunDirectory(path) if path.exists() else RunDirectory.create(path.parent, path.name)
     with directory.held():
         backend.load(prepared)
-        backend.open(directory, [line["records"] for line in directory.finished_rounds()])
+        backend.open(directory, [line.records for line in directory.finished_rounds()])
         OfflineEntropyProbe(prepared.config, prepared.plan, backend, directory).run()
     backend.close()
     ray.shutdown()

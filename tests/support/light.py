@@ -15,6 +15,7 @@ from ray_probe.config.loading import config_from_dict
 from ray_probe.config.schema import ProbeConfig
 from ray_probe.core.estimator.baselines import BaselineRule
 from ray_probe.rollout.loader import LoadRequest
+from ray_probe.run.messages import ActorFacts
 from ray_probe.run.plan import Plan
 from ray_probe.run.prepared import CheckpointId, PreparedRun, PromptFacts, baseline_rule
 from ray_probe.system.failpoints import fail_at
@@ -37,12 +38,11 @@ class LightActor(RolloutActor):
         super().__init__()
         fail_at("light_init")
 
-    def start(self, order: LoadRequest) -> dict[str, Any]:
+    def start(self, order: LoadRequest) -> ActorFacts:
         fail_at("light_start")
         rule = baseline_rule(config_from_dict(order.config))
         self._rollout = LightRollout(rule, order.policy_id, self._on_progress, self.shard_s)
-        about = {"device": "cpu", "threads": 1, "pid": os.getpid(), "node": ray.util.get_node_ip_address()}
-        return about | {"layout": LAYOUT, "eos_ids": self._rollout.eos_ids, "frozen": ()}
+        return ActorFacts(LAYOUT, "cpu", 1, 10**9, pid=os.getpid(), node=ray.util.get_node_ip_address())
 
     def bucket(self, start: int, stop: int, *others: Any) -> Any:
         fail_at("light_bucket", str(start))

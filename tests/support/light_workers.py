@@ -2,6 +2,7 @@
 
 from ray_probe.gradient.layout import ParameterLayout
 from ray_probe.run.backend import StopCheck
+from ray_probe.run.messages import ActorFacts
 from ray_probe.run.prepared import PreparedRun, baseline_rule
 from support.light_rollout import LAYOUT, LightRollout
 from support.workers import InProcessWorkers
@@ -17,7 +18,4 @@ class LightWorkers(InProcessWorkers):
     def load(self, prepared: PreparedRun, stop: StopCheck) -> None:
         self._rollout = LightRollout(baseline_rule(prepared.config), prepared.policy_id)  # type: ignore[assignment]
         self._prepared = prepared
-        self.info = {
-            "layout": LAYOUT, "eos_ids": LightRollout.eos_ids, "device": "cpu", "spare_bytes": 10**9,
-            "why_no_head": "", "takes_padding": True, "threads": 1, "frozen": (), "cache_gap": 0.0,
-        }  # fmt: skip
+        self.info = ActorFacts(LAYOUT, "cpu", 1, 10**9)

@@ -1,7 +1,8 @@
 """Replies as a service at work would give them, to be varied by tests with `dataclasses.replace`."""
 
-from ray_probe.controller.replies import Actor, Beta, MeasurementInfo, Status, Variance
+from ray_probe.controller.replies import Actor, BetaReply, MeasurementInfo, Status, Variance
 from ray_probe.run.progress import Progress
+from ray_probe.run.result import Beta, Result
 from support.results import a_result
 
 
@@ -12,10 +13,10 @@ def a_progress() -> Progress:
 
 def an_info() -> MeasurementInfo:
     """A measurement at work with one whole round behind it."""
-    result = a_result()
+    result = Result.from_json(a_result())
     return MeasurementInfo(
         id="m0003", checkpoint="/checkpoints/run-7/step-[200]", adapter=None, state="running",
-        directory="/runs/demo/m0003", rounds=1, sequences=1024, entropy=result["entropy"], gradient=result["gradient"],
+        directory="/runs/demo/m0003", rounds=1, sequences=1024, entropy=result.entropy, gradient=result.gradient,
         beta_version=1, submitted="2026-05-01T11:58:00+00:00", started="2026-05-01T12:03:11+00:00", finished=None,
         cause=None, exit_code=None,
     )  # fmt: skip
@@ -37,21 +38,19 @@ def a_status() -> Status:
     )  # fmt: skip
 
 
-def a_beta() -> Beta:
+def a_beta() -> BetaReply:
     """A fit that is good."""
-    raw = a_result()["beta"]
-    plain = {key: tuple(value) if isinstance(value, list) else value for key, value in raw.items()}
-    return Beta(measurement="m0003", policy_id="5f0c9a", **plain)
+    return BetaReply(measurement="m0003", policy_id="5f0c9a", **vars(Beta.from_json(a_result()["beta"])))
 
 
 def a_variance() -> Variance:
     """Of four whole rounds; the fitter is a version ahead."""
-    result = a_result()
+    result = Result.from_json(a_result())
     names = (
         "advantage_variance", "advantage_mean_square", "advantage_mean_square_ratio", "advantage_paired", "gradient",
     )  # fmt: skip
     in_sample = {"none": 411.1, "constant": 117.3, "residual_mu": 23.9, "regression": 17.04}
     return Variance(
-        "m0003", 4, 4, 2048, 81234, **{name: result[name] for name in names}, in_sample=in_sample, in_sample_version=5,
-        mode="regression",
+        "m0003", 4, 4, 2048, 81234, **{name: getattr(result, name) for name in names}, in_sample=in_sample,
+        in_sample_version=5, mode="regression",
     )

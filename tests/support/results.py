@@ -2,7 +2,10 @@
 
 from typing import Any
 
-MODES = ("none", "constant", "residual_mu", "regression")
+from ray_probe.core.estimator.modes import MODES
+from ray_probe.run.result import Result
+from ray_probe.run.rounds_file import FinishedRound
+
 SQUARES = dict(zip(MODES, (412.3, 118.2, 24.6, 17.91), strict=True))
 
 
@@ -10,6 +13,7 @@ def a_result() -> dict[str, Any]:
     """A finished run of four rounds with nothing to warn of."""
     baseline = {"mode": "regression", "fit": "leave_one_out"}
     return {
+        "schema_version": 1,
         "config": {
             "model": {"path": "configs/models/[tiny]", "adapter": None, "trainable": "all", "dtype": "float32"},
             "batch": {"prompts_per_round": 64, "responses_per_prompt": 8, "rounds": 4},
@@ -33,7 +37,7 @@ def a_result() -> dict[str, Any]:
         "parity": {"mean_gap": 2.1e-7, "p99_gap": 1.2e-6, "max_gap": 3.4e-5, "outside_nucleus": 2.2e-5},
         "counts": {
             "rounds": 4, "shards": 32, "sequences": 2048, "tokens": 81234, "eos_only": 12, "truncated": 61,
-            "shards_retried": 1, "actors": 5, "unfitted_shards": 0,
+            "shards_retried": 1, "actors": 5, "unfitted_shards": 0, "regenerated": 0, "repeated_prompts": 0,
         },
         "partial": False,
         "conflicts": [],
@@ -48,11 +52,20 @@ def a_result() -> dict[str, Any]:
     }  # fmt: skip
 
 
-def some_rounds(count: int = 3) -> list[dict[str, Any]]:
+def typed(**changes: Any) -> Result:
+    """The finished run with changes by dotted key, dots written as `__`."""
+    result = a_result()
+    for dotted, value in changes.items():
+        set_in(result, dotted.replace("__", "."), value)
+    return Result.from_json(result)
+
+
+def some_rounds(count: int = 3) -> list[FinishedRound]:
     """Lines of rounds.jsonl, all rounds alike."""
     advantage = {mode: {"mean": 0.1, "variance": square, "mean_square": square} for mode, square in SQUARES.items()}
     entropy = {"per_sequence": 28.0, "per_sequence_se": 1.2, "per_token": 0.92, "per_token_se": 0.03}
-    return [{"round": index, "advantage": advantage, "entropy": dict(entropy)} for index in range(count)]
+    rounds = [{"round": index, "advantage": advantage, "entropy": entropy} for index in range(count)]
+    return [FinishedRound.from_json(entry) for entry in rounds]
 
 
 def set_in(result: dict[str, Any], dotted: str, value: Any) -> None:

@@ -83,7 +83,7 @@ class Job:
         directory = RunDirectory(self.path)
         self.backend = LocalBackend(self.rollouts, baseline_rule(self.config), POLICY, directory, BUCKET)
         self.probe = OfflineEntropyProbe(self.config, plan_of(self.config), self.backend, directory, listener, stop)
-        return self.probe.run()
+        return self.probe.run().to_json()
 
     @property
     def gradient(self) -> np.ndarray:

@@ -11,9 +11,11 @@ from ray_probe.gradient.layout import ParameterLayout
 from ray_probe.rollout.builder import RolloutBuilder
 from ray_probe.run.backend import RoundOutcome, StopCheck
 from ray_probe.run.directory import RunDirectory
+from ray_probe.run.messages import ActorFacts, InSample
 from ray_probe.run.plan import Shard
 from ray_probe.run.prepared import PreparedRun, baseline_rule
 from ray_probe.run.progress_tracker import ProgressTracker
+from ray_probe.run.result import Beta
 
 
 class InProcessWorkers:
@@ -31,7 +33,7 @@ class InProcessWorkers:
         self._backend: LocalBackend | None = None
 
     actors = property(lambda self: self.asked)
-    info: Mapping[str, Any]
+    info: ActorFacts
 
     @property
     def layout(self) -> ParameterLayout:
@@ -55,11 +57,8 @@ class InProcessWorkers:
         self._rollout = self._assembly.load(config, directory, prepared.checkpoint.adapter, prepared.policy_id)
         self.ways.append(self._assembly.way)
         self._prepared = prepared
-        self.info = {
-            "layout": self.layout, "eos_ids": self._rollout.eos_ids, "device": "cpu", "spare_bytes": 10**9,
-            "why_no_head": "", "frozen": self._rollout.frozen, "takes_padding": True,
-            "cache_gap": self._rollout.cache_gap, "threads": 1,
-        }  # fmt: skip
+        frozen, cache_gap = self._rollout.frozen, self._rollout.cache_gap
+        self.info = ActorFacts(self.layout, "cpu", 1, 10**9, frozen=frozen, cache_gap=cache_gap)
 
     def open(self, directory: RunDirectory, finished: Sequence[Sequence[int]], held_positions: int = 0) -> None:
         assert self._prepared is not None
@@ -83,7 +82,7 @@ class InProcessWorkers:
     def save_gradient(self, path: Path, rounds: int, sequences: int) -> None:
         self._at_work.save_gradient(path, rounds, sequences)
 
-    def beta(self) -> dict[str, Any]:
+    def beta(self) -> Beta:
         return self._at_work.beta()
 
     def tend(self) -> None:
@@ -102,8 +101,8 @@ class InProcessWorkers:
             "nodes": 1, "resources": {}, "free": {}, "warnings": (),
         }  # fmt: skip
 
-    def beta_of(self, version: int | None) -> Mapping[str, Any]:
+    def beta_of(self, version: int | None) -> Beta:
         return self._at_work._fitter.beta(version)
 
-    def in_sample(self) -> Mapping[str, Any]:
+    def in_sample(self) -> InSample:
         return self._at_work._fitter.variance()

@@ -15,7 +15,8 @@ from ray_probe.cluster.actors.own_actors import OwnActor
 from ray_probe.core.estimator.baselines import BaselineRule, PublishedFit
 from ray_probe.fitter.fitter import Counts
 from ray_probe.fitter.host import FitterHost
-from ray_probe.run.messages import FitterSession
+from ray_probe.run.messages import FitterSession, InSample
+from ray_probe.run.result import Beta
 
 
 class FitterActor(OwnActor):
@@ -76,12 +77,12 @@ class FitterActor(OwnActor):
         return self._host.notes
 
     @ray.method(concurrency_group="queries")  # type: ignore[untyped-decorator]
-    def beta(self, version: int | None = None) -> dict[str, Any]:
+    def beta(self, version: int | None = None) -> Beta:
         """A global fit, as results show it; None: the current one. Answered while records are taken in."""
         return self._host.fitter.beta(version)
 
     @ray.method(concurrency_group="queries")  # type: ignore[untyped-decorator]
-    def variance(self) -> dict[str, Any]:
+    def variance(self) -> InSample:
         """How well the current fit explains its own rows. Answered while records are taken in."""
         return self._host.fitter.variance()
 

@@ -11,7 +11,7 @@ from ray_probe.cluster.actors.own_actors import OwnActor
 from ray_probe.cluster.actors.task_errors import is_of_memory
 from ray_probe.core.estimator.baselines import PublishedFit
 from ray_probe.rollout.loader import Loader, LoadRequest
-from ray_probe.run.messages import FitterSession, GradientReport
+from ray_probe.run.messages import ActorFacts, FitterSession, GradientReport
 from ray_probe.system.failpoints import fail_at
 
 
@@ -23,7 +23,7 @@ class RolloutActor(OwnActor):
         self._loader = Loader(self._on_progress)
         self._rollout: Any = None
 
-    def start(self, order: LoadRequest) -> dict[str, Any]:
+    def start(self, order: LoadRequest) -> ActorFacts:
         """Load a checkpoint, the first or the next. Not in the constructor, whose errors would lose their type.
 
         Raises:

@@ -28,6 +28,7 @@ from ray_probe.cluster.pool.failure_policy import (
 from ray_probe.cluster.pool.observe import Done, Observer
 from ray_probe.cluster.pool.worker import Event, Member, Worker, demand_of, member
 from ray_probe.errors import CheckpointError, ClusterError
+from ray_probe.run.messages import ActorFacts
 
 
 class Pool:
@@ -74,7 +75,7 @@ class Pool:
         self._starts = RestartBudget()
         self._reported_waiting = False
         self.last_failure: str | None = None
-        self.info: dict[str, Any] = {}
+        self.info: ActorFacts | None = None
 
     @property
     def alive(self) -> list[int]:
@@ -98,7 +99,8 @@ class Pool:
     @property
     def pids(self) -> dict[int, int]:
         """Process ids of the actors that have loaded the checkpoint at hand."""
-        return {number: self._workers[number].facts["pid"] for number in self.alive}
+        facts = {number: self._workers[number].facts for number in self.alive}
+        return {number: known.pid for number, known in facts.items() if known is not None}
 
     @property
     def members(self) -> list[Member]:
@@ -133,7 +135,7 @@ class Pool:
         self._arguments = arguments
         self._version += 1
         self._refused = self._resting = False
-        self.info = {}
+        self.info = None
         self.try_again()
 
     def forgive(self) -> None:
@@ -278,7 +280,8 @@ class Pool:
         worker, workers = self._workers[number], self._workers.values()
         if self._resting and isinstance(fault, Raised) and isinstance(fault.error, CheckpointError):
             self._stop_loading(number, fault.cause)
-        situation = Situation(worker.doing, bool(self.info), self._refused, any(other.placed for other in workers))
+        placed = any(other.placed for other in workers)
+        situation = Situation(worker.doing, self.info is not None, self._refused, placed)
         decision, current = decide(fault, situation, self._limits), worker.version == self._version
         over = isinstance(fault, Raised)
         if decision == WAIT and not over:

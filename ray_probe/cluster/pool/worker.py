@@ -1,10 +1,11 @@
 """A rollout actor as the pool sees it: what it has loaded, what it was given to do, when it was last heard of."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from ray_probe.cluster.pool.failure_policy import Decision, Doing, Limits, NoRoom
+from ray_probe.run.messages import ActorFacts
 
 ASK_AGAIN_S = 1.0
 
@@ -48,7 +49,7 @@ class Worker:
         unreachable: since when it cannot be reached, and why.
         leaving: it goes soon.
         no_room: that no node has room for it, as last seen; see `waits_for_room`.
-        facts: what it said of itself.
+        facts: what it reported of itself; None before it has loaded a checkpoint.
     """
 
     handle: Any
@@ -68,7 +69,7 @@ class Worker:
     unreachable: tuple[float, str] | None = None
     leaving: bool = False
     no_room: NoRoom | None = None
-    facts: dict[str, Any] = field(default_factory=dict)
+    facts: ActorFacts | None = None
 
     @property
     def waits(self) -> bool:
@@ -155,4 +156,5 @@ def member(number: int, worker: Worker, version: int) -> Member:
     state += ", not reachable" if worker.unreachable is not None else ""
     state += ", leaving" if worker.leaving else ""
     facts = worker.facts
-    return Member(number, state, facts.get("node"), facts.get("pid"), worker.heard)
+    node, pid = (None, None) if facts is None else (facts.node, facts.pid)
+    return Member(number, state, node, pid, worker.heard)

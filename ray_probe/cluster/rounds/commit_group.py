@@ -3,7 +3,6 @@
 import time
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from ray_probe.cluster.actors.fitter import OpenFitterHandle
 from ray_probe.cluster.actors.handle import ANSWER_DEADLINE_S
@@ -20,7 +19,8 @@ from ray_probe.run.backend import RoundOutcome, StopCheck, new_group, refuse_if_
 from ray_probe.run.messages import Collected, ShardKey, ShardSums
 from ray_probe.run.plan import Shard
 from ray_probe.run.progress_tracker import ProgressTracker
-from ray_probe.run.round_checks import check_baseline, ids_of, refuse_without_sums, told_with
+from ray_probe.run.result import Beta
+from ray_probe.run.round_checks import check_baseline, ids_of, told_with
 
 POLL_S = 0.5
 
@@ -37,7 +37,7 @@ class _Round:
     fit: PublishedFit | None = None
     closed: bool = False
     fit_s: float = 0.0
-    beta: dict[str, Any] = field(default_factory=dict)
+    beta: Beta = field(default_factory=Beta)
     collected: dict[int, Collected] = field(default_factory=dict)
     sums: dict[int, ShardSums] = field(default_factory=dict)
 
@@ -118,7 +118,7 @@ class CommitGroup:
             counts = self._fitter.ask("counts")
             outcomes = [self._outcome(number, counts) for number in self._rounds]
             for outcome in outcomes:
-                refuse_without_sums(outcome)
+                outcome.refuse_without_sums()
             lost = reduction.attempt(self._group, self._schedule.accumulated_by(), first)
             if lost is None:
                 self.told = frozenset((*counts.conflicts, *counts.regenerated))

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from ray_probe.cluster.actors.fitter import OpenFitterHandle
 from ray_probe.cluster.actors.writer import OpenWriterHandle
@@ -13,6 +12,7 @@ from ray_probe.gradient.layout import BUCKET_NUMBERS, ParameterLayout
 from ray_probe.run.backend import RoundOutcome, StopCheck
 from ray_probe.run.plan import Shard
 from ray_probe.run.progress_tracker import ProgressTracker
+from ray_probe.run.result import Beta
 
 
 class OpenMeasurement:
@@ -56,9 +56,9 @@ class OpenMeasurement:
         """Digest of the file that holds that gradient."""
         return self._writer.sha256
 
-    def beta(self) -> dict[str, Any]:
+    def beta(self) -> Beta:
         """The fitter's current global fit."""
-        report: dict[str, Any] = self._fitter.ask("beta")
+        report: Beta = self._fitter.ask("beta")
         return report
 
     def run_round(self, shards: Sequence[Shard], tracker: ProgressTracker, stop: StopCheck) -> RoundOutcome:

@@ -9,19 +9,16 @@ Shape suffixes: T tokens, D features, B position bins, K targets.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from ray_probe.core.arrays import Array, IntArray
+from ray_probe.core.estimator.modes import MODES, Fit, Mode
 from ray_probe.core.estimator.records import Record, Shape, bin_of, position_bins
 from ray_probe.core.estimator.ridge import RidgeFit, fit, solve
 from ray_probe.errors import ConfigError
 
-Mode = Literal["none", "constant", "residual_mu", "regression"]
-Fit = Literal["leave_one_out", "in_sample", "lagged"]
-MODES: tuple[Mode, ...] = ("none", "constant", "residual_mu", "regression")
 TARGET = 0
 
 

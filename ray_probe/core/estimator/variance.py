@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from ray_probe.core.arrays import Array
-from ray_probe.core.estimator.baselines import MODES, TARGET, Mode
+from ray_probe.core.estimator.baselines import TARGET
+from ray_probe.core.estimator.modes import MODES, Mode
 from ray_probe.core.estimator.records import Record
 from ray_probe.core.estimator.ridge import residual_sum_squares
 

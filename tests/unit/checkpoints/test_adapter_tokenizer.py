@@ -17,14 +17,16 @@ from ray_probe.checkpoints.node_cache import node_copy
 from ray_probe.config.schema import ModelConfig, ProbeConfig
 from ray_probe.controller.run_log import log_text, logged_to
 from ray_probe.errors import CheckpointError, ConfigError
+from ray_probe.gradient.layout import ParameterLayout
 from ray_probe.rollout.builder import RolloutBuilder, build_rollout
-from ray_probe.run.manifest import check_same_inputs, manifest
+from ray_probe.run.manifest import Manifest, check_same_inputs
+from ray_probe.run.messages import ActorFacts
 from ray_probe.run.prepare import prepare
 
 CHARACTERS = "abcdefghijklmnopqrstuvwxyz"
 ROWS = len(CHARACTERS) + 2
 TEMPLATE = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
-ACTOR = {"device": "cpu", "spare_bytes": 10**9, "threads": 1, "eos_ids": (), "frozen": ()}
+ACTOR = ActorFacts(ParameterLayout((), ()), "cpu", 1, 10**9)
 
 
 @pytest.fixture(scope="module")
@@ -209,7 +211,7 @@ def test_a_template_that_is_no_text_is_refused(adapter: Path):
 
 
 def written(prepared: Any) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(json.dumps(manifest(prepared, ACTOR, {})))
+    found: dict[str, Any] = json.loads(json.dumps(Manifest.of(prepared, ACTOR, {}).to_json()))
     return found
 
 

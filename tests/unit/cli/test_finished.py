@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,11 @@ from support.replies import an_info
 from support.results import a_result, set_in
 
 from ray_probe.cli import main as cli
-from ray_probe.report.export import figures_of, listing_csv, listing_markdown, result_csv, result_markdown
+from ray_probe.cli.listing import listing_csv, listing_markdown
+from ray_probe.report.export import figures_of, result_csv, result_markdown
 from ray_probe.run.directory import as_json
+from ray_probe.run.result import Result
+from ray_probe.system.digests import chained
 
 RESULT = a_result() | {"schema_version": 1}
 
@@ -106,15 +110,16 @@ def test_what_is_null_is_empty_in_csv_and_not_available_in_markdown(changes: dic
     result = a_result()
     for dotted, value in {"entropy.per_sequence_se": None, "gradient.snr": None, **changes}.items():
         set_in(result, dotted, value)
-    assert "gradient.snr,,," in result_csv(result).splitlines()
-    assert "| `gradient.snr` | n/a |  |" in result_markdown(result)
-    assert "None" not in result_csv(result) + result_markdown(result)
-    assert {figure.name for figure in figures_of({})} >= {"entropy.per_sequence", "gradient.norm_raw", "partial"}
+    found = Result.from_json(result)
+    assert "gradient.snr,,," in result_csv(found).splitlines()
+    assert "| `gradient.snr` | n/a |  |" in result_markdown(found)
+    assert "None" not in result_csv(found) + result_markdown(found)
+    assert {figure.name for figure in figures_of(Result())} >= {"entropy.per_sequence", "gradient.norm_raw", "partial"}
 
 
 def test_measurements_are_listed_a_line_each() -> None:
-    empty = an_info().to_json() | {"id": "m0004", "entropy": None, "gradient": None, "cause": 'a "quoted", cause'}
-    items = [an_info().to_json(), empty]
+    empty = replace(an_info(), id="m0004", entropy=None, gradient=None, cause='a "quoted", cause')
+    items = [an_info(), empty]
     first, second = csv.DictReader(io.StringIO(listing_csv(items)))
     assert [first[key] for key in ("id", "entropy.per_sequence", "entropy.per_sequence_se")] == [
         "m0003", "28.412", "0.618",
@@ -132,7 +137,7 @@ def test_what_cannot_be_shown_says_what_to_do(
     (tmp_path / "empty").mkdir()
     (tmp_path / "begun").mkdir()
     (tmp_path / "begun" / "config.yaml").write_text("")
-    (tmp_path / "begun" / "rounds.jsonl").write_text('{"round": 0, "group": [0, 0]}\n')
+    (tmp_path / "begun" / "rounds.jsonl").write_bytes(chained('{"round": 0, "group": [0, 0]}', 0)[0])
     (tmp_path / "damaged").mkdir()
     (tmp_path / "damaged" / "result.json").write_text("{")
     (tmp_path / "other").mkdir()

@@ -15,9 +15,9 @@ from support.replies import a_status
 
 from ray_probe.cli import main as cli
 from ray_probe.cli import service
-from ray_probe.cli.output import exit_code
 from ray_probe.controller.replies import Scaled, Status
 from ray_probe.run.directory import RunDirectory
+from ray_probe.run.result import Result
 
 
 @pytest.fixture(scope="module")
@@ -116,7 +116,7 @@ def test_a_run_name_that_exists_is_refused_with_the_way_to_go_on(tmp_path: Path)
     ("conflicts", "partial", "code"), [([], False, 0), ([], ["0/1"], 3), (["0/1"], False, 1), (["0/1"], ["0/2"], 1)]
 )
 def test_exit_codes_of_a_finished_run(conflicts: list[str], partial: object, code: int) -> None:
-    assert exit_code({"conflicts": conflicts, "partial": partial}) == code
+    assert Result.from_json({"conflicts": conflicts, "partial": partial}).exit_code == code
 
 
 @pytest.mark.parametrize("module", ["ray_probe", "ray_probe.cli.main"])

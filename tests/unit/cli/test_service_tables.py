@@ -13,6 +13,7 @@ from support.replies import a_beta, a_progress, a_status, a_variance, an_info
 
 from ray_probe.cli.service_tables import beta_table, results_table, status_table, variance_table
 from ray_probe.controller.replies import MeasurementInfo, Status
+from ray_probe.run.result import Estimate, Gradient
 
 NOW = datetime(2026, 5, 1, 12, 13, 5, tzinfo=UTC)
 NO_ESTIMATES: dict[str, Any] = dict.fromkeys(
@@ -180,7 +181,7 @@ def test_a_beta_that_could_not_be_fitted_says_what_stands_in_for_it(tokens: int,
     table = beta_table(replace(a_beta(), **UNFITTED, version=0, round=-1, tokens=tokens))
     text = one_line(table)
     assert "beta version 0, before any round" in text
-    assert f"FALLBACK: beta could not be fitted, {why}; residual_mu stands in for it." in text
+    assert f"FALLBACK: beta could not be fitted, {why}; residual_mu replaces it." in text
     assert "R² n/a, condition number n/a" in text
     assert all("n/a" in row(table, name) for name in a_beta().features)
 
@@ -234,8 +235,8 @@ def test_a_mode_without_figures_is_not_available_and_breaks_nothing() -> None:
     variance = a_variance()
     bare = {
         "advantage_mean_square": {"none": 412.3},
-        "advantage_mean_square_ratio": {"constant": {"value": 0.28, "se": None}},
-        "gradient": {"norm_raw": 3.2, "norm_debiased": None, "norm_sq_debiased": None, "trace_cov": None, "snr": None},
+        "advantage_mean_square_ratio": {"constant": Estimate(0.28)},
+        "gradient": Gradient(norm_raw=3.2),
         "in_sample": {"none": 411.1, "constant": None},
     }
     table = variance_table(replace(variance, **bare))
@@ -266,7 +267,7 @@ def test_results_give_a_row_to_each_measurement() -> None:
 def test_a_norm_that_is_lost_in_the_noise_is_not_replaced_by_another(norm_sq: float | None) -> None:
     info = an_info()
     assert info.gradient is not None
-    gradient = dict(info.gradient) | {"norm_debiased": None, "norm_sq_debiased": norm_sq, "snr": None}
+    gradient = replace(info.gradient, norm_debiased=None, norm_sq_debiased=norm_sq, snr=None)
     table = results_table([replace(info, gradient=gradient)])
     assert row(table, "m0003").split()[-4:-2] == ["n/a", "n/a"]
     assert "3.21" not in shown(table), "the norm with its noise is another thing"

@@ -19,6 +19,7 @@ from ray_probe.controller.replies import Scaled
 from ray_probe.doctor.checks import Check
 from ray_probe.errors import OutputError
 from ray_probe.report.signs import ENCODING_ERRORS, spelled
+from ray_probe.run.result import Result
 from ray_probe.service.client import ProbeClient
 
 LAUNCH = Path(__file__).parents[3] / "launch.py"
@@ -48,8 +49,8 @@ class Client:
     def results(self) -> Any:
         return (an_info(),)
 
-    def result(self, measurement: str | None) -> Any:
-        return an_info(), RESULT
+    def measured(self, measurement: str | None) -> Any:
+        return an_info(), Result.from_json(RESULT)
 
     def logs(self, measurement: str | None, lines: int) -> Any:
         return ("a line ± 1",)
@@ -66,8 +67,8 @@ class Client:
     def probe(self, *asked: Any) -> str:
         return "m0003"
 
-    def wait(self, *asked: Any) -> Any:
-        return RESULT
+    def ended(self, *asked: Any) -> Any:
+        return Result.from_json(RESULT)
 
 
 COMMANDS: dict[str, tuple[str, ...]] = {
@@ -90,7 +91,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
     def execute(request: Any, listener: Any, state: Any) -> Any:
         state.directory = tmp_path
-        return RESULT
+        return Result.from_json(RESULT)
 
     def diagnose(*asked: Any, **named: Any) -> Iterator[Check]:
         yield from (Check("versions", "ok", "torch ± 1"), Check("disk", "failed", "full", "make room", 1))

@@ -19,9 +19,10 @@ from ray_probe.controller.measurement_config import measurement_config
 from ray_probe.errors import ConfigError, OutputError
 from ray_probe.report.caveats import caveats
 from ray_probe.run.directory import RunDirectory
+from ray_probe.run.estimates import advantage_by_mode
 from ray_probe.run.prepare import prepare
 from ray_probe.run.prepared import PreparedRun
-from ray_probe.run.result import advantage_by_mode
+from ray_probe.run.result import Result
 from ray_probe.run.totals import merged
 
 ROUNDS = 3
@@ -93,16 +94,16 @@ def test_what_is_asked_while_it_works_is_what_the_run_writes_for_that_version(se
     directory = RunDirectory.open(service.directory / identity)
     for beta, variance in seen:
         written = directory.finished_rounds()[beta.version - 1]
-        assert list(beta.values or ()) == written["beta"]
+        assert beta.values == written.beta
         assert service.answers.beta(beta.version, identity) == beta, "an earlier version can be asked for later"
         so_far = advantage_by_mode(merged(directory.restore(beta.version)))
-        assert variance.advantage_mean_square == {mode: values["mean_square"] for mode, values in so_far.items()}
-        assert variance.advantage_variance == {mode: values["variance"] for mode, values in so_far.items()}
+        assert variance.advantage_mean_square == {mode: values.mean_square for mode, values in so_far.items()}
+        assert variance.advantage_variance == {mode: values.variance for mode, values in so_far.items()}
     result = directory.read_json("result.json")
     final = service.answers.variance(identity)
     assert final.advantage_mean_square == result["advantage_mean_square"]
     assert final.advantage_variance == result["advantage_variance"]
-    assert final.gradient == result["gradient"]
+    assert final.gradient is not None and final.gradient.to_json() == result["gradient"]
     with pytest.raises(ConfigError, match="versions 1 to 3"):
         service.answers.beta(9, identity)
 
@@ -126,11 +127,12 @@ def test_sources_that_differ_about_the_end_are_reported_in_log_result_and_table(
         "ids": [0], "source": "generation_config.json", "others": {"config.json": [2]},
         "texts": {"0": "<eos>", "2": "1"},
     }  # fmt: skip
-    assert sum(caveat.startswith("EOS: responses end at 0 '<eos>' (gene") for caveat in caveats(result)) == 1
+    found = caveats(Result.from_json(result))
+    assert sum(caveat.startswith("EOS: responses end at 0 '<eos>' (gene") for caveat in found) == 1
     about = run.read_json("manifest.json")
     assert (about["eos_token_ids"], about["eos_source"]) == ([0], "generation_config.json")
     other = RunDirectory.open(service.directory / decided)
-    assert not any(caveat.startswith("EOS: ") for caveat in caveats(other.read_json("result.json")))
+    assert not any(caveat.startswith("EOS: ") for caveat in caveats(Result.from_json(other.read_json("result.json"))))
     assert "12 prompts end with an EOS token: their responses begin after" in (other.path / "log.txt").read_text()
 
 
@@ -204,7 +206,7 @@ def test_a_lost_service_goes_on_with_queue_counters_and_versions(tmp_path: Path,
         betas = [again.answers.beta(version, identity) for version in (1, before, before + 1, 40)]
         assert [beta.version for beta in betas] == [1, before, before + 1, 40]
         lines = RunDirectory.open(tmp_path / "demo" / identity).finished_rounds()
-        assert [line["round"] for line in lines] == list(range(40)), "no round is done twice"
+        assert [line.round for line in lines] == list(range(40)), "no round is done twice"
     finally:
         again.controller.close(30.0)
 
@@ -222,9 +224,10 @@ def test_a_service_in_the_place_of_a_run_gives_the_same_bits(service: Service, c
     directory = RunDirectory.create(service.directory, "reference")
     rollout = build_rollout(prepared.config, prepared.checkpoint.directory, prepared.policy_id)
     backend = LocalBackend([rollout], baseline_rule(prepared.config), prepared.policy_id, directory)
-    reference = OfflineEntropyProbe(prepared.config, prepared.plan, backend, directory).run()
+    reference = OfflineEntropyProbe(prepared.config, prepared.plan, backend, directory).run().to_json()
     _, result = service.answers.result(identity)
     assert result is not None
+    result = result.to_json()
     assert result["beta"] == reference["beta"] and result["gradient"] == reference["gradient"]
     assert result["advantage_mean_square"] == reference["advantage_mean_square"]
 

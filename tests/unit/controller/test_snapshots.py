@@ -130,7 +130,7 @@ def measured_of(config: ProbeConfig, step: Path, directory: Path) -> dict[str, A
 def answer(service: Service, identity: str) -> dict[str, Any]:
     _, result = service.answers.result(identity)
     assert result is not None
-    return {key: value for key, value in untimed(result).items() if key != "config"}
+    return {key: value for key, value in untimed(result.to_json()).items() if key != "config"}
 
 
 @pytest.fixture(scope="module")

@@ -14,6 +14,7 @@ from ray_probe.controller.state import EVENTS_KEPT, STATE_FILE, ControllerState,
 from ray_probe.errors import ConfigError, OutputError, ProbeError
 from ray_probe.run.directory import RunDirectory
 from ray_probe.run.progress import Progress
+from ray_probe.run.result import Counts, Result
 from ray_probe.system.clock import utc_now
 from ray_probe.system.digests import sealed
 
@@ -24,8 +25,8 @@ class FakeProbe:
     def __init__(self, rounds: int) -> None:
         self.rounds = rounds
 
-    def result(self) -> dict[str, Any]:
-        return {"counts": {"rounds": self.rounds}}
+    def result(self) -> Result:
+        return Result(counts=Counts(rounds=self.rounds))
 
 
 def a_board(directory: Path | None = None, measurements: int = 2) -> ControllerState:
@@ -290,7 +291,7 @@ def test_what_is_left_is_no_longer_at_work() -> None:
 
 def result_file(item: Measurement, result: dict[str, Any]) -> None:
     Path(item.directory).mkdir()
-    RunDirectory(Path(item.directory)).write_result(result)
+    RunDirectory(Path(item.directory)).write_result(Result.from_json(result))
 
 
 def test_a_result_is_that_of_the_measurement_at_work_or_what_lies_on_disk(tmp_path: Path) -> None:
@@ -298,11 +299,11 @@ def test_a_result_is_that_of_the_measurement_at_work_or_what_lies_on_disk(tmp_pa
     assert board.result(board.queue.get("m0001")) is None
     board.change("m0001", "loading", state="running")
     assert board.result(board.queue.get("m0001")) is None
-    assert board.result(at_work(board, "m0001", rounds=3)) == {"counts": {"rounds": 3}}
+    assert board.result(at_work(board, "m0001", rounds=3)) == Result(counts=Counts(rounds=3))
     ended = board.leave("m0001", state="done", finished=utc_now())
     assert board.result(ended) is None
     result_file(ended, a_result())
-    assert board.result(ended) == a_result()
+    assert board.result(ended) == Result.from_json(a_result())
     path = Path(ended.directory) / "result.json"
     path.write_text(path.read_text().replace('"per_sequence": ', '"per_sequence": 1'))
     with pytest.raises(ConfigError, match=r"m0001/result\.json: is damaged"):
@@ -314,7 +315,7 @@ def test_a_measurement_that_has_just_ended_is_not_given_the_result_of_the_next(t
     seen = at_work(board, "m0001", rounds=4)
     result_file(board.leave("m0001", state="done", finished=utc_now()), {"counts": {"rounds": 4}})
     at_work(board, "m0002", rounds=1)
-    assert board.result(seen) == {"counts": {"rounds": 4}}
+    assert board.result(seen) == Result(counts=Counts(rounds=4))
 
 
 @pytest.mark.parametrize(
@@ -329,7 +330,7 @@ def test_a_measurement_that_has_just_ended_is_not_given_the_result_of_the_next(t
     ],
 )
 def test_a_summary_holds_what_a_list_shows(result: dict[str, Any] | None, expected: dict[str, Any]) -> None:
-    assert summary(result) == expected
+    assert summary(None if result is None else Result.from_json(result)) == expected
 
 
 def test_the_time_is_utc_to_the_second() -> None:

@@ -18,7 +18,7 @@ from ray_probe.core.estimator.variance import in_sample_mean_squares
 from ray_probe.errors import ConfigError, LedgerError, OutputError, RecordError
 from ray_probe.fitter.fitter import Counts, Fitter
 from ray_probe.fitter.ledger import read_ledger
-from ray_probe.run.messages import Delivery
+from ray_probe.run.messages import Delivery, InSample
 
 FITS: tuple[Fit, ...] = ("leave_one_out", "in_sample", "lagged")
 
@@ -249,8 +249,8 @@ def test_every_version_can_be_asked_for(resumed: bool, tmp_path: Path):
     if resumed:
         fitter = Fitter(rule(), POLICY, path, [range(5)] * 3)
     assert [fitter.beta(version) for version in range(3)] == alone
-    assert [beta["version"] for beta in alone] == [0, 1, 2]
-    assert fitter.beta(3) == fitter.beta() and fitter.beta()["version"] == 3
+    assert [beta.version for beta in alone] == [0, 1, 2]
+    assert fitter.beta(3) == fitter.beta() and fitter.beta().version == 3
     for version in (-1, 4):
         with pytest.raises(ConfigError, match=rf"^version: got {version}; there are versions 0 to 3$"):
             fitter.beta(version)
@@ -258,17 +258,15 @@ def test_every_version_can_be_asked_for(resumed: bool, tmp_path: Path):
 
 def test_variance_is_the_residuals_own_and_says_in_sample():
     fitter = Fitter(rule(), POLICY)
-    assert fitter.variance() == {
-        "version": 0, "tokens": 0, "sequences": 0,
-        "in_sample": {"none": None, "constant": None, "residual_mu": None, "regression": None},
-    }  # fmt: skip
+    nothing = {"none": None, "constant": None, "residual_mu": None, "regression": None}
+    assert fitter.variance() == InSample(version=0, tokens=0, sequences=0, mean_square=nothing)
     work_rounds(fitter, 2)
     found, fit = fitter.variance(), fitter.current
-    assert (found["version"], found["tokens"], found["sequences"]) == (2, fit.total.tokens, 40)
-    assert found["in_sample"] == pytest.approx(
+    assert (found.version, found.tokens, found.sequences) == (2, fit.total.tokens, 40)
+    assert found.mean_square == pytest.approx(
         in_sample_mean_squares(fit.total, fit.position_average().mean_B, fit.ridge.beta_DK)
     )
-    squares = found["in_sample"]
+    squares = found.mean_square
     assert (
         0
         < squares["constant"]
@@ -280,11 +278,11 @@ def test_variance_is_the_residuals_own_and_says_in_sample():
 def test_beta_says_what_the_result_needs():
     fitter = Fitter(rule(), POLICY)
     empty = fitter.beta()
-    assert (empty["version"], empty["round"], empty["values"], empty["fallback"]) == (0, -1, None, "residual_mu")
-    assert (empty["r2"], empty["condition_number"], empty["tokens"]) == (None, None, 0)
+    assert (empty.version, empty.round, empty.values, empty.fallback) == (0, -1, None, "residual_mu")
+    assert (empty.r2, empty.condition_number, empty.tokens) == (None, None, 0)
     work_rounds(fitter, 2)
     fit, beta = fitter.current, fitter.beta()
-    assert beta == {
+    assert beta.to_json() == {
         "features": list(FEATURES), "values": fit.ridge.beta_DK[:, 0].tolist(), "version": 2, "round": 1,
         "ridge_lambda": 1e-3, "tokens": fit.total.tokens, "sequences": 40, "r2": fit.ridge.r2_K[0],
         "condition_number": fit.ridge.condition_number, "fallback": None,
@@ -514,6 +512,6 @@ def test_no_nan_is_ever_published_however_large_or_small_the_sums(scale: float):
                 fitter.accept(replace(delivery(number, shard), packed=huge.pack()))
         with np.errstate(all="ignore"):
             fitter.close_round(number, range(3))
-            beta, variance = fitter.beta(), fitter.variance()["in_sample"]
-        numbers += [*(beta["values"] or ()), beta["r2"], beta["condition_number"], *variance.values()]
+            beta, variance = fitter.beta(), fitter.variance().mean_square
+        numbers += [*(beta.values or ()), beta.r2, beta.condition_number, *variance.values()]
     assert all(value is None or np.isfinite(value) for value in numbers)

@@ -26,6 +26,7 @@ from ray_probe.cli.service_tables import beta_table, results_table, status_table
 from ray_probe.doctor.checks import Check
 from ray_probe.report.column_layout import Column, Figures, FittedTable, Prose, Rank, wrapped
 from ray_probe.report.result_table import result_table
+from ray_probe.run.result import Result
 
 WIDTHS = (40, 60, 80, 100, 200)
 NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?(?:e[+-]\d+)?(?: (?:±|\+-) [\d.,]+(?:e[+-]\d+)?)?")
@@ -65,17 +66,17 @@ def long_result() -> dict[str, Any]:
 
 
 def a_long_variance() -> RenderableType:
-    result = long_result()
+    result = Result.from_json(long_result())
     names = ("advantage_variance", "advantage_mean_square", "advantage_mean_square_ratio", "gradient")
-    return variance_table(replace(a_variance(), **{name: result[name] for name in names}, mode="constant"))
+    return variance_table(replace(a_variance(), **{name: getattr(result, name) for name in names}, mode="constant"))
 
 
 def a_listing() -> RenderableType:
-    long = long_result()
+    long = Result.from_json(long_result())
     info = replace(an_info(), id="mine", checkpoint="/runs/a/last")
     items = [
         replace(info, rounds=123456, sequences=12345678),
-        replace(info, state="done", entropy=long["entropy"], gradient=long["gradient"]),
+        replace(info, state="done", entropy=long.entropy, gradient=long.gradient),
     ]
     return results_table(items)
 
@@ -83,18 +84,18 @@ def a_listing() -> RenderableType:
 NOW = datetime(2026, 5, 1, 12, 13, 5, tzinfo=UTC)
 TABLES: dict[str, tuple[Callable[[], RenderableType], tuple[str, ...]]] = {
     "result": (
-        lambda: result_table(a_result()),
+        lambda: result_table(Result.from_json(a_result())),
         ("28.41 ± 0.62", "0.921 ± 0.013", "2.81", "3.37", "2,048", "0.95"),
     ),
     "result with all figures": (
-        lambda: result_table(a_result(), verbose=True),
+        lambda: result_table(Result.from_json(a_result()), verbose=True),
         (
             "28.41 ± 0.62", "0.921 ± 0.013", "412.3 ± 8.7", "118.2 ± 2.5", "24.60 ± 0.52", "17.91 ± 0.38",
             "0.2867 ± 0.0010", "0.0434 ± 0.0010", "-100.3 ± 2.0", "172.1", "-39.02", "2.1e-07", "4,813", "445.4",
         ),
     ),
     "result with long numbers": (
-        lambda: result_table(long_result(), verbose=True),
+        lambda: result_table(Result.from_json(long_result()), verbose=True),
         (
             "-123,457 ± 1,234", "-1.23e-07 ± 1.1e-08", "123,457 ± 1,234", "1.235e+08 ± 1.2e+06", "1.234e-06 ± 1.2e-08",
             "-9.000e+08 ± 1.2e+06", "-1.235e-09", "123,456,789", "12,345,678,901", "9.876e+12",

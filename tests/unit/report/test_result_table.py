@@ -6,14 +6,16 @@ import pytest
 from rich.console import Console
 from support.results import a_result, set_in
 
+from ray_probe.core.estimator.modes import Mode
 from ray_probe.report.caveats import caveats, worse_baseline
 from ray_probe.report.number_format import about, number, percent, with_error
 from ray_probe.report.result_table import result_table
+from ray_probe.run.result import PairedDifference, Result
 
 
 def shown(result: dict[str, Any], width: int = 100, verbose: bool = True) -> str:
     stream = io.StringIO()
-    Console(file=stream, width=width, _environ={}).print(result_table(result, verbose))
+    Console(file=stream, width=width, _environ={}).print(result_table(Result.from_json(result), verbose))
     return stream.getvalue()
 
 
@@ -136,7 +138,7 @@ def test_a_warning_is_given_when_it_is_due_and_alone(name: str) -> None:
     result = a_result()
     for dotted, value in changes.items():
         set_in(result, dotted, value)
-    (warning,) = caveats(result)
+    (warning,) = caveats(Result.from_json(result))
     assert warning.startswith(name + ":")
     assert all(text in warning for text in expected), warning
     assert f"! {name}" in shown(result)
@@ -162,13 +164,13 @@ def test_no_warning_is_given_when_none_is_due(changes: dict[str, Any]) -> None:
     result = a_result()
     for dotted, value in changes.items():
         set_in(result, dotted, value)
-    assert caveats(result) == []
+    assert caveats(Result.from_json(result)) == []
 
 
 def test_a_long_list_of_lost_shards_is_cut() -> None:
     result = a_result()
     set_in(result, "partial", [f"2/{shard}" for shard in range(40)])
-    (warning,) = caveats(result)
+    (warning,) = caveats(Result.from_json(result))
     assert "40 shards" in warning
     assert "shard 11 of round 3 and 28 more" in warning
     assert "shard 12 " not in warning
@@ -194,18 +196,18 @@ def test_numbers_keep_their_significant_digits() -> None:
 
 
 def test_repeated_prompts_and_few_shards_are_warned_of_when_due() -> None:
-    assert not any(text.startswith(("REPEATED", "FEW SHARDS")) for text in caveats(a_result()))
+    assert not any(text.startswith(("REPEATED", "FEW SHARDS")) for text in caveats(Result.from_json(a_result())))
     repeated, few = a_result(), a_result()
     repeated["counts"]["repeated_prompts"] = 3
-    assert any(text.startswith("REPEATED: 3 prompts") for text in caveats(repeated))
+    assert any(text.startswith("REPEATED: 3 prompts") for text in caveats(Result.from_json(repeated)))
     few["counts"] |= {"shards": 4, "rounds": 2}
-    assert any(text.startswith("FEW SHARDS: 2 a round") for text in caveats(few))
+    assert any(text.startswith("FEW SHARDS: 2 a round") for text in caveats(Result.from_json(few)))
     few["config"]["estimator"]["baseline"]["mode"] = "none"
-    assert not any(text.startswith("FEW SHARDS") for text in caveats(few))
+    assert not any(text.startswith("FEW SHARDS") for text in caveats(Result.from_json(few)))
 
 
-def pair(mode: str, against: str, difference: float | None, error: float | None) -> dict[str, Any]:
-    return {"mode": mode, "against": against, "difference": difference, "se": error}
+def pair(mode: Mode, against: Mode, difference: float | None, error: float | None) -> PairedDifference:
+    return PairedDifference(mode, against, difference, error)
 
 
 @pytest.mark.parametrize(
@@ -225,7 +227,7 @@ def pair(mode: str, against: str, difference: float | None, error: float | None)
     ],
 )
 def test_a_baseline_that_is_clearly_worse_is_named_with_the_key_to_set(
-    used: str | None, paired: list[dict[str, Any]] | None, other: str | None
+    used: str | None, paired: list[PairedDifference] | None, other: str | None
 ) -> None:
     told = worse_baseline(used, paired)
     assert (told is None) is (other is None)

@@ -52,8 +52,8 @@ def resumed(path: Path) -> dict[str, Any]:
     assert directory is not None
     prepared = run_once._prepared(config, directory, notes)
     if (result := run_once._done(directory, prepared, notes)) is not None:
-        return result
-    return measure(Job(prepared, resume=True), LightWorkers(), lambda progress: None, lambda: False)
+        return result.to_json()
+    return measure(Job(prepared, resume=True), LightWorkers(), lambda progress: None, lambda: False).to_json()
 
 
 class Ended:
@@ -175,11 +175,11 @@ def test_a_damaged_result_of_a_finished_run_is_written_again(homes: Path) -> Non
     home.mkdir(parents=True)
     made = Ended(home, "finished")
     data = made.files["result.json"]
-    for spoilt in (data.replace(b'"norm": ', b'"norm": 9'), None):
+    for spoilt in (data.replace(b'"norm_raw": ', b'"norm_raw": 9'), None):
         made.with_file("result.json", spoilt)
         assert not made.check("result.json", "another norm")
         again = (made.path / "result.json").read_bytes()
-        assert untimed(RunDirectory(made.path).result() or {}) == made.result and again != spoilt
+        assert untimed(RunDirectory(made.path).result_json()) == made.result and again != spoilt
 
 
 def test_a_run_whose_gradient_an_earlier_version_wrote_is_refused_in_one_line(ended: Ended) -> None:

@@ -24,7 +24,7 @@ def result(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     directory = RunDirectory.create(tmp_path_factory.mktemp("demo"), "demo")
     rollout = build_rollout(prepared.config, prepared.checkpoint.directory, prepared.policy_id)
     backend = LocalBackend([rollout], baseline_rule(prepared.config), prepared.policy_id, directory)
-    return OfflineEntropyProbe(prepared.config, prepared.plan, backend, directory).run()
+    return OfflineEntropyProbe(prepared.config, prepared.plan, backend, directory).run().to_json()
 
 
 def test_the_parity_gate_reads_below_1e_4_nats(result: dict[str, Any]) -> None:

@@ -7,6 +7,7 @@ import re
 import socket
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +16,15 @@ import pytest
 
 from ray_probe.errors import ConfigError, OutputError
 from ray_probe.run.directory import RunDirectory, default_name
+from ray_probe.run.result import Beta, Result
+from ray_probe.run.rounds_file import FinishedRound
 from ray_probe.run.totals import Totals
 from ray_probe.system.files import write_atomically
 
 HOLDER = (
     r"^--resume: got '.*'; process \d+ on .* since [-0-9]+ [:0-9]+ UTC is driving this run; wait for it or stop it$"
 )
-FIT = {"features": ["H"], "values": [0.5]}
+FIT = Beta(features=("H",), values=(0.5,))
 
 
 def some_totals(number: int) -> Totals:
@@ -29,9 +32,9 @@ def some_totals(number: int) -> Totals:
     return Totals(bins_3B=np.full((3, 2), number + 0.1), rounds=1, shards=[f"{number}/0"], sizes_S3=sizes)
 
 
-def some_line(number: int) -> dict[str, Any]:
-    fit = FIT | {"version": number + 1, "round": number}
-    return {"round": number, "records": [0], "beta_version": number + 1, "fit": fit}
+def some_line(number: int) -> FinishedRound:
+    fit = replace(FIT, version=number + 1, round=number)
+    return FinishedRound(number, records=(0,), beta_version=number + 1, fit=fit)
 
 
 def commit(directory: RunDirectory, first: int, rounds: int = 1) -> None:
@@ -56,7 +59,7 @@ def directory(tmp_path: Path) -> RunDirectory:
 def holds_exactly(directory: RunDirectory, rounds: int) -> bool:
     """Whether a resumed run finds these rounds: their lines and their totals."""
     back = RunDirectory.open(directory.path)
-    numbers = [line["round"] for line in back.finished_rounds()]
+    numbers = [line.round for line in back.finished_rounds()]
     totals = [part.to_json() for part in back.restore(len(numbers))]
     return numbers == list(range(rounds)) and totals == [some_totals(n).to_json() for n in range(rounds)]
 
@@ -68,7 +71,7 @@ def test_what_is_committed_comes_back(directory: RunDirectory):
         commit(directory, done, rounds)
         done += rounds
         assert holds_exactly(directory, done)
-    groups = [line["group"] for line in directory.finished_rounds()]
+    groups = [list(line.group) for line in directory.finished_rounds()]
     assert groups == [[0, 0], [1, 3], [1, 3], [1, 3], [4, 4], [5, 6], [5, 6]]
     assert sorted(path.name for path in directory.state.iterdir()) == [f"round-{n:06d}.json" for n in range(7)]
 
@@ -166,7 +169,7 @@ def test_damage_in_a_file_of_the_run_is_refused_by_its_name(directory: RunDirect
 def test_a_nan_is_refused_and_leaves_no_line(directory: RunDirectory):
     commit(directory, 0)
     with pytest.raises(ValueError, match="JSON compliant"):
-        directory.commit([some_totals(1)], [some_line(1) | {"x": float("nan")}])
+        directory.commit([some_totals(1)], [replace(some_line(1), seconds=float("nan"))])
     assert holds_exactly(directory, 1)
     with pytest.raises(ValueError, match="JSON compliant"):
         directory.write_json("result.json", {"x": float("inf")})
@@ -179,7 +182,7 @@ def test_every_version_of_beta_can_be_read_back(directory: RunDirectory):
     commit(directory, 0)
     commit(directory, 1, 2)
     for number in range(3):
-        assert directory.beta(number + 1) == some_line(number)["fit"]
+        assert directory.beta(number + 1) == some_line(number).fit
     for version in (0, 4):
         with pytest.raises(ConfigError, match=rf"^version: got {version}; there are versions 1 to 3$"):
             directory.beta(version)
@@ -225,8 +228,8 @@ def test_what_is_no_run_directory_is_refused(directory: RunDirectory, tmp_path: 
 
 
 def test_a_run_without_digests_as_of_an_earlier_version_is_read_but_not_gone_on_with(directory: RunDirectory):
-    directory.write_json("result.json", {"x": 1})
-    assert directory.result() == {"x": 1}
+    directory.write_json("result.json", {"config": {"x": 1}})
+    assert directory.result() == Result(config={"x": 1})
     with pytest.raises(ConfigError, match=r"^--resume: got '.*'; SHA256SUMS is missing \(ray_probe 0\.1\.1 and before"):
         directory.check_start()
 
@@ -235,9 +238,9 @@ def test_what_is_written_whole_is_read_back_as_it_was_written_or_refused_by_its_
     files = {"config.yaml": "a: 1\n", "manifest.json": '{"seed": 0}\n'}
     made = RunDirectory.create(tmp_path, "mine", files)
     assert made.result() is None
-    made.write_result({"x": 0.1})
+    made.write_result(Result(config={"x": 0.1}))
     made.check_start()
-    assert made.result() == {"x": 0.1} and made.read_json("manifest.json") == {"seed": 0}
+    assert made.result() == Result(config={"x": 0.1}) and made.read_json("manifest.json") == {"seed": 0}
     for name, text in files.items():
         (made.path / name).write_text(text.replace("0", "1").replace("1", "2"))
         with pytest.raises(ConfigError, match=rf"{name}: is damaged or was edited: it does not match SHA") as bad:
@@ -247,8 +250,8 @@ def test_what_is_written_whole_is_read_back_as_it_was_written_or_refused_by_its_
     (made.path / "result.json").write_text('{"x": 0.2}')
     with pytest.raises(ConfigError, match=r"result.json: is damaged .*; restore it, or write it again with run --res"):
         made.result()
-    made.write_result({"x": 0.3})
-    assert made.result() == {"x": 0.3}
+    made.write_result(Result(config={"x": 0.3}))
+    assert made.result() == Result(config={"x": 0.3})
 
 
 def test_rounds_that_ended_before_the_gradient_are_blamed_and_not_the_gradient(directory: RunDirectory):
@@ -280,7 +283,7 @@ def test_what_cannot_be_written_is_told_with_what_helps(
 
     monkeypatch.setattr(Path, "open", refuse)
     with pytest.raises(OutputError) as refused:
-        directory.write_result({"x": 1})
+        directory.write_result(Result(config={"x": 1}))
     said = f"{directory.path}/result.json: cannot be written ({os.strerror(code)}); {remedy}, then go on with run"
     assert str(refused.value).startswith(said)
 

@@ -9,8 +9,9 @@ from support.runs import Job, a_checkpoint, settings
 from ray_probe.config.loading import dump_yaml
 from ray_probe.errors import ConfigError
 from ray_probe.run.directory import RunDirectory
-from ray_probe.run.kept_rounds import write_kept_result
+from ray_probe.run.estimates import write_kept_result
 from ray_probe.run.progress import Progress
+from ray_probe.system.digests import chained, record
 
 
 @pytest.fixture
@@ -26,6 +27,13 @@ def job(tmp_path: Path) -> Job:
 def kept(job: Job) -> dict[str, object]:
     result: dict[str, object] = json.loads((job.path / "result.json").read_text())
     return result
+
+
+def replaced_by(job: Job, result: dict[str, object]) -> None:
+    """Write another result.json, as a run writes it: with its digest on record."""
+    data = json.dumps(result).encode()
+    (job.path / "result.json").write_bytes(data)
+    record(job.path, {"result.json": data})
 
 
 def test_it_is_the_result_that_the_run_writes(job: Job) -> None:
@@ -45,16 +53,16 @@ def test_it_is_of_whole_rounds_when_the_run_was_cut_off_in_the_middle_of_one(job
         job.run(cut)
     assert not (job.path / "result.json").exists()
     write_kept_result(job.path)
-    assert kept(job) == job.probe.result()
+    assert kept(job) == job.probe.result().to_json()
     assert kept(job)["counts"]["rounds"] == 2  # type: ignore[index]
 
 
 def test_an_older_result_is_replaced_and_one_of_all_rounds_stays(job: Job) -> None:
     result = job.run()
-    (job.path / "result.json").write_text(json.dumps(result | {"counts": {"rounds": 1}}))
+    replaced_by(job, result | {"counts": {"rounds": 1}})
     write_kept_result(job.path)
     assert kept(job)["counts"]["rounds"] == 3  # type: ignore[index]
-    (job.path / "result.json").write_text(json.dumps(kept(job) | {"mine": True}))
+    replaced_by(job, kept(job) | {"mine": True})
     write_kept_result(job.path)
     assert kept(job)["mine"] is True
 
@@ -69,7 +77,11 @@ def test_rounds_of_a_version_that_kept_no_norm_are_left_alone(job: Job) -> None:
     (job.path / "result.json").unlink()
     lines = [json.loads(line) for line in (job.path / "rounds.jsonl").read_text().splitlines()]
     del lines[-1]["gradient_norm_sq"]
-    (job.path / "rounds.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    text, chain = b"", 0
+    for line in lines:
+        data, chain = chained(json.dumps({key: value for key, value in line.items() if key != "crc"}), chain)
+        text += data
+    (job.path / "rounds.jsonl").write_bytes(text)
     write_kept_result(job.path)
     assert not (job.path / "result.json").exists()
 

@@ -18,13 +18,15 @@ from ray_probe import __version__
 from ray_probe.config.loading import config_from_dict
 from ray_probe.config.schema import ProbeConfig
 from ray_probe.errors import ConfigError
-from ray_probe.run.manifest import changed_settings, check_same_inputs, manifest
+from ray_probe.gradient.layout import ParameterLayout
+from ray_probe.run.manifest import Manifest, changed_settings, check_same_inputs
+from ray_probe.run.messages import ActorFacts
 from ray_probe.run.prepare import prepare
 from ray_probe.run.prepared import PreparedRun, few_shards
 from ray_probe.system import versions
 
 PROMPTS = ["abc", "f", "a" * 20, "dd"]
-ACTOR = {"device": "cpu", "spare_bytes": 10**9, "threads": 1, "eos_ids": (0,), "frozen": ("gate.bias",)}
+ACTOR = ActorFacts(ParameterLayout((), ()), "cpu", 1, 10**9, frozen=("gate.bias",))
 
 
 @pytest.fixture
@@ -35,7 +37,7 @@ def job(tmp_path: Path) -> Callable[..., ProbeConfig]:
 
 def written(prepared: PreparedRun) -> dict[str, Any]:
     """The manifest as it is read back."""
-    found: dict[str, Any] = json.loads(json.dumps(manifest(prepared, ACTOR, {"address": "local"})))
+    found: dict[str, Any] = json.loads(json.dumps(Manifest.of(prepared, ACTOR, {"address": "local"}).to_json()))
     return found
 
 
@@ -48,9 +50,12 @@ def test_a_prepared_run_travels_to_a_process_that_has_neither_torch_nor_transfor
     program = f"""
 import pickle, sys
 from pathlib import Path
-from ray_probe.run.prepared import few_shards, manifest
+from ray_probe.gradient.layout import ParameterLayout
+from ray_probe.run.manifest import Manifest
+from ray_probe.run.messages import ActorFacts
+from ray_probe.run.prepared import few_shards
 prepared = pickle.loads(Path({str(tmp_path / "prepared.pickle")!r}).read_bytes())
-found = manifest(prepared, {ACTOR!r}, {{}})
+found = Manifest.of(prepared, {ACTOR!r}, {{}}).to_json()
 few_shards(prepared.config)
 heavy = {{"torch", "transformers", "tokenizers", "ray", "pyarrow", "datasets", "matplotlib"}} & set(sys.modules)
 print(sorted(heavy), found["policy_id"], prepared.plan.round(0)[0].prompts[0].text)
@@ -129,18 +134,18 @@ def test_the_shard_plan_follows_from_prompts_seed_and_shard_size_alone(job):
 
 def refused_to_go_on(now: PreparedRun, earlier: dict[str, Any]) -> str:
     with pytest.raises(ConfigError) as caught:
-        check_same_inputs(now, earlier)
+        check_same_inputs(now, Manifest.from_json(earlier))
     assert len(str(caught.value).splitlines()) == 1
     return str(caught.value)
 
 
 def test_a_run_may_go_on_with_the_same_inputs(job):
-    check_same_inputs(prepare(job()), written(prepare(job())))
+    check_same_inputs(prepare(job()), Manifest.from_json(written(prepare(job()))))
 
 
 def test_a_run_may_go_on_on_another_cluster_and_with_another_output(job):
     now = prepare(job(cluster={"actors": 7, "gpus_per_actor": 1}, output={"save_gradient": True}))
-    check_same_inputs(now, written(prepare(job())))
+    check_same_inputs(now, Manifest.from_json(written(prepare(job()))))
 
 
 def test_a_run_may_not_go_on_with_other_weights(job, tmp_path: Path):
@@ -155,7 +160,7 @@ def test_a_run_may_not_go_on_with_another_adapter_in_the_same_place(job, tmp_pat
     settings = {"target_modules": ["c_attn"], "fan_in_fan_out": True}
     config = job(model={"adapter": str(write_adapter(tmp_path / "a", tmp_path / "c", **settings))})
     earlier = written(prepare(config))
-    check_same_inputs(prepare(config), earlier)
+    check_same_inputs(prepare(config), Manifest.from_json(earlier))
     write_adapter(tmp_path / "a", tmp_path / "c", seed=1, **settings)
     message = refused_to_go_on(prepare(config), earlier)
     assert message.startswith("model.adapter: got ") and earlier["checkpoint"]["adapter_fingerprint"][:12] in message
@@ -200,7 +205,7 @@ def test_a_chat_run_goes_on_the_next_day_with_the_prompts_of_its_first(tmp_path:
     config = job_on(checkpoint, write_jsonl(tmp_path / "p.jsonl", [{"prompt": "why"}]))(data={"chat_template": True})
     monday = datetime(2026, 3, 2, 12, tzinfo=UTC)
     earlier = written(prepare(config, monday))
-    check_same_inputs(prepare(config, datetime.fromisoformat(earlier["created"])), earlier)
+    check_same_inputs(prepare(config, datetime.fromisoformat(earlier["created"])), Manifest.from_json(earlier))
     message = refused_to_go_on(prepare(config, monday + timedelta(days=1)), earlier)
     assert message.startswith("data.chat_template: got ") and earlier["prompts"]["rendered_sha256"][:12] in message
 

@@ -11,8 +11,8 @@ from ray_probe.core.estimator.baselines import MODES, BaselineRule
 from ray_probe.core.estimator.parity import ParityStats
 from ray_probe.core.estimator.variance import clustered_ratio
 from ray_probe.fitter.fitter import Fitter
+from ray_probe.run.estimates import advantage_by_mode, build_result, entropy_estimate, round_summary
 from ray_probe.run.messages import Collected, Delivery, ShardSums, SumsX
-from ray_probe.run.result import advantage_by_mode, build_result, entropy_estimate, round_summary
 from ray_probe.run.totals import PAIRS, Totals, merged, summed
 
 CAP = 4
@@ -63,7 +63,7 @@ def canonical(totals: Totals) -> str:
 
 
 def result_of(totals: Totals) -> dict[str, Any]:
-    return build_result(CONFIG, BETA, totals, 123.0, actors=2)
+    return build_result(CONFIG, BETA, totals, 123.0, actors=2).to_json()
 
 
 def test_totals_of_a_round_do_not_depend_on_the_order_of_reports():
@@ -96,8 +96,8 @@ def test_a_mode_that_could_not_be_formed_is_null_and_stays_so():
     totals = summed([report, some_report(0, 1)], [], CAP)
     back = Totals.from_json(json.loads(json.dumps(totals.to_json(), allow_nan=False)))
     for each in (totals, back):
-        assert advantage_by_mode(each)["regression"] == dict.fromkeys(("mean", "variance", "mean_square"))
-        assert advantage_by_mode(each)["constant"]["variance"] > 0
+        assert advantage_by_mode(each)["regression"].to_json() == dict.fromkeys(("mean", "variance", "mean_square"))
+        assert advantage_by_mode(each)["constant"].variance > 0
         assert result_of(each)["advantage_variance"]["regression"] is None
 
 
@@ -139,19 +139,19 @@ def test_a_prompt_that_comes_back_is_one_cluster():
         assert row == pytest.approx(parts[0].prompts[prompt_id] + parts[1].prompts[prompt_id])
     rows = np.array([whole.prompts[i] for i in range(6)])
     value, error = clustered_ratio(rows[:, 1], rows[:, 0])
-    reported = entropy_estimate(whole)
+    reported = entropy_estimate(whole).to_json()
     assert (reported["per_sequence"], reported["per_sequence_se"]) == pytest.approx((value, error))
     assert len(merged([a_round(0), a_round(1, prompts=(100, 101))]).prompts) == 12
 
 
 def test_entropy_of_nothing_is_null():
-    assert entropy_estimate(Totals(bins_3B=np.zeros((3, CAP)))) == dict.fromkeys(
+    assert entropy_estimate(Totals(bins_3B=np.zeros((3, CAP)))).to_json() == dict.fromkeys(
         ("per_sequence", "per_sequence_se", "per_token", "per_token_se")
     )
 
 
 def test_advantage_statistics_of_a_round_are_the_direct_ones():
-    statistics = round_summary(0, a_round(0), BETA, [0, 1, 2], {0: (0, 1), 1: (2,)})["advantage"]
+    statistics = round_summary(0, a_round(0), BETA, [0, 1, 2], {0: (0, 1), 1: (2,)}).to_json()["advantage"]
     for mode in MODES:
         a = np.concatenate([some_advantages(0, shard)[mode] for shard in range(3)])
         assert statistics[mode] == pytest.approx({"mean": a.mean(), "variance": a.var(), "mean_square": (a**2).mean()})
@@ -213,7 +213,7 @@ def test_the_result_has_every_key_and_is_json_without_nan(rounds: int, shards: i
     for section, keys in KEYS.items():
         assert keys <= set(result[section] if section else result), section
     assert set(result["gradient"]) == KEYS["gradient"], "no name that could be either norm"
-    assert result["schema_version"] == 1 and result["config"] == CONFIG and result["beta"] == BETA
+    assert result["schema_version"] == 1 and result["config"] == CONFIG and result["beta"] == BETA.to_json()
     assert result["counts"] == {
         "rounds": rounds, "shards": rounds * shards, "actors": 2, "sequences": 4 * rounds * shards,
         "tokens": rounds * (10 * shards + shards * (shards - 1) // 2), "eos_only": rounds * shards,
@@ -230,7 +230,7 @@ def test_the_result_has_every_key_and_is_json_without_nan(rounds: int, shards: i
 
 def test_one_prompt_has_an_entropy_and_no_error():
     report = some_report(0, 0, prompts=(5, 5))
-    entropy = entropy_estimate(summed([report], [], CAP))
+    entropy = entropy_estimate(summed([report], [], CAP)).to_json()
     assert entropy["per_sequence"] == pytest.approx(report.sums.prompt_rows_P3[:, 1].sum() / 4)
     assert (entropy["per_sequence_se"], entropy["per_token_se"]) == (None, None)
 
@@ -262,20 +262,20 @@ def test_positions_are_means_by_bin_and_null_where_nobody_was():
 def test_a_line_of_a_round_is_json_and_says_which_records_the_fit_holds():
     totals = a_round(2)
     totals.given_up = ["2/3"]
-    line = round_summary(2, totals, BETA, [0, 1, 2, 3], {0: (0, 1, 2, 3)})
+    line = round_summary(2, totals, BETA, [0, 1, 2, 3], {0: (0, 1, 2, 3)}).to_json()
     assert json.loads(json.dumps(line, allow_nan=False)) == line
     assert (line["round"], line["shards"], line["given_up"], line["records"]) == (2, 3, ["2/3"], [0, 1, 2, 3])
     assert (line["sequences"], line["tokens"], line["seconds"]) == (12, 33, 10.0)
-    assert line["fit"] == BETA and line["beta_version"] == BETA["version"] and line["beta"] == BETA["values"]
-    assert line["entropy"] == entropy_estimate(totals)
+    assert line["fit"] == BETA.to_json() and line["beta_version"] == BETA.version and line["beta"] == BETA.values
+    assert line["entropy"] == entropy_estimate(totals).to_json()
 
 
 def test_where_prompts_came_back_no_error_takes_their_shards_for_independent():
     totals = merged([a_round(0), a_round(1)])
-    once = build_result(CONFIG, BETA, totals, 123.0, actors=2)
+    once = build_result(CONFIG, BETA, totals, 123.0, actors=2).to_json()
     most = int(max(row[0] for row in totals.prompts.values()))
     config = CONFIG | {"batch": {"responses_per_prompt": most - 1}}
-    again = build_result(config, BETA, totals, 123.0, actors=2)
+    again = build_result(config, BETA, totals, 123.0, actors=2).to_json()
     assert once["counts"]["repeated_prompts"] == 0 < again["counts"]["repeated_prompts"]
     assert again["gradient"]["norm_raw"] == once["gradient"]["norm_raw"]
     assert {again["gradient"][name] for name in ("norm_debiased", "norm_sq_debiased", "trace_cov", "snr")} == {None}

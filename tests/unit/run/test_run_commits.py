@@ -90,7 +90,7 @@ def test_a_run_cut_off_in_a_group_keeps_whole_groups_and_goes_on_to_the_same_ans
             patch.setattr(RunDirectory, "commit", stop_at_the_third(RunDirectory.commit))
         stopped.run(stop_in_round_3)
     assert [line["round"] for line in stopped.lines] == [0, 1]
-    finished = stopped.probe.finish()
+    finished = stopped.probe.finish().to_json()
     assert finished["counts"]["rounds"] == 2 and finished["beta"] == whole.lines[1]["fit"]
     resumed = Job(config, stopped.path, [rollout_of(config)])
     result = resumed.run()
@@ -131,7 +131,7 @@ def test_a_run_that_is_stopped_keeps_what_was_committed_and_can_be_finished(chec
     assert not isinstance(Stopped(), ProbeError), "nobody did anything wrong"
     assert seen[-1].accumulated == 1, "at once"
     assert job.probe.finished_rounds == 1
-    result = job.probe.finish()
+    result = job.probe.finish().to_json()
     assert result["counts"]["rounds"] == 1 and json.loads((job.path / "result.json").read_text()) == result
 
 
@@ -141,14 +141,14 @@ def test_the_result_so_far_is_that_of_the_committed_rounds_at_any_moment(checkpo
 
     def ask(progress: Progress) -> None:
         result = job.probe.result()
-        counted = None if result is None else result["counts"]["rounds"]
+        counted = None if result is None else result.counts.rounds
         if result is not None:
-            assert result["beta"]["version"] == counted
+            assert result.beta.version == counted
         found.append((progress.round, counted))
 
     last = job.run(ask)
     assert set(found) == {(0, None), (1, None), (2, 2)}
-    assert job.probe.result() == last
+    assert job.probe.result().to_json() == last
     assert not (job.path / "result.json.tmp").exists()
 
 

@@ -1,0 +1,189 @@
+"""Builds results from the totals of the committed rounds.
+
+Shape suffixes: S shards, P prompts, B position bins.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ray_probe.config.loading import load_config, to_dict
+from ray_probe.core.arrays import Array
+from ray_probe.core.estimator.modes import MODES, Mode
+from ray_probe.core.estimator.parity import ParityStats
+from ray_probe.core.estimator.variance import clustered_ratio, gradient_noise
+from ray_probe.errors import ConfigError
+from ray_probe.run.directory import RunDirectory
+from ray_probe.run.result import (
+    Beta,
+    Counts,
+    Entropy,
+    Eos,
+    Estimate,
+    Gradient,
+    PairedDifference,
+    Parity,
+    Positions,
+    Result,
+    Timing,
+)
+from ray_probe.run.rounds_file import Advantage, FinishedRound
+from ray_probe.run.totals import PAIRS, Totals, as_number, merged
+
+RELEASE_S = 0.5
+"""For a killed controller to release its lock."""
+
+
+def entropy_estimate(totals: Totals) -> Entropy:
+    """Return the entropy per sequence and per token, with standard errors clustered by prompt."""
+    rows_P3 = np.array(list(totals.prompts.values())).reshape(-1, 3)
+    if len(rows_P3) == 0:
+        return Entropy()
+    sequence = clustered_ratio(rows_P3[:, 1], rows_P3[:, 0])
+    token = clustered_ratio(rows_P3[:, 1], rows_P3[:, 2])
+    return Entropy(*(as_number(figure) for figure in (*sequence, *token)))
+
+
+def advantage_by_mode(totals: Totals) -> dict[Mode, Advantage]:
+    """Return mean, centred variance and mean square of the advantage per token, by baseline."""
+    result = {}
+    for index, mode in enumerate(MODES):
+        total, squares = totals.advantage_SM2[:, index].sum(axis=0)
+        mean, mean_square = (total / totals.tokens, squares / totals.tokens) if totals.tokens else (np.nan, np.nan)
+        result[mode] = Advantage(as_number(mean), as_number(mean_square - mean**2), as_number(mean_square))
+    return result
+
+
+def round_summary(
+    number: int, totals: Totals, fit: Beta, records: Sequence[int], by_actor: Mapping[int, Sequence[int]]
+) -> FinishedRound:
+    """Return the line of a round in rounds.jsonl.
+
+    Args:
+        number: round in the plan.
+        totals: of the round.
+        fit: the global fit after it.
+        records: shards whose record the fit holds.
+        by_actor: actor and the shards whose gradient it computed.
+    """
+    counts = totals.counts
+    return FinishedRound(
+        round=number,
+        shards=len(totals.shards),
+        sequences=totals.sequences,
+        tokens=totals.tokens,
+        eos_only=counts["eos_only"],
+        truncated=counts["truncated"],
+        shards_retried=counts["shards_retried"],
+        given_up=tuple(totals.given_up),
+        records=tuple(records),
+        shards_by_actor={str(actor): tuple(shards) for actor, shards in by_actor.items()},
+        beta_version=fit.version,
+        beta=fit.values,
+        fit=fit,
+        advantage=advantage_by_mode(totals),
+        entropy=entropy_estimate(totals),
+        parity=_parity(totals.parity),
+        seconds=totals.seconds["seconds"],
+    )
+
+
+def build_result(
+    config: Mapping[str, Any], beta: Beta, totals: Totals, gradient_norm_sq: float, actors: int, eos: Eos | None = None
+) -> Result:
+    """Return the result of a run.
+
+    Args:
+        config: the resolved configuration.
+        beta: the fitter's global fit.
+        totals: everything that counts.
+        gradient_norm_sq: squared norm of the gradient summed over all responses.
+        actors: rollout actors requested.
+        eos: the ids that end a response; None: the result leaves them out.
+    """
+    repeated = totals.repeated_prompts(config["batch"]["responses_per_prompt"])
+    independent = not repeated  # shards that share a prompt are not, and no figure by shard can tell by how much
+    noise = gradient_noise(gradient_norm_sq, totals.sizes_S3[:, 2], totals.sizes_S3[:, 0])
+    by_mode, tokens_S = advantage_by_mode(totals), totals.sizes_S3[:, 1]
+    squares = {mode: totals.advantage_SM2[:, index, 1] for index, mode in enumerate(MODES)}
+    seconds = totals.seconds
+    return Result(
+        config=config,
+        beta=beta,
+        advantage_variance={mode: advantage.variance for mode, advantage in by_mode.items()},
+        advantage_mean_square={mode: advantage.mean_square for mode, advantage in by_mode.items()},
+        advantage_mean_square_se={mode: _ratio(squares[mode], tokens_S, independent).se for mode in MODES},
+        advantage_mean_square_ratio={mode: _ratio(squares[mode], squares["none"], independent) for mode in MODES},
+        advantage_paired=tuple(
+            PairedDifference(mode, against, difference.value, difference.se)
+            for mode, against in PAIRS
+            for difference in [_ratio(squares[mode] - squares[against], tokens_S, independent)]
+        ),
+        entropy=entropy_estimate(totals),
+        gradient=Gradient(**vars(noise)) if independent else Gradient(noise.norm_raw),
+        parity=_parity(totals.parity),
+        positions=_positions(totals, config["generation"]["max_new_tokens"]),
+        counts=Counts(
+            rounds=totals.rounds, shards=len(totals.shards), sequences=totals.sequences, tokens=totals.tokens,
+            repeated_prompts=repeated, actors=actors, **totals.counts,
+        ),
+        partial=tuple(totals.given_up) or False,
+        conflicts=tuple(totals.conflicts),
+        timing=Timing(
+            **seconds, tokens_per_second=totals.tokens / seconds["seconds"] if seconds["seconds"] else None
+        ),
+        eos=eos,
+    )  # fmt: skip
+
+
+def write_kept_result(path: Path) -> None:
+    """Write result.json of the finished rounds of a run whose controller is gone.
+
+    Does nothing where no round is finished, or result.json holds all of them. A damaged result.json is replaced.
+
+    Args:
+        path: of the run directory.
+
+    Raises:
+        ConfigError: another process drives the run, or other files of it are damaged.
+        OutputError: the file cannot be written.
+    """
+    directory = RunDirectory.open(path)
+    with directory.held(RELEASE_S):
+        rounds = directory.finished_rounds()
+        norm_sq, actors = (rounds[-1].gradient_norm_sq, rounds[-1].actors) if rounds else (None, None)
+        if norm_sq is None or actors is None or _has_result(directory, len(rounds)):
+            return
+        totals = merged(directory.restore(len(rounds)))
+        config = to_dict(load_config(directory.config))
+        directory.write_result(build_result(config, rounds[-1].fit, totals, norm_sq, actors))
+
+
+def _has_result(directory: RunDirectory, rounds: int) -> bool:
+    try:
+        result = directory.result()
+    except ConfigError:
+        return False
+    return result is not None and result.counts.rounds == rounds
+
+
+def _ratio(numerator_S: Array, denominator_S: Array, independent: bool) -> Estimate:
+    """Ratio of sums; its error takes shards for clusters, so there is none unless they are independent."""
+    with np.errstate(invalid="ignore", divide="ignore"):
+        value, error = clustered_ratio(numerator_S, denominator_S)
+    return Estimate(as_number(value), as_number(error) if independent else None)
+
+
+def _positions(totals: Totals, cap: int) -> Positions:
+    weight_B, target_B, mu_hat_B = totals.bins_3B
+    with np.errstate(invalid="ignore", divide="ignore"):
+        means = (target_B / weight_B, mu_hat_B / weight_B)
+    target_mean, mu_hat_mean = (tuple(as_number(value) for value in mean_B) for mean_B in means)
+    edges_B1 = np.linspace(0, cap, len(weight_B) + 1)
+    return Positions(tuple(edges_B1.tolist()), tuple(weight_B.tolist()), target_mean, mu_hat_mean)
+
+
+def _parity(parity: ParityStats) -> Parity:
+    return Parity(parity.mean_gap, parity.quantile(0.99), parity.gap_max, parity.outside_share)
