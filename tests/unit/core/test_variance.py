@@ -10,7 +10,7 @@ import pytest
 from ray_probe.core.estimator.records import Record, Shape, record_of_tokens, with_prompts
 from ray_probe.core.estimator.ridge import fit
 from ray_probe.core.estimator.variance import clustered_ratio, gradient_noise, in_sample_mean_squares
-from ray_probe.run.result import entropy_estimate
+from ray_probe.run.estimates import entropy_estimate
 from ray_probe.run.totals import Totals, merged
 
 # probability, total entropy (nats), length (tokens) of each response
