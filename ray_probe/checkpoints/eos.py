@@ -52,7 +52,7 @@ class EosIds:
         """The other sources and their ids, as `config.json names 2 'b'`; empty where all agree."""
         return shown_others(self.others, dict(self.texts))
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """Plain JSON types for result.json; token ids become strings where they are keys."""
         return {
             "ids": list(self.ids),

@@ -137,7 +137,7 @@ class Queue:
             item = self.change(identity, state="cancelled", finished=now, cause=cause, exit_code=130)
         return item
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """Plain JSON types; `from_json` gives an equal queue back."""
         return {"draining": self.draining, "measurements": [asdict(item) for item in self._items.values()]}
 

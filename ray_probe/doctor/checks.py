@@ -4,7 +4,7 @@ import threading
 from collections.abc import Callable, Collection, Iterable
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from ray_probe.config.schema import ClusterConfig, ProbeConfig
 from ray_probe.errors import InputError, ProbeError
@@ -147,7 +147,7 @@ def exit_code(checks: Iterable[Check]) -> int:
     return next((check.exit_code for check in checks if not check.ok), 0)
 
 
-def to_json(checks: Iterable[Check]) -> dict[str, Any]:
+def to_json(checks: Iterable[Check]) -> dict[str, object]:
     """A diagnosis for machines: `ok`, and the checks in order with all that their lines say."""
     listed = list(checks)
     return {

@@ -6,7 +6,7 @@ import resource
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ray_probe.cluster.head.ray_private import gpus_here
 from ray_probe.errors import ClusterError, ConfigError, bad_value
@@ -61,7 +61,7 @@ class Demand:
         """CPUs that a Ray that is started here declares."""
         return max(1, math.ceil(self.slots * self.cpus_per_actor))
 
-    def head_options(self) -> dict[str, Any]:
+    def head_options(self) -> dict[str, object]:
         """Options of `ray.init` for a Ray that is started here.
 
         What is more than the object store spills to the temp dir; Ray does without a /dev/shm that has less.
