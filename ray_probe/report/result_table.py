@@ -122,7 +122,7 @@ def _advantage(result: Result) -> RenderableType:
 
 
 def mode_name(mode: str, used: str | None) -> tuple[str, str]:
-    """Return the name of a baseline in a table, and its style; the one in use is marked."""
+    """Return name and style of a baseline in a table; the one in use is marked."""
     return (f"* {mode} (in use)", "bold") if mode == used else (f"  {mode}", "")
 
 

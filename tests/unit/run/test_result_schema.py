@@ -81,7 +81,7 @@ def test_a_key_of_another_type_is_refused_in_one_line_that_names_it() -> None:
     for raw, words in (
         ({"counts": {"tokens": "many"}}, "counts.tokens: "),
         ({"eos": {"ids": [1]}}, "eos: has no 'source'"),
-        ([1], "valid dictionary"),
+        ([1], "should be a dictionary"),
     ):
         with pytest.raises(ValueError, match=words) as refused:
             Result.from_json(raw)
