@@ -1,7 +1,6 @@
-"""The one root of every error that ray_probe raises on purpose.
+"""The errors that ray_probe raises on purpose, under one root.
 
-Each leaf takes a single string, so that it survives pickling between Ray processes, and carries the exit code
-that the command line ends with.
+Each takes a single string, so that it survives pickling between Ray processes, and has the exit code of the command.
 """
 
 from collections.abc import Iterable
@@ -10,7 +9,7 @@ MAX_VALUE_CHARS = 80
 
 
 def bad_value(field: str, value: object, remedy: str) -> str:
-    """Format one line that names the field, the value (cut to 80 characters) and the remedy."""
+    """Return one line with the field, the value cut to 80 characters, and the remedy."""
     text = repr(value).replace("\n", "\\n")
     return f"{field}: got {cut(text)}; {remedy}"
 
@@ -32,13 +31,13 @@ def first_line(error: BaseException) -> str:
 
 
 class ProbeError(Exception):
-    """Root of all errors of ray_probe; `exit_code` is what the command line ends with."""
+    """The root of all errors of ray_probe; `exit_code` is that of the command."""
 
     exit_code = 1
 
 
 class InputError(ProbeError):
-    """The request was wrong: config, arguments or files."""
+    """The configuration, the arguments or the files are wrong."""
 
     exit_code = 2
 
@@ -56,27 +55,27 @@ class CheckpointError(InputError):
 
 
 class LedgerError(InputError):
-    """The ledger of accepted records is damaged before its end, or is another run's."""
+    """The ledger is damaged before its end, or belongs to another run."""
 
 
 class ClusterError(ProbeError):
-    """The cluster could not serve: unreachable, refused, too small, or actors that do not start."""
+    """The cluster is unreachable, refuses, is too small, or starts no actor."""
 
     exit_code = 4
 
 
 class NoClusterError(ClusterError):
-    """Nothing listens at the address: the cluster that was there is gone."""
+    """Nothing listens at the address: the cluster is gone."""
 
 
 class CancelledError(ProbeError):
-    """Somebody stopped the measurement; its whole rounds are kept."""
+    """A user stopped the measurement; its whole rounds are kept."""
 
     exit_code = 130
 
 
 class ParityError(ProbeError):
-    """The scored policy is not the policy that sampled (spec section 3)."""
+    """The scored policy is not the policy that sampled."""
 
     exit_code = 5
 
@@ -90,12 +89,12 @@ class RecordError(ProbeError):
 
 
 class OutputError(ProbeError):
-    """A file of the run cannot be written: the disk is full, say."""
+    """A file of the run cannot be written."""
 
 
 class ShardError(ProbeError):
-    """A shard could not be done, or came twice with different bytes."""
+    """A shard failed too often, or came twice with different bytes."""
 
 
 class GradientError(ProbeError):
-    """The gradient is none: parameters that nothing reached, or zero in every number; it was not committed."""
+    """The gradient is invalid: a parameter received none, or all elements are zero."""

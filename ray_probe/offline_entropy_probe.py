@@ -1,4 +1,4 @@
-"""The run: rounds of shards through a backend, committed in groups, and the result."""
+"""The run: rounds through a backend, committed in groups, and the result."""
 
 import time
 from dataclasses import replace
@@ -92,7 +92,10 @@ class OfflineEntropyProbe:
         return self.finish()
 
     def result(self) -> Result | None:
-        """Return the result of the committed rounds, None before any. Any thread may call it during the run."""
+        """Return the result of the committed rounds, None before any.
+
+        Any thread may call it during the run.
+        """
         committed = self._committed  # replaced as a whole, never changed
         if committed.totals is None:
             return None
@@ -100,7 +103,7 @@ class OfflineEntropyProbe:
         return build_result(config, committed.beta, committed.totals, committed.norm_sq, actors, self._eos)
 
     def finish(self) -> Result:
-        """Write result.json, and gradient.safetensors when configured, from the finished rounds."""
+        """Write result.json, and gradient.safetensors when configured."""
         result, totals = self.result(), self._committed.totals
         assert result is not None and totals is not None, "a round is finished"
         self._directory.write_result(result)
@@ -182,7 +185,6 @@ class OfflineEntropyProbe:
             self.finish()
             raise ParityError(
                 f"{problem}. The scored policy is not the one that sampled: look at model.dtype, at the padding, "
-                f"position ids and cache of this architecture (log.txt says what its trial at load found), and for a "
-                f"sampler that is not ours; "
-                f"{self.finished_rounds} rounds are kept in {self._directory.path}"
+                f"position ids and cache of this architecture (log.txt has the findings of its trial), and for a "
+                f"foreign sampler; {self.finished_rounds} rounds are kept in {self._directory.path}"
             )

@@ -1,1 +1,1 @@
-"""The command line `ray-probe`: commands, options, and the tables that only it prints."""
+"""The command line `ray-probe`: commands, options and their tables."""

@@ -1,4 +1,4 @@
-"""Commands that ask a service or a run in progress: all are told in the same way which one, and how to answer."""
+"""Gives commands that ask a service or a run the same options."""
 
 import contextlib
 import inspect
@@ -24,8 +24,11 @@ _WHICH = (
 def asks(ask: Callable[..., Answer], kind: str | None = None) -> Callable[..., int]:
     """Make a command of a function: (client, its own arguments) -> its answer.
 
-    The command has the function's own arguments, and `--run`, `--address`, `--namespace` and `--json`. Without
-    `--run` it asks the only thing of a kind, service or run, that is up; None: the only one of either.
+    The command has the function's own arguments, and `--run`, `--address`, `--namespace` and `--json`.
+
+    Args:
+        ask: the function.
+        kind: service or run, of which the command asks the only one that is up without `--run`; None: either.
     """
 
     @wraps(ask)
@@ -51,7 +54,7 @@ asks_service = partial(asks, kind="service")
 def connected(
     name: str | None, address: str | None, namespace: str | None, kind: str | None
 ) -> "Iterator[ProbeClient]":
-    """A client of the service or run that is meant."""
+    """Connect a client to a service or run."""
     from ray_probe.service.client import ProbeClient
 
     with stdout_for_results(), ProbeClient.connect(address, namespace, name, kind) as client:

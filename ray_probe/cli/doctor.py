@@ -1,4 +1,4 @@
-"""Looking at what a run needs, before one is started."""
+"""The command that checks what a run needs."""
 
 import contextlib
 import sys
@@ -22,7 +22,7 @@ def doctor(
     ] = False,
     as_json: AsJson = False,
 ) -> int:
-    """Look at what a run needs, one line each; exit 0 only if all that was looked at holds."""
+    """Check what a run needs, one line each; exit 0 only if every check passes."""
     from ray_probe.cli.doctor_table import shown
     from ray_probe.cli.options import overrides
     from ray_probe.config import load_config
@@ -34,7 +34,7 @@ def doctor(
     if config is None and load:
         raise ConfigError("--load: there is no model to load; give CONFIG too")
     loaded = None if config is None else load_config(config, overrides(set_ or [], None, address, None))
-    stdout = sys.stdout  # Ray's words are sent elsewhere
+    stdout = sys.stdout  # it is redirected below for Ray
     checks, done = diagnose(loaded, address=address if loaded is None else None, load=load), []
     with stdout_for_results(), contextlib.closing(checks):  # it holds a Ray connection
         for check in checks:

@@ -1,4 +1,4 @@
-"""A diagnosis as lines: coloured and broken between words on a terminal, one line a check anywhere else."""
+"""A diagnosis as lines, coloured on a terminal."""
 
 from typing import TextIO
 
@@ -13,11 +13,11 @@ STATUS_CHARS, NAME_CHARS = 7, 19
 
 
 def shown(check: Check, stream: TextIO) -> str:
-    """A check as it is written to a stream: on a terminal in the terminal's width, else as one line.
+    """Return a check in the terminal's width, or as one line for another stream.
 
     Args:
-        check: what was found.
-        stream: FORCE_COLOR does not make it a terminal.
+        check: the finding.
+        stream: for the text; FORCE_COLOR does not make it a terminal.
     """
     said = check.detail if check.remedy is None else f"{check.detail}; {check.remedy}"
     status = (check.status.ljust(STATUS_CHARS), STYLES[check.status])

@@ -2,7 +2,6 @@
 
 import os
 from pathlib import Path
-from typing import Any
 
 from ray_probe.errors import ConfigError, bad_value
 from ray_probe.run.directory import RESULT, RunDirectory
@@ -12,7 +11,7 @@ MOST_NAMED = 8
 
 
 def run_directory(text: str) -> Path | None:
-    """Return the directory that a text names; None where it can only be the id of a measurement.
+    """Return the directory that a text names; None where it can only be an id.
 
     Raises:
         ConfigError: it is a path, and no directory is there.
@@ -25,11 +24,11 @@ def run_directory(text: str) -> Path | None:
     return None
 
 
-def result_json(path: Path) -> dict[str, Any]:
+def result_json(path: Path) -> dict[str, object]:
     """Return the object of result.json in a run directory, as any version wrote it.
 
     Raises:
-        ConfigError: there is none, or it is damaged; says what to do.
+        ConfigError: it is missing or damaged; says what to do.
     """
     directory = RunDirectory(path, FIELD)
     result = directory.result_json()

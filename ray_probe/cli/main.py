@@ -1,4 +1,4 @@
-"""The command line: parse, build, run. Every refusal is one line on stderr and an exit code (spec section 8)."""
+"""The command line. Every refusal is one line on stderr and an exit code."""
 
 import contextlib
 import sys
@@ -34,12 +34,12 @@ def run(
     address: options.ConfigAddress = None,
     out: options.Out = None,
     resume: Annotated[
-        Path | None, typer.Option(metavar="RUN_DIR", help="Go on from the last finished round.", show_default=False)
+        Path | None, typer.Option(metavar="RUN_DIR", help="Continue after the last finished round.", show_default=False)
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print result.json instead of the table.")] = False,
     verbose: options.Verbose = False,
 ) -> int:
-    """Measure a checkpoint: sample, score, fit, differentiate; then print a table of results."""
+    """Measure a checkpoint, then print a table of results."""
     from ray_probe.cli.options import overrides
     from ray_probe.report.progress_display import ProgressDisplay
     from ray_probe.service.run_once import execute
@@ -49,7 +49,7 @@ def run(
     state = Run()
     with ends_in_time(), at_last(lambda: _interrupted(state.directory, state.finished_rounds)):
         try:
-            # Ray prints what befalls its workers to stdout, which belongs to the result.
+            # Ray prints messages of its workers to stdout, which belongs to the result.
             with ProgressDisplay() as display, at_last(display.stop), contextlib.redirect_stdout(sys.stderr):
                 result = execute(request, display, state)
             assert state.directory is not None

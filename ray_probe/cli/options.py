@@ -25,11 +25,11 @@ Namespace = Annotated[str | None, typer.Option(help="Its Ray namespace.", show_d
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="All figures: baselines, beta, checks, times.")]
 Identity = Annotated[str | None, typer.Argument(metavar="ID", help="A measurement, m0001.", show_default=False)]
-"""A measurement that may be left out: the newest, or all."""
+"""A measurement; None: the newest, or all."""
 OneIdentity = Annotated[str, typer.Argument(metavar="ID", help="A measurement, m0001.", show_default=False)]
 
 
 def overrides(settings: Sequence[str], actors: str | None, address: str | None, out: Path | None) -> tuple[str, ...]:
-    """The settings of a command line: `--set` first, then the options that stand for a key."""
+    """Return the settings of a command line: `--set` first, then named options."""
     named = {"cluster.actors": actors, "cluster.address": address, "output.dir": out}
     return (*settings, *(f"{key}={value}" for key, value in named.items() if value is not None))

@@ -1,4 +1,4 @@
-"""Prints the answers of commands: results on stdout, for people or for machines; words on stderr."""
+"""Prints the answers of commands on stdout, for people or for machines."""
 
 import contextlib
 import json
@@ -39,7 +39,10 @@ class Answer:
 
 
 def answered(answer: Answer, as_json: bool) -> int:
-    """Print an answer; returns its exit code. Raises OutputError where stdout cannot be written."""
+    """Print an answer; returns its exit code.
+
+    Raises OutputError where stdout cannot be written.
+    """
     text = as_json_text(answer.value) if as_json else _for_people(answer)
     kept = text.strip() if answer.kept is None and text.count("\n") == 1 else answer.kept
     write(text, sys.stdout, kept, answer.code)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @asks
 def status(client: "ProbeClient") -> Answer:
-    """How a service or a run in progress is doing: actors, progress, queue."""
+    """Show the state of a service or a run in progress: actors, progress, queue."""
     found = client.status()
     return Answer(found.to_json(), lambda: _tables().status_table(found))
 
@@ -31,14 +31,14 @@ def beta(
     version: Annotated[int | None, typer.Option(metavar="V", help="An earlier one.", show_default=False)] = None,
     identity: Identity = None,
 ) -> Answer:
-    """The fitted baseline: coefficients by feature, version, tokens behind it."""
+    """Show the fitted baseline: coefficients by feature, version, tokens behind it."""
     found = client.beta(version, identity)
     return Answer(found.to_json(), lambda: _tables().beta_table(found))
 
 
 @asks
 def variance(client: "ProbeClient", identity: Identity = None) -> Answer:
-    """Advantage statistics by baseline mode, and the gradient's variance, of the whole rounds so far."""
+    """Show advantage statistics by baseline and the gradient's variance so far."""
     found = client.variance(identity)
     return Answer(found.to_json(), lambda: _tables().variance_table(found))
 
@@ -63,7 +63,7 @@ def results(
     namespace: Namespace = None,
     as_json: AsJson = False,
 ) -> int:
-    """All measurements of a service, or one, or a finished run by its directory, with all of its figures."""
+    """Show all measurements of a service, or one, or a finished run's directory."""
     from ray_probe.cli.finished import result_json, run_directory
     from ray_probe.run.result import Result
 
@@ -119,7 +119,7 @@ def logs(
     identity: Identity = None,
     lines: Annotated[int, typer.Option("-n", "--lines", min=1, help="How many of the last.")] = 100,
 ) -> Answer:
-    """The last lines of a measurement's log, or of the service's own."""
+    """Show the last lines of a measurement's log, or of the service's own."""
     found = client.logs(identity, lines)
     return Answer(list(found), lambda: "\n".join(found))
 

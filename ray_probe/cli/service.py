@@ -1,4 +1,4 @@
-"""A service's life: started, given work, scaled, drained, ended."""
+"""Commands that start, use, scale, drain and end a service."""
 
 import time
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -41,7 +41,7 @@ def up(
     out: Out = None,
     as_json: AsJson = False,
 ) -> int:
-    """Start a service: it stays, measures the checkpoints that it is given, and answers."""
+    """Start a service that measures checkpoints and answers queries."""
     from ray_probe.cli.options import overrides
     from ray_probe.service import lifecycle
 
@@ -59,12 +59,12 @@ def up(
 
 
 def down(name: Name = None, address: Address = None, namespace: Namespace = None) -> int:
-    """End a service and all that it started."""
+    """End a service and everything that it started."""
     from ray_probe.service import ending
 
     with signals_interrupt(), stdout_for_results():
         ended = ending.down(name, tell, address, namespace)
-    said = f"service {ended!r} is down; its files stay, and `up` goes on with what was queued"
+    said = f"service {ended!r} is down; its files stay, and `up` continues its queue"
     return answered(Answer({"ended": ended}, lambda: said), as_json=False)
 
 
@@ -100,7 +100,7 @@ def probe(
 
 @asks_service
 def cancel(client: "ProbeClient", identity: OneIdentity) -> Answer:
-    """Take back a measurement that waits, or stop the one at work; its whole rounds are kept."""
+    """Cancel a waiting or running measurement; its whole rounds are kept."""
     info = client.cancel(identity)
     said = "stops after what its actors do at the moment" if info.state == "running" else f"is {info.state}"
     return Answer(info.to_json(), lambda: f"{identity} {said}")
@@ -110,7 +110,7 @@ def cancel(client: "ProbeClient", identity: OneIdentity) -> Answer:
 def drain(
     client: "ProbeClient", undo: Annotated[bool, typer.Option("--undo", help="Take on again.")] = False
 ) -> Answer:
-    """Have a service take nothing new and work off what waits."""
+    """Have a service accept nothing new and finish its queue."""
     client.drain(not undo)
     waiting = len(client.status().queued)
     said = "takes on again" if undo else f"takes nothing new; {waiting} measurements wait"
@@ -122,7 +122,7 @@ def scale(
     client: "ProbeClient",
     number: Annotated[int, typer.Argument(metavar="N", help="Rollout actors from now on.", show_default=False)],
 ) -> Answer:
-    """Change the number of rollout actors while they work; waits up to 30 s for them."""
+    """Change the number of rollout actors; waits up to 30 s for them."""
     scaled = client.scale(number)
     for message in scaled.messages:
         tell(message)
@@ -156,12 +156,12 @@ def _scaled(scaled: "Scaled", found: "Status") -> str:
 
 
 def _waited(client: "ProbeClient", identity: str) -> "Result | None":
-    """Follow a measurement to its end; None where Ctrl-C stopped that, and the measurement continues."""
+    """Follow a measurement to its end; None where Ctrl-C stopped following it."""
     from ray_probe.report.progress_display import ProgressDisplay
 
     try:
         with signals_interrupt(), ProgressDisplay() as display:
             return client.ended(identity, display, interrupted)
     except KeyboardInterrupt:
-        tell(f"{identity} goes on; stop it with `cancel {identity}`")
+        tell(f"{identity} continues; stop it with `cancel {identity}`")
         return None

@@ -1,4 +1,4 @@
-"""What a service or a run in progress answers, as tables for a terminal."""
+"""Answers of a service or a run as tables for a terminal."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -44,11 +44,11 @@ OTHERS_SHOWN = 4
 
 
 def status_table(status: Status, now: datetime | None = None) -> RenderableType:
-    """How a service or a run is doing; what is wrong stands at the end.
+    """Return the state of a service or a run, problems at the end.
 
     Args:
         status: its answer.
-        now: with time zone; None for the clock's.
+        now: with time zone; None: the clock's time.
     """
     since = datetime.fromisoformat(status.since)
     up_s = max(0.0, ((now or datetime.now(UTC)) - since).total_seconds())
@@ -81,7 +81,7 @@ def beta_table(beta: BetaReply) -> RenderableType:
 
 
 def variance_table(variance: Variance) -> RenderableType:
-    """Advantage statistics by mode, and how noisy the gradient is."""
+    """Return advantage statistics by baseline, and the noise of the gradient."""
     if variance.rounds:
         found = (
             f"{count(variance.rounds, 'whole round')}, {number(variance.sequences)} responses, "
@@ -104,7 +104,7 @@ def variance_table(variance: Variance) -> RenderableType:
 
 
 def results_table(items: Sequence[MeasurementInfo]) -> RenderableType:
-    """All measurements, a row each; below, what became of those that did not end well."""
+    """Return a row a measurement; below, why measurements failed."""
     if not items:
         return Prose("no measurement yet; queue one: probe CHECKPOINT")
     table = FittedTable(_RESULT_COLUMNS, map(_result_row, items), gap=1)
@@ -204,7 +204,7 @@ def _wrong(status: Status) -> list[str]:
 
 
 def _modes(variance: Variance, own: bool) -> RenderableType:
-    """A row a mode; `own` adds the newest fit on its own data."""
+    """Return a row a baseline; `own` adds the newest fit on its own data."""
     square, ratios = variance.advantage_mean_square or {}, variance.advantage_mean_square_ratio or {}
     titles = ["mean square,\nnats² a token", "ratio to none", "variance,\nnats² a token"] if variance.rounds else []
     if own:
@@ -237,7 +237,7 @@ def _entropy(item: MeasurementInfo) -> str:
 
 
 def _end(item: MeasurementInfo) -> tuple[str, str] | None:
-    """A line on a measurement that did not end well, and its style; None for the others."""
+    """Return a line on a measurement that failed, and its style; else None."""
     cause = item.cause or EXIT_CODES.get(item.exit_code or 0)
     if cause is None:
         return None

@@ -1,4 +1,4 @@
-"""Standard streams that may be closed, full, or unable to write our signs: nothing of that is a traceback."""
+"""Standard streams that may be closed, full, or unable to write our signs."""
 
 import contextlib
 import io
@@ -13,11 +13,11 @@ _STREAMS = (("stdin", os.O_RDONLY, "r"), ("stdout", os.O_RDONLY, "w"), ("stderr"
 
 
 def prepare() -> None:
-    """Give each stream that was closed a descriptor, and write plain signs where an encoding lacks ours.
+    """Open closed streams again, and write plain signs where an encoding lacks ours.
 
-    Python has no stream in the place of a descriptor that is closed, and the next file that is opened would take its
-    number. Writing to the new stdout fails, as it does on a closed one; what goes to the new stderr is dropped.
+    Writing to a stdout that was closed still fails; text for a stderr that was closed is dropped.
     """
+    # Python has no stream for a closed descriptor, and the next opened file would take its number.
     for name, flags, mode in _STREAMS:
         if getattr(sys, name) is None:
             descriptor = os.open(os.devnull, flags)
@@ -33,12 +33,12 @@ def write(text: str, stream: TextIO, kept: str | None = None, code: int = 0) -> 
 
     Args:
         text: what is written.
-        stream: stdout, or what has its place.
-        kept: what is not lost with the text, for the error.
-        code: what the command was about to exit with.
+        stream: stdout or its replacement.
+        kept: what the command achieved, for the error.
+        code: exit code of the command.
 
     Raises:
-        OutputError: the stream does not take it; its exit code is `code`, or 1 in the place of 0.
+        OutputError: the stream cannot be written; its exit code is `code`, or 1 instead of 0.
     """
     try:
         stream.write(text)
@@ -52,7 +52,7 @@ def write(text: str, stream: TextIO, kept: str | None = None, code: int = 0) -> 
 
 
 def tell(text: str) -> None:
-    """Write a line to stderr; a stderr that takes nothing ends no run."""
+    """Write a line to stderr; errors of stderr are ignored."""
     try:
         print(text, file=sys.stderr, flush=True)
     except (OSError, ValueError):
@@ -60,7 +60,7 @@ def tell(text: str) -> None:
 
 
 def takes_output(stream: TextIO) -> bool:
-    """Whether a stream takes what was written to it; what it does not take is dropped."""
+    """Return whether a stream can be written; drops its text where it cannot."""
     try:
         stream.flush()
         os.write(stream.fileno(), b"")  # an unbuffered stream has nothing to flush
@@ -73,7 +73,8 @@ def takes_output(stream: TextIO) -> bool:
 
 
 def _discard(stream: TextIO) -> None:
-    """Send what a stream still holds to nowhere: Python flushes it when it ends, and would exit with 120."""
+    """Drop what a stream still holds."""
+    # Python flushes it at the end, and would exit with 120.
     with contextlib.suppress(OSError, ValueError):
         descriptor = os.open(os.devnull, os.O_WRONLY)
         os.dup2(descriptor, stream.fileno())

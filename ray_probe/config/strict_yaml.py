@@ -5,7 +5,7 @@ Scalars follow YAML 1.2 rather than 1.1, so `1e-3` is a number, and `on`, `no`, 
 
 import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
@@ -110,7 +110,7 @@ def override_of(override: str) -> tuple[str, Any]:
     return key, parse_scalar(text, key)
 
 
-def dump_yaml_text(data: dict[str, Any]) -> str:
+def dump_yaml_text(data: Mapping[str, object]) -> str:
     """Write plain data as YAML that `load_yaml` reads back unchanged."""
     return yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
 

@@ -140,7 +140,7 @@ class Queue:
             item = self.change(identity, state="cancelled", finished=now, cause=cause, exit_code=130)
         return item
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """Returns plain JSON types, the inverse of `from_json`."""
         return {"draining": self.draining, "measurements": [asdict(item) for item in self._items.values()]}
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
 
 from ray_probe.core.estimator.modes import Mode
 from ray_probe.run.progress import Progress
@@ -12,7 +11,7 @@ from ray_probe.run.result import Beta, Entropy, Estimate, Gradient, PairedDiffer
 class Reply:
     """Base of all answers."""
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """Returns plain JSON types."""
         return asdict(self)  # type: ignore[call-overload,no-any-return]
 
@@ -142,7 +141,7 @@ class BetaReply(Beta):
     measurement: str
     policy_id: str
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """Plain JSON types."""
         return {"measurement": self.measurement, "policy_id": self.policy_id} | super().to_json()
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Collection, Iterable
 from concurrent.futures import Future, wait
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from ray_probe.config.schema import ClusterConfig, ProbeConfig
 from ray_probe.errors import InputError, ProbeError
@@ -154,10 +154,13 @@ def exit_code(checks: Iterable[Check]) -> int:
     return next((check.exit_code for check in checks if not check.ok), 0)
 
 
-def to_json(checks: Iterable[Check]) -> dict[str, Any]:
+def to_json(checks: Iterable[Check]) -> dict[str, object]:
     """Return a diagnosis in plain JSON types: `ok`, and all checks in order."""
-    listed = [{"ok": check.ok, **asdict(check)} for check in checks]
-    return {"ok": all(check["ok"] for check in listed), "checks": listed}
+    listed = list(checks)
+    return {
+        "ok": all(check.ok for check in listed),
+        "checks": [{"ok": check.ok, **asdict(check)} for check in listed],
+    }
 
 
 def _failed(name: str, message: str, code: int) -> Check:

@@ -277,7 +277,7 @@ class Fitter:
         if any(type(place) is not int or place < 0 for place in (delivery.round, delivery.shard)):
             raise RecordError(f"shard: got {delivery.round!r}/{delivery.shard!r}; need two integers >= 0")
 
-    def _origin(self, run: str) -> dict[str, Any]:
+    def _origin(self, run: str) -> dict[str, object]:
         """Returns the ledger's header."""
         rule = asdict(self._rule) | {"features": list(self._rule.features)}
         return {"run": run, "policy_id": self._policy_id, **rule, "record_version": SCHEMA_VERSION}

@@ -7,10 +7,9 @@ retry any call after a restart, and get the answer that the first process would 
 import contextlib
 import secrets
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from ray_probe.core.estimator.baselines import BaselineRule
 from ray_probe.errors import ConfigError, ProbeError, RecordError
@@ -131,9 +130,9 @@ class FitterHost:
         version, openings = self._fitter.current.version, self._fitter.counts.openings
         self._died = (f"fitter: restored from its ledger, at version {version} (opening {openings})",)
 
-    def _remember(self, about: dict[str, Any], rule: BaselineRule) -> None:
+    def _remember(self, about: Mapping[str, object], rule: BaselineRule) -> None:
         if self._state is not None:
-            state = about | {"owner": self._owner, "rule": asdict(rule)}
+            state = {**about, "owner": self._owner, "rule": asdict(rule)}
             write_atomically(self._state, sealed(state), private=True)
 
     def _forget(self) -> None:

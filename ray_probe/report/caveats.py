@@ -36,14 +36,14 @@ def ended_early(result: Result) -> bool:
 
 
 def has_few_shards(result: Result) -> bool:
-    """Return whether rounds have too few shards: baselines fitted on one another then bias `norm_sq_debiased`."""
+    """Return whether rounds have too few shards for an unbiased `norm_sq_debiased`."""
     settings, counts = result.settings, result.counts
     fitted_on_another = settings.mode != "none" and settings.fit == "leave_one_out"
     return fitted_on_another and 1 < counts.shards < FEW_SHARDS * (counts.rounds or 1)
 
 
 def worse_baseline(mode: str | None, paired: Sequence[PairedDifference] | None) -> str | None:
-    """Return a warning where the baseline in use leaves clearly more noise than another one.
+    """Return a warning where another baseline leaves clearly less noise.
 
     Args:
         mode: the baseline in use.
@@ -200,7 +200,7 @@ def _listed(shards: Iterable[str]) -> str:
 
 
 def shard_name(text: str) -> str:
-    """Replace ids of shards, `0/3`, by the names that people read: `shard 3 of round 1`."""
+    """Replace ids of shards, `0/3`, by names for people: `shard 3 of round 1`."""
     return _SHARD_ID.sub(lambda found: f"shard {found[2]} of round {int(found[1]) + 1}", text)
 
 

@@ -1,7 +1,7 @@
-"""Text and tables that fit a terminal: what does not fit is left out or stacked, and no number is ever cut.
+"""Text and tables that fit a terminal; no number is ever cut.
 
-A table drops its notes first, then its secondary columns from the last on; then each row becomes a block of lines.
-Widths are in terminal columns.
+A table that is too wide drops its notes, then its secondary columns from the last on; then each row becomes a block of
+lines. Widths are in terminal columns.
 """
 
 import re
@@ -23,7 +23,7 @@ LEAST_NOTE = 24
 LABEL_SHARE = 0.4
 """A label that takes more of a line than this stands above its paragraph."""
 
-# A value is one word with its error, and with its per cent sign.
+# A value, its error and its per cent sign count as one word.
 _SPACE = re.compile(r"(?<!±)(?<!\+-)\s+(?!±|\+-|%)")
 
 _ASCII_RULE = box.Box("    \n    \n -- \n    \n    \n -- \n    \n    \n", ascii=True)
@@ -33,7 +33,7 @@ Pair = tuple[Cell, Cell]
 
 
 class Rank(IntEnum):
-    """Which columns stay: those of the highest rank go first."""
+    """The order in which columns are left out: the highest rank first."""
 
     PRIMARY = 0
     SECONDARY = 1
@@ -45,12 +45,12 @@ class Column:
     """A column of a table.
 
     Attributes:
-        title: its heading; a line break in it is kept.
-        right: aligned to the right.
+        title: heading; a line break in it is kept.
+        right: align to the right.
         style: of its cells.
-        rank: whether it may be left out.
-        least: columns that it keeps at least where its cells may be broken into lines; None: they are never broken.
-        prefers: columns that it has where there is room, so that tables below one another align.
+        rank: order in which it is left out.
+        least: least width where its cells may be broken into lines; None: they are never broken.
+        prefers: width where there is room, so that tables below one another align.
     """
 
     title: str = ""
@@ -68,7 +68,7 @@ class FittedTable:
     """Rows under headings.
 
     Args:
-        columns: from left to right; the first one names the row.
+        columns: from left to right; the first names the row.
         rows: a cell for each column.
         gap: columns between two columns.
     """
@@ -93,7 +93,7 @@ class FittedTable:
             yield from self._block(row, options)
 
     def _forms(self) -> Iterator[list[int]]:
-        """Places of the columns that stay: all, then without notes, then without one secondary column after another."""
+        """Yield the columns that stay: all, then without notes, then without one more."""
         places = list(range(len(self._columns)))
         yield places
         for rank in (Rank.NOTE, Rank.SECONDARY):
@@ -104,7 +104,7 @@ class FittedTable:
     def _widths(
         self, places: Sequence[int], titles: Sequence[str], rows: Sequence[Sequence[Text]], room: int
     ) -> list[int] | None:
-        """A width for each of these columns; None when their cells do not fit."""
+        """Return a width for each of these columns; None when their cells do not fit."""
         room -= self._gap * (len(places) - 1)
         whole, least = [], []
         for place in places:
@@ -116,7 +116,7 @@ class FittedTable:
             least.append(needed if column.least is None else min(needed, max(column.least, title)))
         if sum(least) > room:
             return None
-        while sum(whole) > room:  # the widest of those that can be narrower
+        while sum(whole) > room:  # narrow the widest column that can be narrower
             place = max((p for p in range(len(whole)) if whole[p] > least[p]), key=lambda p: whole[p])
             whole[place] -= 1
         return whole
@@ -139,7 +139,7 @@ class FittedTable:
         return table
 
     def _block(self, row: Sequence[Text], options: ConsoleOptions) -> Iterator[RenderableType]:
-        """A row as lines: what names it, then its figures, one a line."""
+        """Yield a row as lines: its name, then its figures, one a line."""
         heading, *_ = row
         if heading.plain:
             yield Prose(heading.plain, style=str(heading.style or self._columns[0].style))
@@ -147,7 +147,7 @@ class FittedTable:
             yield from _beside(_plain(label, options.encoding), _plain(value, options.encoding), options.max_width)
 
     def _pairs(self, row: Sequence[Cell]) -> Iterator[Pair]:
-        """The figures of a row with what they are called."""
+        """Yield names and values of the figures of a row."""
         for column, cell in zip(self._columns[1:], row[1:], strict=True):
             if column.rank == Rank.PRIMARY:
                 yield Text(column.title.replace("\n", " ")), cell
@@ -167,12 +167,12 @@ class Figures(FittedTable):
 
 
 class Prose:
-    """A paragraph that is broken between words; a value stays with its error.
+    """A paragraph, broken between words; a value stays with its error.
 
     Args:
         text: its words.
         style: of the text.
-        label: stands before it, and the text keeps clear of it; above it where the terminal is narrow.
+        label: text before it, or above it where the terminal is narrow.
     """
 
     def __init__(self, text: str, style: str = "", label: Text | None = None) -> None:
@@ -195,7 +195,7 @@ class Prose:
 
 
 def wrapped(text: str, width: int) -> Iterator[str]:
-    """Break a text into lines of at most this width; only a word that is wider than a line is broken itself."""
+    """Break a text into lines; a word is broken where it is wider than a line."""
     line = ""
     for word in _SPACE.split(text):
         joined = f"{line} {word}" if line else word
@@ -210,7 +210,7 @@ def wrapped(text: str, width: int) -> Iterator[str]:
 
 
 def _beside(label: Text, value: Text, width: int) -> Iterator[RenderableType]:
-    """A figure on the line of its label where there is room, else below it."""
+    """Yield a figure on the line of its label where there is room, else below it."""
     style = str(value.style)
     text = value.plain.replace("\n", " ")
     if INDENT + label.cell_len + GAP + cell_len(text) <= width:
@@ -229,7 +229,10 @@ def _line(text: Text) -> Text:
 
 
 def _plain(cell: Cell, encoding: str) -> Text:
-    """A copy of a cell in signs that can be written; the style of its parts is kept where nothing is replaced."""
+    """Return a cell in signs that can be written.
+
+    The style of its parts is lost where a sign is replaced.
+    """
     text = cell.copy() if isinstance(cell, Text) else Text(cell)
     written = spelled(text.plain, encoding)
     return text if written == text.plain else Text(written, text.style)

@@ -1,4 +1,4 @@
-"""A result for other programs and for notes: CSV with every digit, Markdown with the significant digits."""
+"""A result as CSV with every digit, and as Markdown with significant digits."""
 
 import csv
 import io
@@ -23,7 +23,7 @@ SETTINGS = (
 
 
 class Figure(NamedTuple):
-    """A figure under its name in result.json; the error is None where it does not exist or is not known."""
+    """A figure under its name in result.json; the error is None where unknown."""
 
     name: str
     value: float | None
@@ -32,7 +32,7 @@ class Figure(NamedTuple):
 
 
 def result_csv(result: Result) -> str:
-    """Return a line a figure: name, value, standard error, unit; the settings come first."""
+    """Return one line a figure with name, value, error and unit, settings first."""
     settings = vars(result.settings)
     rows = ((f"config.{name}", settings[name.rpartition(".")[2]], None, "") for name in SETTINGS)
     return csv_text(("name", "value", "se", "unit"), (*rows, *figures_of(result)))

@@ -11,7 +11,7 @@ def is_missing(value: float | None) -> bool:
 
 
 def number(value: float | None, digits: int = 4) -> str:
-    """Return a number with `digits` significant digits; integers whole, with thousands separators."""
+    """Return a number with `digits` significant digits; an integer is whole."""
     if value is None or math.isnan(value):
         return NOT_AVAILABLE
     if isinstance(value, int):
@@ -47,7 +47,7 @@ def about(value: float | None) -> str:
 
 
 def percent(part: float | None, whole: float | None) -> str:
-    """Return a share in percent with two significant digits; `n/a` when the whole is 0."""
+    """Return a share in percent with two significant digits; `n/a` of 0."""
     if part is None or not whole or math.isnan(part) or math.isnan(whole):
         return NOT_AVAILABLE
     share = 100.0 * part / whole

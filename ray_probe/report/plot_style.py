@@ -1,4 +1,4 @@
-"""The look of the plots, without global state: colours, axes, captions, missing numbers."""
+"""The look of the plots, without global state: colours, axes, captions."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -68,8 +68,9 @@ def closed(heights: Array) -> Array:
 
 
 def log_if_wide(axes: Axes, values: Array, widest: float) -> bool:
-    """Make the y axis logarithmic where the ratio of the values passes `widest`, else linear from 0.
+    """Make the y axis logarithmic where the values' ratio passes `widest`.
 
+    Else it is linear from 0.
     Returns whether it is logarithmic.
     """
     known = values[np.isfinite(values)]
@@ -86,7 +87,10 @@ def log_if_wide(axes: Axes, values: Array, widest: float) -> bool:
 
 
 def room_above(axes: Axes, heights: Array, log: bool) -> None:
-    """Leave room for labels above bars; on a log axis the bars start a factor 3 below the lowest."""
+    """Leave room for labels above bars.
+
+    On a logarithmic axis the bars start a factor 3 below the lowest.
+    """
     known = heights[np.isfinite(heights)]
     if log:
         low, high = known.min() / 3, known.max()

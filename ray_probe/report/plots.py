@@ -92,7 +92,7 @@ def round_numbers(rounds: Rounds) -> list[int]:
 
 
 def advantage_by_mode(result: Result) -> Figure:
-    """Draw bars of the mean squared advantage by baseline, with standard errors and the ratio to `none`."""
+    """Draw bars of the mean squared advantage by baseline, with errors and ratios."""
     figure, axes = canvas("Noise of the score term, by baseline", "", "mean square of A, nats² per token")
     squares, errors = result.advantage_mean_square, result.advantage_mean_square_se
     modes = [mode for mode in MODE_COLOR if mode in squares]
@@ -115,7 +115,7 @@ def advantage_by_mode(result: Result) -> Figure:
 
 
 def beta_by_feature(result: Result) -> Figure:
-    """Draw horizontal bars of beta, the first feature on top, on a symlog axis when the values range widely."""
+    """Draw horizontal bars of beta; the axis is symlog when the values range widely."""
     beta, names = result.beta, result.beta.features
     title = f"Fitted baseline, version {number(beta.version)}" + ("" if beta.r2 is None else f", R² = {beta.r2:.3f}")
     title += "" if result.settings.mode == "regression" else " (not in use)"
@@ -146,7 +146,7 @@ def beta_by_feature(result: Result) -> Figure:
 
 
 def residual_by_position(result: Result) -> Figure:
-    """Draw the mean target and the mean `mu_hat` by position, their difference shaded, token counts behind."""
+    """Draw the mean target and `mu_hat` by position, their difference shaded."""
     figure, axes = canvas("What the baseline explains, by position", "token position j", "mean by position, nats")
     positions, mode = result.positions, str(result.settings.mode)
     tokens = floats(positions.tokens)
@@ -172,7 +172,7 @@ def residual_by_position(result: Result) -> Figure:
 
 
 def entropy_by_round(result: Result, rounds: Rounds) -> Figure:
-    """Draw the entropy of each round with standard errors, the value of all rounds as a band."""
+    """Draw the entropy of each round, and of all rounds as a band."""
     figure = Figure(figsize=(7.2, 5.4), layout="constrained")
     upper, lower = figure.subplots(2, 1, sharex=True)
     dress(upper, "Entropy of responses, by round", "", "nats per sequence")

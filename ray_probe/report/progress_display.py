@@ -1,4 +1,4 @@
-"""A run's progress as it happens: a live bar on a terminal, plain lines anywhere else. On stderr."""
+"""Shows a run's progress on stderr: a live bar on a terminal, else plain lines."""
 
 import contextlib
 import sys
@@ -21,19 +21,19 @@ BESIDE_STATUS = BAR_CHARS + len("100%") + len("0:00:00") + 4
 
 
 class ProgressDisplay:
-    """Shows each snapshot that it is called with; a context manager that restores the terminal however it is left.
+    """Shows the snapshots that it receives; a context manager.
 
-    A call stores a few numbers and returns: drawing happens a few times a second in a thread of its own, and plain
-    lines are written when a round ends, for every note, and else once in `PLAIN_EVERY_S` at most.
+    A call stores a few numbers and returns; a thread draws a few times a second. Plain lines are written when a round
+    ends, for every note, and else once in `PLAIN_EVERY_S` at most. The exit restores the terminal.
 
     Args:
-        console: where to write; None for stderr.
-        clock: seconds that only grow; tests pass their own.
+        console: for the output; None: stderr.
+        clock: monotonic seconds.
     """
 
     def __init__(self, console: Console | None = None, clock: Callable[[], float] = time.monotonic) -> None:
         self._console = console or Console(stderr=True)
-        # Not console.is_terminal: FORCE_COLOR in a CI log must not bring a live display into a file.
+        # Not console.is_terminal: FORCE_COLOR in a CI log must not write a live display into a file.
         self._live = self._console.file.isatty() and not self._console.is_dumb_terminal
         self._clock = clock
         self._last: Progress | None = None
@@ -62,11 +62,11 @@ class ProgressDisplay:
         """Restore the terminal."""
         bar, self._bar = self._bar, None
         if bar is not None:
-            with contextlib.suppress(OSError):  # a terminal that is gone needs no restoring
+            with contextlib.suppress(OSError):  # the terminal is closed
                 bar.stop()
 
     def __call__(self, progress: Progress) -> None:
-        """Take in a snapshot; one of no round is a note alone."""
+        """Show a snapshot; one of no round is a note alone."""
         if progress.note is not None:
             self._note(progress)
         if progress.rounds == 0:
@@ -126,7 +126,7 @@ def _bar(console: Console) -> rich_progress.Progress:
         console=console,
         expand=True,
         refresh_per_second=5,
-        redirect_stdout=sys.stdout.isatty(),  # what is piped on from stdout must not end up here
+        redirect_stdout=sys.stdout.isatty(),  # a piped stdout must not end up here
     )
 
 
@@ -151,7 +151,7 @@ def _ratio(progress: Progress) -> str:
 
 
 def _status(progress: Progress, room: int) -> str:
-    """As much as there is room for, whole: a number that is cut is another number."""
+    """Return the parts that fit, each whole: a number that is cut is another number."""
     missing = progress.actors_alive < progress.actors_asked
     actors = (f"actors {progress.actors_alive}/{progress.actors_asked}", 0 if missing else 2)
     parts = [

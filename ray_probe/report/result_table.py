@@ -122,7 +122,7 @@ def _advantage(result: Result) -> RenderableType:
 
 
 def mode_name(mode: str, used: str | None) -> tuple[str, str]:
-    """Return the name of a baseline in a table, and its style; the one in use is marked."""
+    """Return name and style of a baseline in a table; the one in use is marked."""
     return (f"* {mode} (in use)", "bold") if mode == used else (f"  {mode}", "")
 
 
@@ -148,7 +148,7 @@ def _beta(result: Result) -> RenderableType:
 
 
 def beta_values(title: str, beta: Beta) -> FittedTable:
-    """Return the coefficients by feature; all are n/a where beta could not be fitted."""
+    """Return the coefficients by feature; n/a without a fit."""
     columns = [Column(title, prefers=24, least=12), Column("nats per unit\nof the feature", right=True)]
     known = zip(beta.features, beta.values or [None] * len(beta.features), strict=True)
     return FittedTable(columns, [(f"  {name}", number(value)) for name, value in known])

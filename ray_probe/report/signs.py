@@ -1,9 +1,9 @@
-"""Plain signs for an output that cannot write ours: an ASCII terminal, a log of a batch system, a strange path."""
+"""Plain signs for a stream that cannot write ours, such as an ASCII terminal."""
 
 import codecs
 
 ENCODING_ERRORS = "ray_probe.plain_signs"
-"""Name of an error handler for streams: it replaces what an encoding cannot write, and loses nothing."""
+"""Name of an error handler for streams that replaces signs which an encoding lacks."""
 
 PLAIN = {
     "±": "+-", "²": "^2", "…": "...", "•": "*", "\u00a0": " ",
@@ -13,7 +13,7 @@ PLAIN = {
 
 
 def spelled(text: str, encoding: str) -> str:
-    """Replace each character that the encoding lacks: our signs by plain ones, all else by its escape."""
+    """Replace each character that the encoding lacks by a plain sign or an escape."""
     return text.encode(encoding, ENCODING_ERRORS).decode(encoding)
 
 

@@ -29,7 +29,7 @@ Row = tuple[Cell, Cell, Cell, Cell]
 
 
 def rendered(said: RenderableType, stream: TextIO) -> str:
-    """Return what rich would print on a stream; without blanks at line ends where it is no terminal."""
+    """Return what rich would print; no terminal gets blanks at line ends."""
     kept = _Kept(stream)
     columns = shutil.get_terminal_size().columns if kept.isatty() else WIDTH  # rich takes 80 where TERM is dumb
     Console(file=kept, width=max(LEAST_WIDTH, columns)).print(said)
@@ -100,7 +100,8 @@ def gradient_rows(gradient: Gradient, trace_note: str) -> list[Row]:
 
 
 def norm_debiased(gradient: Gradient) -> float | None:
-    """Return the root of `norm_sq_debiased`, None where that is not above 0; results of 0.1.1 lack the root itself."""
+    """Return the root of `norm_sq_debiased`; None where that is not above 0."""
+    # Results of 0.1.1 lack the root itself.
     norm_sq = gradient.norm_sq_debiased
     return math.sqrt(norm_sq) if norm_sq is not None and norm_sq > 0 else None
 

@@ -23,7 +23,7 @@ StopCheck = Callable[[], bool]
 
 
 def new_group() -> str:
-    """Return a name for the next commit group that no other run has, so that no sum is taken for another."""
+    """Return a name for the next commit group that no other run has."""
     return secrets.token_hex(8)
 
 
@@ -39,7 +39,7 @@ def refuse_if_stopped(stop: StopCheck) -> None:
 
 @dataclass
 class RoundOutcome:
-    """The outcome of a round; final once the round is committed, because a lost shard is retried until then.
+    """The outcome of a round; final once the round is committed.
 
     Attributes:
         round: round in the plan.
@@ -101,11 +101,14 @@ class Backend(Protocol):
         ...
 
     def run_round(self, shards: Sequence[Shard], tracker: ProgressTracker, stop: StopCheck) -> RoundOutcome:
-        """Compute a round; its gradients stay on the actors until `commit`. Raises Stopped within a second."""
+        """Compute a round; its gradients stay on the actors until `commit`.
+
+        Raises Stopped within a second of the stop.
+        """
         ...
 
     def commit(self) -> list[RoundOutcome]:
-        """Write the summed gradient of the rounds since the last commit, beside the old state."""
+        """Write the summed gradient of the open rounds, beside the old state."""
         ...
 
     def settle(self) -> None:
@@ -113,7 +116,7 @@ class Backend(Protocol):
         ...
 
     def save_gradient(self, path: Path, rounds: int, sequences: int) -> None:
-        """Write the gradient summed over `rounds`, divided by `sequences` responses, by parameter name."""
+        """Write the gradient over `rounds`, divided by `sequences`, by parameter."""
         ...
 
 
@@ -126,7 +129,7 @@ class LoadingBackend(Backend, Protocol):
         ...
 
     def load(self, prepared: PreparedRun, stop: StopCheck) -> None:
-        """Have the actors load the checkpoint; returns when one is ready or `stop` is true."""
+        """Load the checkpoint; returns when one actor is ready or `stop` is true."""
         ...
 
     def open(self, directory: RunDirectory, finished: Sequence[Sequence[int]], held_positions: int = 0) -> None:

@@ -89,7 +89,7 @@ class RunDirectory:
         """Raise the ConfigError of `create` before anything is started."""
         path = parent / name
         if path.exists():
-            remedy = f"choose another output.name, or go on with it: run --resume {path}"
+            remedy = f"choose another output.name, or continue it: run --resume {path}"
             raise ConfigError(bad_value("output.name", name, f"{path} exists; {remedy}"))
         there = next(place for place in (parent, *parent.parents) if place.exists())
         if not there.is_dir() or not os.access(there, os.W_OK):
@@ -98,7 +98,7 @@ class RunDirectory:
     def held(
         self, wait_s: float = 0.0, waiting: Callable[[str], None] = lambda holder: None
     ) -> contextlib.AbstractContextManager[None]:
-        """Lock the directory against other drivers for the block (see `ray_probe.system.files.held`).
+        """Lock the directory against other drivers for the block.
 
         Args:
             wait_s: seconds to wait for a holder that is about to end.
@@ -115,7 +115,10 @@ class RunDirectory:
 
     @classmethod
     def open(cls, path: Path) -> "RunDirectory":
-        """Open the directory of an earlier run. Raises ConfigError where a file of its start is missing."""
+        """Open the directory of an earlier run.
+
+        Raises ConfigError where a file of its start is missing.
+        """
         missing = [name for name in STARTS_WITH if not (path / name).is_file()]
         if missing == list(STARTS_WITH):
             remedy = f"need the directory of a run, with {' and '.join(STARTS_WITH)} in it"
@@ -145,13 +148,19 @@ class RunDirectory:
         return self.path / "config.yaml"
 
     def write_json(self, name: str, value: Mapping[str, Any]) -> bytes:
-        """Write a JSON file atomically; returns its bytes. Raises ValueError for NaN."""
+        """Write a JSON file atomically; returns its bytes.
+
+        Raises ValueError for NaN.
+        """
         data = as_json(value).encode()
         write_atomically(self.path / name, data)
         return data
 
     def read_json(self, name: str, remedy: str = RESTORE) -> Any:
-        """Return the content of a JSON file. Raises ConfigError when it is missing or damaged."""
+        """Return the content of a JSON file.
+
+        Raises ConfigError when it is missing or damaged.
+        """
         try:
             data = (self.path / name).read_bytes()
             check_recorded(self.path, name, data, remedy)
@@ -160,7 +169,7 @@ class RunDirectory:
             raise self._unreadable(name, error) from None
 
     def check_start(self) -> None:
-        """Refuse a changed config.yaml or manifest.json. Raises ConfigError naming the file."""
+        """Raise ConfigError, naming the file, for a changed config or manifest."""
         if not (self.path / SUMS).is_file():
             remedy = f"{SUMS} is missing (ray_probe 0.1.1 and before wrote none), {RESTORE}"
             raise ConfigError(bad_value(self._field, str(self.path), remedy))
@@ -168,7 +177,10 @@ class RunDirectory:
             check_recorded(self.path, name, (self.path / name).read_bytes())
 
     def manifest(self) -> Manifest:
-        """Return the manifest. Raises ConfigError when it is missing, damaged or of another version."""
+        """Return the manifest.
+
+        Raises ConfigError when it is missing, damaged or of another version.
+        """
         return Manifest.from_json(self.read_json(MANIFEST))
 
     def write_result(self, result: Result) -> None:
@@ -176,7 +188,10 @@ class RunDirectory:
         record(self.path, {RESULT: self.write_json(RESULT, result.to_json())})
 
     def result(self) -> Result | None:
-        """Return the result; None where there is no result.json. Raises ConfigError when it is damaged."""
+        """Return the result; None where there is no result.json.
+
+        Raises ConfigError when it is damaged.
+        """
         raw = self.result_json()
         try:
             return None if raw is None else Result.from_json(raw)
@@ -184,7 +199,7 @@ class RunDirectory:
             raise self._unreadable(RESULT, error) from None
 
     def result_json(self) -> Any:
-        """Return the content of result.json as any version wrote it; None where there is no such file.
+        """Return the content of result.json, of any version; None without the file.
 
         Raises ConfigError when it is damaged.
         """
@@ -195,7 +210,7 @@ class RunDirectory:
     def commit(
         self, parts: Sequence[Totals], rounds: Sequence[FinishedRound], gradient_sha256: str | None = None
     ) -> None:
-        """Make rounds count, all or none: writes their sums, then their lines in rounds.jsonl.
+        """Make rounds count, all or none: write their sums, then their lines.
 
         Args:
             parts: sums of each round.
@@ -212,11 +227,17 @@ class RunDirectory:
         self._rounds.append(lines)
 
     def finished_rounds(self) -> list[FinishedRound]:
-        """Return the finished rounds. Raises ConfigError, naming the line, where rounds.jsonl is damaged."""
+        """Return the finished rounds.
+
+        Raises ConfigError, naming the line, where rounds.jsonl is damaged.
+        """
         return self._rounds.read()
 
     def beta(self, version: int | None = None) -> Beta:
-        """Return the global fit of a version; None: the last. Raises ConfigError naming the versions there are."""
+        """Return the global fit of a version; None: the last.
+
+        Raises ConfigError naming the versions there are.
+        """
         fits = {entry.fit.version: entry.fit for entry in self.finished_rounds() if entry.fit.version}
         version = max(fits, default=None) if version is None else version
         if version is None or version not in fits:
@@ -237,11 +258,14 @@ class RunDirectory:
         return rounds
 
     def gradient_sha256(self, rounds: int) -> str | None:
-        """Return the recorded digest of the gradient's file after this number of finished rounds."""
+        """Return the recorded digest of the gradient's file after `rounds` rounds."""
         return self.finished_rounds()[rounds - 1].sha256.get(state_name(rounds)) if rounds else None
 
     def restore(self, rounds: int) -> list[Totals]:
-        """Return the totals of each finished round. Raises ConfigError when a file of theirs is missing or damaged."""
+        """Return the totals of each of the first `rounds` finished rounds.
+
+        Raises ConfigError when a file of theirs is missing or damaged.
+        """
         return [self._totals(entry) for entry in self.finished_rounds()[:rounds]]
 
     def _totals(self, entry: FinishedRound) -> Totals:

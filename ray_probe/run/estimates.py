@@ -37,7 +37,7 @@ RELEASE_S = 0.5
 
 
 def entropy_estimate(totals: Totals) -> Entropy:
-    """Return the entropy per sequence and per token, with standard errors clustered by prompt."""
+    """Return the entropy, with standard errors clustered by prompt."""
     rows_P3 = np.array(list(totals.prompts.values())).reshape(-1, 3)
     if len(rows_P3) == 0:
         return Entropy()
@@ -47,7 +47,7 @@ def entropy_estimate(totals: Totals) -> Entropy:
 
 
 def advantage_by_mode(totals: Totals) -> dict[Mode, Advantage]:
-    """Return mean, centred variance and mean square of the advantage per token, by baseline."""
+    """Return the statistics of the advantage per token, by baseline."""
     result = {}
     for index, mode in enumerate(MODES):
         total, squares = totals.advantage_SM2[:, index].sum(axis=0)
@@ -170,7 +170,7 @@ def _has_result(directory: RunDirectory, rounds: int) -> bool:
 
 
 def _ratio(numerator_S: Array, denominator_S: Array, independent: bool) -> Estimate:
-    """Ratio of sums; its error takes shards for clusters, so there is none unless they are independent."""
+    """Ratio of sums, with a standard error where shards are independent clusters."""
     with np.errstate(invalid="ignore", divide="ignore"):
         value, error = clustered_ratio(numerator_S, denominator_S)
     return Estimate(as_number(value), as_number(error) if independent else None)

@@ -1,4 +1,4 @@
-"""Choose one or two forward passes per response, once per run, from available memory.
+"""The choice of one or two forward passes per response, once per run, from memory.
 
 With two passes only cached nuclei outlive a micro-batch, up to 64 MB. With one pass an actor holds the graphs of shards
 that wait for their fit; it scores responses twice where a graph has no room, which gives the same record to the bit and
@@ -29,7 +29,7 @@ class Pass(JsonObject):
 
 
 def held_room(config: ProbeConfig, memory: MemoryDemand, spare_bytes: int) -> int:
-    """Return how many positions' graphs an actor may hold, in the configured memory or in `spare_bytes`."""
+    """Return the positions whose graphs fit into the configured or spare memory."""
     asked = config.estimator.memory_budget_gb
     budget = spare_bytes if asked is None else int(asked * 1e9)
     return budget // max(1, memory.held_a_position)

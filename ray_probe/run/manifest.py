@@ -47,7 +47,9 @@ class ManifestPrompts(JsonObject):
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest(JsonObject):
-    """What fixes a run's result: manifest.json. A run continues only where the fields without a default are there.
+    """What fixes a run's result: manifest.json.
+
+    A run continues only where the fields without a default are there.
 
     Attributes:
         created: UTC time, ISO 8601.
@@ -137,7 +139,10 @@ class Manifest(JsonObject):
 
     @classmethod
     def from_json(cls, raw: object) -> Self:
-        """Read the object of manifest.json. Raises ConfigError where it lacks what a run needs to continue."""
+        """Read the object of manifest.json.
+
+        Raises ConfigError where it lacks what a run needs to continue.
+        """
         try:
             return super().from_json(raw)
         except ValueError as error:
@@ -145,7 +150,11 @@ class Manifest(JsonObject):
             raise ConfigError(f"manifest.json: {error}; {remedy}") from None
 
     def changed_since(self, threads: int) -> list[str]:
-        """Return what else fixes a result's last bits and has changed, one line each; `threads` are those of now."""
+        """Return what has changed and may change a result's last bits, one line each.
+
+        Args:
+            threads: of an actor now.
+        """
         then = {**self.versions, "threads": self.threads_per_actor}
         now = {**_versions(), "threads": threads}
         return [f"{name} was {then.get(name)}, is {value}" for name, value in now.items() if then.get(name) != value]

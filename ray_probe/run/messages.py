@@ -1,4 +1,4 @@
-"""Messages between rollout actors, fitter and run: frozen, small and without torch, so that any process reads them.
+"""Messages between rollout actors, fitter and run, without torch.
 
 Shape suffixes: B position bins, P prompts.
 """
@@ -20,7 +20,10 @@ ShardKey = tuple[int, int]
 
 
 def shard_label(round_number: int, shard: int) -> str:
-    """Return the name of a shard for people, with rounds from 1; its id in results, `0/3`, counts them from 0."""
+    """Return the name of a shard for people, with rounds from 1.
+
+    Its id in results, `0/3`, counts rounds from 0.
+    """
     return f"shard {shard} of round {round_number + 1}"
 
 
@@ -55,11 +58,11 @@ class ActorFacts:
 
 @dataclass(frozen=True)
 class FitterSession:
-    """A measurement that a fitter is open on, as deliveries name it.
+    """The measurement that a fitter has open, as deliveries name it.
 
     Attributes:
         id: of the measurement.
-        together: deliveries shall come by the way on which those that come together share a write to the ledger.
+        together: use group commit for deliveries.
     """
 
     id: str
@@ -71,12 +74,12 @@ class Delivery:
     """A shard's record on its way to the fitter.
 
     Attributes:
-        policy_id: the policy that it was made under.
+        policy_id: of the policy that sampled.
         features: of its rows.
         round: round in the plan.
         shard: index in the round.
         packed: its bytes.
-        made_on: the device that it was computed on (see `ray_probe.system.versions.made_on`).
+        made_on: the device that computed it (see `ray_probe.system.versions.made_on`).
     """
 
     policy_id: str
@@ -87,7 +90,8 @@ class Delivery:
     made_on: str
 
     def __reduce__(self) -> tuple[Callable[..., "Delivery"], tuple[Any, ...]]:
-        """Travels as plain bytes: Ray hands an array over beside its message, which takes longer than to copy it."""
+        """Pickle the array as bytes."""
+        # Ray passes an array beside its message, which takes longer than a copy.
         fields = self.policy_id, self.features, self.round, self.shard, self.packed.tobytes(), self.made_on
         return _delivery_of, fields
 
@@ -103,8 +107,8 @@ class Receipt:
     """The fitter's answer to a delivery.
 
     Attributes:
-        status: accepted, or a duplicate with equal bytes, or different bytes for a shard that is in already.
-        kept: the record that counts, where it is not the one delivered; it is what must be left out of the fit.
+        status: accepted; a duplicate with equal bytes; or different bytes for a shard that was accepted before.
+        kept: the record that counts, where it is not the delivered one; a left-out fit leaves it out.
     """
 
     status: Literal["accepted", "duplicate", "different"]
@@ -113,7 +117,7 @@ class Receipt:
 
 @dataclass(frozen=True)
 class InSample:
-    """The current fit on the records that it was fitted on, which flatters it.
+    """The current fit on its own records, which flatters it.
 
     Attributes:
         version: of the fit.
@@ -130,10 +134,10 @@ class InSample:
 
 @dataclass(frozen=True, eq=False)
 class Collected:
-    """Report on a shard's first half: the record for the fitter, and what only the run needs.
+    """The report on a shard's first half: its record, parity and times.
 
     Attributes:
-        delivery: the record, on its way to the fitter.
+        delivery: the record.
         parity: log q when sampled against log q when scored.
         tokens: response tokens.
         generate_s: seconds of sampling.
@@ -153,7 +157,7 @@ class SumsX:
 
     Attributes:
         prompt_rows_P3: for each prompt: responses, total entropy (nats), total length (tokens).
-        eos_only: responses that ended at once.
+        eos_only: responses that ended at their first token.
         truncated: responses cut at the cap.
         advantage: by mode, sum of A (nats) and of A^2 (nats^2) over tokens; absent where a mode cannot be formed.
         bin_weight_B: tokens by position bin.
@@ -182,14 +186,14 @@ class SumsX:
 
 @dataclass(frozen=True, eq=False)
 class ShardSums:
-    """Report on a shard whose gradient is in: everything that estimates are made of.
+    """The report on a shard's second half: the sums that estimates are made of.
 
     Attributes:
         round: round in the plan.
         shard: index in the round.
         version: the fit whose baseline was used.
-        own_left_out: the shard's own record was left out of it.
-        fitted: some record was left to fit on.
+        own_left_out: that fit left the shard's own record out.
+        fitted: a record was left to fit on.
         prompt_ids_P: prompt indices in the file.
         sums: counts, entropy and advantage sums.
         gradient_norm_sq: squared norm of the shard's gradient sum.
@@ -209,11 +213,11 @@ class ShardSums:
 
 @dataclass(frozen=True)
 class GradientReport:
-    """What an actor's gradient sum holds, before any number of it is moved.
+    """The content of an actor's gradient sum.
 
     Attributes:
         shards: round and index of exactly the shards inside, ascending.
-        unreached: parameters (by their place in the layout) that none of those shards gave a gradient to.
+        unreached: places in the layout of parameters that received no gradient from those shards.
     """
 
     shards: tuple[ShardKey, ...]

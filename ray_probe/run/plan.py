@@ -1,6 +1,6 @@
-"""The shard plan: which prompts each round and shard holds, and the seed of every response.
+"""The shard plan: prompts of each round and shard, and the seed of every response.
 
-It follows from the number of prompts, the seed and the batch sizes alone, never from the number of actors.
+It depends on the number of prompts, the seed and the batch sizes, never on the number of actors.
 """
 
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ _ORDER_STREAM = 1
 
 @dataclass(frozen=True)
 class PromptRef:
-    """One use of a prompt: its index in the file, the pass over the file, and its text."""
+    """One use of a prompt: index in the file, pass over the file, and text."""
 
     index: int
     pass_number: int
@@ -41,16 +41,19 @@ class Shard:
 
     @property
     def id(self) -> str:
-        """Round and index, both from 0, as results name it."""
+        """Round and index, both from 0, as results name the shard."""
         return f"{self.round}/{self.index}"
 
     @property
     def label(self) -> str:
-        """Index and round, the round from 1, as logs and messages name it."""
+        """Index and round, the round from 1, as messages name the shard."""
         return shard_label(self.round, self.index)
 
     def response_seeds(self) -> list[list[tuple[int, ...]]]:
-        """Seed of each response [B][G]: (run seed, pass over the file, index in the file, replicate)."""
+        """Return the seed of each response [B][G].
+
+        A seed is (run seed, pass over the file, index in the file, replicate).
+        """
         return [
             [(self.seed, ref.pass_number, ref.index, replicate) for replicate in range(self.responses_per_prompt)]
             for ref in self.prompts
@@ -74,8 +77,8 @@ class Plan:
         prompts_per_round: B.
         responses_per_prompt: G.
         shard_prompts: prompts in one shard; a round's last shard may hold fewer.
-        rounds: number of rounds, or None where something else ends the run.
-        repeat: go round again, reshuffled, when the file is used up.
+        rounds: number of rounds, or None where a budget ends the run.
+        repeat: start over, reshuffled, when the file is used up.
     """
 
     texts: tuple[str, ...]
@@ -100,14 +103,14 @@ class Plan:
 
     @property
     def round_count(self) -> int | None:
-        """Rounds that the prompts and the plan allow; None: no end."""
+        """Rounds that the prompts and the plan allow; None: no limit."""
         if self.repeat:
             return self.rounds
         there = len(self.usable) // self.prompts_per_round
         return there if self.rounds is None else self.rounds
 
     def round(self, number: int) -> tuple[Shard, ...]:
-        """The shards of one round, in canonical order."""
+        """Return the shards of one round, in canonical order."""
         size, first = self.prompts_per_round, number * self.prompts_per_round
         refs = [self._ref(position) for position in range(first, first + size)]
         parts = [refs[start : start + self.shard_prompts] for start in range(0, size, self.shard_prompts)]

@@ -1,4 +1,4 @@
-"""What can be known of a run before a cluster is touched: files checked, paths resolved, prompts measured, the plan."""
+"""Prepares a run before a cluster is used: checks files, makes the plan."""
 
 import hashlib
 import json
@@ -25,12 +25,15 @@ TOKENIZE_BATCH = 10_000
 def prepare(
     config: ProbeConfig, created: datetime | None = None, checkpoint: Checkpoint | None = None
 ) -> PreparedRun:
-    """Check files and sizes. Raises an InputError with one line for what is wrong.
+    """Return the run of a configuration, checked.
 
     Args:
         config: the run's configuration.
-        created: when the run was created, in its manifest; None: now. Chat templates that write a date write this one.
-        checkpoint: what inspecting the checkpoint with its fingerprints gave; None: it is inspected here.
+        created: when the run was created, for the manifest and for chat templates that write a date; None: now.
+        checkpoint: the inspected checkpoint; None: inspect it here.
+
+    Raises:
+        InputError: a file, a setting or a prompt cannot be used.
     """
     created = created or datetime.now(UTC).replace(microsecond=0)
     checkpoint = checkpoint or inspect_checkpoint(config.model)
@@ -62,7 +65,7 @@ def prepare(
 
 
 def _rounds(config: ProbeConfig) -> int | None:
-    """Rounds that the configuration allows; None where only time ends the run."""
+    """Return the rounds that the configuration allows; None where time ends the run."""
     batch = config.batch
     allowed = [] if batch.rounds is None else [batch.rounds]
     if batch.max_sequences is not None:
@@ -71,7 +74,7 @@ def _rounds(config: ProbeConfig) -> int | None:
 
 
 def _absolute(config: ProbeConfig, checkpoint: Checkpoint) -> ProbeConfig:
-    """Relative paths are resolved here, on the driver."""
+    """Return the configuration with absolute paths, resolved on the driver."""
     adapter = None if checkpoint.adapter is None else str(checkpoint.adapter)
     cache = config.model.cache_dir
     paths = {"path": str(checkpoint.directory), "adapter": adapter, "local_files_only": True}
@@ -89,7 +92,7 @@ def _absolute(config: ProbeConfig, checkpoint: Checkpoint) -> ProbeConfig:
 
 
 def _policy_id(config: ProbeConfig, checkpoint: Checkpoint, eos: EosIds) -> str:
-    """Of checkpoint, adapter and sampling policy; which prompts it is asked, and in what form, is another matter."""
+    """Return the name of checkpoint, adapter and sampling policy."""
     generation = config.generation
     parts = [
         checkpoint.fingerprint, checkpoint.adapter_fingerprint, config.model.dtype,
@@ -100,12 +103,12 @@ def _policy_id(config: ProbeConfig, checkpoint: Checkpoint, eos: EosIds) -> str:
 
 
 class _Usable(NamedTuple):
-    """Prompts that fit.
+    """The prompts that fit.
 
     Attributes:
         indices: of the prompts.
         longest: tokens of the longest.
-        after_eos: how many end with an EOS token that their own text or the chat template writes.
+        after_eos: prompts that end with an EOS token of their own text or of the chat template.
     """
 
     indices: tuple[int, ...]
@@ -114,10 +117,7 @@ class _Usable(NamedTuple):
 
 
 def _usable(config: ProbeConfig, checkpoint: Checkpoint, prompts: PromptSet, eos: EosIds) -> _Usable:
-    """Find the prompts that fit.
-
-    A longer one is an error, or is skipped where the config says so.
-    """
+    """Return the prompts that fit; skips a longer one, or raises PromptsError."""
     context, cap = limit_of(checkpoint.config, config.data.context_length), config.generation.max_new_tokens
     room = None if context is None else context - cap
     if room is not None and room < 1:
@@ -159,6 +159,6 @@ def _too_long(where: str, length: int, config: ProbeConfig, context: int | None)
 
 
 def _encoded(tokenizer: Any, texts: Sequence[str], chat: bool) -> Iterator[list[int]]:
-    """Token ids prompt by prompt; never more than a batch of them in memory."""
+    """Yield the token ids of each prompt, with at most a batch of them in memory."""
     for start in range(0, len(texts), TOKENIZE_BATCH):
         yield from encode_prompts(tokenizer, texts[start : start + TOKENIZE_BATCH], chat)

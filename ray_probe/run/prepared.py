@@ -1,6 +1,6 @@
-"""A run that can start, what it leaves in its manifest, and whether it may go on: no torch, no transformers.
+"""A run that can start, with nothing loaded: no torch, no transformers.
 
-A `PreparedRun` travels: it holds what a process that deals out shards and writes results needs, and nothing loaded.
+The driver sends a `PreparedRun` to the controller, which assigns shards and writes results.
 """
 
 import hashlib
@@ -18,12 +18,12 @@ from ray_probe.run.plan import Plan
 
 @dataclass(frozen=True)
 class CheckpointId:
-    """Which checkpoint, without anything loaded from it.
+    """The identity of a checkpoint.
 
     Attributes:
-        directory: where it lies.
+        directory: of the checkpoint.
         fingerprint: sha256 of its files, hexadecimal.
-        adapter: where the adapter on it lies, or None.
+        adapter: directory of the adapter, or None.
         adapter_fingerprint: sha256 of the adapter's files, hexadecimal; empty without one.
         tokenizer_from: config key of the directory that the tokenizer is taken from.
         template_from: config key of the directory that the chat template is taken from; None without one.
@@ -39,16 +39,16 @@ class CheckpointId:
 
 @dataclass(frozen=True)
 class PromptFacts:
-    """Which prompts, without the prompts.
+    """Facts about the prompts, without their texts.
 
     Attributes:
         source: the file, the data set, or `<list>`.
         sha256: over ids and prompts in order.
-        rendered_sha256: over what the chat template made of them; None without a template.
+        rendered_sha256: over the prompts as the chat template renders them; None without a template.
         count: prompts of the source.
-        skipped: those left out as too long.
-        longest: tokens of the longest that is used.
-        after_eos: those in use that end with an EOS token of their own text or of the chat template.
+        skipped: prompts skipped as too long.
+        longest: tokens of the longest prompt in use.
+        after_eos: prompts in use that end with an EOS token of their own text or of the chat template.
     """
 
     source: str
@@ -62,17 +62,17 @@ class PromptFacts:
 
 @dataclass(frozen=True)
 class PreparedRun:
-    """A run that can start; it pickles small but for the texts of its prompts.
+    """A run that can start; only the texts of its prompts make its pickle large.
 
     Attributes:
         config: with absolute paths.
         checkpoint: inspected, weights not loaded.
-        prompts: what is known of them.
+        prompts: facts about them.
         plan: rounds of shards, with the texts of the prompts.
         policy_id: names checkpoint, adapter, sampling policy and target (x_estimator_mode) on every record and beta.
         created: when the run was created, UTC, whole seconds.
         memory: what an actor needs on its device.
-        eos: the ids that end a response, and where they come from.
+        eos: the ids that end a response, and their source.
     """
 
     config: ProbeConfig
@@ -86,7 +86,7 @@ class PreparedRun:
 
     @property
     def plan_id(self) -> str:
-        """Names the prompts and how they are dealt out: what a shard's number stands for."""
+        """Name of the prompts and their order, which give a shard's number its meaning."""
         batch = self.config.batch
         dealt = (self.config.data.seed, batch.prompts_per_round, batch.responses_per_prompt, batch.shard_prompts)
         prompts = (self.prompts.sha256, self.prompts.rendered_sha256, self.prompts.skipped)
@@ -94,11 +94,13 @@ class PreparedRun:
 
 
 def few_shards(config: ProbeConfig, actors: int | None = None) -> str | None:
-    """A warning where a round has fewer than two shards an actor, so that actors wait for the slowest shard.
+    """Return a warning where a round has fewer than two shards an actor.
+
+    Actors then wait for the slowest shard.
 
     Args:
-        config: the run's.
-        actors: how many there will be; None: as many as the config asks for.
+        config: of the run.
+        actors: number of actors; None: as configured.
     """
     batch, actors = config.batch, config.cluster.actors if actors is None else actors
     shards, needed = math.ceil(batch.prompts_per_round / batch.shard_prompts), 2 * actors
@@ -113,7 +115,7 @@ def few_shards(config: ProbeConfig, actors: int | None = None) -> str | None:
 
 
 def baseline_rule(config: ProbeConfig) -> BaselineRule:
-    """The baseline of a configuration."""
+    """Return the baseline of a configuration."""
     baseline = config.estimator.baseline
     return BaselineRule(
         baseline.mode, baseline.fit, baseline.ridge_lambda, baseline.ema_decay, tuple(baseline.features),

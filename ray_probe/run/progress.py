@@ -1,4 +1,4 @@
-"""What a run tells while it works; no import, so that every layer can speak it."""
+"""Progress of a run; imports nothing, so that every layer can use it."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,19 +9,19 @@ class Progress:
     """A snapshot of a run at work.
 
     Attributes:
-        round: the round at hand, from 0.
-        rounds: rounds in the run, None where a budget ends it; 0 in a note from outside rounds, all else is empty then.
+        round: the current round, from 0.
+        rounds: rounds in the run, None where a budget ends it; 0 in a note from outside rounds, else empty.
         shards: shards in the round.
         collected: shards of the round whose record is in.
         accumulated: shards of the round whose gradient is in.
-        tokens: response tokens sampled since the run (or its resumption) started.
+        tokens: response tokens sampled since the run started or resumed.
         elapsed_s: seconds since then.
-        actors_asked: rollout actors asked for.
+        actors_asked: rollout actors requested.
         actors_alive: rollout actors that answer.
         version: newest version of beta; 0 before the first.
         variance_ratio: mean squared advantage of the configured mode over that of `none`, over the shards so far; None
             before any.
-        note: one line on something worth reading (a retry, a warning), or None.
+        note: one line, such as a retry or a warning, or None.
     """
 
     round: int
@@ -39,7 +39,7 @@ class Progress:
 
     @classmethod
     def outside(cls, note: str) -> "Progress":
-        """A note from outside rounds."""
+        """Return a note from outside rounds."""
         return cls(0, 0, 0, 0, 0, 0, 0.0, 0, 0, 0, None, note)
 
 

@@ -1,4 +1,4 @@
-"""Keeps count of a run at work and tells a listener."""
+"""Counts the progress of a run and reports it to a listener."""
 
 import time
 
@@ -10,7 +10,7 @@ from ray_probe.run.progress import Listener, Progress
 
 
 class ProgressTracker:
-    """Tells a listener how a run is doing; backends call it as shards come in."""
+    """Reports progress to a listener; backends call it as shards come in."""
 
     def __init__(self, listener: Listener, rounds: int | None, mode: str, actors: int) -> None:
         self._listener = listener
@@ -23,41 +23,41 @@ class ProgressTracker:
         self.actors_asked = self.actors_alive = actors
 
     def start_round(self, number: int, shards: int) -> None:
-        """A round begins."""
+        """Begin a round."""
         self._round, self._shards, self._collected, self._accumulated = number, shards, 0, 0
         self._tell()
 
     def collected(self, tokens: int, again: bool = False) -> None:
-        """A shard's record is in; `again` when it had been in before."""
+        """Count a shard's record; `again` where it was counted before."""
         self._tokens += tokens
         self._collected += not again
         self._tell()
 
     def fitted(self, version: int) -> None:
-        """A beta was published."""
+        """Report a new version of beta."""
         self._version = version
         self._tell()
 
     def accumulated(self, report: ShardSums) -> None:
-        """A shard's gradient is in."""
+        """Count a shard's gradient."""
         self._accumulated += 1
         self._squares_M += [report.sums.advantage.get(mode, np.full(2, np.nan))[1] for mode in MODES]
         self._tell()
 
     def redone(self, shards: int) -> None:
-        """Gradients of that many shards were lost with their actor and are redone."""
+        """Take back the gradients of `shards` shards, lost with their actor."""
         self._accumulated -= shards
         self._tell()
 
     def staff(self, asked: int, alive: int) -> None:
-        """So many actors are asked for, and so many work; said when it changes, also where no shard comes in."""
+        """Report requested and live actors whenever either changes."""
         changed = (asked, alive) != (self.actors_asked, self.actors_alive)
         self.actors_asked, self.actors_alive = asked, alive
         if changed:
             self.note(f"actors: asked {asked}, have {alive}")
 
     def note(self, text: str) -> None:
-        """Something worth reading happened."""
+        """Report one line."""
         self._tell(text)
 
     def _tell(self, note: str | None = None) -> None:

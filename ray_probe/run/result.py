@@ -4,13 +4,14 @@ What a file leaves out has the value of a run that has measured nothing. No impo
 process and the tables read these types.
 """
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, Literal, Self
 
 from ray_probe.core.estimator.modes import Mode
 from ray_probe.errors import ShardError
-from ray_probe.system.json_object import JsonObject
+from ray_probe.system.json_object import JsonObject, json_schema
 
 EXIT_PARTIAL = 3
 
@@ -53,7 +54,7 @@ class Estimate(JsonObject):
 
 @dataclass(frozen=True)
 class PairedDifference(JsonObject):
-    """The difference of the mean squared advantage of two baselines on the same tokens."""
+    """The difference of two baselines' mean squared advantage on the same tokens."""
 
     mode: Mode
     """The baseline whose figure comes first."""
@@ -187,9 +188,10 @@ class Eos(JsonObject):
 
 @dataclass(frozen=True)
 class Settings:
-    """The settings that reports read from a result's configuration; None where it has none.
+    """The settings that reports read from a result's configuration.
 
-    Attributes have the names of the configuration's keys; `mode` and `fit` are of `estimator.baseline`.
+    Attributes are None where the configuration lacks them. Their names are the configuration's keys; `mode` and `fit`
+    are those of `estimator.baseline`.
     """
 
     path: str | None = None
@@ -250,9 +252,9 @@ class Result(JsonObject):
     positions: Positions = field(default_factory=Positions)
     """What the baseline explains, by position."""
     counts: Counts = field(default_factory=Counts)
-    """What is inside the figures."""
+    """Counts of what the figures hold."""
     partial: Literal[False] | tuple[str, ...] = False
-    """Ids of shards that were given up, `round/shard` from 0; false where there are none."""
+    """Ids of shards that were given up, `round/shard` from 0; false where no shard was."""
     conflicts: tuple[str, ...] = ()
     """Ids of shards that came twice with different bytes."""
     timing: Timing = field(default_factory=Timing)
@@ -277,5 +279,9 @@ class Result(JsonObject):
 
     @property
     def exit_code(self) -> int:
-        """What a command that gives this result exits with: 1 for conflicts, 3 for a partial result, else 0."""
+        """Exit code of a command: 1 for conflicts, 3 for a partial result, else 0."""
         return ShardError.exit_code if self.conflicts else EXIT_PARTIAL if self.partial else 0
+
+
+if __name__ == "__main__":
+    print(json.dumps(json_schema(Result), indent=1))

@@ -77,7 +77,7 @@ class FinishedRound(JsonObject):
 
 
 class RoundsFile:
-    """The lines of rounds.jsonl, each with a checksum that continues from the line before.
+    """The file rounds.jsonl, each line with a checksum that continues the one before.
 
     Args:
         path: of the file.
@@ -90,7 +90,7 @@ class RoundsFile:
         self._chain: int | None = None  # checksum that the next line continues from; None: the file is read first
 
     def read(self) -> list[FinishedRound]:
-        """Return the finished rounds; a torn last line and an incomplete commit group are left out.
+        """Return the finished rounds, without a torn last line or commit group.
 
         Raises what `unreadable` makes, naming the line, for damage before the end.
         """
@@ -114,7 +114,7 @@ class RoundsFile:
         self._chain = chain
 
     def _whole_lines(self) -> tuple[int, list[FinishedRound], int]:
-        """Return bytes and rounds of the whole commit groups, and the checksum that the next line continues from."""
+        """Return bytes and rounds of the whole commit groups, and the last checksum."""
         *texts, tail = self._path.read_bytes().split(b"\n") if self._path.exists() else [b""]
         rounds, ends, chains = list[FinishedRound](), [0], [0]
         for number, text in enumerate(texts, start=1):

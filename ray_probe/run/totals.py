@@ -1,9 +1,9 @@
-"""From shards' sums to the estimates of a run: additive over rounds, JSON for resume, numpy only.
+"""The sums that estimates are made of: additive over rounds, JSON for resume.
 
 Shape suffixes: S shards, M modes, P prompts, B position bins.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,7 +21,7 @@ PAIRS = tuple((mode, against) for index, mode in enumerate(MODES) for against in
 
 @dataclass
 class Totals:
-    """Everything that a run's estimates are made of, for one round or for several.
+    """The sums of one round or of several.
 
     Attributes:
         rounds: whole rounds inside.
@@ -34,7 +34,7 @@ class Totals:
         counts: see `COUNTS`.
         seconds: see `SECONDS`; busy times are summed over actors.
         given_up: ids of shards that were given up.
-        conflicts: ids of shards that came twice with different bytes on a CPU.
+        conflicts: ids of shards whose second record had other bytes, made on the same kind of CPU.
     """
 
     bins_3B: Array
@@ -51,20 +51,20 @@ class Totals:
 
     @property
     def sequences(self) -> int:
-        """Responses inside."""
+        """Number of responses."""
         return int(self.sizes_S3[:, 0].sum())
 
     @property
     def tokens(self) -> int:
-        """Response tokens inside."""
+        """Number of response tokens."""
         return int(self.sizes_S3[:, 1].sum())
 
     def repeated_prompts(self, responses_per_prompt: int) -> int:
-        """Prompts that were used more than once."""
+        """Return the number of prompts that were used more than once."""
         return sum(int(row[0]) > responses_per_prompt for row in self.prompts.values())
 
     def add_shard(self, report: ShardSums) -> None:
-        """Count one shard whose record and gradient are both in."""
+        """Add a shard whose record and gradient are both in."""
         sums = report.sums
         self.shards.append(f"{report.round}/{report.shard}")
         self.sizes_S3 = np.vstack([self.sizes_S3, [sums.sequences, sums.tokens, report.gradient_norm_sq]])
@@ -79,22 +79,28 @@ class Totals:
         self.seconds["backward_s"] += report.backward_s
 
     def add_collected(self, report: Collected) -> None:
-        """Count a shard's parity and times."""
+        """Add the parity and the times of a shard."""
         self.parity = self.parity + report.parity
         self.seconds["generate_s"] += report.generate_s
         self.seconds["teacher_force_s"] += report.teacher_force_s
 
     def advantage_ratio(self, mode: str) -> float | None:
-        """Mean squared advantage of a mode over that of `none`, over the shards inside; None before any."""
+        """Return the ratio of a baseline's mean squared advantage to that of `none`.
+
+        None before any shard.
+        """
         squares_M = self.advantage_SM2[:, :, 1].sum(axis=0)
         reference = squares_M[MODES.index("none")]
         return float(squares_M[MODES.index(mode)] / reference) if reference > 0 else None
 
-    def to_json(self) -> dict[str, Any]:
-        """Plain JSON types; `from_json` gives equal totals back."""
-        plain = {"rounds": self.rounds, "shards": self.shards, "given_up": self.given_up, "conflicts": self.conflicts}
+    def to_json(self) -> dict[str, object]:
+        """Return the totals in plain JSON types."""
         parity = self.parity
-        return plain | {
+        return {
+            "rounds": self.rounds,
+            "shards": self.shards,
+            "given_up": self.given_up,
+            "conflicts": self.conflicts,
             "sizes": self.sizes_S3.tolist(),
             "advantage": [[[as_number(x) for x in pair] for pair in row] for row in self.advantage_SM2.tolist()],
             "prompts": {str(prompt_id): row.tolist() for prompt_id, row in self.prompts.items()},
@@ -105,8 +111,8 @@ class Totals:
         }
 
     @classmethod
-    def from_json(cls, raw: dict[str, Any]) -> "Totals":
-        """Inverse of `to_json`."""
+    def from_json(cls, raw: Mapping[str, Any]) -> "Totals":
+        """Read what `to_json` returned."""
         tokens, outside, gap_sum, gap_max, histogram = raw["parity"]
         return cls(
             bins_3B=np.array(raw["bins"]),
@@ -124,7 +130,7 @@ class Totals:
 
 
 def merged(parts: Sequence[Totals]) -> Totals:
-    """Totals of several rounds; a prompt that comes back is one cluster."""
+    """Return the totals of several rounds; a repeated prompt is one cluster."""
     result = Totals(bins_3B=sum((part.bins_3B for part in parts[1:]), start=parts[0].bins_3B))
     result.rounds = sum(part.rounds for part in parts)
     result.sizes_S3 = np.concatenate([part.sizes_S3 for part in parts])
@@ -144,12 +150,12 @@ def merged(parts: Sequence[Totals]) -> Totals:
 
 
 def as_number(value: Any) -> float | None:
-    """A float for JSON; None for what is not finite."""
+    """Return a float for JSON; None where the value is not finite."""
     return float(value) if value is not None and np.isfinite(value) else None
 
 
 def summed(reports: Iterable[ShardSums], collected: Iterable[Collected], bins: int) -> Totals:
-    """Totals of one round from its shards' reports, in canonical order."""
+    """Return the totals of one round; the order of the reports does not matter."""
     totals = Totals(bins_3B=np.zeros((3, bins)), rounds=1)
     for report in sorted(reports, key=lambda report: report.shard):
         totals.add_shard(report)

@@ -160,7 +160,7 @@ class ProbeClient:
             InputError: what is wrong with the checkpoint or the settings, or it cannot be hard-linked.
             OutputError: it cannot be copied. Nothing is queued then.
         """
-        asked: dict[str, Any] = {"model.path": _place(checkpoint), "model.adapter": adapter and _place(adapter)}
+        asked: dict[str, object] = {"model.path": _place(checkpoint), "model.adapter": adapter and _place(adapter)}
         if prompts is not None:
             asked["data.prompts"] = _place(prompts) if isinstance(prompts, str | Path) else list(prompts)
         if snapshot is not None:

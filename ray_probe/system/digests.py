@@ -90,8 +90,7 @@ def unchained(line: bytes, chain: int) -> tuple[dict[str, Any], int]:
     crc = zlib.crc32(body, chain)
     if end != (_CRC % crc).encode():
         raise ValueError("its checksum does not fit")
-    fields: dict[str, Any] = json.loads(body + b"}")
-    return fields, crc
+    return dict(json.loads(body + b"}")), crc
 
 
 def lost_its_end(tail: bytes, chain: int) -> bool:
@@ -117,8 +116,7 @@ def unsealed(data: bytes) -> dict[str, Any]:
     body = data[:-_SEAL_BYTES]
     if data[-_SEAL_BYTES:] != (_SEAL % hashlib.sha256(body).hexdigest()).encode():
         raise ValueError("it is damaged or was edited: its sha256 does not fit")
-    value: dict[str, Any] = json.loads(body + b"\n}")
-    return value
+    return dict(json.loads(body + b"\n}"))
 
 
 class FileDigest:

@@ -23,13 +23,15 @@ class JsonObject:
     OMITTED: ClassVar[frozenset[str]] = frozenset()
     __pydantic_config__: ClassVar[Mapping[str, Any]] = {"use_attribute_docstrings": True, "alias_generator": _key}
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """Return the object in plain JSON types."""
         return _plain_fields(self)
 
     @classmethod
     def from_json(cls, raw: object) -> Self:
-        """Read what `to_json` returned; a field without a key takes its default, and unknown keys are ignored.
+        """Read what `to_json` returned; unknown keys are ignored.
+
+        A field without a key takes its default.
 
         Raises:
             ValueError: one line that names the first key that is missing or has another type.
@@ -41,11 +43,10 @@ class JsonObject:
             return found
         except ValidationError as error:
             first = error.errors()[0]
-            *path, last = first["loc"] or ("",)
-            where = ".".join(map(str, path))
+            path, problem = [str(key) for key in first["loc"]], first["msg"]
             if first["type"] == "missing":
-                raise ValueError(f"{where}: has no {last!r}" if where else f"has no {last!r}") from None
-            raise ValueError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+                problem = f"has no {path.pop()!r}"
+            raise ValueError(": ".join(filter(None, (".".join(path), problem)))) from None
 
 
 _ADAPTERS: "dict[type[Any], TypeAdapter[Any]]" = {}
@@ -59,7 +60,7 @@ def _adapter(kind: type[Any]) -> "TypeAdapter[Any]":
     return _ADAPTERS[kind]
 
 
-def _plain_fields(value: Any) -> dict[str, Any]:
+def _plain_fields(value: Any) -> dict[str, object]:
     found = {field.name: getattr(value, field.name) for field in fields(value)}
     omitted = getattr(value, "OMITTED", ())
     return {_key(name): _plain(item) for name, item in found.items() if item is not None or name not in omitted}
@@ -73,9 +74,12 @@ def _plain(value: object) -> object:
     return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
 
 
-def json_schema(kind: type[JsonObject]) -> dict[str, Any]:
-    """Return the JSON schema of what `to_json` writes: every key is required but those that may be omitted."""
-    schema: dict[str, Any] = _adapter(kind).json_schema(mode="serialization")
+def json_schema(kind: type[JsonObject]) -> dict[str, object]:
+    """Return the JSON schema of what `to_json` writes."""
+    schema = _adapter(kind).json_schema(mode="serialization")
     for part in (schema, *schema.get("$defs", {}).values()):
+        for figure in part["properties"].values():
+            for noise in ("title", "default"):  # every key is written, whatever its value
+                figure.pop(noise, None)
         part["required"] = [name for name in part["properties"] if name not in kind.OMITTED]
     return schema

@@ -52,7 +52,7 @@ class EosIds:
         """Return the sources that disagree, as `config.json names 2 'b'`."""
         return shown_others(self.others, dict(self.texts))
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """Return plain JSON types for result.json; token ids that are keys become strings."""
         return {
             "ids": list(self.ids),

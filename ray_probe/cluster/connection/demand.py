@@ -6,7 +6,7 @@ import resource
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ray_probe.cluster.head.ray_private import gpus_here
 from ray_probe.errors import ClusterError, ConfigError, bad_value
@@ -61,7 +61,7 @@ class Demand:
         """CPUs that a head declares."""
         return max(1, math.ceil(self.slots * self.cpus_per_actor))
 
-    def head_options(self) -> dict[str, Any]:
+    def head_options(self) -> dict[str, object]:
         """Returns the options of `ray.init` for a head."""
         # Objects beyond the store spill to the temp dir, and Ray does not use a /dev/shm smaller than the store.
         free = shutil.disk_usage("/dev/shm").free if os.path.isdir("/dev/shm") else 0

@@ -6,7 +6,7 @@ is read.
 """
 
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import ray
@@ -50,7 +50,7 @@ class Pool:
     def __init__(
         self,
         size: int,
-        options: dict[str, Any],
+        options: Mapping[str, Any],
         on_note: Callable[[str], None],
         clock: Callable[[], float] = time.monotonic,
         actor_class: type = RolloutActor,

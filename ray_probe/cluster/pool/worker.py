@@ -1,6 +1,6 @@
 """A rollout actor as the pool sees it: what it has loaded, what it was given to do, when it was last heard of."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -139,7 +139,7 @@ class Member:
     tokens: int | None
 
 
-def demand_of(options: dict[str, Any]) -> dict[str, float]:
+def demand_of(options: Mapping[str, Any]) -> dict[str, float]:
     """Resources of one actor under Ray's names, zeros left out."""
     asked = {"CPU": options.get("num_cpus", 0), "GPU": options.get("num_gpus", 0), **options.get("resources", {})}
     return {name: float(amount) for name, amount in asked.items() if amount}

@@ -103,7 +103,7 @@ def test_a_run_says_at_its_start_what_gap_was_found_and_goes_on_where_the_gate_a
     told: list[str | None] = []
     workers = InProcessWorkers()
     measure(Job(prepare(config), resume=False), workers, lambda progress: told.append(progress.note), lambda: False)
-    gap = workers.info["cache_gap"]
+    gap = workers.info.cache_gap
     warning = f"warning: steps from this model's cache are {gap:.2g} nats a token from one pass over them"
     assert gap > 1e-4 and warning in told and warning in (tmp_path / "runs" / "run" / "log.txt").read_text()
 
