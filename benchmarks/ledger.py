@@ -104,7 +104,7 @@ def _together(directory: Path) -> dict[str, Any]:
                 sent = [replace(delivery, round=number, shard=first + place) for place in range(SHARDS)]
                 with ThreadPoolExecutor(senders) as pool:
                     seconds = _seconds(
-                        lambda pool=pool, sent=sent: list(pool.map(partial(host.accept_together, opening), sent))
+                        lambda pool=pool, sent=sent: list(pool.map(partial(host.accept, opening), sent))
                     )
                 rates[name].append(SHARDS / seconds)
             host.fitter.close_round(number, range(2 * SHARDS))
@@ -160,14 +160,14 @@ def _recovery(directory: Path) -> dict[str, Any]:
             address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR",
             object_store_memory=100_000_000, _temp_dir=os.path.join(temporary, "r"),
         )  # fmt: skip
-        keeper = fitter_actor({}, directory / "fitter.json")
-        fitter = keeper.open_fitter(RULE, "policy", directory / "ledger.jsonl", [range(SHARDS)] * (ACKS // SHARDS))
+        fitter = fitter_actor({}, directory / "fitter.json")
+        fitter.open(RULE, "policy", directory / "ledger.jsonl", [range(SHARDS)] * (ACKS // SHARDS))
         seconds = []
         for _ in range(KILLS):
-            os.kill(fitter.ask("pid"), signal.SIGKILL)
-            seconds.append(_seconds(lambda: fitter.ask("beta")))
-            assert fitter.ask("beta")["version"] == ACKS // SHARDS
-        keeper.close()
+            os.kill(fitter.pid(), signal.SIGKILL)
+            seconds.append(_seconds(fitter.beta))
+            assert fitter.beta()["version"] == ACKS // SHARDS
+        fitter.kill()
         ray.shutdown()
     return {"recovery_s": seconds, "median_s": statistics.median(seconds), "max_s": max(seconds)}
 

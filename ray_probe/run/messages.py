@@ -3,9 +3,8 @@
 Shape suffixes: B position bins, P prompts.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -25,15 +24,13 @@ def shard_label(round_number: int, shard: int) -> str:
 
 @dataclass(frozen=True)
 class FitterSession:
-    """A measurement that a fitter is open on, as deliveries name it.
+    """A fitter's open measurement, as deliveries name it.
 
     Attributes:
-        id: of the measurement.
-        together: deliveries shall come by the way on which those that come together share a write to the ledger.
+        id: unique token.
     """
 
     id: str
-    together: bool
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,17 +52,6 @@ class Delivery:
     shard: int
     packed: Array
     made_on: str
-
-    def __reduce__(self) -> tuple[Callable[..., "Delivery"], tuple[Any, ...]]:
-        """Travels as plain bytes: Ray hands an array over beside its message, which takes longer than to copy it."""
-        fields = self.policy_id, self.features, self.round, self.shard, self.packed.tobytes(), self.made_on
-        return _delivery_of, fields
-
-
-def _delivery_of(
-    policy_id: str, features: tuple[str, ...], round_number: int, shard: int, packed: bytes, made_on: str
-) -> Delivery:
-    return Delivery(policy_id, features, round_number, shard, np.frombuffer(packed, np.float64), made_on)
 
 
 @dataclass(frozen=True, eq=False)

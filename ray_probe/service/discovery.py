@@ -9,6 +9,7 @@ from ray_probe.errors import ClusterError, ConfigError, bad_value
 from ray_probe.service import registry
 
 if TYPE_CHECKING:
+    from ray_probe.cluster.controller_actor import ControllerHandle
     from ray_probe.cluster.head.head_monitor import HeadMonitor
 
 
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 class Found:
     """A service or run that answers: its controller, name, namespace and kind, and a watch of its cluster's head."""
 
-    controller: Any
+    controller: "ControllerHandle"
     name: str
     namespace: str
     kind: str
@@ -39,7 +40,6 @@ def find(
         ConfigError: nothing of that name, or several without one; names what there is.
         ClusterError: the cluster is not reachable, refuses the token, or is not the one that this process has joined.
     """
-    from ray_probe.cluster.actors.own_actors import kind_of
     from ray_probe.cluster.connection.addresses import connected_address
     from ray_probe.cluster.head.head_monitor import LOST_S, OWN_LOST_S, HeadMonitor
 
@@ -55,7 +55,7 @@ def find(
     controller, name = choose_controller(name, namespace, kind)
     head = HeadMonitor(connected_address(), OWN_LOST_S if known is not None and known.loopback else LOST_S)
     registered = known is not None and known.name == name and known.namespace == namespace
-    found = known.kind if known is not None and registered else kind_of(controller, name)
+    found = known.kind if known is not None and registered else controller.kind()
     return Found(controller, name, namespace, found or "service", head)
 
 
@@ -91,7 +91,7 @@ def entry_at(address: str, name: str | None) -> registry.Entry | None:
     return next((entry for entry in there if entry.name == name), there[0] if there else None)
 
 
-def choose_controller(name: str | None, namespace: str, kind: str | None = None) -> tuple[Any, str]:
+def choose_controller(name: str | None, namespace: str, kind: str | None = None) -> "tuple[ControllerHandle, str]":
     """The controller that is meant, on the cluster that this process is connected to, and its name.
 
     Args:
@@ -102,12 +102,12 @@ def choose_controller(name: str | None, namespace: str, kind: str | None = None)
     Raises:
         ConfigError: nothing is up, or several are and none is named; names what there is.
     """
-    from ray_probe.cluster.actors.own_actors import controllers, kind_of
+    from ray_probe.cluster.controllers import controllers
 
     there = controllers(namespace)
     fitting = [name] if name is not None else list(there)
     if name is None and kind is not None:
-        kinds = {one: kind_of(controller, one) for one, controller in there.items()}  # None: it is being restarted, say
+        kinds = {one: controller.kind() for one, controller in there.items()}  # None: it is being restarted, say
         fitting = [one for one in there if kinds[one] == kind] or [one for one in there if kinds[one] is None]
     if len(fitting) == 1 and fitting[0] in there:
         return there[fitting[0]], fitting[0]

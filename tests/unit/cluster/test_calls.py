@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import ray
 
-from ray_probe.cluster.actors.calls import ask
+from ray_probe.cluster.actors.calls import call
 from ray_probe.errors import ClusterError
 
 
@@ -31,8 +31,8 @@ class Slow:
 def asked(monkeypatch: pytest.MonkeyPatch, slow: Slow, deadline_s: float, **options: Any) -> Any:
     monkeypatch.setattr(ray, "wait", slow.wait)
     monkeypatch.setattr(ray, "get", slow.get)
-    actor = SimpleNamespace(follow=SimpleNamespace(remote=lambda: "answer"))
-    return ask(actor, "demo", "follow", deadline_s=deadline_s, **options)
+    method = SimpleNamespace(remote=lambda: "answer")
+    return call("demo", method, deadline_s=deadline_s, **options)
 
 
 def test_the_answer_is_waited_for_with_looks_in_between(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -50,5 +50,5 @@ def test_what_a_look_raises_ends_the_wait(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_without_an_answer_in_time_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ClusterError, match=r"demo: no answer to 'follow' in 0\.01 s"):
+    with pytest.raises(ClusterError, match=r"demo: no answer in 0\.01 s"):
         asked(monkeypatch, Slow(None), 0.01)
