@@ -1,4 +1,4 @@
-"""The backend on a Ray cluster: rollout actors, a fitter and a writer, for one measurement after another."""
+"""The backend on a Ray cluster, for one measurement after another."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -27,7 +27,7 @@ HandleT = TypeVar("HandleT", FitterHandle, WriterHandle)
 
 
 def actor_options(config: ProbeConfig) -> dict[str, Any]:
-    """Return `ray.remote` options of a rollout actor: its resources and environment variables."""
+    """Return the resources and environment variables of a rollout actor."""
     cluster = config.cluster
     own = {
         "OMP_NUM_THREADS": str(cluster.cpus_per_actor),
@@ -46,7 +46,7 @@ def actor_options(config: ProbeConfig) -> dict[str, Any]:
 
 
 class RayBackend:
-    """Rollout actors, fitter and writer on the cluster that this process is connected to.
+    """Rollout actors, fitter and writer on the connected cluster.
 
     Args:
         config: its `cluster` section gives number and resources of the actors.
@@ -130,7 +130,7 @@ class RayBackend:
         return self.writer.sha256
 
     def load(self, prepared: PreparedRun, stop: StopCheck = lambda: False, wait_for: int = 1) -> None:
-        """Have the actors load a checkpoint; returns when `wait_for` of them have, or `stop` returns true.
+        """Have the actors load a checkpoint; returns once `wait_for` have, or on `stop`.
 
         Raises:
             ProbeError: an actor refuses the checkpoint or its device, or no actor starts.
@@ -140,7 +140,7 @@ class RayBackend:
         self.pool.start(wait_for, stop)
 
     def open(self, directory: RunDirectory, finished: Sequence[Sequence[int]] = (), held_positions: int = 0) -> None:
-        """Have fitter and writer, on this node, resume from a run directory; dead ones are replaced.
+        """Have fitter and writer resume from a run directory; dead ones are replaced.
 
         Args:
             directory: the run directory.
@@ -175,7 +175,7 @@ class RayBackend:
         return self._group.run_round(shards)
 
     def commit(self) -> list[RoundOutcome]:
-        """Add up the actors' sums and put the total on disk, beside the state of the last commit."""
+        """Add up the actors' sums and put the total on disk beside the last state."""
         assert self._group is not None, "`run_round` comes first"
         reduction = Reduction(self.pool, self.writer, self.layout, self._bucket_numbers, self._group.stop)
         committed, in_place = self.writer.rounds, False
@@ -191,7 +191,7 @@ class RayBackend:
         self.writer.settle()
 
     def save_gradient(self, path: Path, rounds: int, sequences: int) -> None:
-        """Write the gradient summed over `rounds` rounds, divided by the responses, by parameter name."""
+        """Write the sum over `rounds` rounds, divided by `sequences`, by parameter name."""
         self.writer.save_gradient(path, rounds, sequences)
 
     def close(self) -> None:

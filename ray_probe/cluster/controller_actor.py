@@ -36,7 +36,9 @@ KIND_S = 5.0
 
 @dataclass(frozen=True)
 class ControllerSpec:
-    """The constructor's argument of a controller, kept small: Ray itself stores only small arguments for a restart.
+    """The constructor's argument of a controller.
+
+    It is small, because Ray keeps only small arguments for a restart.
 
     Attributes:
         name: of the service or run.
@@ -57,7 +59,7 @@ class ControllerSpec:
 
 
 class ControllerActor(OwnActor):
-    """Runs a `Controller`; every method but `close` answers at once. For the methods see `ControllerHandle`."""
+    """Runs a `Controller`; every method but `close` answers at once."""
 
     def __init__(self, spec: ControllerSpec) -> None:
         from ray_probe.cluster.controller_backend import RayControllerBackend
@@ -99,7 +101,7 @@ class ControllerActor(OwnActor):
         return self._controller.submit(config, job).id
 
     def probe(self, settings: Mapping[str, Any]) -> str:
-        """Queue a measurement of the service's configuration with these settings; returns its id."""
+        """Queue a measurement with these settings; returns its id."""
         if self._kind == "run":
             raise ConfigError("--run: a run measures one checkpoint; start a service for more: up CONFIG")
         from ray_probe.controller.measurement_config import measurement_config
@@ -159,7 +161,9 @@ class ControllerActor(OwnActor):
 
 
 class ControllerHandle(ActorHandle[ControllerActor]):
-    """The handle of a controller. Methods raise what the controller raises, or ClusterError without an answer.
+    """The handle of a controller.
+
+    Methods raise the controller's ProbeError, or ClusterError without an answer.
 
     Args:
         name: of the service or run.
@@ -185,14 +189,14 @@ class ControllerHandle(ActorHandle[ControllerActor]):
         return self._call(self.actor.submit, config, job, deadline_s=deadline_s)
 
     def probe(self, settings: Mapping[str, Any]) -> str:
-        """Queue a measurement of the service's configuration with these settings; returns its id.
+        """Queue a measurement with these settings; returns its id.
 
         Raises InputError where checkpoint or settings are wrong, OutputError where the checkpoint cannot be pinned.
         """
         return call_long(self.name, self.actor.probe, settings, alive=self.actor.pid, silent_s=ANSWER_S)
 
     def cancel(self, identity: str, deadline_s: float = ANSWER_S) -> MeasurementInfo:
-        """Withdraw a waiting measurement, or stop the running one with its whole rounds kept."""
+        """Withdraw a waiting measurement, or stop the running one after whole rounds."""
         return self._call(self.actor.cancel, identity, deadline_s=deadline_s)
 
     def drain(self, on: bool) -> None:
@@ -238,7 +242,7 @@ class ControllerHandle(ActorHandle[ControllerActor]):
         return self._call(self.actor.logs, identity, lines)
 
     def close(self, deadline_s: float) -> bool:
-        """Stop the work, with whole rounds kept, and end the actors; returns whether that was in time."""
+        """Stop the work after whole rounds and end the actors; returns whether in time."""
         return self._call(self.actor.close, deadline_s / 2, deadline_s=deadline_s)
 
     def _call(

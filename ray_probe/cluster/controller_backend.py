@@ -1,4 +1,4 @@
-"""The backend of a controller: one thread works with it, and any thread scales and queries its actors."""
+"""The backend of a controller; any thread may scale and query its actors."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -9,7 +9,7 @@ from ray_probe.cluster.actors.fitter import FitterHandle
 from ray_probe.cluster.backend import RayBackend
 from ray_probe.cluster.connection.demand import Demand, room
 from ray_probe.cluster.connection.nodes import alive_nodes
-from ray_probe.controller.replies import Actor, Scaled
+from ray_probe.controller.replies import Scaled
 from ray_probe.errors import ConfigError
 from ray_probe.run.prepared import few_shards
 
@@ -64,7 +64,7 @@ class RayControllerBackend(RayBackend):
             "actors_alive": there.alive,
             "actors_starting": max(0, min(there.starting, there.asked - there.alive)),
             "actors_leaving": max(0, len(there.members) - there.asked),
-            "actors": tuple(Actor(m.number, m.state, m.node, m.pid, m.tokens) for m in there.members),
+            "actors": there.members,
             "last_failure": there.last_failure,
             "nodes": len(nodes),
             "resources": _plain(ray.cluster_resources()),

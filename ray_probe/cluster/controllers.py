@@ -1,6 +1,6 @@
 """Creates controllers, and finds them by name."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import ray
 
@@ -10,14 +10,11 @@ from ray_probe.cluster.connection.nodes import pinned_to
 from ray_probe.cluster.controller_actor import ControllerActor, ControllerHandle, ControllerSpec
 from ray_probe.errors import ConfigError, bad_value
 
-if TYPE_CHECKING:
-    from ray_probe.config import ProbeConfig
-
 CALLS_AT_ONCE = 32
 
 
 def create(spec: ControllerSpec, node_id: str) -> ControllerHandle:
-    """Start a controller on a node; a service's outlives this process, and Ray restarts it.
+    """Start a controller on a node; a service's outlives this process.
 
     Raises ConfigError when another service or run, or an actor of another program, has one of its names.
     """
@@ -30,13 +27,6 @@ def create(spec: ControllerSpec, node_id: str) -> ControllerHandle:
         runtime_env={"env_vars": {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}}, **lasting,
     )  # fmt: skip
     return ControllerHandle(spec.name, options.remote(spec))
-
-
-def spec_of_run(name: str, config: "ProbeConfig", own_head: bool) -> ControllerSpec:
-    """Return the spec of a run's controller."""
-    from ray_probe.config.loading import to_dict
-
-    return ControllerSpec(name, to_dict(config), None, own_head)
 
 
 def controllers(namespace: str) -> dict[str, ControllerHandle]:

@@ -1,4 +1,4 @@
-"""The client of a service or a run in progress, from another process: `ProbeClient.connect().beta()`."""
+"""The client of a service or a run in progress, from another process."""
 
 import contextlib
 import sys
@@ -32,7 +32,7 @@ CLOSE_S = 60.0
 
 
 class ProbeClient:
-    """A connection to a service or a run, closed at the end of its `with` block. Replies are frozen and typed.
+    """A connection to a service or a run, closed at the end of its `with` block.
 
     A process that is connected to the same Ray cluster already, such as a trainer, keeps using its connection.
 
@@ -97,7 +97,7 @@ class ProbeClient:
 
     @property
     def head_lost(self) -> bool:
-        """Whether the cluster's head is lost, with all its processes; false where it is not monitored."""
+        """Whether the cluster's head is lost; false where it is not monitored."""
         return self._head is not None and self._head.is_lost()
 
     def status(self, deadline_s: float = ANSWER_S) -> Status:
@@ -116,7 +116,10 @@ class ProbeClient:
         return self.controller.beta(version, measurement)
 
     def variance(self, measurement: str | None = None) -> Variance:
-        """Return the variances of whole rounds: of advantages by mode, nats^2 per token, and of the gradient."""
+        """Return variances over whole rounds.
+
+        Those of advantages, by mode, are in nats^2 per token.
+        """
         return self.controller.variance(measurement)
 
     def results(self) -> tuple[MeasurementInfo, ...]:
@@ -124,11 +127,11 @@ class ProbeClient:
         return self.controller.results()
 
     def result(self, measurement: str | None = None) -> tuple[MeasurementInfo, dict[str, Any] | None]:
-        """Return a measurement, and result.json of its whole rounds so far; None before the first."""
+        """Return a measurement and its result so far; None before the first round."""
         return self.controller.result(measurement)
 
     def logs(self, measurement: str | None = None, lines: int = 100) -> tuple[str, ...]:
-        """Return the last lines of a measurement's log.txt; None: of the service's own log."""
+        """Return the last lines of a measurement's log, or (None) of the service's."""
         return self.controller.logs(measurement, lines)
 
     def probe(
@@ -212,15 +215,15 @@ class ProbeClient:
         return False
 
     def scale(self, actors: int) -> Scaled:
-        """Ask for this many rollout actors from now on; `status` shows when they have started."""
+        """Ask for this many rollout actors; `status` shows when they have started."""
         return self.controller.scale(actors)
 
     def cancel(self, measurement: str) -> MeasurementInfo:
-        """Withdraw a waiting measurement, or stop the running one with its whole rounds kept."""
+        """Withdraw a waiting measurement, or stop the running one after whole rounds."""
         return self.controller.cancel(measurement)
 
     def drain(self, on: bool = True) -> None:
-        """Have the service accept no more measurements and finish the waiting ones; False: accept them again."""
+        """Accept no more measurements and finish the waiting ones; False: accept again."""
         self.controller.drain(on)
 
     def start_error(self) -> ProbeError | None:
@@ -228,7 +231,7 @@ class ProbeClient:
         return self.controller.start_error()
 
     def end(self, seconds: float = CLOSE_S) -> bool:
-        """Stop the work, with whole rounds kept, and end all actors; returns whether the work stopped in time.
+        """Stop the work after whole rounds and end the actors; returns whether in time.
 
         Args:
             seconds: how long the work may take to stop; 0 ends the actors at once.
@@ -257,6 +260,6 @@ class ProbeClient:
 
 
 def _place(path: str | Path | Sequence[str]) -> str:
-    """Return the absolute path of an existing file, else the name as it is: a hub name, a data set."""
+    """Return an existing file's absolute path, else the name (of the hub) as it is."""
     text = str(path)
     return str(Path(text).resolve()) if Path(text).exists() else text

@@ -195,7 +195,8 @@ def _driven(
     from ray_probe.cluster.connection.connect import connected
     from ray_probe.cluster.connection.demand import Demand
     from ray_probe.cluster.connection.nodes import this_node
-    from ray_probe.cluster.controllers import create, spec_of_run
+    from ray_probe.cluster.controller_actor import ControllerSpec
+    from ray_probe.cluster.controllers import create
     from ray_probe.cluster.head.head_monitor import LOST_S, OWN_LOST_S, HeadMonitor
     from ray_probe.service.client import CLOSE_S, ProbeClient
 
@@ -213,7 +214,7 @@ def _driven(
         )  # fmt: skip
         notes.tell(prepared.memory.note())
         warn_unless_shared(config, notes.tell)
-        controller = create(spec_of_run(name, config, info.owned), this_node())
+        controller = create(ControllerSpec(name, to_dict(config), None, info.owned), this_node())
         stack.enter_context(at_last(controller.kill))
         lost_s, is_gone = (LOST_S, lambda: False) if own is None else (OWN_LOST_S, own.is_gone)
         head = HeadMonitor(info.address, lost_s, is_gone=is_gone)

@@ -1,4 +1,4 @@
-"""The fitter's actor and its handle; it runs on the node that holds the run directory."""
+"""The fitter's actor, on the node that holds the run directory, and its handle."""
 
 import secrets
 from collections.abc import Mapping, Sequence
@@ -21,9 +21,10 @@ FITTER_THREADS = {"queries": 2, "records": 16}
 
 
 class FitterActor(OwnActor):
-    """Owns records and fits of one measurement after another; imports numpy only, so that it starts fast.
+    """Owns the records and fits of one measurement after another.
 
-    A restarted process resumes the open measurement from its ledger. All methods are idempotent.
+    A restarted process resumes the open measurement from its ledger. All methods are idempotent. The process imports
+    numpy only, so that it starts fast.
 
     Args:
         state: file that names the open measurement; None: a restart loses it.
@@ -47,7 +48,10 @@ class FitterActor(OwnActor):
 
     @in_group("records")
     def accept(self, session: FitterSession, delivery: Delivery) -> Receipt:
-        """Take in a shard's record; concurrent deliveries share a write. Raises RecordError for a closed session."""
+        """Take in a shard's record; concurrent deliveries share a write.
+
+        Raises RecordError for a closed session.
+        """
         return self._host.accept(session, delivery)
 
     def close_round(self, round_number: int, shards: Sequence[int], since: int) -> PublishedFit:
@@ -66,17 +70,17 @@ class FitterActor(OwnActor):
             return fitter.counts
 
     def notes(self) -> tuple[str, ...]:
-        """Return the lines for the run's log: restarts, torn ledgers, records that came again with other bytes."""
+        """Return the lines for the run's log."""
         return self._host.notes
 
     @in_group("queries")
     def beta(self, version: int | None = None) -> dict[str, Any]:
-        """Return a global fit as results show it; None: the current one. Answered during a fit."""
+        """Return a global fit as results show it, also during a fit."""
         return self._host.fitter.beta(version)
 
     @in_group("queries")
     def variance(self) -> dict[str, Any]:
-        """Return how well the current fit explains its own rows. Answered during a fit."""
+        """Return how well the current fit explains its own rows, also during a fit."""
         return self._host.fitter.variance()
 
 
@@ -97,7 +101,7 @@ class FitterHandle(RestartedHandle[FitterActor]):
     def open(
         self, rule: BaselineRule, policy_id: str, ledger: Path, finished: Sequence[Sequence[int]] = (), run: str = ""
     ) -> FitterSession:
-        """Open a measurement, with its records rebuilt from the ledger; the session before ends.
+        """Open a measurement, with its records from the ledger, and end the last one.
 
         Args:
             rule: how the baseline is formed.
@@ -113,11 +117,14 @@ class FitterHandle(RestartedHandle[FitterActor]):
         return self.session
 
     def accept(self, session: FitterSession, delivery: Delivery, deadline_s: float = ANSWER_DEADLINE_S) -> Receipt:
-        """Deliver a shard's record. Raises ProbeError where the fitter refuses the record or cannot write it."""
+        """Deliver a shard's record.
+
+        Raises ProbeError where the fitter refuses the record or cannot write it.
+        """
         return self._call(self.actor.accept, session, delivery, deadline_s=deadline_s)
 
     def close_round(self, round_number: int, shards: Sequence[int], since: int) -> PublishedFit:
-        """Fit the records of these shards; returns the fit that the round's gradients use.
+        """Fit these shards' records; returns the fit that the round's gradients use.
 
         Args:
             round_number: the open round.

@@ -1,4 +1,4 @@
-"""Base classes of the typed handles of actors; a handle's methods mirror those of its actor's class."""
+"""Base classes of typed actor handles, whose methods mirror the actor's class."""
 
 from collections.abc import Callable
 from typing import Any, Generic, TypeVar
@@ -47,21 +47,21 @@ class ActorHandle(Generic[ActorT]):
     def _call(
         self, method: Callable[[*ArgTs], ResultT], *args: *ArgTs, deadline_s: float = ANSWER_DEADLINE_S
     ) -> ResultT:
-        """Call a method once (see `call`)."""
+        """Call a method once."""
         return call(self.name, method, *args, deadline_s=deadline_s)
 
 
 class RestartedHandle(ActorHandle[ActorT]):
-    """The handle of an actor that Ray restarts, and whose methods are idempotent."""
+    """The handle of an actor that Ray restarts and whose methods are idempotent."""
 
     def _call(
         self, method: Callable[[*ArgTs], ResultT], *args: *ArgTs, deadline_s: float = ANSWER_DEADLINE_S
     ) -> ResultT:
-        """Call a method, and retry while the actor restarts (see `call_restarted`)."""
+        """Call a method, and retry while Ray restarts the actor."""
         return call_restarted(self.name, method, *args, deadline_s=deadline_s)
 
 
 def on_this_node() -> dict[str, Any]:
-    """Return `ray.remote` options of an actor on this node that takes no CPU and is not restarted."""
+    """Return options of an actor on this node that takes no CPU, without restarts."""
     node = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     return {"num_cpus": 0, "max_restarts": 0, "scheduling_strategy": node}

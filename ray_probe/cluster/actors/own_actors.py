@@ -1,4 +1,4 @@
-"""Finds the actors of ray_probe on a cluster by a marker method, as other programs may use the same names."""
+"""Finds ray_probe's actors by a marker, as other programs may use the same names."""
 
 import contextlib
 import os
@@ -14,7 +14,7 @@ class OwnActor:
     """Marks an actor class of ray_probe; a handle knows its methods without a call."""
 
     def of_ray_probe(self) -> None:
-        """Do nothing; a handle that has this method is one of ray_probe's actors."""
+        """Do nothing; a handle with this method is of an actor of ray_probe."""
 
     def pid(self) -> int:
         """Return the id of this process."""
@@ -22,7 +22,7 @@ class OwnActor:
 
 
 def end_children(name: str, namespace: str) -> bool:
-    """Kill the actors of a service or run except its controller; returns whether any was there."""
+    """Kill a service's or run's actors but its controller; returns whether any lived."""
     handles = [named_actor(actor, namespace) for actor in actor_names.children(name, names_in(namespace))]
     ours = [handle for handle in handles if is_ours(handle)]
     for handle in ours:

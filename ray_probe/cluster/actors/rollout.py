@@ -18,7 +18,7 @@ from ray_probe.system.failpoints import fail_at
 
 
 class RolloutActor(OwnActor):
-    """Samples, scores and differentiates; `tokens_done` is answered meanwhile, on a second thread."""
+    """Samples, scores and differentiates; a second thread answers `tokens_done`."""
 
     def __init__(self) -> None:
         self._tokens = 0
@@ -75,12 +75,12 @@ class RolloutActor(OwnActor):
         return self._rollout.bucket(start, stop, *others)
 
     def tokens_done(self) -> int:
-        """Return the tokens sampled and scored since the start; a count that does not grow means a stuck actor."""
+        """Return the tokens sampled and scored so far; a stuck actor's do not grow."""
         return self._tokens
 
     @contextlib.contextmanager
     def _without_graphs_next_time(self) -> Iterator[None]:
-        """Hold no more graphs once memory has run out, so that the next attempt has more of it."""
+        """Hold no more graphs once memory has run out, to leave more for a retry."""
         try:
             yield
         except Exception as error:
@@ -93,7 +93,7 @@ class RolloutActor(OwnActor):
 
 
 class RolloutHandle:
-    """The handle of a rollout actor; its methods return Ray's references, which the pool watches.
+    """The handle of a rollout actor; its methods return references to results.
 
     Args:
         actor: Ray's handle.
@@ -120,7 +120,7 @@ class RolloutHandle:
         return send(self.actor.gradient_report, group)
 
     def bucket(self, start: int, stop: int, *others: Any) -> Any:
-        """Add up a range of gradient sums; `others` and the result are references to arrays."""
+        """Add up a range of sums; `others` and the result are references to arrays."""
         return send(self.actor.bucket, start, stop, *others)
 
     def tokens_done(self) -> Any:

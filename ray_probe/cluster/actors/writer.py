@@ -1,4 +1,4 @@
-"""The writer's actor and its handle; it sums gradients on the node that holds the run directory."""
+"""The writer's actor, on the node that holds the run directory, and its handle."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -17,11 +17,11 @@ MAX_DEATHS = 10
 
 
 class NotOpen(Exception):
-    """The writer's process was restarted, and does not know its gradient yet."""
+    """The writer's process was restarted and has no gradient open yet."""
 
 
 class WriterActor(OwnActor):
-    """Keeps the committed gradient of one measurement after another on disk; numpy only.
+    """Keeps the committed gradient of one measurement after another on disk.
 
     A restarted process raises NotOpen until `go_on`. All methods but `add` are idempotent.
     """
@@ -36,7 +36,7 @@ class WriterActor(OwnActor):
         return self._open
 
     def open(self, state: str, layout: ParameterLayout, rounds: int, sha256: str | None) -> float:
-        """Resume from the gradient summed over `rounds` rounds; returns its squared norm (see `GradientStore.open`)."""
+        """Resume from the gradient of `rounds` rounds; returns its squared norm."""
         self._open = None
         store = GradientStore(Path(state), layout)
         norm_sq = store.open(rounds, sha256)
@@ -44,7 +44,7 @@ class WriterActor(OwnActor):
         return norm_sq
 
     def go_on(self, state: str, layout: ParameterLayout, rounds: int, sha256: str | None) -> None:
-        """Resume after `rounds` committed rounds. The commit in progress may or may not have completed."""
+        """Resume after a restart; the commit in progress may have completed or not."""
         self._open = GradientStore(Path(state), layout)
         self._open.go_on(rounds, sha256)
 
@@ -61,7 +61,10 @@ class WriterActor(OwnActor):
         return self._store.holds(staging)
 
     def commit(self, staging: str, rounds: int) -> tuple[float, str | None]:
-        """Commit what is staged, once; returns squared norm and sha256 of the file. Raises NotStaged."""
+        """Commit what is staged, once; returns its squared norm and sha256.
+
+        Raises NotStaged when the staging is lost.
+        """
         return self._store.commit_once(staging, rounds), self._store.sha256
 
     def settle(self) -> None:
@@ -74,7 +77,7 @@ class WriterActor(OwnActor):
 
 
 class WriterHandle(RestartedHandle[WriterActor]):
-    """The handle of the writer; after a restart of the actor it reopens the gradient and retries.
+    """The handle of the writer; it reopens the gradient after a restart and retries.
 
     Args:
         actor: Ray's handle.
@@ -114,15 +117,21 @@ class WriterHandle(RestartedHandle[WriterActor]):
         return self._call(self.actor.begin)
 
     def add(self, staging: str, start: int, stop: int, part: Any) -> Any:
-        """Stage a bucket from Ray's reference to it; returns a reference that is ready once it is on disk."""
+        """Stage a bucket; returns a reference that is ready once it is on disk.
+
+        `part` is Ray's reference to the bucket.
+        """
         return send(self.actor.add, staging, start, stop, part)
 
     def holds(self, staging: str) -> bool:
-        """Return whether this staging is still there; it goes with the actor's process."""
+        """Return whether this staging is still there; a restart of the actor loses it."""
         return self._call(self.actor.holds, staging)
 
     def commit(self, staging: str, rounds: int) -> None:
-        """Commit what is staged as the sum through `rounds` rounds. Raises NotStaged when the staging is lost."""
+        """Commit what is staged as the sum through `rounds` rounds.
+
+        Raises NotStaged when the staging is lost.
+        """
         self.norm_sq, self.sha256 = self._call(self.actor.commit, staging, rounds)
         self.rounds, self._deaths = rounds, 0
 
@@ -131,7 +140,7 @@ class WriterHandle(RestartedHandle[WriterActor]):
         self._call(self.actor.settle)
 
     def save_gradient(self, path: Path, rounds: int, sequences: int) -> None:
-        """Write the gradient summed over `rounds` rounds, divided by the responses, by parameter name."""
+        """Write the sum over `rounds` rounds, divided by `sequences`, by parameter name."""
         self._call(self.actor.save_gradient, str(path), rounds, sequences)
 
     def _call(

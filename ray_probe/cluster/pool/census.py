@@ -4,26 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ray_probe.cluster.pool.worker import Worker
-
-
-@dataclass(frozen=True)
-class Member:
-    """One actor.
-
-    Attributes:
-        number: of the actor.
-        state: starting, loading, no checkpoint (it was refused), idle, or its task; with `, not reachable` and
-            `, leaving` where that holds.
-        node: address of its node, or None before it has started.
-        pid: its process id, or None before it has started.
-        tokens: tokens sampled and scored at its last answer; None before any answer.
-    """
-
-    number: int
-    state: str
-    node: str | None
-    pid: int | None
-    tokens: int | None
+from ray_probe.controller.replies import Actor
 
 
 @dataclass(frozen=True)
@@ -42,7 +23,7 @@ class Census:
     asked: int
     alive: int
     starting: int
-    members: tuple[Member, ...]
+    members: tuple[Actor, ...]
     waiting: str | None
     last_failure: str | None
 
@@ -61,7 +42,7 @@ def census(asked: int, workers: Mapping[int, Worker], version: int, last_failure
 
 
 def waiting(asked: int, workers: Mapping[int, Worker]) -> str | None:
-    """Return how many of the actors wait for room on a node, in one line; None where all have room."""
+    """Return one line on the actors that wait for room; None where all have room."""
     seen = [worker.no_room for worker in workers.values() if worker.waits_for_room]
     if not seen or seen[0] is None:
         return None
@@ -69,11 +50,11 @@ def waiting(asked: int, workers: Mapping[int, Worker]) -> str | None:
     return f"actors: {len(seen)} of {asked} wait for room: {room}; they start when other work leaves it"
 
 
-def _member(number: int, worker: Worker, version: int) -> Member:
+def _member(number: int, worker: Worker, version: int) -> Actor:
     if worker.loaded != version:
         state = "no checkpoint" if worker.reference is None else "starting" if worker.loaded < 0 else "loading"
     else:
         state = "idle" if worker.task is None else str(worker.task)
     state += ", not reachable" if worker.unreachable is not None else ""
     state += ", leaving" if worker.leaving else ""
-    return Member(number, state, worker.facts.get("node"), worker.facts.get("pid"), worker.heard)
+    return Actor(number, state, worker.facts.get("node"), worker.facts.get("pid"), worker.heard)

@@ -1,4 +1,4 @@
-"""A clock for deadlines that does not count this process's own pauses. Pure, no Ray."""
+"""A clock for deadlines that does not count this process's own pauses."""
 
 LEAP_S = 5.0
 

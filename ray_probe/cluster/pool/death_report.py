@@ -1,4 +1,4 @@
-"""Why an actor died, in one line: Ray's reason, the last lines of the process, and the memory of its node.
+"""Why an actor died: Ray's reason, the process's last lines, its node's memory.
 
 Ray only reports that an actor died unexpectedly. The cause is in the log of the process, on its node.
 """
@@ -46,14 +46,14 @@ class Death:
 
 @dataclass(frozen=True)
 class LookBack:
-    """What a node knows of a dead process: its last lines, and the share of the node's memory in use."""
+    """The last lines of a dead process, and the share of its node's memory in use."""
 
     words: str
     memory_used: float
 
 
 def read_error(error: BaseException) -> Death:
-    """Read from Ray's error: a constructor's exception, how the process ended, or that its node is gone."""
+    """Read the reason of a death, and process and node, from Ray's error."""
     text = plain_text(error)
     pid, address = _PID.search(text), _IP.search(text)
     lines = [line.strip() for line in text.splitlines() if line.strip(" ^~")]
@@ -80,7 +80,7 @@ def look_back(pid: int) -> LookBack:
 
 
 def last_words(lines: Sequence[str]) -> str:
-    """Return the last lines of a process, or the line of a crash dump that names the cause."""
+    """Return a process's last lines, or the line of a crash dump with the cause."""
     why = telling_line("".join(lines)) if crash_dump(lines) else None
     if why is not None:
         return why[:MAX_WORDS]
@@ -88,7 +88,7 @@ def last_words(lines: Sequence[str]) -> str:
 
 
 def autopsy(error: BaseException) -> Died:
-    """Find out within seconds why an actor died, and whether memory ran out or its node is gone."""
+    """Find out within seconds why an actor died."""
     death = read_error(error)
     node_lost = death.reason == NODE_GONE
     if death.pid is None or death.address is None:
@@ -105,7 +105,9 @@ def autopsy(error: BaseException) -> Died:
 
 
 def by_memory(error: BaseException, reason: str, words: str) -> bool:
-    """Whether memory seems to have run out: Ray says so, or the process ended without naming another cause.
+    """Whether memory seems to have run out.
+
+    It does where Ray says so, or the process ended without naming another cause.
 
     Args:
         error: Ray's error.

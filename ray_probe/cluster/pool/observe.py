@@ -1,4 +1,4 @@
-"""Polls rollout actors and returns finished tasks or faults (see `failure_policy`)."""
+"""Polls rollout actors; returns finished tasks or faults (see `failure_policy`)."""
 
 import time
 from collections.abc import Callable, Collection, Mapping
@@ -28,7 +28,7 @@ class Done:
 
 @dataclass(frozen=True)
 class Answers:
-    """References that are ready, and a time at which none was: the actors behind them lived then or later."""
+    """References that are ready; the actors behind them lived at `as_of` or later."""
 
     references: Collection[Any]
     as_of: float
@@ -57,7 +57,7 @@ class Observer:
         return self._look_clock.look(self._clock())
 
     def answers(self, workers: Collection[Worker], timeout_s: float) -> Answers:
-        """Ask actors that have not answered for a while, and wait for any answer or result."""
+        """Ask actors without a recent answer, and wait for any answer or result."""
         for worker in workers:
             worker.ask(self.now(), self._limits)
         open_ = [ref for worker in workers for ref in (worker.reference, worker.heartbeat) if ref is not None]

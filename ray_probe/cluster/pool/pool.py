@@ -1,4 +1,4 @@
-"""The pool of rollout actors: started, observed and replaced, with one task at a time each.
+"""Starts, observes and replaces rollout actors, with one task at a time each.
 
 The observer reports results and faults, `failure_policy` decides about faults, and the pool carries the decision out.
 An actor that died or hangs is killed and replaced by one with a new number; late results of the old one are not read.
@@ -34,7 +34,7 @@ from ray_probe.run.messages import GradientReport
 
 
 class Pool:
-    """Keeps the requested number of rollout actors going, each with the same checkpoint loaded.
+    """Keeps a number of rollout actors going, each with the same checkpoint loaded.
 
     One thread works with a pool. Other threads may call `scale` and `census`.
 
@@ -122,7 +122,7 @@ class Pool:
         return self._workers[actor].handle
 
     def load(self, request: LoadRequest) -> None:
-        """Have every actor, also those that start later, load a checkpoint; results of earlier tasks are dropped."""
+        """Have every actor load a checkpoint; results of earlier tasks are dropped."""
         with self._lock:
             self._request = request
             self._version += 1
@@ -136,13 +136,13 @@ class Pool:
             self._budget.forgive()
 
     def rest(self) -> None:
-        """Look after the actors between two checkpoints, and end those that are too many."""
+        """Replace dead actors between two checkpoints, and end those that are too many."""
         self._resting = True  # the last checkpoint may be gone by now: an actor that cannot load it waits for the next
         self.wait(0.0)
         self.release(self.leaving)
 
     def start(self, wait_for: int = 1, stop: Callable[[], bool] = lambda: False) -> None:
-        """Return when `wait_for` actors have loaded the checkpoint, or `stop` returns true.
+        """Return once `wait_for` actors have loaded the checkpoint, or `stop` is true.
 
         Raises:
             ProbeError: an actor refuses the checkpoint or its device.
@@ -153,7 +153,7 @@ class Pool:
             self.wait(0.5)
 
     def tend(self) -> None:
-        """Start missing actors, mark those that are too many, and have the checkpoint loaded.
+        """Start missing actors, mark superfluous ones, and have the checkpoint loaded.
 
         Raises ClusterError when no actor is left and no more are started.
         """
@@ -167,11 +167,11 @@ class Pool:
                 self._submit(worker, None, worker.handle.start(self._request))
 
     def submit(self, actor: int, task: Any, reference: Any) -> None:
-        """Watch a task of an idle actor; `reference` is what a method of its handle returned."""
+        """Watch a task of an idle actor by the reference that its handle returned."""
         self._submit(self._workers[actor], task, reference)
 
     def wait(self, timeout_s: float) -> list[Event]:
-        """Return what came of the tasks within the time; observes all actors and starts missing ones.
+        """Observe the actors for a while; returns finished tasks and faults.
 
         Raises ProbeError on a fault that concerns the whole run.
         """
@@ -184,7 +184,7 @@ class Pool:
         return [event for event in events if event is not None]
 
     def gradient_report(self, actor: int, group: str, deadline_s: float) -> GradientReport:
-        """Return what an idle actor's gradient sum holds. Raises RayError after removing an actor that fails."""
+        """Return what an idle actor's sum holds; removes the actor on a RayError."""
         try:
             report: GradientReport = ray.get(self.handle(actor).gradient_report(group), timeout=deadline_s)
         except RayError as error:
@@ -230,7 +230,7 @@ class Pool:
             worker.submit(task, self._version, reference, now)
 
     def _start_missing(self) -> None:
-        """Start actors up to the number asked for, and note for each whether the cluster had room."""
+        """Start missing actors, and note for each whether the cluster had room."""
         with self._lock:
             missing = self.asked - len(self._workers) if self._budget.go_on(self.asked) else 0
         free = dict(ray.available_resources()) if missing > 0 else {}
@@ -245,7 +245,7 @@ class Pool:
                 self.started += 1
 
     def _mark_leaving(self) -> None:
-        """Mark actors that are too many, unstarted and then youngest ones first; those without a process end now."""
+        """Mark superfluous actors: unstarted ones, which end now, then the youngest."""
         with self._lock:
             order = sorted(self._workers.items(), key=lambda item: (item[1].loaded < 0, item[0]))
             for place, (_, worker) in enumerate(order):
@@ -278,7 +278,7 @@ class Pool:
         return None if task is None else Event(number, task, value)
 
     def _faced(self, number: int, fault: Fault) -> Event | None:
-        """Carry out what is decided about a fault; a task of an earlier checkpoint gives no event."""
+        """Carry out the decision about a fault; earlier checkpoints give no event."""
         worker, workers = self._workers[number], self._workers.values()
         if self._resting and isinstance(fault, Raised) and isinstance(fault.error, CheckpointError):
             self._stop_loading(number, fault.cause)

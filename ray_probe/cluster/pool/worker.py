@@ -1,4 +1,4 @@
-"""A rollout actor as the pool sees it: its checkpoint, its task, and when it last answered."""
+"""A rollout actor as the pool sees it: checkpoint, task and last answer."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -28,7 +28,7 @@ class Event:
 
 @dataclass
 class Worker:
-    """One actor. Versions count the checkpoints that the pool was asked to load; -1 means none.
+    """One actor; versions count the checkpoints that the pool loaded, from 0.
 
     Attributes:
         handle: the actor's handle.
@@ -112,7 +112,7 @@ class Worker:
             self.moved = now if self.doing == "working" else self.moved
 
     def quiet_s(self, now: float) -> float:
-        """Return the seconds without a sign of progress (see `Quiet`); 0 while it is idle without a process."""
+        """Return the seconds without a sign of progress (see `Quiet`)."""
         if self.doing == "idle":
             return now - max(self.since, self.heard_at) if self.placed else 0.0
         return now - max(self.since, self.moved)

@@ -1,4 +1,4 @@
-"""Runs the rounds of one commit group: carries out the schedule's decisions with the pool and the fitter."""
+"""Runs the rounds of a commit group, as the schedule decides."""
 
 import time
 from collections.abc import Collection, Sequence
@@ -87,7 +87,7 @@ class CommitGroup:
         self.reported: frozenset[ShardKey] = frozenset(reported)
 
     def run_round(self, shards: Sequence[Shard]) -> RoundOutcome:
-        """Return once every shard that was not given up is in an actor's sum, exactly once."""
+        """Return once every shard not given up is in an actor's sum, exactly once."""
         number = shards[0].round
         self._pool.forgive()
         self._schedule.open_round(shards)
@@ -101,7 +101,7 @@ class CommitGroup:
         return self._outcome(number, self._fitter.counts())
 
     def commit(self, reduction: Reduction, first: bool) -> list[RoundOutcome]:
-        """Stage the sum of all rounds with the writer, and retry shards that are lost meanwhile.
+        """Stage the sum of all rounds with the writer; shards lost meanwhile are retried.
 
         Args:
             reduction: adds up the actors' sums.

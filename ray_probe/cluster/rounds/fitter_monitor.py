@@ -1,6 +1,6 @@
-"""Kills a fitter that hangs, so that Ray restarts it from its ledger; Ray restarts one that crashed by itself.
+"""Kills a fitter that hangs, so that Ray restarts it from its ledger.
 
-Delivery timeouts are longer than a restart.
+Ray restarts a crashed fitter by itself. Delivery timeouts are longer than a restart.
 """
 
 import time

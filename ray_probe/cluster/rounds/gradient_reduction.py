@@ -1,8 +1,8 @@
-"""Adds up the actors' gradient sums through the object store, bucket by bucket, and stages the total with the writer.
+"""Adds up the actors' gradient sums and stages the total with the writer.
 
-Numbers go from actor to actor and on to the writer, never through this process. The actors keep their sums until the
-commit is done, so a failed attempt can be repeated. After a death of the writer everything is staged again, which does
-not use up an attempt.
+Buckets go through the object store from actor to actor and on to the writer, never through this process. The actors
+keep their sums until the commit is done, so a failed attempt can be repeated. After a death of the writer everything is
+staged again, which does not use up an attempt.
 """
 
 import time
@@ -32,14 +32,14 @@ POLL_S = 0.5
 
 @dataclass(frozen=True)
 class Lost:
-    """Why an attempt failed, and the actors lost with it; their shards must be retried."""
+    """Why an attempt failed, and the actors whose shards must be retried."""
 
     cause: str
     actors: tuple[int, ...]
 
 
 def children(place: int, count: int) -> tuple[int, ...]:
-    """Return the places whose sums `place` adds to its own, in a binary tree of `count` places rooted at 0."""
+    """Return the children of a place in a binary tree of `count` places."""
     return tuple(child for child in (2 * place + 1, 2 * place + 2) if child < count)
 
 
@@ -65,7 +65,7 @@ class Reduction:
         self._staging = ""
 
     def attempt(self, group: str, summed_by: Mapping[int, tuple[ShardKey, ...]], first: bool) -> Lost | None:
-        """Stage the sum over these actors with the writer, or say who was lost on the way.
+        """Stage the sum over these actors with the writer, or return what was lost.
 
         Args:
             group: the rounds that are summed.
@@ -96,7 +96,9 @@ class Reduction:
         return self._move(group, tuple(summed_by))
 
     def put_in_place(self, rounds: int) -> bool:
-        """Commit what is staged as the sum through `rounds` rounds; returns False where the writer lost the staging.
+        """Commit what is staged as the sum through `rounds` rounds.
+
+        Returns False where the writer lost the staging. Attempt the sum again then.
 
         Raises:
             GradientError, NonFiniteError: the sum is invalid.
@@ -131,7 +133,7 @@ class Reduction:
             self._wait_for(written.popleft())
 
     def _send(self, start: int, stop: int, actors: tuple[int, ...]) -> Any:
-        """Have a bucket summed and written; returns a reference that is ready once it is on disk."""
+        """Start to sum and write a bucket; the reference is ready once it is on disk."""
         sums: dict[int, Any] = {}
         for place in reversed(range(len(actors))):
             below = [sums.pop(child) for child in children(place, len(actors))]
@@ -139,7 +141,10 @@ class Reduction:
         return self._writer.add(self._staging, start, stop, sums[0])
 
     def _wait_for(self, written: Any) -> None:
-        """Wait for a bucket. Raises RayError when an actor is lost, ProbeError when the writer refuses the bucket."""
+        """Wait for a bucket.
+
+        Raises RayError when an actor is lost, ProbeError when the writer refuses the bucket.
+        """
         limit = time.monotonic() + BUCKET_DEADLINE_S
         done: list[Any] = []
         while not done and time.monotonic() < limit:
