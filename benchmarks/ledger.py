@@ -97,7 +97,7 @@ def _together(directory: Path) -> dict[str, Any]:
                 sent = [replace(delivery, round=number, shard=first + place) for place in range(SHARDS)]
                 with ThreadPoolExecutor(senders) as pool:
                     seconds = seconds_of(
-                        lambda pool=pool, sent=sent: list(pool.map(partial(host.accept_together, opening), sent))
+                        lambda pool=pool, sent=sent: list(pool.map(partial(host.accept, opening), sent))
                     )
                 rates[name].append(SHARDS / seconds)
             host.fitter.close_round(number, range(2 * SHARDS))
@@ -147,14 +147,14 @@ def _recovery(directory: Path) -> dict[str, Any]:
     from ray_probe.cluster.actors.fitter import fitter_actor
 
     with private_ray(slots=1):
-        keeper = fitter_actor({}, directory / "fitter.json")
-        fitter = keeper.open_fitter(RULE, "policy", directory / "ledger.jsonl", [range(SHARDS)] * (ACKS // SHARDS))
+        fitter = fitter_actor({}, directory / "fitter.json")
+        fitter.open(RULE, "policy", directory / "ledger.jsonl", [range(SHARDS)] * (ACKS // SHARDS))
         seconds = []
         for _ in range(KILLS):
-            os.kill(fitter.ask("pid"), signal.SIGKILL)
-            seconds.append(seconds_of(lambda: fitter.ask("beta")))
-            assert fitter.ask("beta")["version"] == ACKS // SHARDS
-        keeper.close()
+            os.kill(fitter.pid(), signal.SIGKILL)
+            seconds.append(seconds_of(fitter.beta))
+            assert fitter.beta().version == ACKS // SHARDS
+        fitter.kill()
     return {"recovery_s": seconds, "median_s": statistics.median(seconds), "max_s": max(seconds)}
 
 

@@ -18,10 +18,9 @@ from benchmarks.ledger import RULE, delivery_of
 from benchmarks.measure import ratio, shown
 from benchmarks.private_ray import private_ray
 from benchmarks.saving import save
-from ray_probe.cluster.actors.delivery import deliver
-from ray_probe.cluster.actors.fitter import OpenFitterHandle, fitter_actor
+from ray_probe.cluster.actors.fitter import FitterHandle, fitter_actor
 from ray_probe.core.estimator.baselines import PublishedFit
-from ray_probe.run.messages import FitterSession
+from ray_probe.run.messages import Delivery, FitterSession, Receipt
 
 ROUNDS = 5
 PRODUCERS = (1, 2, 4, 16)
@@ -38,10 +37,11 @@ class Producer:
     def __init__(self) -> None:
         self._delivery = delivery_of(0)
 
-    def deliver(self, fitter: Any, opening: FitterSession, round_number: int, first: int, count: int) -> int:
-        """Deliver `count` shards of a round, one after the other."""
+    def deliver(self, fitter: Any, session: FitterSession, round_number: int, first: int, count: int) -> int:
+        """Deliver so many shards of a round, one after the other."""
+        handle = FitterHandle(fitter)
         for shard in range(first, first + count):
-            deliver(fitter, opening, replace(self._delivery, round=round_number, shard=shard), DEADLINE_S)
+            handle.accept(session, replace(self._delivery, round=round_number, shard=shard), DEADLINE_S)
         return count
 
     def take(self, fit: PublishedFit) -> int:
@@ -52,24 +52,24 @@ class Producer:
 class Idle:
     """Acknowledges deliveries without reading them."""
 
-    def accept(self, message: list[Any]) -> list[Any]:
-        """Answer as the fitter does."""
-        return ["accepted"]
+    def accept(self, session: FitterSession, delivery: Delivery) -> Receipt:
+        """Like the fitter's."""
+        return Receipt("accepted")
 
 
 class Stage:
     """The fitter with its ledger, an idle actor, and producers."""
 
     def __init__(self, directory: Path) -> None:
-        self.keeper = fitter_actor({}, directory / "fitter.json")
-        self.fitter: OpenFitterHandle = self.keeper.open_fitter(RULE, "policy", directory / "ledger.jsonl")
+        self.fitter = fitter_actor({}, directory / "fitter.json")
+        self.session = self.fitter.open(RULE, "policy", directory / "ledger.jsonl")
         self.idle = ray.remote(Idle).options(num_cpus=0).remote()
         self.producers = [ray.remote(Producer).options(num_cpus=0).remote() for _ in range(max(PRODUCERS))]
         self.round = 0
 
     def close_round(self, shards: int) -> PublishedFit:
         """Fit the open round."""
-        fit: PublishedFit = self.fitter.ask("close_round", self.round, list(range(shards)), self.round)
+        fit = self.fitter.close_round(self.round, list(range(shards)), self.round)
         self.round += 1
         return fit
 
@@ -78,20 +78,20 @@ class Stage:
         each = DELIVERIES // producers
         started = time.perf_counter()
         sent = [
-            producer.deliver.remote(receiver, self.fitter.opening, self.round, place * each, each)
+            producer.deliver.remote(receiver, self.session, self.round, place * each, each)
             for place, producer in enumerate(self.producers[:producers])
         ]
         total = sum(ray.get(sent))
         seconds = time.perf_counter() - started
-        if receiver is self.fitter.handle:
+        if receiver is self.fitter.actor:
             self.close_round(total)
         return total / seconds
 
     def trip(self, producers: int) -> float:
-        """Time a round trip with this number of producers, seconds."""
-        handle, opening, chosen = self.fitter.handle, self.fitter.opening, self.producers[:producers]
+        """Seconds to gather a record from each producer, fit, and bring the fit to each."""
+        actor, chosen = self.fitter.actor, self.producers[:producers]
         started = time.perf_counter()
-        ray.get([p.deliver.remote(handle, opening, self.round, place, 1) for place, p in enumerate(chosen)])
+        ray.get([p.deliver.remote(actor, self.session, self.round, place, 1) for place, p in enumerate(chosen)])
         fit = self.close_round(producers)
         ray.get([producer.take.remote(fit) for producer in chosen])
         return time.perf_counter() - started
@@ -99,7 +99,7 @@ class Stage:
     def pull(self) -> float:
         """Time a request for the current beta, seconds."""
         started = time.perf_counter()
-        self.fitter.ask("beta")
+        self.fitter.beta()
         return time.perf_counter() - started
 
 
@@ -109,7 +109,7 @@ def deliveries(stage: Stage) -> Figures:
     for producers in PRODUCERS:
         rates: dict[str, list[float]] = {"fitter": [], "idle": []}
         for counted in range(-1, ROUNDS):
-            for name, receiver in (("fitter", stage.fitter.handle), ("idle", stage.idle)):
+            for name, receiver in (("fitter", stage.fitter.actor), ("idle", stage.idle)):
                 rate = stage.ingest(producers, receiver)
                 if counted >= 0:
                     rates[name].append(rate)
@@ -153,7 +153,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name, private_ray(slots=1):
         stage = Stage(Path(name))
         figures = {"deliveries": deliveries(stage), "round_trips": trips(stage)}
-        stage.keeper.close()
+        stage.fitter.kill()
     save("ray_messages", figures | {"rounds": ROUNDS, "deliveries_a_round": DELIVERIES})
 
 

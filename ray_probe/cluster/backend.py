@@ -1,4 +1,4 @@
-"""The probe's work on a Ray cluster: rollout actors, a fitter and a writer, for one measurement after another."""
+"""The backend on a Ray cluster, for one measurement after another."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -7,17 +7,16 @@ from typing import Any, TypeVar
 
 from ray_probe.cluster.actors import actor_names
 from ray_probe.cluster.actors.fitter import FitterHandle, fitter_actor
-from ray_probe.cluster.actors.handle import ActorHandle
 from ray_probe.cluster.actors.writer import WriterHandle, writer_actor
 from ray_probe.cluster.pool.pool import Pool
-from ray_probe.cluster.rounds.commit_group import RoundOptions
-from ray_probe.cluster.rounds.open_measurement import OpenMeasurement
+from ray_probe.cluster.rounds.commit_group import CommitGroup, RoundOptions
+from ray_probe.cluster.rounds.gradient_reduction import Reduction
 from ray_probe.config import ProbeConfig
 from ray_probe.gradient.layout import BUCKET_NUMBERS, ParameterLayout
 from ray_probe.rollout.loader import LoadRequest
 from ray_probe.run.backend import RoundOutcome, StopCheck
 from ray_probe.run.directory import RunDirectory
-from ray_probe.run.messages import ActorFacts
+from ray_probe.run.messages import ActorFacts, ShardKey
 from ray_probe.run.plan import Shard
 from ray_probe.run.prepared import PreparedRun, baseline_rule
 from ray_probe.run.progress_tracker import ProgressTracker
@@ -25,21 +24,18 @@ from ray_probe.run.result import Beta
 
 NAME_S = 20.0
 FITTER_STATE = "fitter.json"
-HandleT = TypeVar("HandleT", bound=ActorHandle)
+HandleT = TypeVar("HandleT", FitterHandle, WriterHandle)
 
 
 def actor_options(config: ProbeConfig) -> dict[str, Any]:
-    """`ray.remote` options of a rollout actor: its resources, one thread a CPU that it was given, and large pages.
-
-    With `THP_MEM_ALLOC_ENABLE` torch asks Linux for pages of 2 MB, which a fresh table is made of four times as fast.
-    The configured `runtime_env` belongs to the connection (Ray takes local directories only there).
-    """
+    """Return the resources and environment variables of a rollout actor."""
     cluster = config.cluster
     own = {
         "OMP_NUM_THREADS": str(cluster.cpus_per_actor),
         "TOKENIZERS_PARALLELISM": "false",
-        "THP_MEM_ALLOC_ENABLE": "1",
+        "THP_MEM_ALLOC_ENABLE": "1",  # pages of 2 MB make allocating a large tensor four times as fast
     }
+    # Ray takes the local directories of a `runtime_env` only with the connection, so the configured one is not here.
     asked: dict[str, Any] = dict(cluster.runtime_env)
     variables = {name: value for name, value in own.items() if name not in asked.get("env_vars", {})}
     return {
@@ -51,16 +47,19 @@ def actor_options(config: ProbeConfig) -> dict[str, Any]:
 
 
 class RayBackend:
-    """Rollout actors, fitter and writer on the cluster that this process is connected to.
+    """Rollout actors, fitter and writer on the connected cluster.
 
     Args:
-        config: what the cluster's part of is used: resources and number of actors.
-        log: told of deaths and replacements, one line each.
-        name: of the service or run, which the actors' names begin with; None leaves them without.
-        detached: the actors outlive the process that made them.
-        state: directory in which the fitter keeps what it is open on; None: in that of the first measurement.
-        bucket_numbers: numbers of the gradient that are moved at once.
-        pool_options: passed on to `Pool`; for tests.
+        config: its `cluster` section gives number and resources of the actors.
+        log: called with a line for each death and replacement.
+        name: of the service or run, which prefixes the actors' names; None leaves them without names.
+        detached: the actors outlive the process that created them.
+        state: directory of the fitter's state file; None: that of the first measurement.
+        bucket_numbers: numbers of the gradient moved at once.
+        pool_options: further arguments of `Pool`; for tests.
+
+    Attributes:
+        pool: the rollout actors.
     """
 
     def __init__(
@@ -78,25 +77,26 @@ class RayBackend:
         self._state = state
         self._bucket_numbers = bucket_numbers
         lasting: dict[str, Any] = {"lifetime": "detached"} if detached else {}
-        options = actor_options(config) | lasting
-        self._pool = Pool(config.cluster.actors, options, log, prefix=name, **pool_options)
+        self.pool = Pool(config.cluster.actors, actor_options(config) | lasting, log, prefix=name, **pool_options)
         self._fitter_options = lasting | ({} if name is None else {"name": actor_names.fitter(name)})
         self._writer_options = lasting | ({} if name is None else {"name": actor_names.writer(name)})
         self._fitter: FitterHandle | None = None
         self._writer: WriterHandle | None = None
         self._prepared: PreparedRun | None = None
-        self._open: OpenMeasurement | None = None
+        self._group: CommitGroup | None = None
+        self._options = RoundOptions()
+        self._reported: frozenset[ShardKey] = frozenset()
 
     @property
     def actors(self) -> int:
         """Rollout actors asked for."""
-        return self._pool.asked
+        return self.pool.asked
 
     @property
     def info(self) -> ActorFacts:
-        """What a started actor reports of itself."""
-        assert self._pool.info is not None, "`load` comes first"
-        return self._pool.info
+        """Facts of a started actor."""
+        assert self.pool.info is not None, "`load` comes first"
+        return self.pool.info
 
     @property
     def layout(self) -> ParameterLayout:
@@ -106,95 +106,113 @@ class RayBackend:
     @property
     def pids(self) -> dict[int, int]:
         """Process ids of the started rollout actors, by actor."""
-        return self._pool.pids
+        return self.pool.pids
+
+    @property
+    def fitter(self) -> FitterHandle:
+        """The fitter, open on the measurement."""
+        assert self._fitter is not None, "`open` comes first"
+        return self._fitter
+
+    @property
+    def writer(self) -> WriterHandle:
+        """The writer, open on the measurement's gradient."""
+        assert self._writer is not None, "`open` comes first"
+        return self._writer
 
     @property
     def gradient_norm_sq(self) -> float:
-        """Squared norm of the gradient summed over all rounds committed so far."""
-        return self._rounds.gradient_norm_sq
+        """Squared norm of the gradient summed over all committed rounds."""
+        return self.writer.norm_sq
 
     @property
     def gradient_sha256(self) -> str | None:
         """Digest of the file that holds that gradient, hexadecimal; None before a commit."""
-        return self._rounds.gradient_sha256
+        return self.writer.sha256
 
     def load(self, prepared: PreparedRun, stop: StopCheck = lambda: False, wait_for: int = 1) -> None:
-        """Have the actors load a checkpoint; returns when so many have, or `stop` says so.
+        """Have the actors load a checkpoint; returns once `wait_for` have, or on `stop`.
 
         Raises:
-            ProbeError: the checkpoint or the device is refused by an actor, or no actor starts.
+            ProbeError: an actor refuses the checkpoint or its device, or no actor starts.
         """
-        self._open, self._prepared = None, prepared
-        self._pool.load(LoadRequest.of(prepared))
-        self._pool.start(wait_for, stop)
+        self._group, self._prepared = None, prepared
+        self.pool.load(LoadRequest.of(prepared))
+        self.pool.start(wait_for, stop)
 
     def open(self, directory: RunDirectory, finished: Sequence[Sequence[int]] = (), held_positions: int = 0) -> None:
-        """Have fitter and writer, on this node, go on from what a run directory holds; one that died is made again.
+        """Have fitter and writer resume from a run directory; dead ones are replaced.
 
         Args:
-            directory: of the run.
+            directory: the run directory.
             finished: shards of each round that a resumed run keeps.
-            held_positions: whose graphs an actor may hold until the fit is there; 0: everything is scored twice.
+            held_positions: positions whose graphs an actor may hold until the fit; 0: every response is scored twice.
         """
         assert self._prepared is not None, "`load` comes first"
-        rule = baseline_rule(self._prepared.config)
+        prepared, rule = self._prepared, baseline_rule(self._prepared.config)
         if self._fitter is None or not self._fitter.answers():
             file = (self._state or directory.path) / FITTER_STATE
-            self._fitter = again(lambda: fitter_actor(self._fitter_options, file), self._fitter)
+            self._fitter = replaced(lambda: fitter_actor(self._fitter_options, file), self._fitter)
         if self._writer is None or not self._writer.answers():
-            self._writer = again(lambda: writer_actor(self._writer_options), self._writer)
-        prepared = self._prepared
-        fitter = self._fitter.open_fitter(rule, prepared.policy_id, directory.ledger, finished, prepared.plan_id)
-        for note in fitter.new_notes():
+            self._writer = replaced(lambda: writer_actor(self._writer_options, self._log), self._writer)
+        self._fitter.open(rule, prepared.policy_id, directory.ledger, finished, prepared.plan_id)
+        for note in self._fitter.new_notes():
             self._log(note)
-        recorded = directory.gradient_sha256(len(finished))
-        writer = self._writer.open_writer(directory.state, self.layout, len(finished), self._log, recorded)
-        manner = RoundOptions(rule.fit == "lagged", held_positions)
-        self._open = OpenMeasurement(self._pool, fitter, writer, self.layout, manner, self._bucket_numbers)
+        rounds = len(finished)
+        self._writer.open(directory.state, self.layout, rounds, directory.gradient_sha256(rounds))
+        counts = self._fitter.counts()
+        self._reported = frozenset(key for key in (*counts.conflicts, *counts.regenerated) if key[0] < rounds)
+        self._options = RoundOptions(rule.fit == "lagged", held_positions)
+        self._group = None
 
     def beta(self) -> Beta:
-        """The fitter's current global fit."""
-        return self._rounds.beta()
+        """Return the fitter's current global fit."""
+        return self.fitter.beta()
 
     def run_round(self, shards: Sequence[Shard], tracker: ProgressTracker, stop: StopCheck) -> RoundOutcome:
-        """Work one round off; returns when every shard is in an actor's sum, once."""
-        return self._rounds.run_round(shards, tracker, stop)
+        """Run one round; returns once every shard is in an actor's sum, exactly once."""
+        if self._group is None:
+            self._group = CommitGroup(self.pool, self.fitter, tracker, stop, self._options, self._reported)
+        return self._group.run_round(shards)
 
     def commit(self) -> list[RoundOutcome]:
-        """Bring the actors' sums together and put them on disk."""
-        return self._rounds.commit()
+        """Add up the actors' sums and put the total on disk beside the last state."""
+        assert self._group is not None, "`run_round` comes first"
+        reduction = Reduction(self.pool, self.writer, self.layout, self._bucket_numbers, self._group.stop)
+        committed, in_place = self.writer.rounds, False
+        while not in_place:
+            outcomes = self._group.commit(reduction, first=committed == 0)
+            in_place = reduction.put_in_place(committed + len(outcomes))
+        self._reported, self._group = self._group.reported, None
+        self.pool.release(self.pool.leaving)
+        return outcomes
 
     def settle(self) -> None:
-        """The committed rounds count now: the state before them can go."""
-        self._rounds.settle()
+        """Remove the state before the last commit."""
+        self.writer.settle()
 
     def save_gradient(self, path: Path, rounds: int, sequences: int) -> None:
-        """Write the gradient summed over so many rounds, divided by the responses, by parameter name."""
-        self._rounds.save_gradient(path, rounds, sequences)
+        """Write the sum over `rounds` rounds, divided by `sequences`, by parameter name."""
+        self.writer.save_gradient(path, rounds, sequences)
 
     def close(self) -> None:
         """Kill the actors."""
-        self._pool.close()
-        for keeper in (self._fitter, self._writer):
-            if keeper is not None:
-                keeper.close()
-        self._fitter = self._writer = self._open = None
-
-    @property
-    def _rounds(self) -> OpenMeasurement:
-        assert self._open is not None, "`open` comes first"
-        return self._open
+        self.pool.close()
+        for handle in (self._fitter, self._writer):
+            if handle is not None:
+                handle.kill()
+        self._fitter = self._writer = self._group = None
 
 
-def again(create: Callable[[], HandleT], before: ActorHandle | None) -> HandleT:
-    """Make a fitter or a writer, in the place of one that is gone or does not answer: its name is free in a moment."""
+def replaced(create: Callable[[], HandleT], before: HandleT | None) -> HandleT:
+    """Create a fitter or a writer in the place of one that is dead or does not answer."""
     if before is not None:
-        before.close()
+        before.kill()
     deadline = time.monotonic() + NAME_S
     while True:
         try:
             return create()
-        except ValueError:  # Ray's ActorAlreadyExistsError
+        except ValueError:  # Ray's ActorAlreadyExistsError: the name of a killed actor is taken for a moment
             if time.monotonic() >= deadline:
                 raise
             time.sleep(0.1)

@@ -1,24 +1,23 @@
-"""The controller as a Ray actor: found by name, asked by many at once, and made again from disk when it dies.
+"""The controller as a Ray actor that many clients call at once, and its handle.
 
-Whoever asks it by name imports this module: what only the controller itself needs is imported by its constructor.
+Every client imports this module, so the constructor imports what only the controller needs.
 """
 
 import contextlib
 import logging
-import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import ray
 
-from ray_probe.cluster.actors import actor_names
-from ray_probe.cluster.actors.own_actors import OwnActor, end_children, refuse_taken_name
-from ray_probe.cluster.connection.nodes import pinned_to
+from ray_probe.cluster.actors.calls import ArgTs, ResultT, call, call_long
+from ray_probe.cluster.actors.handle import ActorHandle
+from ray_probe.cluster.actors.own_actors import OwnActor, end_children
 from ray_probe.cluster.head.head_monitor import LOST_S, OWN_LOST_S, HeadMonitor, end_without
 from ray_probe.controller.replies import BetaReply, Followed, MeasurementInfo, Scaled, Status, Variance
-from ray_probe.errors import ConfigError, ProbeError
+from ray_probe.errors import ClusterError, ConfigError, ProbeError
 from ray_probe.run.result import Result
 from ray_probe.system.failpoints import fail_at
 
@@ -32,16 +31,19 @@ if TYPE_CHECKING:
 logger = logging.getLogger("ray_probe")
 SERVICE_CONFIG = "service.yaml"
 CONTROLLER_LOCK = "controller.lock"
-ASKED_AT_ONCE = 32
+ANSWER_S = 20.0
+KIND_S = 5.0
 
 
 @dataclass(frozen=True)
 class ControllerSpec:
-    """What a controller is made of, again after it died: small, as Ray keeps only small arguments by itself.
+    """The constructor's argument of a controller.
+
+    It is small, because Ray keeps only small arguments for a restart.
 
     Attributes:
         name: of the service or run.
-        config: resolved configuration of a run, plain JSON types; None: it lies in the service's directory.
+        config: resolved configuration of a run, plain JSON types; None: it is in the service's directory.
         directory: of the service; None for a run.
         own_head: ray_probe started the cluster.
     """
@@ -74,7 +76,7 @@ class ControllerActor(OwnActor):
         self._kind = spec.kind
         self._held = contextlib.ExitStack()
         if spec.directory is None:
-            assert spec.config is not None, "a run's configuration comes with it"
+            assert spec.config is not None, "the spec of a run holds its configuration"
             directory, own = None, None
             config = config_from_dict(spec.config)
         else:
@@ -85,18 +87,14 @@ class ControllerActor(OwnActor):
             check_recorded(directory, SERVICE_CONFIG, path.read_bytes(), "`down`, then `up CONFIG`, writes it again")
             own = config = load_config(path)
         self._config = config
-        workers = RayControllerBackend(
+        backend = RayControllerBackend(
             config, logger.warning, spec.name, detached=directory is not None, state=directory
         )
-        self._controller = Controller(spec.name, spec.kind, directory, workers, _prepare, own)
+        self._controller = Controller(spec.name, spec.kind, directory, backend, _prepare, own)
         self._controller.begin()
 
-    def pid(self) -> int:
-        """Of this process."""
-        return os.getpid()
-
     def kind(self) -> str:
-        """Service or run."""
+        """Return "service" or "run"."""
         return self._kind
 
     def submit(self, config: Mapping[str, Any], job: "Job") -> str:
@@ -104,11 +102,7 @@ class ControllerActor(OwnActor):
         return self._controller.submit(config, job).id
 
     def probe(self, settings: Mapping[str, Any]) -> str:
-        """Queue a measurement of the service's configuration with these settings; returns its id.
-
-        Raises an InputError for what is wrong with checkpoint or settings, or an OutputError where it cannot be pinned;
-        nothing is queued then.
-        """
+        """Queue a measurement with these settings; returns its id."""
         if self._kind == "run":
             raise ConfigError("--run: a run measures one checkpoint; start a service for more: up CONFIG")
         from ray_probe.controller.measurement_config import measurement_config
@@ -116,81 +110,158 @@ class ControllerActor(OwnActor):
         return self._controller.probe(measurement_config(self._config, settings)).id
 
     def cancel(self, identity: str) -> MeasurementInfo:
-        """Take a measurement back, or stop it."""
+        """Withdraw or stop a measurement."""
         return self._controller.cancel(identity)
 
     def drain(self, on: bool) -> None:
-        """Take nothing new, or take on again."""
+        """Accept no more measurements, or accept them again."""
         self._controller.drain(on)
 
     def scale(self, actors: int) -> Scaled:
-        """Ask for so many rollout actors."""
+        """Ask for this many rollout actors."""
         return self._controller.scale(actors)
 
     def status(self) -> Status:
-        """How things are."""
+        """Return the status."""
         return self._controller.answers.status()
 
     def results(self) -> tuple[MeasurementInfo, ...]:
-        """All measurements."""
+        """Return all measurements."""
         return self._controller.answers.results()
 
     def result(self, identity: str | None) -> tuple[MeasurementInfo, Result | None]:
-        """A measurement and its result so far."""
+        """Return a measurement and its result so far."""
         return self._controller.answers.result(identity)
 
     def follow(self, identity: str, cursor: int) -> Followed:
-        """What happened to a measurement since."""
+        """Return a measurement's events since `cursor`."""
         return self._controller.answers.follow(identity, cursor)
 
     def start_error(self) -> ProbeError | None:
-        """What kept a service from starting."""
+        """Return the error that kept a service from starting."""
         return self._controller.start_error
 
     def beta(self, version: int | None, identity: str | None) -> BetaReply:
-        """A version of a measurement's fit."""
+        """Return a version of a measurement's fit."""
         return self._controller.answers.beta(version, identity)
 
     def variance(self, identity: str | None) -> Variance:
-        """Advantage statistics of a measurement."""
+        """Return advantage statistics of a measurement."""
         return self._controller.answers.variance(identity)
 
     def logs(self, identity: str | None, lines: int) -> tuple[str, ...]:
-        """The last lines of a log."""
+        """Return the last lines of a log."""
         return self._controller.answers.logs(identity, lines)
 
     def close(self, deadline_s: float) -> bool:
-        """Stop the work, with whole rounds kept, and end the actors; returns whether that was in time."""
+        """Stop the work and end the actors; returns whether that was in time."""
         fail_at("end_before_close")
         in_time = self._controller.close(deadline_s)
         self._held.close()
         return in_time
 
 
-def create(spec: ControllerSpec, node_id: str) -> Any:
-    """Start a controller on a node; a service's outlives this process, and Ray restarts it when it dies.
+class ControllerHandle(ActorHandle[ControllerActor]):
+    """The handle of a controller.
 
-    Raises ConfigError when another has its name, or an actor of another program a name of its own actors.
+    Methods raise the controller's ProbeError, or ClusterError without an answer.
+
+    Args:
+        name: of the service or run.
+        actor: Ray's handle.
+
+    Attributes:
+        look: called before a call and twice a second during the wait; its error ends the wait.
     """
-    field = "--name" if spec.kind == "service" else "output.name"
-    refuse_taken_name(field, spec.name, ray.get_runtime_context().namespace)
-    lasting: dict[str, Any] = {"lifetime": "detached", "max_restarts": -1} if spec.kind == "service" else {}
-    options = ray.remote(ControllerActor).options(
-        name=actor_names.controller(spec.name), num_cpus=0, max_concurrency=ASKED_AT_ONCE,
-        scheduling_strategy=pinned_to(node_id),
-        runtime_env={"env_vars": {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}}, **lasting,
-    )  # fmt: skip
-    return options.remote(spec)
 
+    def __init__(self, name: str, actor: ControllerActor) -> None:
+        super().__init__(name, actor)
+        self.look: Callable[[], None] = lambda: None
 
-def spec_of_run(name: str, config: "ProbeConfig", own_head: bool) -> ControllerSpec:
-    """The controller of one run."""
-    from ray_probe.config.loading import to_dict
+    def kind(self) -> str | None:
+        """Return "service" or "run"; None when the controller does not answer."""
+        try:
+            return self._call(self.actor.kind, deadline_s=KIND_S)
+        except ClusterError:
+            return None
 
-    return ControllerSpec(name, to_dict(config), None, own_head)
+    def submit(self, config: Mapping[str, Any], job: "Job", deadline_s: float) -> str:
+        """Queue a run that has been checked; returns its id."""
+        return self._call(self.actor.submit, config, job, deadline_s=deadline_s)
+
+    def probe(self, settings: Mapping[str, Any]) -> str:
+        """Queue a measurement with these settings; returns its id.
+
+        Raises InputError where checkpoint or settings are wrong, OutputError where the checkpoint cannot be pinned.
+        """
+        return call_long(self.name, self.actor.probe, settings, alive=self.actor.pid, silent_s=ANSWER_S)
+
+    def cancel(self, identity: str, deadline_s: float = ANSWER_S) -> MeasurementInfo:
+        """Withdraw a waiting measurement, or stop the running one after whole rounds."""
+        return self._call(self.actor.cancel, identity, deadline_s=deadline_s)
+
+    def drain(self, on: bool) -> None:
+        """Accept no more measurements, or accept them again."""
+        self._call(self.actor.drain, on)
+
+    def scale(self, actors: int) -> Scaled:
+        """Ask for this many rollout actors."""
+        return self._call(self.actor.scale, actors)
+
+    def status(self, deadline_s: float = ANSWER_S) -> Status:
+        """Return the status."""
+        return self._call(self.actor.status, deadline_s=deadline_s)
+
+    def results(self) -> tuple[MeasurementInfo, ...]:
+        """Return all measurements, oldest first."""
+        return self._call(self.actor.results)
+
+    def result(self, identity: str | None) -> tuple[MeasurementInfo, Result | None]:
+        """Return a measurement and its result so far; None before the first round."""
+        return self._call(self.actor.result, identity)
+
+    def follow(
+        self, identity: str, cursor: int, deadline_s: float = ANSWER_S, meanwhile: Callable[[], None] = lambda: None
+    ) -> Followed:
+        """Return a measurement's events since `cursor`; `meanwhile` is called like `look`."""
+        return self._call(self.actor.follow, identity, cursor, deadline_s=deadline_s, meanwhile=meanwhile)
+
+    def start_error(self) -> ProbeError | None:
+        """Return the error that kept a service from starting, or None."""
+        return self._call(self.actor.start_error)
+
+    def beta(self, version: int | None, identity: str | None) -> BetaReply:
+        """Return a version of a measurement's fit; None: the newest."""
+        return self._call(self.actor.beta, version, identity)
+
+    def variance(self, identity: str | None) -> Variance:
+        """Return advantage statistics of a measurement."""
+        return self._call(self.actor.variance, identity)
+
+    def logs(self, identity: str | None, lines: int) -> tuple[str, ...]:
+        """Return the last lines of a measurement's log, or (None) of the service's."""
+        return self._call(self.actor.logs, identity, lines)
+
+    def close(self, deadline_s: float) -> bool:
+        """Stop the work after whole rounds and end the actors; returns whether in time."""
+        return self._call(self.actor.close, deadline_s / 2, deadline_s=deadline_s)
+
+    def _call(
+        self,
+        method: Callable[[*ArgTs], ResultT],
+        *args: *ArgTs,
+        deadline_s: float = ANSWER_S,
+        meanwhile: Callable[[], None] = lambda: None,
+    ) -> ResultT:
+        def look() -> None:
+            self.look()
+            meanwhile()
+
+        look()
+        return call(self.name, method, *args, deadline_s=deadline_s, meanwhile=look)
 
 
 def _prepare(config: "ProbeConfig", created: "datetime | None") -> "PreparedRun":
-    from ray_probe.run.prepare import prepare  # brings transformers along; only what a service is given needs it here
+    from ray_probe.run.prepare import prepare  # imports transformers, which only a service's new measurement needs
 
     return prepare(config, created)

@@ -1,14 +1,15 @@
-"""The backend of a controller: one thread works with it, any thread counts, asks and scales its actors."""
+"""The backend of a controller; any thread may scale and query its actors."""
 
 from collections.abc import Mapping
 from typing import Any
 
 import ray
 
+from ray_probe.cluster.actors.fitter import FitterHandle
 from ray_probe.cluster.backend import RayBackend
 from ray_probe.cluster.connection.demand import Demand, room
 from ray_probe.cluster.connection.nodes import alive_nodes
-from ray_probe.controller.replies import Actor, Scaled
+from ray_probe.controller.replies import Scaled
 from ray_probe.errors import ConfigError
 from ray_probe.run.messages import InSample
 from ray_probe.run.prepared import few_shards
@@ -19,77 +20,73 @@ OF_RAY = ("memory", "object_store_memory")
 
 
 class RayControllerBackend(RayBackend):
-    """Rollout actors, fitter and writer that can be looked after, counted, asked and scaled."""
+    """Rollout actors, fitter and writer that any thread may scale and query."""
 
-    _requested = False
+    _requested = False  # more room was requested of the autoscaler
 
     def close(self) -> None:
-        """End the actors, and take back what was asked of the autoscaler."""
+        """End the actors, and withdraw the request to the autoscaler."""
         super().close()
         if self._requested:
             request_resources(None)
 
     def tend(self) -> None:
-        """Start actors that are missing and end those too many: between measurements nothing depends on one."""
-        self._pool.rest()
+        """Start missing actors and end those that are too many, between measurements."""
+        self.pool.rest()
 
     def scale(self, actors: int) -> Scaled:
-        """Ask for so many rollout actors from now on; any thread may.
+        """Ask for this many rollout actors from now on.
 
-        More than the nodes hold are asked of the autoscaler, where there is one, and start when there is room.
+        Actors without room are requested of the autoscaler, where the cluster has one, and start when there is room.
         """
         demand = self._demand(actors)
-        there = room(demand, [node.resources for node in alive_nodes()])
-        alive, have = len(self._pool.alive), len(self._pool.members)
-        self._pool.asked = actors
-        self._pool.try_again()
+        room_for = room(demand, [node.resources for node in alive_nodes()])
+        before = self.pool.census()
+        self.pool.scale(actors)
         messages = [] if (warning := self._few_shards(actors)) is None else [f"warning: {warning}"]
-        if there is not None and (actors > there or self._requested):
-            self._requested = actors > there
+        if room_for is not None and (actors > room_for or self._requested):
+            self._requested = actors > room_for
             request_resources(demand if self._requested else None)
-        if there is not None and actors > there:
+        if room_for is not None and actors > room_for:
             each = " + ".join(f"{amount:g} {name}" for name, amount in demand.per_actor().items())
             messages.append(
-                f"asked {actors} x ({each}), the cluster has room for {there}: so many work, the others start when an "
-                "autoscaler or you add nodes"
+                f"requested {actors} actors ({each} each), the cluster has room for {room_for}; "
+                f"the other {actors - room_for} start when an autoscaler or you add nodes"
             )
-        if actors < have:
-            messages.append(f"{have - actors} of {have} leave once what they have done is committed; no shard is lost")
-        return Scaled(actors, alive, actors if there is None else there, tuple(messages))
+        if (leaving := len(before.members) - actors) > 0:
+            messages.append(f"{leaving} of {len(before.members)} actors leave after the next commit; no shard is lost")
+        return Scaled(actors, before.alive, actors if room_for is None else room_for, tuple(messages))
 
     def census(self) -> Mapping[str, Any]:
-        """Actors and cluster, as `Status` shows them; any thread may ask."""
-        nodes, pool = alive_nodes(), self._pool
-        asked, alive, members = pool.asked, len(pool.alive), pool.members
+        """Return the fields of `Status` about actors and cluster."""
+        nodes, there = alive_nodes(), self.pool.census()
         return {
             "namespace": ray.get_runtime_context().namespace,
-            "actors_asked": asked,
-            "actors_alive": alive,
-            "actors_starting": max(0, min(pool.starting, asked - alive)),
-            "actors_leaving": max(0, len(members) - asked),
-            "actors": tuple(Actor(m.number, m.state, m.node, m.pid, m.tokens) for m in members),
-            "last_failure": pool.last_failure,
+            "actors_asked": there.asked,
+            "actors_alive": there.alive,
+            "actors_starting": max(0, min(there.starting, there.asked - there.alive)),
+            "actors_leaving": max(0, len(there.members) - there.asked),
+            "actors": there.members,
+            "last_failure": there.last_failure,
             "nodes": len(nodes),
             "resources": _plain(ray.cluster_resources()),
             "free": _plain(ray.available_resources()),
-            "warnings": tuple(line for line in (self._few_shards(asked), pool.waiting) if line is not None),
+            "warnings": tuple(line for line in (self._few_shards(there.asked), there.waiting) if line is not None),
         }
 
     def beta_of(self, version: int | None) -> Beta:
-        """A version of the open measurement's fit, from the fitter itself; any thread may ask."""
-        report: Beta = self._asked("beta", version)
-        return report
+        """Return a version of the open measurement's fit, from the fitter."""
+        return self._open_fitter().beta(version, QUERY_S)
 
     def in_sample(self) -> InSample:
-        """The newest fit on its own records, from the fitter itself; any thread may ask."""
-        report: InSample = self._asked("variance")
-        return report
+        """Return the newest fit on its own records, from the fitter."""
+        return self._open_fitter().variance(QUERY_S)
 
-    def _asked(self, method: str, *args: Any) -> Any:
-        fitter = self._fitter
+    def _open_fitter(self) -> FitterHandle:
+        fitter = self._fitter  # another thread may close the backend meanwhile
         if fitter is None:
             raise ConfigError("ID: no measurement has been opened yet; queue one: probe CHECKPOINT")
-        return fitter.ask(method, *args, deadline_s=QUERY_S)
+        return fitter
 
     def _few_shards(self, actors: int) -> str | None:
         return few_shards(self._config if self._prepared is None else self._prepared.config, actors)
@@ -100,12 +97,12 @@ class RayControllerBackend(RayBackend):
 
 
 def request_resources(demand: Demand | None) -> None:
-    """Ask the autoscaler for room for these actors, or (None) for nothing any more; without one nobody reads it."""
+    """Request room for these actors of the autoscaler; None withdraws the request."""
     from ray.autoscaler.sdk import request_resources as request
 
     request(bundles=[] if demand is None else [demand.per_actor()] * demand.actors)
 
 
 def _plain(resources: Mapping[str, float]) -> dict[str, float]:
-    """Resources that actors ask for, without what Ray keeps count of for itself."""
+    """Drop the resources that Ray counts for itself."""
     return {name: amount for name, amount in sorted(resources.items()) if ":" not in name and name not in OF_RAY}

@@ -19,10 +19,6 @@ from ray_probe.run.messages import Delivery, FitterSession, Receipt, shard_label
 from ray_probe.system.digests import sealed, unsealed
 from ray_probe.system.files import write_atomically, writing
 
-SLOW_SYNC_S = 2e-3
-"""From here on, as on a shared file system, records that come together share a write. Ray's threads, which that takes,
-cost a fifth of the records a second where the disk is fast."""
-
 
 class FitterHost:
     """Owns the fitter of the open measurement. Many threads may deliver to it.
@@ -58,7 +54,7 @@ class FitterHost:
                 self._fitter.close()
             self._forget()
             self._fitter = Fitter(rule, policy_id, ledger, finished, run)
-            opening = FitterSession(secrets.token_hex(8), self._fitter.sync_s >= SLOW_SYNC_S)
+            opening = FitterSession(secrets.token_hex(8))
             about = {"opening": asdict(opening), "policy_id": policy_id, "ledger": str(ledger), "run": run}
             self._remember(about, rule)
             self._opening = opening
@@ -89,16 +85,13 @@ class FitterHost:
         with self._alone:
             yield self.fitter
 
-    def accept(self, opening: FitterSession, delivery: Delivery) -> Receipt:
-        """Take in a shard's record. Raises RecordError for one of a measurement that is over; see `Fitter.accept`."""
-        (answer,) = self._accept_all([(opening, delivery)])
-        if isinstance(answer, Exception):
-            raise answer
-        return answer
+    def accept(self, session: FitterSession, delivery: Delivery) -> Receipt:
+        """Take in a shard's record; records that arrive while the ledger is written share the next write.
 
-    def accept_together(self, opening: FitterSession, delivery: Delivery) -> Receipt:
-        """As `accept`, for many threads: what others bring while the ledger is being written shares the next write."""
-        return self._together((opening, delivery))
+        Raises:
+            RecordError: the session is closed, or the record is refused (see `Fitter.accept`).
+        """
+        return self._together((session, delivery))
 
     def _accept_all(self, brought: Sequence[tuple[FitterSession, Delivery]]) -> list[Receipt | Exception]:
         with self.alone() as fitter:

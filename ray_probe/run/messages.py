@@ -3,9 +3,8 @@
 Shape suffixes: B position bins, P prompts.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -58,15 +57,13 @@ class ActorFacts:
 
 @dataclass(frozen=True)
 class FitterSession:
-    """The measurement that a fitter has open, as deliveries name it.
+    """A fitter's open measurement, as deliveries name it.
 
     Attributes:
-        id: of the measurement.
-        together: use group commit for deliveries.
+        id: unique token.
     """
 
     id: str
-    together: bool
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,18 +85,6 @@ class Delivery:
     shard: int
     packed: Array
     made_on: str
-
-    def __reduce__(self) -> tuple[Callable[..., "Delivery"], tuple[Any, ...]]:
-        """Pickle the array as bytes."""
-        # Ray passes an array beside its message, which takes longer than a copy.
-        fields = self.policy_id, self.features, self.round, self.shard, self.packed.tobytes(), self.made_on
-        return _delivery_of, fields
-
-
-def _delivery_of(
-    policy_id: str, features: tuple[str, ...], round_number: int, shard: int, packed: bytes, made_on: str
-) -> Delivery:
-    return Delivery(policy_id, features, round_number, shard, np.frombuffer(packed, np.float64), made_on)
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,4 +1,4 @@
-"""Asking a service, or a run in progress, from another process: `ProbeClient.connect().beta()`."""
+"""The client of a service or a run in progress, from another process."""
 
 import contextlib
 import sys
@@ -24,6 +24,7 @@ from ray_probe.service.discovery import find
 from ray_probe.service.following import follow
 
 if TYPE_CHECKING:
+    from ray_probe.cluster.controller_actor import ControllerHandle
     from ray_probe.cluster.head.head_monitor import HeadMonitor
 
 ANSWER_S = 20.0
@@ -32,27 +33,34 @@ CLOSE_S = 60.0
 
 
 class ProbeClient:
-    """A connection to a service or a run; a context manager that ends it. Every answer is a frozen, typed reply.
+    """A connection to a service or a run, closed at the end of its `with` block.
 
-    In a process that is connected to the same Ray cluster already, a trainer's say, that connection is used and kept.
+    A process that is connected to the same Ray cluster already, such as a trainer, keeps using its connection.
+
+    Args:
+        controller: handle of the controller.
+        namespace: Ray namespace of the actors.
+        connection: ends the connection.
+        head: monitor of the cluster's head; None: not monitored.
+        kind: service or run.
     """
 
     def __init__(
         self,
-        controller: Any,
-        name: str,
+        controller: "ControllerHandle",
         namespace: str,
         connection: contextlib.ExitStack,
         head: "HeadMonitor | None" = None,
         kind: str = "service",
     ) -> None:
-        self._controller = controller
+        self.controller = controller
+        self.name = controller.name
+        self.namespace = namespace
+        self.kind = kind
+        self._connection = connection
         self._head = head
         self._silent = False
-        self.kind = kind
-        self.name = name
-        self.namespace = namespace
-        self._connection = connection
+        controller.look = self._refuse_lost_head
 
     @classmethod
     def connect(
@@ -62,21 +70,21 @@ class ProbeClient:
         name: str | None = None,
         kind: str | None = "service",
     ) -> "ProbeClient":
-        """Connect to what is live.
+        """Connect to a service or run.
 
         Args:
-            address: host:port of the cluster, or auto; None: where this user's registry says.
+            address: host:port of the cluster, or auto; None: from this user's registry.
             namespace: Ray namespace; None: the registry's, or `ray_probe` with an address.
             name: of the service or run; None where there is only one.
-            kind: of what is looked for without a name: service or run; None: either.
+            kind: service or run, to choose without a name; None: either.
 
         Raises:
-            ConfigError: nothing of that name, or several without one; names what there is.
+            ConfigError: nothing of that name is up, or several are and none is named; lists what is up.
             ClusterError: the cluster is not reachable, or refuses the token; within seconds.
         """
         with contextlib.ExitStack() as stack:
             found = find(stack, address, namespace, name, kind)
-            return cls(found.controller, found.name, found.namespace, stack.pop_all(), found.head, found.kind)
+            return cls(found.controller, found.namespace, stack.pop_all(), found.head, found.kind)
 
     def __enter__(self) -> "ProbeClient":
         return self
@@ -85,55 +93,52 @@ class ProbeClient:
         self.close()
 
     def close(self) -> None:
-        """End the connection; what was asked goes on."""
+        """End the connection; measurements go on."""
         self._connection.close()
 
     @property
     def head_lost(self) -> bool:
-        """The cluster's head is gone, and all that it had with it; known where it is watched."""
+        """Whether the cluster's head is lost; false where it is not monitored."""
         return self._head is not None and self._head.is_lost()
 
     def status(self, deadline_s: float = ANSWER_S) -> Status:
-        """How it is doing; `deadline_s` is how long to wait for the answer."""
-        status: Status = self._ask("status", deadline_s=deadline_s)
-        return status
+        """Return the status; `deadline_s` is how long to wait for the answer."""
+        return self.controller.status(deadline_s)
 
     def beta(self, version: int | None = None, measurement: str | None = None) -> BetaReply:
-        """A version of the fitted baseline.
+        """Return a version of the fitted baseline.
 
         Args:
-            version: counts up by one a round; None: the newest.
-            measurement: id; None: the one at work, else the newest that was started.
+            version: grows by one a round; None: the newest.
+            measurement: id; None: the running one, else the newest that was started.
 
-        Raises ConfigError naming the versions or measurements that exist.
+        Raises ConfigError that lists the existing versions or measurements.
         """
-        beta: BetaReply = self._ask("beta", version, measurement)
-        return beta
+        return self.controller.beta(version, measurement)
 
     def variance(self, measurement: str | None = None) -> Variance:
-        """Advantage statistics by mode, nats^2 per token, and the gradient's, of the whole rounds so far."""
-        variance: Variance = self._ask("variance", measurement)
-        return variance
+        """Return variances over whole rounds.
+
+        Those of advantages, by mode, are in nats^2 per token.
+        """
+        return self.controller.variance(measurement)
 
     def results(self) -> tuple[MeasurementInfo, ...]:
-        """All measurements, oldest first."""
-        results: tuple[MeasurementInfo, ...] = self._ask("results")
-        return results
+        """Return all measurements, oldest first."""
+        return self.controller.results()
 
     def result(self, measurement: str | None = None) -> tuple[MeasurementInfo, dict[str, Any] | None]:
-        """A measurement, and the object of result.json of its whole rounds so far; None before the first."""
+        """Return a measurement and the object of result.json so far; None before the first round."""
         info, result = self.measured(measurement)
         return info, None if result is None else result.to_json()
 
     def measured(self, measurement: str | None = None) -> tuple[MeasurementInfo, Result | None]:
-        """Return a measurement and the result of its whole rounds so far; None before the first."""
-        found: tuple[MeasurementInfo, Result | None] = self._ask("result", measurement)
-        return found
+        """Return a measurement and its result so far; None before the first round."""
+        return self.controller.result(measurement)
 
     def logs(self, measurement: str | None = None, lines: int = 100) -> tuple[str, ...]:
-        """The last lines of a measurement's log.txt; None: of the service's own log."""
-        found: tuple[str, ...] = self._ask("logs", measurement, lines)
-        return found
+        """Return the last lines of a measurement's log, or (None) of the service's."""
+        return self.controller.logs(measurement, lines)
 
     def probe(
         self,
@@ -145,32 +150,27 @@ class ProbeClient:
     ) -> str:
         """Queue a measurement of a checkpoint as it is now; returns its id.
 
-        What changes before it is measured fails it. With a snapshot the files are pinned when this returns, and the
-        directory may be overwritten, rotated away or deleted.
+        The measurement fails where the checkpoint changes before it is measured. With a snapshot the files are pinned
+        when this returns, and the directory may be overwritten, rotated away or deleted.
 
         Args:
             checkpoint: directory, or a hub name where the service's config allows that.
-            adapter: PEFT adapter directory, or None for none.
-            prompts: others than the service's: a file, a data set or a list.
+            adapter: PEFT adapter directory, or None.
+            prompts: replace the service's: a file, a data set or a list.
             settings: further settings by dotted key, of model, data, batch, generation and estimator.
-            snapshot: pin it in the service's directory: link (hard links, at once) or copy (for a trainer that writes
-                into the files that are there); None: as the service's configuration says (`model.snapshot`).
+            snapshot: pin it in the service's directory: link (hard links, fast) or copy (for a trainer that writes
+                into existing files); None: the service's `model.snapshot`.
 
         Raises:
-            InputError: what is wrong with the checkpoint or the settings, or it cannot be hard-linked.
-            OutputError: it cannot be copied. Nothing is queued then.
+            InputError: the checkpoint or a setting is wrong, or it cannot be hard-linked; nothing is queued.
+            OutputError: it cannot be copied; nothing is queued.
         """
         asked: dict[str, object] = {"model.path": _place(checkpoint), "model.adapter": adapter and _place(adapter)}
         if prompts is not None:
             asked["data.prompts"] = _place(prompts) if isinstance(prompts, str | Path) else list(prompts)
         if snapshot is not None:
             asked["model.snapshot"] = snapshot
-        from ray_probe.cluster.actors.calls import ask_for_long
-
-        identity: str = ask_for_long(
-            self._controller, self.name, "probe", asked | dict(settings or {}), silent_s=ANSWER_S
-        )
-        return identity
+        return self.controller.probe(asked | dict(settings or {}))
 
     def wait(
         self,
@@ -191,11 +191,11 @@ class ProbeClient:
 
         Args:
             measurement: id.
-            listener: told of progress and notes.
-            stop: true to follow no longer, by KeyboardInterrupt; the measurement goes on.
+            listener: receives progress and notes.
+            stop: returns true to end the wait by KeyboardInterrupt; the measurement goes on.
 
         Raises:
-            ProbeError: what it failed of, with its exit code; CancelledError when somebody stopped it.
+            ProbeError: the measurement failed, with its exit code; CancelledError when it was stopped.
             ClusterError: its service was taken down, or its controller does not answer any more.
         """
         from ray_probe.cluster.actors.calls import is_silent
@@ -205,7 +205,7 @@ class ProbeClient:
                 raise KeyboardInterrupt
 
         try:
-            follow(self._ask, self.name, self.kind, measurement, listener, go_on)
+            follow(self.controller.follow, self.name, self.kind, measurement, listener, go_on)
         except ClusterError as error:
             self._silent = is_silent(error)
             raise
@@ -220,56 +220,52 @@ class ProbeClient:
         return result
 
     def stop(self, measurement: str, seconds: float) -> bool:
-        """Stop a measurement and wait for its end; returns whether it came in time."""
+        """Stop a measurement and wait for its end; returns whether it ended in time."""
         deadline = time.monotonic() + seconds
-        self._ask("cancel", measurement, deadline_s=seconds)
+        self.controller.cancel(measurement, seconds)
         while (left := deadline - time.monotonic()) > 0:
-            if self._ask("follow", measurement, sys.maxsize, deadline_s=left).info.finished is not None:
+            if self.controller.follow(measurement, sys.maxsize, left).info.finished is not None:
                 return True
             time.sleep(STOP_EVERY_S)
         return False
 
     def scale(self, actors: int) -> Scaled:
-        """Ask for so many rollout actors from now on; `status` tells when they are there."""
-        scaled: Scaled = self._ask("scale", actors)
-        return scaled
+        """Ask for this many rollout actors; `status` shows when they have started."""
+        return self.controller.scale(actors)
 
     def cancel(self, measurement: str) -> MeasurementInfo:
-        """Take back a measurement that waits, or stop the one at work with its whole rounds kept."""
-        info: MeasurementInfo = self._ask("cancel", measurement)
-        return info
+        """Withdraw a waiting measurement, or stop the running one after whole rounds."""
+        return self.controller.cancel(measurement)
 
     def drain(self, on: bool = True) -> None:
-        """Have it take nothing new and work off what waits; or, with False, take on again."""
-        self._ask("drain", on)
+        """Accept no more measurements and finish the waiting ones; False: accept again."""
+        self.controller.drain(on)
 
     def start_error(self) -> ProbeError | None:
-        """What kept the service from starting, in its own type; None as long as nothing did."""
-        error: ProbeError | None = self._ask("start_error")
-        return error
+        """Return the error that kept the service from starting, or None."""
+        return self.controller.start_error()
 
     def end(self, seconds: float = CLOSE_S) -> bool:
-        """Stop the work, whole rounds kept, and end all of its actors; returns whether that was in time.
+        """Stop the work after whole rounds and end the actors; returns whether in time.
 
         Args:
-            seconds: how long it has to stop by itself; 0 ends its actors at once.
+            seconds: how long the work may take to stop; 0 ends the actors at once.
         """
-        from ray_probe.cluster.actors.calls import kill
         from ray_probe.cluster.actors.own_actors import end_children
 
         in_time = False
         try:
-            in_time = seconds > 0 and not self._silent and self._ask("close", seconds / 2, deadline_s=seconds)
+            in_time = seconds > 0 and not self._silent and self.controller.close(seconds)
         except ClusterError:
-            pass  # it does not answer: its actors are ended all the same
+            pass  # it does not answer; its actors are ended all the same
         finally:
-            if not self.head_lost:  # else nobody is left to end them, and Ray would wait for its answer for ever
-                kill(self._controller)
+            if not self.head_lost:  # else the actors are gone, and Ray would wait for the head's answer forever
+                self.controller.kill()
                 end_children(self.name, self.namespace)
         return in_time
 
     def end_quietly(self, seconds: float = CLOSE_S) -> None:
-        """`end`, where it does not matter that the actors have gone already."""
+        """Call `end`, and ignore actors that are gone already."""
         with contextlib.suppress(ClusterError):
             self.end(seconds)
 
@@ -277,20 +273,8 @@ class ProbeClient:
         if self._head is not None and self._head.is_lost():
             raise NoClusterError(f"cluster: its head at {self._head.address} is gone")
 
-    def _ask(
-        self, method: str, *args: Any, deadline_s: float = ANSWER_S, meanwhile: Callable[[], None] = lambda: None
-    ) -> Any:
-        from ray_probe.cluster.actors.calls import ask
-
-        def look() -> None:
-            self._refuse_lost_head()
-            meanwhile()
-
-        look()
-        return ask(self._controller, self.name, method, *args, deadline_s=deadline_s, meanwhile=look)
-
 
 def _place(path: str | Path | Sequence[str]) -> str:
-    """An absolute path where there is something, else the name as it is: a hub name, a data set."""
+    """Return an existing file's absolute path, else the name (of the hub) as it is."""
     text = str(path)
     return str(Path(text).resolve()) if Path(text).exists() else text

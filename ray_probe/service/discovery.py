@@ -3,13 +3,16 @@
 import contextlib
 import sys
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ray_probe.cluster.connection.addresses import connected_address, find_address, is_connected_to, same_place
 from ray_probe.cluster.connection.connect import connected
 from ray_probe.cluster.head.head_monitor import LOST_S, OWN_LOST_S, HeadMonitor
 from ray_probe.errors import ClusterError, ConfigError, bad_value
 from ray_probe.service import registry
+
+if TYPE_CHECKING:
+    from ray_probe.cluster.controller_actor import ControllerHandle
 
 
 @dataclass(frozen=True)
@@ -24,7 +27,7 @@ class Found:
         head: monitor of its cluster's head.
     """
 
-    controller: Any
+    controller: "ControllerHandle"
     name: str
     namespace: str
     kind: str
@@ -47,8 +50,6 @@ def find(
         ConfigError: no such service or run, or several; names those that exist.
         ClusterError: the cluster is unreachable, refuses the token, or is not the connected one.
     """
-    from ray_probe.cluster.actors.own_actors import kind_of
-
     if address is None:
         entry = registry.choose(name, kind)
         namespace, name = namespace or entry.namespace, entry.name
@@ -61,7 +62,7 @@ def find(
     controller, name = choose_controller(name, namespace, kind)
     head = HeadMonitor(connected_address(), OWN_LOST_S if known is not None and known.loopback else LOST_S)
     registered = known is not None and known.name == name and known.namespace == namespace
-    found = known.kind if known is not None and registered else kind_of(controller, name)
+    found = known.kind if known is not None and registered else controller.kind()
     return Found(controller, name, namespace, found or "service", head)
 
 
@@ -95,7 +96,7 @@ def entry_at(address: str, name: str | None) -> registry.Entry | None:
     return next((entry for entry in there if entry.name == name), there[0] if there else None)
 
 
-def choose_controller(name: str | None, namespace: str, kind: str | None = None) -> tuple[Any, str]:
+def choose_controller(name: str | None, namespace: str, kind: str | None = None) -> "tuple[ControllerHandle, str]":
     """Returns a controller of the connected cluster, and its name.
 
     Args:
@@ -106,12 +107,12 @@ def choose_controller(name: str | None, namespace: str, kind: str | None = None)
     Raises:
         ConfigError: no such service or run, or several; names those that exist.
     """
-    from ray_probe.cluster.actors.own_actors import controllers, kind_of
+    from ray_probe.cluster.controllers import controllers
 
     there = controllers(namespace)
     fitting = [name] if name is not None else list(there)
     if name is None and kind is not None:
-        kinds = {one: kind_of(controller, one) for one, controller in there.items()}  # None: it does not answer
+        kinds = {one: controller.kind() for one, controller in there.items()}  # None: it does not answer
         fitting = [one for one in there if kinds[one] == kind] or [one for one in there if kinds[one] is None]
     if len(fitting) == 1 and fitting[0] in there:
         return there[fitting[0]], fitting[0]

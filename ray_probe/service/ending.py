@@ -86,7 +86,8 @@ def _ended(entry: registry.Entry, tell: Tell) -> None:
 
     Raises ConfigError for a run, and for a name that neither cluster nor registry has.
     """
-    from ray_probe.cluster.actors.own_actors import controllers, end_children, kind_of
+    from ray_probe.cluster.actors.own_actors import end_children
+    from ray_probe.cluster.controllers import controllers
 
     with connected(
         entry.address, entry.namespace, None, token_path=entry.token_path, loopback=entry.loopback, log=lambda _: None
@@ -99,9 +100,9 @@ def _ended(entry: registry.Entry, tell: Tell) -> None:
                 raise ConfigError(bad_value("--run", entry.name, f"no service of that name is up there; {remedy}"))
             tell("its controller is gone; its other actors were ended")
             return
-        if kind_of(controller, entry.name) == "run":
+        if controller.kind() == "run":
             raise ConfigError(bad_value("--run", entry.name, "it is a run; end it with Ctrl-C where it was started"))
-        if not ProbeClient(controller, entry.name, entry.namespace, ExitStack()).end():
+        if not ProbeClient(controller, entry.namespace, ExitStack()).end():
             tell("its measurement did not stop in time; its actors were ended")
 
 

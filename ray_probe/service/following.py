@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Callable
-from typing import Any
 
 from ray_probe.controller.replies import Followed
 from ray_probe.errors import ClusterError, NoClusterError
@@ -11,7 +10,7 @@ from ray_probe.run.progress import Listener
 FOLLOW_EVERY_S = 0.25
 SILENT_S = 45.0  # a head is given up sooner; Ray ends a process whose cluster has been silent for 60 s
 
-Ask = Callable[..., Any]
+Ask = Callable[..., Followed]
 
 
 def follow(
@@ -20,7 +19,7 @@ def follow(
     """Returns once a measurement has ended.
 
     Args:
-        ask: calls a method of the controller: (method, *args, deadline_s=seconds, meanwhile=function) -> its answer.
+        ask: `ControllerHandle.follow`.
         name: of the service or run.
         kind: service or run.
         measurement: id.
@@ -36,7 +35,7 @@ def follow(
     while True:
         try:
             left_s = heard + SILENT_S - time.monotonic()
-            followed: Followed = ask("follow", measurement, cursor, deadline_s=left_s, meanwhile=go_on)
+            followed = ask(measurement, cursor, deadline_s=left_s, meanwhile=go_on)
         except NoClusterError:
             raise
         except ClusterError as error:  # Ray restarts a service's controller that died

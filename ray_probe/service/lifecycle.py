@@ -127,7 +127,8 @@ def _started(prepared: PreparedRun, entry: registry.Entry, tell: Tell) -> tuple[
     Returns the entry with the address that the cluster's nodes know, and the number of open measurements.
     """
     from ray_probe.cluster.connection.nodes import head_node
-    from ray_probe.cluster.controller_actor import ControllerSpec, create
+    from ray_probe.cluster.controller_actor import ControllerSpec
+    from ray_probe.cluster.controllers import create
 
     cluster, name = prepared.config.cluster, entry.name
     with connected(
@@ -135,7 +136,7 @@ def _started(prepared: PreparedRun, entry: registry.Entry, tell: Tell) -> tuple[
         token_path=entry.token_path, loopback=entry.loopback, checked=cluster.address is not None, log=tell,
     ) as info:  # fmt: skip
         controller = create(ControllerSpec(name, None, entry.directory, entry.loopback), head_node())
-        client = ProbeClient(controller, name, entry.namespace, ExitStack())
+        client = ProbeClient(controller, entry.namespace, ExitStack())
         try:
             warn_unless_shared(prepared.config, tell)
             tell(prepared.memory.note())

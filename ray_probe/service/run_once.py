@@ -120,9 +120,9 @@ def _driven(
     prepared: PreparedRun, resume: bool, path: Path, own: StartedHead | None, notes: _Notes, listener: Listener
 ) -> Result:
     """Connects, submits the run to a new controller, and follows it to its end."""
-    from ray_probe.cluster.actors.calls import ask, kill
     from ray_probe.cluster.connection.nodes import this_node
-    from ray_probe.cluster.controller_actor import create, spec_of_run
+    from ray_probe.cluster.controller_actor import ControllerSpec
+    from ray_probe.cluster.controllers import create
     from ray_probe.service.client import CLOSE_S, ProbeClient
 
     config, name = prepared.config, path.name
@@ -139,11 +139,11 @@ def _driven(
         )  # fmt: skip
         notes.tell(prepared.memory.note())
         warn_unless_shared(config, notes.tell)
-        controller = create(spec_of_run(name, config, info.owned), this_node())
-        stack.enter_context(at_last(lambda: kill(controller)))
+        controller = create(ControllerSpec(name, to_dict(config), None, info.owned), this_node())
+        stack.enter_context(at_last(controller.kill))
         lost_s, is_gone = (LOST_S, lambda: False) if own is None else (OWN_LOST_S, own.is_gone)
         head = HeadMonitor(info.address, lost_s, is_gone=is_gone)
-        client = ProbeClient(controller, name, cluster.namespace, ExitStack(), head, "run")
+        client = ProbeClient(controller, cluster.namespace, ExitStack(), head, "run")
         me = os.getpid()
         entry = registry.Entry(
             name, "run", info.address, cluster.namespace, info.token_path, info.owned, str(path), utc_now(), me,
@@ -153,7 +153,7 @@ def _driven(
         stack.enter_context(at_last(lambda: registry.unregister(name)))
         stack.callback(lambda: client.end_quietly(0.0 if interrupted() else CLOSE_S))
         job = Job(prepared, resume, tuple(sys.argv), asdict(info), tuple(notes.texts))
-        identity = ask(controller, name, "submit", to_dict(config), job, deadline_s=SUBMIT_S)
+        identity = controller.submit(to_dict(config), job, SUBMIT_S)
         return _followed(client, identity, path, own, listener)
 
 

@@ -118,7 +118,7 @@ def test_a_fitter_that_stands_still_is_made_again_from_its_ledger_and_the_run_go
         def listen(progress: Progress) -> None:
             noted(notes)(backend)(progress)
             if not frozen and progress.round == 1 and progress.collected == 1:
-                frozen.append(psutil.Process(backend._fitter.ask("pid")))
+                frozen.append(psutil.Process(backend.fitter.pid()))
                 frozen[0].suspend()
 
         return listen
@@ -127,6 +127,6 @@ def test_a_fitter_that_stands_still_is_made_again_from_its_ledger_and_the_run_go
     answer.assert_same(reference)
     answer.assert_each_record_once()
     assert not frozen[0].is_running()
-    assert "fitter: no answer in 2 s; it is killed, and made again from its ledger" in notes
-    assert sum("fitter: restored from its ledger" in note for note in notes) == 1
+    assert "fitter: no answer in 2 s; it is killed, and restarted from its ledger" in notes
+    assert sum("fitter: made again from its ledger" in note for note in notes) == 1
     assert answer.result["counts"]["shards_retried"] == 0, "who delivered has waited"

@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +21,11 @@ from support.failpoints import arm, fired
 from support.records import POLICY, bits, delivery, other_bytes, rule
 
 from ray_probe.cluster.actors.calls import kill
-from ray_probe.cluster.actors.delivery import deliver, delivery_of
-from ray_probe.cluster.actors.fitter import FITTER_THREADS, FitterActor, FitterHandle, OpenFitterHandle, fitter_actor
+from ray_probe.cluster.actors.fitter import FITTER_THREADS, FitterActor, FitterHandle, fitter_actor
 from ray_probe.errors import ClusterError, LedgerError, OutputError, RecordError
 from ray_probe.fitter.fitter import Counts, Fitter
 from ray_probe.fitter.ledger import read_ledger
-from ray_probe.run.messages import FitterSession
+from ray_probe.run.messages import Delivery, FitterSession, Receipt
 from ray_probe.system.failpoints import fail_at
 
 pytestmark = pytest.mark.cluster
@@ -38,16 +37,17 @@ cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot im
 
 
 @pytest.fixture(scope="module")
-def keeper(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FitterHandle]:
+def fitter(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FitterHandle]:
     state = tmp_path_factory.mktemp("state") / "fitter.json"
-    fitter = fitter_actor({}, state)
-    yield fitter
-    fitter.close()
+    there = fitter_actor({}, state)
+    yield there
+    there.kill()
     assert not state.exists()
 
 
-def send(fitter: OpenFitterHandle, number: int, shard: int) -> str:
-    return deliver(fitter.handle, fitter.opening, delivery(number, shard), DEADLINE_S).status
+def send(fitter: FitterHandle, number: int, shard: int) -> str:
+    assert fitter.session is not None
+    return fitter.accept(fitter.session, delivery(number, shard), DEADLINE_S).status
 
 
 def undisturbed(rounds: int) -> Fitter:
@@ -62,7 +62,7 @@ def undisturbed(rounds: int) -> Fitter:
 class Poller(threading.Thread):
     """A client that asks for the version as often as it can."""
 
-    def __init__(self, fitter: OpenFitterHandle) -> None:
+    def __init__(self, fitter: FitterHandle) -> None:
         super().__init__(daemon=True)
         self._fitter = fitter
         self._over = threading.Event()
@@ -71,7 +71,7 @@ class Poller(threading.Thread):
 
     def run(self) -> None:
         while not self._over.wait(0.02):
-            self.versions.append(self._fitter.ask("beta")["version"])
+            self.versions.append(self._fitter.beta()["version"])
 
     def wait_for(self, version: int) -> None:
         """Until it has heard of a version."""
@@ -116,23 +116,23 @@ class Story:
 
 
 @pytest.fixture(scope="module")
-def story(keeper: FitterHandle, armed: Path, tmp_path_factory: pytest.TempPathFactory) -> Story:
+def story(fitter: FitterHandle, armed: Path, tmp_path_factory: pytest.TempPathFactory) -> Story:
     path = tmp_path_factory.mktemp("story") / "ledger.jsonl"
-    fitter = keeper.open_fitter(rule(), POLICY, path)
+    fitter.open(rule(), POLICY, path)
     poller, rounds, pids = Poller(fitter), [Round(kill) for kill in KILLS], []
     for number, part in enumerate(rounds):
-        pids.append(fitter.ask("pid"))
+        pids.append(fitter.pid())
         if part.kill == "idle":
             os.kill(pids[-1], signal.SIGKILL)
         else:
             arm(armed, part.kill, only=f"{number}/2" if part.kill.startswith("fit") else str(number))
-        part.before = timed(part, lambda: fitter.ask("beta")["version"])
+        part.before = timed(part, lambda: fitter.beta()["version"])
         for shard in range(SHARDS):
             part.statuses.append(timed(part, lambda shard=shard, number=number: send(fitter, number, shard)))
-        timed(part, lambda number=number: fitter.ask("close_round", number, list(range(SHARDS)), 0))
+        timed(part, lambda number=number: fitter.close_round(number, list(range(SHARDS)), 0))
         poller.wait_for(number + 1)
-        part.counts, part.notes = fitter.ask("counts"), fitter.new_notes()
-    betas = [fitter.ask("beta", version) for version in range(len(rounds) + 1)]
+        part.counts, part.notes = fitter.counts(), fitter.new_notes()
+    betas = [fitter.beta(version) for version in range(len(rounds) + 1)]
     poller.end()
     return Story(path, rounds, betas, pids, poller.versions)
 
@@ -180,86 +180,85 @@ class Sender:
     def pid(self) -> int:
         return os.getpid()
 
-    def send(self, fitter: Any, opening: str, record: Any) -> str:
-        return deliver(fitter, opening, record, DEADLINE_S).status
+    def send(self, fitter: Any, session: FitterSession, record: Delivery) -> str:
+        return FitterHandle(fitter).accept(session, record, DEADLINE_S).status
 
 
 @pytest.mark.parametrize("same", [True, False])
 def test_a_zombie_that_delivers_beside_its_replacement_changes_nothing_and_other_bytes_are_told(
-    keeper: FitterHandle, points: Path, tmp_path: Path, same: bool
+    fitter: FitterHandle, points: Path, tmp_path: Path, same: bool
 ) -> None:
-    fitter = keeper.open_fitter(rule(), POLICY, tmp_path / "ledger.jsonl")
+    fitter.open(rule(), POLICY, tmp_path / "ledger.jsonl")
     zombie = ray.remote(Sender).options(num_cpus=0).remote()
     pid = ray.get(zombie.pid.remote(), timeout=DEADLINE_S)
     os.kill(pid, signal.SIGSTOP)
-    late = zombie.send.remote(fitter.handle, fitter.opening, delivery(0, 1) if same else other_bytes(0, 1))
+    late = zombie.send.remote(fitter.actor, fitter.session, delivery(0, 1) if same else other_bytes(0, 1))
     for shard in range(SHARDS):
         assert send(fitter, 0, shard) == "accepted"
-    fitter.ask("close_round", 0, list(range(SHARDS)), 0)
+    fitter.close_round(0, list(range(SHARDS)), 0)
     os.kill(pid, signal.SIGCONT)
     assert ray.get(late, timeout=DEADLINE_S) == ("duplicate" if same else "different")
     kill(zombie)
-    counts = fitter.ask("counts")
+    counts = fitter.counts()
     assert (counts.duplicates, counts.conflicts) == ((1, ()) if same else (0, ((0, 1),)))
-    assert any("0/1 came again with other bytes" in note for note in fitter.new_notes()) is not same
-    assert fitter.ask("beta") == undisturbed(1).beta(), "the first record stays"
-    os.kill(fitter.ask("pid"), signal.SIGKILL)
-    assert fitter.ask("counts").conflicts == (() if same else ((0, 1),)), "told by the next life too"
+    assert any("shard 1 of round 1 came again with other bytes" in note for note in fitter.new_notes()) is not same
+    assert fitter.beta() == undisturbed(1).beta(), "the first record stays"
+    os.kill(fitter.pid(), signal.SIGKILL)
+    assert fitter.counts().conflicts == (() if same else ((0, 1),)), "told by the next life too"
 
 
-def test_a_full_disk_is_told_and_the_shard_is_not_acknowledged(keeper: FitterHandle, tmp_path: Path) -> None:
+def test_a_full_disk_is_told_and_the_shard_is_not_acknowledged(fitter: FitterHandle, tmp_path: Path) -> None:
     path = tmp_path / "ledger.jsonl"
-    fitter = keeper.open_fitter(rule(), POLICY, path)
+    fitter.open(rule(), POLICY, path)
     send(fitter, 0, 0)
     before = path.read_bytes()
-    process = psutil.Process(fitter.ask("pid"))
+    process = psutil.Process(fitter.pid())
     process.rlimit(psutil.RLIMIT_FSIZE, (len(before) + 20, -1))
     with pytest.raises(OutputError, match=r"ledger\.jsonl: cannot be written \(File too large\); .*--resume") as told:
         send(fitter, 0, 1)
     assert "\n" not in str(told.value) and path.read_bytes() == before
     with pytest.raises(OutputError, match="cannot be written"):
-        fitter.ask("close_round", 0, [0], 0)
-    assert fitter.ask("beta")["version"] == 0
+        fitter.close_round(0, [0], 0)
+    assert fitter.beta()["version"] == 0
     process.rlimit(psutil.RLIMIT_FSIZE, (-1, -1))
     assert [send(fitter, 0, shard) for shard in (0, 1)] == ["duplicate", "accepted"]
 
 
 def test_a_ledger_that_cannot_be_gone_on_from_is_told_by_the_next_life_in_its_own_words(
-    keeper: FitterHandle, tmp_path: Path
+    fitter: FitterHandle, tmp_path: Path
 ) -> None:
     path = tmp_path / "ledger.jsonl"
-    fitter = keeper.open_fitter(rule(), POLICY, path)
+    fitter.open(rule(), POLICY, path)
     send(fitter, 0, 0)
     data = path.read_bytes()
     path.write_bytes(data.replace(b'"shard":0', b'"shard":7'))
-    os.kill(fitter.ask("pid"), signal.SIGKILL)
+    os.kill(fitter.pid(), signal.SIGKILL)
     with pytest.raises(LedgerError, match=r"ledger\.jsonl: entry 2, at byte \d+, is damaged") as told:
         send(fitter, 0, 1)
     assert told.value.exit_code == 2
-    other = keeper.open_fitter(rule(), POLICY, tmp_path / "other.jsonl")
-    assert send(other, 0, 0) == "accepted", "the next measurement has a ledger of its own"
-    with pytest.raises(RecordError, match="belongs to an earlier measurement"):
-        send(fitter, 0, 1)
+    before = fitter.session
+    fitter.open(rule(), POLICY, tmp_path / "other.jsonl")
+    assert send(fitter, 0, 0) == "accepted", "the next measurement has a ledger of its own"
+    with pytest.raises(RecordError, match="of a measurement before"):
+        fitter.accept(before, delivery(0, 1), DEADLINE_S)
 
 
 def test_a_fitter_that_is_gone_for_good_is_told_at_once_and_one_that_stands_still_at_the_deadline(
     tmp_path: Path,
 ) -> None:
-    keeper = fitter_actor({}, tmp_path / "fitter.json")
-    fitter = keeper.open_fitter(rule(), POLICY, tmp_path / "ledger.jsonl")
-    process = psutil.Process(fitter.ask("pid"))
+    fitter = fitter_actor({}, tmp_path / "fitter.json")
+    session = fitter.open(rule(), POLICY, tmp_path / "ledger.jsonl")
+    process = psutil.Process(fitter.pid())
     process.suspend()
-    with pytest.raises(
-        ClusterError, match=r"^fitter: no answer to 'accept(_together)?' in 1 s; go on with run --resume$"
-    ):
-        deliver(fitter.handle, fitter.opening, delivery(0, 0), 1.0)
+    with pytest.raises(ClusterError, match=r"^fitter: no answer in 1 s; go on with run --resume$"):
+        fitter.accept(session, delivery(0, 0), 1.0)
     process.resume()
-    keeper.close()
+    fitter.kill()
     process.wait(DEADLINE_S)  # Ray ends it in its own time; until then it may answer
     started = time.monotonic()
     with pytest.raises(ClusterError, match=r"^fitter: does not answer .*; go on with run --resume$"):
         send(fitter, 0, 0)
-    assert time.monotonic() - started < 5 and not keeper.answers()
+    assert time.monotonic() - started < 5 and not fitter.answers()
 
 
 def test_the_fitter_answers_while_it_is_busy(tmp_path: Path) -> None:
@@ -268,33 +267,32 @@ def test_the_fitter_answers_while_it_is_busy(tmp_path: Path) -> None:
             time.sleep(3)
 
     remote = ray.remote(concurrency_groups=FITTER_THREADS)(Busy)
-    fitter = FitterHandle("fitter", remote.options(num_cpus=0).remote())
-    fitter.open_fitter(rule(), POLICY, tmp_path / "busy.jsonl")
-    solving = fitter.handle.close_round.remote()
-    assert fitter.ask("beta", 0, deadline_s=2)["version"] == fitter.ask("variance", deadline_s=2)["version"] == 0
+    fitter = FitterHandle(remote.options(num_cpus=0).remote())
+    fitter.open(rule(), POLICY, tmp_path / "busy.jsonl")
+    solving = fitter.actor.close_round.remote()
+    assert fitter.beta(0, deadline_s=2)["version"] == fitter.variance(deadline_s=2)["version"] == 0
     assert not ray.wait([solving], timeout=0)[0], "it is at it still"
-    fitter.close()
+    fitter.kill()
 
 
 def test_of_records_that_come_together_none_is_lost_or_doubled_when_the_fitter_dies_in_the_middle(
-    keeper: FitterHandle, points: Path, tmp_path: Path
+    fitter: FitterHandle, points: Path, tmp_path: Path
 ) -> None:
-    fitter = keeper.open_fitter(rule(), POLICY, tmp_path / "ledger.jsonl")
-    opening = replace(fitter.opening, together=True)
+    fitter.open(rule(), POLICY, tmp_path / "ledger.jsonl")
     senders = [ray.remote(Sender).options(num_cpus=0).remote() for _ in range(3)]
     for number in range(2):
         arm(points, "fit_torn" if number else "fit_after_fsync", only=f"{number}/3")
         sent = [
-            senders[shard % len(senders)].send.remote(fitter.handle, opening, delivery(number, shard))
+            senders[shard % len(senders)].send.remote(fitter.actor, fitter.session, delivery(number, shard))
             for shard in range(SHARDS)
         ]
         assert set(ray.get(sent, timeout=DEADLINE_S)) <= {"accepted", "duplicate"}
         assert fired(points, "fit_torn" if number else "fit_after_fsync") == 1
-        fitter.ask("close_round", number, list(range(SHARDS)), 0)
+        fitter.close_round(number, list(range(SHARDS)), 0)
     for sender in senders:
         kill(sender)
-    assert fitter.ask("counts").records == 2 * SHARDS
-    assert fitter.ask("beta") == undisturbed(2).beta()
+    assert fitter.counts().records == 2 * SHARDS
+    assert fitter.beta() == undisturbed(2).beta()
 
 
 class NaiveFitter:
@@ -303,20 +301,19 @@ class NaiveFitter:
     def __init__(self, path: str) -> None:
         self._path = path
 
-    def accept(self, message: list[Any]) -> list[Any]:
-        _, record = delivery_of(message)
+    def accept(self, session: FitterSession, record: Delivery) -> Receipt:
         with open(self._path, "a") as stream:
             stream.write("one more\n")
             stream.flush()
             os.fsync(stream.fileno())
         fail_at("naive_after_fsync", f"{record.round}/{record.shard}")
-        return ["accepted"]
+        return Receipt("accepted")
 
 
 def test_control_without_ids_a_shard_is_counted_twice(points: Path, tmp_path: Path) -> None:
     arm(points, "naive_after_fsync", only="0/7")
     naive = ray.remote(NaiveFitter).options(num_cpus=0, max_restarts=-1).remote(str(tmp_path / "counter"))
     for shard in range(20):
-        deliver(naive, FitterSession("", together=False), delivery(0, shard), DEADLINE_S)
+        FitterHandle(naive).accept(FitterSession(""), delivery(0, shard), DEADLINE_S)
     kill(naive)
     assert len((tmp_path / "counter").read_text().splitlines()) == 21, "20 shards"

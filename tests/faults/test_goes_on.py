@@ -38,7 +38,7 @@ def test_scaling_down_in_the_middle_of_a_commit_changes_no_bit_and_does_no_shard
         def listen(progress: Progress) -> None:
             alive[progress.round] = len(backend.pids)
             if progress.accumulated >= 3:
-                backend._pool.asked = 1
+                backend.pool.scale(1)
 
         return listen
 
@@ -55,7 +55,7 @@ def test_a_run_that_goes_on_has_the_writer_go_on_from_the_gradient_on_disk(
     run = light_run(files)
     directory = RunDirectory.create(Path(run.config.output.dir), "gone-on")
     last: list[Progress] = []
-    backend._pool.asked = 2
+    backend.pool.scale(2)
     backend.load(run)
     backend.open(directory)
     stop = lambda: bool(last) and last[-1].round == 1 and last[-1].accumulated >= 2  # noqa: E731

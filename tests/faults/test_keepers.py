@@ -4,14 +4,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import ray
 from support.answers import Answer
 from support.failpoints import arm, fired
 from support.light import POLICY, light_run
 from support.light_rollout import LightRollout
 from support.ray_runs import noted, run_on
 
-from ray_probe.cluster.actors.delivery import deliver
 from ray_probe.cluster.backend import RayBackend
 from ray_probe.errors import ClusterError, RecordError
 from ray_probe.run.messages import Delivery
@@ -41,7 +39,7 @@ def test_a_fitter_that_dies_in_a_run_costs_no_shard(
     answer.assert_same(reference)
     answer.assert_each_record_once()
     assert answer.result["counts"]["shards_retried"] == 0
-    counts = backend._fitter.ask("counts")
+    counts = backend.fitter.counts()
     assert (counts.records, counts.openings, counts.conflicts) == (3 * SHARDS, 2, ())
     # More may come: Ray can lose the answer to what was delivered while the process was made again.
     assert counts.duplicates >= (place == "fit_after_fsync"), "it was on disk, and is delivered again"
@@ -56,7 +54,7 @@ def test_a_fitter_or_writer_that_is_gone_for_good_ends_the_run_and_the_next_gets
     def killer(backend: RayBackend) -> Listener:
         def listen(progress: Progress) -> None:
             if progress.round == 1 and progress.accumulated == progress.shards:
-                ray.kill(getattr(backend, f"_{who}").handle)
+                (backend.fitter if who == "fitter" else backend.writer).kill()
 
         return listen
 
@@ -85,12 +83,12 @@ class Late:
         self.answer: str | None = None
 
     def __call__(self, backend: RayBackend) -> Listener:
-        fitter = backend._open._fitter
+        fitter = backend.fitter
 
         def listen(progress: Progress) -> None:
             if self.answer is None and self.when(progress):
                 try:
-                    self.answer = deliver(fitter.handle, fitter.opening, self.delivery, DEADLINE_S).status
+                    self.answer = fitter.accept(fitter.session, self.delivery, DEADLINE_S).status
                 except RecordError as error:
                     self.answer = str(error)
 
@@ -120,8 +118,8 @@ def test_what_a_process_that_was_thought_dead_delivers_late_changes_nothing_and_
 def test_what_is_delivered_for_a_run_that_is_over_is_not_taken(backend: RayBackend, files: Path) -> None:
     run = light_run(files)
     run_on(backend, run, "over")
-    opening = backend._open._fitter.opening
+    session = backend.fitter.session
     answer = run_on(backend, run, "next")
-    with pytest.raises(RecordError, match="belongs to an earlier measurement"):
-        deliver(backend._fitter.handle, opening, late_delivery(run, True), DEADLINE_S)
+    with pytest.raises(RecordError, match="of a measurement before"):
+        backend.fitter.accept(session, late_delivery(run, True), DEADLINE_S)
     answer.assert_each_record_once()

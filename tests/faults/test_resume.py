@@ -90,7 +90,7 @@ def test_what_is_done_again_after_a_resume_and_a_death_has_the_bits_and_the_fit_
     assert directory.ledger.read_bytes().startswith(left)
     records = [(number, shard) for number in range(ROUNDS) for shard in range(SHARDS)]
     assert sorted(read_ledger(directory.ledger).records) == records
-    counts = backend._fitter.ask("counts")
+    counts = backend.fitter.counts()
     assert (counts.records, counts.conflicts, counts.openings) == (len(records), (), 2)
     assert counts.duplicates >= len(in_ledger), "each of them was done again, and counted once"
 

@@ -56,9 +56,9 @@ def test_any_number_of_actors_gives_the_answer_of_one_process(
 
 def test_a_light_actor_imports_nothing_heavy(backend: RayBackend, files: Path) -> None:
     run_on(backend, light_run(files), "light")
-    handles = [backend._pool.handle(actor) for actor in backend._pool.alive]
+    handles = [backend.pool.handle(actor) for actor in backend.pool.alive]
     assert len(handles) == 2
-    assert ray.get([handle.heavy.remote() for handle in handles], timeout=DEADLINE_S) == [[], []]
+    assert ray.get([handle.actor.heavy.remote() for handle in handles], timeout=DEADLINE_S) == [[], []]
 
 
 KILLS = [  # where, of how many actors, how many shards are done again, of how many the record was in
@@ -84,7 +84,7 @@ def test_an_actor_that_is_killed_costs_its_shards_a_retry_and_nothing_else(
     assert fired(points, place) == 1
     answer.assert_same(reference)
     answer.assert_each_record_once()
-    counts = backend._fitter.ask("counts")
+    counts = backend.fitter.counts()
     assert (counts.records, counts.conflicts) == (3 * SHARDS, ())
     assert answer.result["counts"]["shards_retried"] == retried, "all that it had, and no other"
     assert counts.duplicates == duplicates, "what was in already is delivered again, and not added"

@@ -39,18 +39,24 @@ class LosesGradients:
     def forgive(self) -> None:
         pass
 
-    def submit(self, actor: int, task: Any, method: str, *arguments: Any) -> None:
-        collected = SimpleNamespace(tokens=1)
-        accumulated = SimpleNamespace(
-            round=0, shard=task.shard.index, version=1, own_left_out=True, sums=SimpleNamespace(advantage={})
-        )
-        self.events.append(Event(actor, task, collected if method == "collect" else accumulated))
+    def handle(self, actor: int) -> Any:
+        return SimpleNamespace(collect=self.collect, accumulate=self.accumulate)
+
+    def collect(self, shard: Shard, *arguments: Any) -> Any:
+        return SimpleNamespace(tokens=1)
+
+    def accumulate(self, shard: Shard, fit: Any) -> Any:
+        sums = SimpleNamespace(advantage={})
+        return SimpleNamespace(round=0, shard=shard.index, version=1, own_left_out=True, sums=sums)
+
+    def submit(self, actor: int, task: Any, reference: Any) -> None:
+        self.events.append(Event(actor, task, reference))
 
     def wait(self, timeout_s: float) -> list[Event]:
         events, self.events = self.events, []
         return events
 
-    def ask(self, actor: int, method: str, *arguments: Any, deadline_s: float) -> Any:
+    def gradient_report(self, actor: int, group: str, deadline_s: float) -> Any:
         self.actor, self.lost = self.actor + 1, self.lost + 1
         raise ActorUnavailableError("out of memory, say", None)
 
@@ -58,16 +64,17 @@ class LosesGradients:
 class FitsAnything:
     """A fitter that has always fitted version 1."""
 
-    handle = opening = None
-
     def new_notes(self) -> list[str]:
         return []
 
-    def ask(self, method: str, *arguments: Any) -> Any:
-        if method == "counts":
-            return Counts(0, 0, (), (), 0, 1)
-        rule = SimpleNamespace(fit="leave_one_out")
-        return {"version": 1} if method == "beta" else SimpleNamespace(version=1, round=0, rule=rule)
+    def counts(self) -> Counts:
+        return Counts(0, 0, (), (), 0, 1)
+
+    def beta(self) -> dict[str, Any]:
+        return {"version": 1}
+
+    def close_round(self, *arguments: Any) -> Any:
+        return SimpleNamespace(version=1, round=0, rule=SimpleNamespace(fit="leave_one_out"))
 
 
 def work_on(pool: Any, stop: Callable[[], bool] = lambda: False) -> CommitGroup:
@@ -91,10 +98,10 @@ def test_a_gradient_that_can_never_be_fetched_ends_the_run_with_its_cause(files:
 
 def test_a_gradient_formed_under_another_version_than_the_plans_ends_the_run(files: Path) -> None:
     class Stale(LosesGradients):
-        def submit(self, actor: int, task: Any, method: str, *arguments: Any) -> None:
-            super().submit(actor, task, method, *arguments)
-            if method == "accumulate":
-                self.events[-1].value.version = 0
+        def accumulate(self, shard: Shard, fit: Any) -> Any:
+            report = super().accumulate(shard, fit)
+            report.version = 0
+            return report
 
     with pytest.raises(ShardError, match=r"^shard 0 of round 1: its baseline is version 0 .*; the plan asks for .* 1"):
         work_on(Stale()).run_round(shards(files))

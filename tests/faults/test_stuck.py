@@ -41,7 +41,7 @@ def test_an_actor_that_is_frozen_is_killed_and_its_shards_are_done_again(
     def freezer(backend: RayBackend) -> Listener:
         def listen(progress: Progress) -> None:
             noted(notes)(backend)(progress)
-            busy = [actor.pid for actor in backend._pool.members if actor.state.startswith("collect")]
+            busy = [actor.pid for actor in backend.pool.census().members if actor.state.startswith("collect")]
             if not frozen and progress.round == 1 and progress.collected >= 1 and busy:
                 frozen.append(psutil.Process(busy[0]))
                 frozen[0].suspend()

@@ -14,7 +14,7 @@ from support.failpoints import arm, disarm_all, fired
 from support.light import BUCKET, LAYOUT, LightActor, light_config, light_prepared
 from support.ray_runs import own, run_on
 
-from ray_probe.cluster.actors import handle
+from ray_probe.cluster.actors import writer
 from ray_probe.cluster.backend import RayBackend
 from ray_probe.cluster.rounds.schedule import MAX_ATTEMPTS
 from ray_probe.errors import ClusterError
@@ -94,7 +94,7 @@ def test_a_writer_that_dies_between_two_rounds_goes_on_and_so_does_the_gradient_
 
     def killer(progress: Progress) -> None:
         if progress.round == 1 and progress.accumulated and not killed:
-            killed.append(alone._writer.ask("pid"))
+            killed.append(alone.writer.pid())
             os.kill(killed[0], signal.SIGKILL)
 
     arm(points, "write_after_settle", only="3")
@@ -120,7 +120,7 @@ def test_deaths_of_the_writer_use_up_none_of_the_attempts_of_a_commit(
 def test_a_writer_that_always_dies_ends_the_run_with_what_to_do(
     alone: RayBackend, undisturbed: Answer, files: Path, points: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(handle, "MAX_DEATHS", 2)
+    monkeypatch.setattr(writer, "MAX_DEATHS", 2)
     arm(points, "write_before_add", times=ALWAYS)
     with pytest.raises(ClusterError, match=r"^writer: its process died 3 times in one commit; .*--resume") as refused:
         run_on(alone, prepared(files), "always")

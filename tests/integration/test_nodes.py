@@ -275,10 +275,10 @@ def test_a_frozen_nodes_actor_delivers_late_beside_its_replacement_and_its_shard
     until(lambda: is_dead(frozen), "word of the node's death")
     until(lambda: run.in_round(2), "round after that of the shard, which another actor has done")
     assert psutil.Process(orphan).is_running(), "nobody has told the worker"
-    before = run.workers._fitter.ask("counts")
+    before = run.workers.fitter.counts()
     gates.open("1/0")
     after = until(
-        lambda: (counts := run.workers._fitter.ask("counts")).duplicates > before.duplicates and counts,
+        lambda: (counts := run.workers.fitter.counts()).duplicates > before.duplicates and counts,
         "delivery from the worker of the frozen node",
     )
     assert (before.duplicates, after.duplicates, after.conflicts) == (0, 1, ())
@@ -335,7 +335,7 @@ def test_nodes_join_and_leave_during_a_run_and_plan_and_bits_stay(
     gates.held("0/5")
     scaled = run.workers.scale(3)
     assert (scaled.asked, scaled.room) == (3, 1)
-    assert "asked 3 x (1 CPU), the cluster has room for 1" in scaled.messages[-1]
+    assert "requested 3 actors (1 CPU each), the cluster has room for 1" in scaled.messages[-1]
     assert requested() == [{"CPU": 1}] * 3, "the autoscaler is asked, were there one"
     assert "asked 3, have 1" in run.shown()
     second, _ = add(), add()

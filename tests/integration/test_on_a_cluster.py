@@ -147,14 +147,14 @@ def test_a_replacement_refuses_weights_that_were_overwritten_and_the_rest_goes_o
     assert killed
     answer.assert_same(reference)
     deadline = time.monotonic() + DEADLINE_S
-    while "the run measures" not in str(shared._pool.last_failure):
+    while "the run measures" not in str(shared.pool.last_failure):
         assert time.monotonic() < deadline
-        shared._pool.wait(0.5)
+        shared.pool.wait(0.5)
 
 
 def refused(shared: RayBackend, prepared: PreparedRun, kind: type[Exception], text: str) -> Any:
     """What a service's actors answer to a checkpoint; they go on with the next."""
-    shared._pool.asked = 1
+    shared.pool.scale(1)
     with pytest.raises(kind, match=text) as error:
         shared.load(prepared)
     assert "\n" not in str(error.value)

@@ -122,6 +122,10 @@ def started(pool: Pool) -> Pool:
     return pool
 
 
+def submit(pool: Pool, actor: int, task: str, method: str, *arguments: Any) -> None:
+    pool.submit(actor, task, getattr(pool.handle(actor).actor, method).remote(*arguments))
+
+
 def wait_for(pool: Pool, there: Callable[[], Any]) -> list[Event]:
     """Events until something is so."""
     events, give_up = list[Event](), time.monotonic() + DEADLINE_S
@@ -129,6 +133,14 @@ def wait_for(pool: Pool, there: Callable[[], Any]) -> list[Event]:
         assert time.monotonic() < give_up
         events += pool.wait(0.2)
     return events
+
+
+def until_free(resource: str) -> None:
+    """Ray takes a moment to release what killed actors of an earlier test held."""
+    give_up = time.monotonic() + DEADLINE_S
+    while not ray.available_resources().get(resource):
+        assert time.monotonic() < give_up
+        time.sleep(0.05)
 
 
 def first_event(pool: Pool) -> Event:
@@ -148,7 +160,8 @@ def decided(event: Event) -> Decision:
 def test_the_probes_options_place_actors_on_different_gpus(pools: Callable[..., Pool], tmp_path: Path) -> None:
     options = actor_options(config_from_dict(raw_config(tmp_path, cluster={"gpus_per_actor": 1})))
     pool = started(pools(FAKE_GPUS, asked_of_ray=options))
-    assert {pool.ask(actor, "devices", deadline_s=30) for actor in pool.alive} == {"0", "1"}
+    devices = [pool.handle(actor).actor.devices.remote() for actor in pool.alive]
+    assert set(ray.get(devices, timeout=30)) == {"0", "1"}
 
 
 def test_a_cluster_without_free_room_is_told_with_what_is_asked_and_free(pools: Callable[..., Pool]) -> None:
@@ -163,22 +176,25 @@ def test_a_cluster_without_free_room_is_told_with_what_is_asked_and_free(pools: 
 
 
 def test_one_actor_for_which_there_is_no_room_is_waited_for_while_another_works(pools: Callable[..., Pool]) -> None:
+    until_free("seat")
     later, notes = [0.0], list[str]()
     options: dict[str, Any] = {"asked_of_ray": {"num_cpus": 0, "resources": {"seat": 1}}, "idle_deadline_s": 1e6}
     pool = pools(2, notes=notes, clock=lambda: time.monotonic() + later[0], start_deadline_s=120.0, **options)
-    assert pool.starting == 0
+    assert pool.census().starting == 0
     pool.tend()
-    assert (pool.starting, pool.waiting) == (1, None), "there was room for one"
+    census = pool.census()
+    assert (census.starting, census.waiting) == (1, None), "there was room for one"
     pool.start()
-    assert (pool.starting, pool.waiting) == (0, None), "the other may have room yet, and no report is made of it"
+    census = pool.census()
+    assert (census.starting, census.waiting) == (0, None), "the other may have room yet, and no report is made of it"
     for _ in range(100):
         later[0] += 4.0
         assert pool.wait(0.05) == []
     assert notes == [
         "actors: 1 of 2 wait for room: each asks for 1 seat, free are 0 seat; they start when other work leaves it"
     ]
-    assert pool.waiting == notes[0] and pool.starting == 0
-    assert [member.state for member in pool.members] == ["idle", "starting"], "nobody was ended for it"
+    assert pool.census().waiting == notes[0] and pool.census().starting == 0
+    assert [member.state for member in pool.census().members] == ["idle", "starting"], "nobody was ended for it"
 
 
 @pytest.mark.parametrize(("behaviour", "cause"), [("crash", "its process ended"), ("raise", "no such device")])
@@ -209,9 +225,9 @@ def test_a_checkpoint_that_was_overwritten_is_tried_three_times_and_not_again_in
             pool.wait(0.1)
     refused = [note for note in notes if "CheckpointError: model.path: it was overwritten" in note]
     assert len(refused) == MAX_REFUSALS and len(pool.alive) == 1
-    assert pool._next == 2 + MAX_REFUSALS - 1, "the last refusal is followed by no actor"
-    pool.try_again()
-    wait_for(pool, lambda: pool._next > 2 + MAX_REFUSALS - 1)
+    assert pool.started == 2 + MAX_REFUSALS - 1, "the last refusal is followed by no actor"
+    pool.scale(2)
+    wait_for(pool, lambda: pool.started > 2 + MAX_REFUSALS - 1)
 
 
 def test_an_actor_that_finds_the_checkpoint_gone_between_two_measurements_waits_for_the_next(
@@ -223,12 +239,12 @@ def test_an_actor_that_finds_the_checkpoint_gone_between_two_measurements_waits_
     checkpoint.unlink()
     os.kill(pool.pids[0], signal.SIGKILL)
     give_up = time.monotonic() + DEADLINE_S
-    while [member.state for member in pool.members] != ["no checkpoint"]:
+    while [member.state for member in pool.census().members] != ["no checkpoint"]:
         assert time.monotonic() < give_up
         pool.rest()
         time.sleep(0.05)
     assert "waits for the next (CheckpointError: model.path: no such directory)" in notes[-1], notes
-    (before,) = pool.members
+    (before,) = pool.census().members
     pool.load("well")
     assert started(pool).alive == [before.number], "the process that is there loads the next one"
 
@@ -251,7 +267,7 @@ def test_an_actor_whose_tokens_stand_still_is_killed_and_replaced_and_its_shard_
 ) -> None:
     pool = started(pools(1, stall_deadline_s=1.0))
     stuck = pool.alive[0]
-    pool.submit(stuck, "a task", "sleep", 600.0)
+    submit(pool, stuck, "a task", "sleep", 600.0)
     assert first_event(pool) == Event(
         stuck, "a task", decision=Decision("no token in 1 s", replace=True, shard="charged")
     )
@@ -262,8 +278,8 @@ def test_an_actor_whose_tokens_stand_still_is_killed_and_replaced_and_its_shard_
 def test_a_frozen_actor_is_killed_at_its_deadline_and_its_process_ends(pools: Callable[..., Pool]) -> None:
     pool = started(pools(1, stall_deadline_s=1.0))
     actor, process = pool.alive[0], psutil.Process(pool.pids[pool.alive[0]])
-    pool.submit(actor, "a task", "sample", 600.0)
-    wait_for(pool, lambda: pool.members[0].tokens)
+    submit(pool, actor, "a task", "sample", 600.0)
+    wait_for(pool, lambda: pool.census().members[0].tokens)
     process.suspend()
     event = first_event(pool)
     assert (event.actor, decided(event).cause, decided(event).shard) == (actor, "no token in 1 s", "charged")
@@ -272,7 +288,7 @@ def test_a_frozen_actor_is_killed_at_its_deadline_and_its_process_ends(pools: Ca
 
 def test_a_task_that_takes_long_is_left_alone_while_there_are_tokens(pools: Callable[..., Pool]) -> None:
     pool = started(pools(1, stall_deadline_s=3.0))
-    pool.submit(pool.alive[0], "a task", "sample", 5.0)
+    submit(pool, pool.alive[0], "a task", "sample", 5.0)
     assert first_event(pool) == Event(pool.alive[0], "a task", 5.0)
 
 
@@ -283,9 +299,9 @@ def test_a_failing_task_is_charged_and_its_actor_goes_on(pools: Callable[..., Po
         (ValueError("shapes"), "ValueError: shapes"),
         (NonFiniteError("logits: NaN"), "NonFiniteError: logits: NaN"),
     ):
-        pool.submit(actor, "a task", "fail", error)
+        submit(pool, actor, "a task", "fail", error)
         assert first_event(pool) == Event(actor, "a task", decision=Decision(cause, shard="charged"))
-    pool.submit(actor, "the last", "sleep", 0.0)
+    submit(pool, actor, "the last", "sleep", 0.0)
     assert first_event(pool) == Event(actor, "the last", 0.0)
 
 
@@ -294,7 +310,7 @@ def test_a_task_that_fails_for_the_whole_run_ends_it_in_its_own_words(
     pools: Callable[..., Pool], error: ProbeError
 ) -> None:
     pool = started(pools(1))
-    pool.submit(pool.alive[0], "a task", "fail", error)
+    submit(pool, pool.alive[0], "a task", "fail", error)
     with pytest.raises(type(error), match=str(error)) as ended:
         first_event(pool)
     assert ended.value.exit_code == error.exit_code
@@ -310,7 +326,7 @@ def test_a_death_at_a_task_is_charged_and_told_with_process_node_memory_and_last
     notes: list[str] = []
     pool = started(pools(1, notes=notes))
     actor, pid = pool.alive[0], pool.pids[pool.alive[0]]
-    pool.submit(actor, "a task", "leave", code, words)
+    submit(pool, actor, "a task", "leave", code, words)
     decision = decided(event := first_event(pool))
     assert (event.actor, event.task, decision.replace, decision.shard) == (actor, "a task", True, "charged")
     assert decision.by_memory is by_memory
@@ -322,7 +338,7 @@ def test_an_actor_that_died_idle_is_given_nothing_and_what_it_had_is_told_lost(p
     pool = started(pools(2))
     dead, other = pool.alive
     os.kill(pool.pids[dead], signal.SIGKILL)
-    time.sleep(pool._limits.fresh_s + 0.1)
+    time.sleep(pool.limits.fresh_s + 0.1)
     assert pool.idle == [], "nobody is taken at a word that is old"
     events = list[Event]()
     while not events:
@@ -338,7 +354,7 @@ def test_a_frozen_idle_actor_is_given_nothing_and_replaced(pools: Callable[..., 
     pool = started(pools(1, idle_deadline_s=2.0))
     frozen, process = pool.alive[0], psutil.Process(pool.pids[pool.alive[0]])
     process.suspend()
-    time.sleep(pool._limits.fresh_s + 0.1)
+    time.sleep(pool.limits.fresh_s + 0.1)
     event = first_event(pool)
     assert (event.actor, event.task, decided(event).cause) == (frozen, None, "idle, and no answer in 2 s")
     wait_for(pool, lambda: pool.idle)
@@ -368,7 +384,7 @@ def test_an_actor_out_of_reach_for_a_moment_is_replaced_and_its_shard_not_charge
     pool = started(pools(2))
     actor = pool.idle[0]
     process = psutil.Process(pool.pids[actor])
-    pool.submit(actor, "a task", "sleep", 0.0)
+    submit(pool, actor, "a task", "sleep", 0.0)
     with monkeypatch.context() as patched:
         Hiccups(patched, times=3)
         event = first_event(pool)
@@ -385,9 +401,9 @@ def test_an_idle_actor_out_of_reach_for_a_moment_stays(
     before = pool.alive
     with monkeypatch.context() as patched:
         hiccups = Hiccups(patched, times=2)
-        time.sleep(pool._limits.fresh_s + 0.1)
+        time.sleep(pool.limits.fresh_s + 0.1)
         assert wait_for(pool, lambda: hiccups.left == 0) == []
-        assert pool.idle == [] and pool.members[0].state == "idle, not reachable"
+        assert pool.idle == [] and pool.census().members[0].state == "idle, not reachable"
         assert wait_for(pool, lambda: pool.idle) == []
     assert pool.idle == before
 
@@ -396,7 +412,7 @@ def test_an_actor_that_stays_out_of_reach_is_replaced_and_its_shard_not_charged(
     pools: Callable[..., Pool], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pool = started(pools(1, unreachable_deadline_s=2.0))
-    pool.submit(actor := pool.idle[0], "a task", "sleep", 0.0)
+    submit(pool, actor := pool.idle[0], "a task", "sleep", 0.0)
     with monkeypatch.context() as patched:
         Hiccups(patched, times=1000)
         event = first_event(pool)
@@ -408,7 +424,7 @@ def test_an_actor_that_is_said_to_be_out_of_reach_and_is_dead_is_told_dead(
     pools: Callable[..., Pool], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pool = started(pools(1))
-    pool.submit(pool.idle[0], "a task", "leave", 3, "no device")
+    submit(pool, pool.idle[0], "a task", "leave", 3, "no device")
     with monkeypatch.context() as patched:
         Hiccups(patched, times=1)
         event = first_event(pool)
@@ -419,17 +435,17 @@ def test_an_actor_that_is_said_to_be_out_of_reach_and_is_dead_is_told_dead(
 def test_a_pause_of_our_own_costs_no_actor_its_life(pools: Callable[..., Pool]) -> None:
     pause = [0.0]
     pool = started(pools(1, clock=lambda: time.monotonic() + pause[0], stall_deadline_s=12.0))
-    pool.submit(actor := pool.idle[0], "a task", "sleep", 5.0)
+    submit(pool, actor := pool.idle[0], "a task", "sleep", 5.0)
     assert wait_for(pool, lambda: pool._workers[actor].tokens == 0) == []
     pause[0] = 1e6
     assert first_event(pool) == Event(actor, "a task", 5.0)
 
 
 def test_a_fitter_that_answers_or_that_ray_makes_again_is_left_alone(tmp_path: Path) -> None:
-    keeper, notes = fitter_actor({}, tmp_path / "fitter.json"), list[str]()
-    fitter = keeper.open_fitter(rule(), POLICY, tmp_path / "ledger.jsonl")
-    watch = FitterMonitor(fitter.handle, notes.append, silent_s=6.0)
-    before = fitter.ask("pid")
+    fitter, notes = fitter_actor({}, tmp_path / "fitter.json"), list[str]()
+    fitter.open(rule(), POLICY, tmp_path / "ledger.jsonl")
+    watch = FitterMonitor(fitter, notes.append, silent_s=6.0)
+    before = fitter.pid()
     ends = time.monotonic() + 8.0
     while time.monotonic() < ends:
         watch.look()
@@ -437,5 +453,5 @@ def test_a_fitter_that_answers_or_that_ray_makes_again_is_left_alone(tmp_path: P
         if before is not None and time.monotonic() > ends - 7.0:
             os.kill(before, signal.SIGKILL)
             before = None
-    assert notes == [] and fitter.ask("counts").openings == 2
-    keeper.close()
+    assert notes == [] and fitter.counts().openings == 2
+    fitter.kill()

@@ -279,7 +279,7 @@ def test_a_killed_controller_comes_back_from_disk_and_finishes(
 ) -> None:
     identity = client.probe(raw["model"]["path"], settings={"batch.rounds": 10})
     until(lambda: client.result(identity)[0].rounds >= 2)
-    pid = client._ask("pid")
+    pid = client.controller.pid()
     os.kill(pid, signal.SIGKILL)
 
     def finished() -> Any:
@@ -291,7 +291,7 @@ def test_a_killed_controller_comes_back_from_disk_and_finishes(
     until(finished, 90)
     info, result = client.result(identity)
     assert result is not None and result["counts"]["rounds"] == 10
-    assert client._ask("pid") != pid
+    assert client.controller.pid() != pid
     assert_same(result, reference(raw, tmp_path, batch={"rounds": 10}))
     records = read_ledger(RunDirectory.open(Path(info.directory)).ledger).records
     assert sorted(records) == [(number, shard) for number in range(10) for shard in range(6)]

@@ -31,7 +31,7 @@ def run_on(
     """A run on as many actors of the backend as its configuration asks for."""
     actors = prepared.config.cluster.actors
     directory = RunDirectory.create(Path(prepared.config.output.dir), name)
-    backend._pool.asked = actors
+    backend.pool.scale(actors)
     backend.load(prepared, wait_for=actors)
     backend.open(directory, held_positions=held_positions)
     probe = OfflineEntropyProbe(prepared.config, prepared.plan, backend, directory, listen(backend))

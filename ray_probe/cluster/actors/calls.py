@@ -1,74 +1,109 @@
-"""Calls of Ray actors with a deadline, and what their errors mean."""
+"""Calls of Ray actors: deadlines, and retries while Ray restarts an actor."""
 
-import re
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar, TypeVarTuple
 
 import ray
 from ray.exceptions import ActorDiedError, ActorUnavailableError, GetTimeoutError, RayError, RayTaskError
 
+from ray_probe.cluster.connection.ray_errors import first_line, task_error
 from ray_probe.errors import ClusterError
 
 LOOK_EVERY_S = 0.5
-_COLOURS = re.compile(r"\x1b\[[0-9;]*m")  # Ray colours the names in its messages
+PAUSE_S = 0.1
+REMEDY = "go on with run --resume"
+
+MethodT = TypeVar("MethodT", bound=Callable[..., Any])
+ResultT = TypeVar("ResultT")
+ArgTs = TypeVarTuple("ArgTs")
 
 
-def task_error(error: Exception) -> Exception:
-    """The exception that a remote method raised, in its own type where that is one of ours."""
-    cause = error.cause if isinstance(error, RayTaskError) else error
-    return cause if isinstance(cause, Exception) else error
+def in_group(name: str) -> Callable[[MethodT], MethodT]:
+    """Have the threads of a concurrency group serve this method of an actor."""
+    decorator: Callable[[MethodT], MethodT] = ray.method(concurrency_group=name)
+    return decorator
 
 
-def first_line(error: BaseException) -> str:
-    """One line for people: the type and the first line of the text."""
-    text = _COLOURS.sub("", str(error)).strip().splitlines()
-    return f"{type(error).__name__}: {text[0] if text else ''}"[:300]
+def send(method: Callable[[*ArgTs], Any], *args: *ArgTs) -> Any:
+    """Start a call of a bound remote method; returns Ray's reference to the answer."""
+    remote: Any = method
+    return remote.remote(*args)
 
 
-def ask(
-    actor: Any, who: str, method: str, *args: Any, deadline_s: float, meanwhile: Callable[[], None] | None = None
-) -> Any:
-    """Call a method of an actor and wait for its answer.
+def call(
+    name: str,
+    method: Callable[[*ArgTs], ResultT],
+    *args: *ArgTs,
+    deadline_s: float,
+    meanwhile: Callable[[], None] | None = None,
+) -> ResultT:
+    """Call a method of an actor and return its answer.
 
     Args:
-        actor: its handle.
-        who: what it is called in messages.
-        method: name of the method.
+        name: the actor, for messages.
+        method: bound remote method, such as `actor.beta`.
         args: its arguments.
         deadline_s: seconds to wait.
-        meanwhile: called twice a second while the answer is awaited; what it raises ends the wait.
+        meanwhile: called twice a second during the wait; its error ends the wait.
 
     Raises:
-        ProbeError: what the method raised.
-        ClusterError: no answer in time, or the actor is gone; its cause is Ray's error.
+        ProbeError: the method raised it.
+        ClusterError: no answer in time, or the actor is gone; Ray's error is the cause.
     """
-    return _answer(getattr(actor, method).remote(*args), who, method, deadline_s, meanwhile)
+    answer: ResultT = _answer(send(method, *args), name, deadline_s, meanwhile)
+    return answer
 
 
-def ask_for_long(actor: Any, who: str, method: str, *args: Any, silent_s: float) -> Any:
-    """Call a method that may take long, and wait as long as the actor answers `pid` meanwhile.
+def call_long(
+    name: str, method: Callable[[*ArgTs], ResultT], *args: *ArgTs, alive: Callable[[], Any], silent_s: float
+) -> ResultT:
+    """Call a method that takes long, for as long as the actor lives.
 
     Args:
-        actor: its handle; it answers several calls at once.
-        who: what it is called in messages.
-        method: name of the method.
+        name: the actor, for messages.
+        method: bound remote method.
         args: its arguments.
-        silent_s: seconds between two questions, and to wait for each answer.
+        alive: bound remote method that the actor answers meanwhile, on another thread.
+        silent_s: seconds between two calls of `alive`, and their deadline.
 
     Raises:
-        ProbeError: what the method raised.
+        ProbeError: the method raised it.
         ClusterError: the actor does not answer any more.
     """
-    answer = getattr(actor, method).remote(*args)
-    while not ray.wait([answer], timeout=silent_s)[0]:
-        ask(actor, who, "pid", deadline_s=silent_s)
-    return _answer(answer, who, method, silent_s)
+    reference = send(method, *args)
+    while not ray.wait([reference], timeout=silent_s)[0]:
+        call(name, alive, deadline_s=silent_s)
+    answer: ResultT = _answer(reference, name, silent_s)
+    return answer
 
 
-def _answer(
-    reference: Any, who: str, method: str, deadline_s: float, meanwhile: Callable[[], None] | None = None
-) -> Any:
+def call_restarted(name: str, method: Callable[[*ArgTs], ResultT], *args: *ArgTs, deadline_s: float) -> ResultT:
+    """Call an idempotent method, and retry while Ray restarts the actor.
+
+    Args:
+        name: the actor, for messages.
+        method: bound remote method.
+        args: its arguments.
+        deadline_s: seconds to wait in all.
+
+    Raises:
+        ProbeError: the method raised it.
+        ClusterError: no answer in time, or Ray does not restart the actor.
+    """
+    give_up = time.monotonic() + deadline_s
+    while True:
+        try:
+            return call(name, method, *args, deadline_s=max(give_up - time.monotonic(), PAUSE_S))
+        except ClusterError as error:
+            if time.monotonic() + PAUSE_S > give_up:
+                raise ClusterError(f"{name}: no answer in {deadline_s:g} s; {REMEDY}") from error
+            if not isinstance(error.__cause__, ActorUnavailableError):
+                raise ClusterError(f"{error}; {REMEDY}") from error
+        time.sleep(PAUSE_S)
+
+
+def _answer(reference: Any, name: str, deadline_s: float, meanwhile: Callable[[], None] | None = None) -> Any:
     ends = time.monotonic() + deadline_s
     try:
         while meanwhile is not None and time.monotonic() + LOOK_EVERY_S < ends:
@@ -79,9 +114,9 @@ def _answer(
     except RayTaskError as error:
         raise task_error(error) from None
     except GetTimeoutError as error:
-        raise ClusterError(f"{who}: no answer to {method!r} in {deadline_s:g} s") from error
+        raise ClusterError(f"{name}: no answer in {deadline_s:g} s") from error
     except RayError as error:
-        raise ClusterError(f"{who}: does not answer ({first_line(error)})") from error
+        raise ClusterError(f"{name}: does not answer ({first_line(error)})") from error
 
 
 def is_silent(error: ClusterError) -> bool:
@@ -95,41 +130,5 @@ def is_gone(error: ClusterError) -> bool:
 
 
 def kill(actor: Any) -> None:
-    """End an actor for good, one that is made again when it dies too."""
+    """End an actor for good, also one that Ray would restart."""
     ray.kill(actor, no_restart=True)
-
-
-PAUSE_S = 0.1
-
-
-REMEDY = "go on with run --resume"
-
-
-def ask_again(actor: Any, who: str, method: str, *args: Any, deadline_s: float) -> Any:
-    """Call a method that may be called twice, again and again while Ray makes the actor anew.
-
-    Args:
-        actor: its handle.
-        who: what it is called in messages.
-        method: name of the method.
-        args: its arguments.
-        deadline_s: seconds to wait in all.
-
-    Raises:
-        ProbeError: what the method raised.
-        ClusterError: no answer in time, or the actor is gone for good.
-    """
-    give_up = time.monotonic() + deadline_s
-    while True:
-        try:
-            return ask(actor, who, method, *args, deadline_s=max(give_up - time.monotonic(), PAUSE_S))
-        except ClusterError as error:
-            if time.monotonic() + PAUSE_S > give_up:
-                raise ClusterError(f"{who}: no answer to {method!r} in {deadline_s:g} s; {REMEDY}") from error
-            if not isinstance(error.__cause__, ActorUnavailableError):
-                raise ClusterError(f"{error}; {REMEDY}") from error
-        time.sleep(PAUSE_S)
-
-
-class NotOpen(Exception):
-    """The writer's process was made again, and has not been told yet what it is at work on."""

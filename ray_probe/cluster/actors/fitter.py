@@ -1,6 +1,5 @@
-"""The fitter's actor and its handle: the node that holds the run directory has both files and ledger."""
+"""The fitter's actor, on the node that holds the run directory, and its handle."""
 
-import os
 import secrets
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,25 +8,28 @@ from typing import Any
 import ray
 from threadpoolctl import threadpool_limits
 
-from ray_probe.cluster.actors.delivery import answer_of, delivery_of
-from ray_probe.cluster.actors.handle import FILES_DEADLINE_S, RestartedHandle, on_this_node
+from ray_probe.cluster.actors.calls import in_group, send
+from ray_probe.cluster.actors.handle import ANSWER_DEADLINE_S, FILES_DEADLINE_S, RestartedHandle, on_this_node
 from ray_probe.cluster.actors.own_actors import OwnActor
 from ray_probe.core.estimator.baselines import BaselineRule, PublishedFit
 from ray_probe.fitter.fitter import Counts
 from ray_probe.fitter.host import FitterHost
-from ray_probe.run.messages import FitterSession, InSample
+from ray_probe.run.messages import Delivery, FitterSession, InSample, Receipt
 from ray_probe.run.result import Beta
+
+FITTER_THREADS = {"queries": 2, "records": 16}
+"""Threads by concurrency group, beside the actor's own: queries during a fit, and deliveries that share a write."""
 
 
 class FitterActor(OwnActor):
-    """Owns the records and the fits of one measurement after the other; numpy only, so that it starts in a moment.
+    """Owns the records and fits of one measurement after another.
 
-    Made again after its process died, it goes on with the measurement that it was open on. All its methods may be
-    called twice.
+    A restarted process resumes the open measurement from its ledger. All methods are idempotent. The process imports
+    numpy only, so that it starts fast.
 
     Args:
-        state: file in which that measurement is kept; None: it is lost with the process.
-        owner: names this actor in the file.
+        state: file that names the open measurement; None: a restart loses it.
+        owner: identifies the actor in that file across restarts.
     """
 
     def __init__(self, state: str | None = None, owner: str = "") -> None:
@@ -37,123 +39,147 @@ class FitterActor(OwnActor):
     def open(
         self, rule: BaselineRule, policy_id: str, ledger: str, finished: Sequence[Sequence[int]], run: str = ""
     ) -> FitterSession:
-        """Go on from a ledger; returns what deliveries need."""
+        """Resume from a ledger; returns the session that deliveries name."""
         return self._host.open(rule, policy_id, Path(ledger), finished, run)
 
-    @ray.method(concurrency_group="queries")  # type: ignore[untyped-decorator]
-    def ready(self) -> None:
-        """Answers."""
-
+    @in_group("queries")
     def pid(self) -> int:
-        """Of this process."""
-        return os.getpid()
+        """Return the id of this process; answered during a fit."""
+        return super().pid()
 
-    def accept(self, message: list[Any]) -> list[Any]:
-        """Take in a shard's record (see `delivery`). Raises RecordError for one of a measurement that is over."""
-        return answer_of(self._host.accept(*delivery_of(message)))
+    @in_group("records")
+    def accept(self, session: FitterSession, delivery: Delivery) -> Receipt:
+        """Take in a shard's record; concurrent deliveries share a write.
 
-    @ray.method(concurrency_group="records")  # type: ignore[untyped-decorator]
-    def accept_together(self, message: list[Any]) -> list[Any]:
-        """The same; records that come while the ledger is written share the next write."""
-        return answer_of(self._host.accept_together(*delivery_of(message)))
+        Raises RecordError for a closed session.
+        """
+        return self._host.accept(session, delivery)
 
     def close_round(self, round_number: int, shards: Sequence[int], since: int) -> PublishedFit:
-        """Fit; returns the fit that the round's gradients use, as actors need it."""
+        """Fit; returns the fit that the round's gradients use."""
         with self._host.alone() as fitter:
             return fitter.close_round(round_number, shards, since).for_broadcast()
 
     def current(self) -> PublishedFit:
-        """The newest fit, as actors need it."""
+        """Return the newest fit."""
         with self._host.alone() as fitter:
             return fitter.current.for_broadcast()
 
     def counts(self) -> Counts:
-        """What came so far."""
+        """Return the counts of records so far."""
         with self._host.alone() as fitter:
             return fitter.counts
 
     def notes(self) -> tuple[str, ...]:
-        """What the run's log should say."""
+        """Return the lines for the run's log."""
         return self._host.notes
 
-    @ray.method(concurrency_group="queries")  # type: ignore[untyped-decorator]
+    @in_group("queries")
     def beta(self, version: int | None = None) -> Beta:
-        """A global fit, as results show it; None: the current one. Answered while records are taken in."""
+        """Return a global fit as results show it, also during a fit."""
         return self._host.fitter.beta(version)
 
-    @ray.method(concurrency_group="queries")  # type: ignore[untyped-decorator]
+    @in_group("queries")
     def variance(self) -> InSample:
-        """How well the current fit explains its own rows. Answered while records are taken in."""
+        """Return how well the current fit explains its own rows, also during a fit."""
         return self._host.fitter.variance()
 
 
-FITTER_THREADS = {"queries": 2, "records": 16}
-"""Besides its own: for what is asked meanwhile, and for deliveries that share a write to the ledger."""
-
-
-class OpenFitterHandle(RestartedHandle):
-    """A fitter on one measurement; what is delivered for another is not taken.
+class FitterHandle(RestartedHandle[FitterActor]):
+    """The handle of the fitter; every call outlasts a restart of the actor.
 
     Args:
-        handle: the fitter's Ray handle.
-        opening: names the measurement.
+        actor: Ray's handle.
+        state: file that names the open measurement, removed by `kill`; None: the actor keeps none.
     """
 
-    def __init__(self, handle: Any, opening: FitterSession) -> None:
-        super().__init__("fitter", handle)
-        self.opening = opening
-        self._told: set[str] = set()
-
-    def new_notes(self) -> list[str]:
-        """What the run's log should say since it was last asked: of a death, a torn ledger, other bytes."""
-        notes = [note for note in self.ask("notes") if note not in self._told]
-        self._told |= set(notes)
-        return notes
-
-
-class FitterHandle(RestartedHandle):
-    """The fitter.
-
-    Args:
-        who: what it is called in messages.
-        handle: its Ray handle.
-        state: file in which it keeps what it is open on; None: none.
-    """
-
-    def __init__(self, who: str, handle: Any, state: Path | None = None) -> None:
-        super().__init__(who, handle)
+    def __init__(self, actor: FitterActor, state: Path | None = None) -> None:
+        super().__init__("fitter", actor)
         self._state = state
+        self._noted: set[str] = set()
+        self.session: FitterSession | None = None
 
-    def open_fitter(
+    def open(
         self, rule: BaselineRule, policy_id: str, ledger: Path, finished: Sequence[Sequence[int]] = (), run: str = ""
-    ) -> OpenFitterHandle:
-        """Have it own a measurement's records, rebuilt from their ledger.
+    ) -> FitterSession:
+        """Open a measurement, with its records from the ledger, and end the last one.
 
         Args:
             rule: how the baseline is formed.
-            policy_id: what records are marked with.
+            policy_id: marks the records.
             ledger: file of accepted records.
             finished: shards of each round that a resumed run keeps.
-            run: names what else records must agree on.
+            run: plan id, which the records must agree on too.
         """
-        opening = self.ask("open", rule, policy_id, str(ledger), finished, run, deadline_s=FILES_DEADLINE_S)
-        return OpenFitterHandle(self.handle, opening)
+        self._noted = set()
+        self.session = self._call(
+            self.actor.open, rule, policy_id, str(ledger), finished, run, deadline_s=FILES_DEADLINE_S
+        )
+        return self.session
 
-    def close(self) -> None:
-        """End the actor."""
-        super().close()
+    def accept(self, session: FitterSession, delivery: Delivery, deadline_s: float = ANSWER_DEADLINE_S) -> Receipt:
+        """Deliver a shard's record.
+
+        Raises ProbeError where the fitter refuses the record or cannot write it.
+        """
+        return self._call(self.actor.accept, session, delivery, deadline_s=deadline_s)
+
+    def close_round(self, round_number: int, shards: Sequence[int], since: int) -> PublishedFit:
+        """Fit these shards' records; returns the fit that the round's gradients use.
+
+        Args:
+            round_number: the open round.
+            shards: shards whose record counts.
+            since: first round that is not committed.
+        """
+        return self._call(self.actor.close_round, round_number, shards, since)
+
+    def current(self) -> PublishedFit:
+        """Return the newest fit."""
+        return self._call(self.actor.current)
+
+    def counts(self) -> Counts:
+        """Return the counts of records so far."""
+        return self._call(self.actor.counts)
+
+    def new_notes(self) -> list[str]:
+        """Return the lines for the run's log that no earlier call returned since `open`."""
+        notes = [note for note in self._call(self.actor.notes) if note not in self._noted]
+        self._noted |= set(notes)
+        return notes
+
+    def beta(self, version: int | None = None, deadline_s: float = ANSWER_DEADLINE_S) -> Beta:
+        """Return a global fit as results show it; None: the current one."""
+        return self._call(self.actor.beta, version, deadline_s=deadline_s)
+
+    def variance(self, deadline_s: float = ANSWER_DEADLINE_S) -> InSample:
+        """Return how well the current fit explains its own rows."""
+        return self._call(self.actor.variance, deadline_s=deadline_s)
+
+    def heartbeat(self) -> Any:
+        """Ask whether the actor answers; returns Ray's reference to the answer."""
+        return send(self.actor.pid)
+
+    def restart(self) -> None:
+        """Kill the actor's process; Ray restarts it."""
+        ray.kill(self.actor, no_restart=False)
+
+    def kill(self) -> None:
+        """End the actor for good, and remove its state file."""
+        super().kill()
         if self._state is not None:
             self._state.unlink(missing_ok=True)
 
 
 def fitter_actor(options: Mapping[str, Any], state: Path | None = None) -> FitterHandle:
-    """Start a fitter on this node, without an environment of its own: a worker that Ray has ready becomes it at once.
+    """Start a fitter on this node.
 
     Args:
-        options: further ones of `ray.remote`: a name, a lifetime.
-        state: file in which it keeps what it is open on, so that Ray can make it again when it dies; None: it cannot.
+        options: further options of `ray.remote`: a name, a lifetime.
+        state: file that names the open measurement, so that Ray can restart the actor; None: no restarts.
     """
+    # Without a runtime environment of its own: an idle worker of Ray becomes the fitter at once.
     remote = ray.remote(concurrency_groups=FITTER_THREADS)(FitterActor)
     own = on_this_node() | ({} if state is None else {"max_restarts": -1})
     file = None if state is None else str(state)
-    return FitterHandle("fitter", remote.options(**own, **options).remote(file, secrets.token_hex(8)), state)
+    return FitterHandle(remote.options(**own, **options).remote(file, secrets.token_hex(8)), state)

@@ -1,63 +1,67 @@
-"""The two actors on this node, beside the run directory: the fitter with its ledger, the writer with the gradient.
+"""Base classes of typed actor handles, whose methods mirror the actor's class."""
 
-They serve one measurement after the other. One that dies is made again by Ray: the fitter goes on from its ledger, the
-writer from the committed gradient, and what was being staged there is begun anew.
-"""
-
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Generic, TypeVar
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from ray_probe.cluster.actors.calls import ask, ask_again, kill
+from ray_probe.cluster.actors.calls import ArgTs, ResultT, call, call_restarted, kill
+from ray_probe.cluster.actors.own_actors import OwnActor
 from ray_probe.errors import ClusterError
 
 ANSWER_DEADLINE_S = 60.0
 FILES_DEADLINE_S = 3600.0  # tens of GB are read and written on a slow disk
-MAX_DEATHS = 10
+
+ActorT = TypeVar("ActorT", bound=OwnActor)
 
 
-class ActorHandle:
-    """An actor of which there is one.
+class ActorHandle(Generic[ActorT]):
+    """The handle of a singleton actor.
 
     Args:
-        who: what it is called in messages.
-        handle: its Ray handle.
+        name: the actor, for messages.
+        actor: Ray's handle, typed as the class behind it.
     """
 
-    def __init__(self, who: str, handle: Any) -> None:
-        self.who = who
-        self.handle = handle
+    def __init__(self, name: str, actor: ActorT) -> None:
+        self.name = name
+        self.actor = actor
 
-    def ask(self, method: str, *args: Any, deadline_s: float = ANSWER_DEADLINE_S) -> Any:
-        """Call a method and wait. Raises ProbeError: what it raised, or ClusterError when there is no answer."""
-        return ask(self.handle, self.who, method, *args, deadline_s=deadline_s)
+    def pid(self) -> int:
+        """Return the id of the actor's process."""
+        return self._call(self.actor.pid, deadline_s=ANSWER_DEADLINE_S)
 
     def answers(self) -> bool:
-        """Whether the actor is there."""
+        """Return whether the actor answers."""
         try:
-            self.ask("ready")
+            self.pid()
         except ClusterError:
             return False
         return True
 
-    def close(self) -> None:
-        """End the actor."""
-        kill(self.handle)
+    def kill(self) -> None:
+        """End the actor for good."""
+        kill(self.actor)
+
+    def _call(
+        self, method: Callable[[*ArgTs], ResultT], *args: *ArgTs, deadline_s: float = ANSWER_DEADLINE_S
+    ) -> ResultT:
+        """Call a method once."""
+        return call(self.name, method, *args, deadline_s=deadline_s)
 
 
-class RestartedHandle(ActorHandle):
-    """An actor that Ray makes again, and whose methods may all be called twice."""
+class RestartedHandle(ActorHandle[ActorT]):
+    """The handle of an actor that Ray restarts and whose methods are idempotent."""
 
-    def ask(self, method: str, *args: Any, deadline_s: float = ANSWER_DEADLINE_S) -> Any:
-        """Call a method and wait, over a death of the actor too.
-
-        Raises ProbeError: what it raised, or ClusterError when there is no answer.
-        """
-        return ask_again(self.handle, self.who, method, *args, deadline_s=deadline_s)
+    def _call(
+        self, method: Callable[[*ArgTs], ResultT], *args: *ArgTs, deadline_s: float = ANSWER_DEADLINE_S
+    ) -> ResultT:
+        """Call a method, and retry while Ray restarts the actor."""
+        return call_restarted(self.name, method, *args, deadline_s=deadline_s)
 
 
 def on_this_node() -> dict[str, Any]:
-    """`ray.remote` options of an actor on this node that needs no slot and, if nothing else is said, has one life."""
+    """Return options of an actor on this node that takes no CPU, without restarts."""
     node = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     return {"num_cpus": 0, "max_restarts": 0, "scheduling_strategy": node}

@@ -5,9 +5,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import ray
-from ray.exceptions import RayError, RayTaskError
+from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from ray_probe.cluster.connection.ray_errors import first_line, task_error
 from ray_probe.cluster.head.ray_private import HEAD_RESOURCE
 from ray_probe.errors import ClusterError
 
@@ -85,15 +86,8 @@ def ask_nodes(
 def _answer(node: Node, reference: Any) -> Answer:
     try:
         return Answer(node, ray.get(reference, timeout=FETCH_S))
-    except RayTaskError as error:
-        return Answer(node, error=_first_line(error.cause if isinstance(error.cause, Exception) else error))
     except RayError as error:
-        return Answer(node, error=_first_line(error))
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0] if lines else ''}"[:200]
+        return Answer(node, error=first_line(task_error(error)))
 
 
 def free_resources() -> dict[str, float]:

@@ -1,14 +1,13 @@
-"""How long is waited for others, and how often they are replaced: pure, no Ray and no clock of its own."""
-
+"""A clock for deadlines that does not count this process's own pauses."""
 
 LEAP_S = 5.0
 
 
 class LookClock:
-    """A clock for deadlines: seconds in which somebody looked.
+    """Counts the seconds during which this process observed the others.
 
-    When this process stood still itself (SIGSTOP, a laptop asleep) or was busy with something else, that counts
-    `LEAP_S` seconds at most: nothing is known of the others.
+    A pause of this process (SIGSTOP, a laptop asleep) or other work counts `LEAP_S` seconds at most, because nothing is
+    known of the others meanwhile.
 
     Args:
         now: seconds of `time.monotonic`.
@@ -19,9 +18,7 @@ class LookClock:
         self.seconds = 0.0
 
     def look(self, now: float) -> float:
-        """Seconds by this clock, at so many seconds of `time.monotonic`."""
+        """Return the seconds of this clock at `now` seconds of `time.monotonic`."""
         self.seconds += min(max(now - self._last, 0.0), LEAP_S)
         self._last = now
         return self.seconds
-
-

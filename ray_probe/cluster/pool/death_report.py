@@ -1,6 +1,6 @@
-"""Why an actor died, in one line for people: what Ray knows, the process's last words, and its node's memory.
+"""Why an actor died: Ray's reason, the process's last lines, its node's memory.
 
-Ray's own message says that the actor died unexpectedly; what happened stands in the log of its process, on its node.
+Ray only reports that an actor died unexpectedly. The cause is in the log of the process, on its node.
 """
 
 import glob
@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import psutil
 from ray.exceptions import OutOfMemoryError
 
-from ray_probe.cluster.actors.calls import first_line
 from ray_probe.cluster.connection.nodes import alive_nodes, ask_nodes
+from ray_probe.cluster.connection.ray_errors import first_line, plain_text
 from ray_probe.cluster.head.crash import crash_dump, telling_line
 from ray_probe.cluster.head.ray_private import logs_directory
 from ray_probe.cluster.pool.failure_policy import Died
@@ -23,21 +23,20 @@ LAST_LINES = 3
 KEPT_LINES = 200  # a crash dump of Ray has about 100, and its reason is the first
 MAX_WORDS = 240
 NODE_GONE = "its node is gone"
-_COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 _PID, _IP = re.compile(r"\bpid[:=] ?(\d+)"), re.compile(r"\bip[:=] ?([0-9a-fA-F.:]+[0-9a-fA-F])")
-_NO_WORD = "End of file"  # so Ray words a process that SIGKILL ended, which the kernel sends when memory runs out
+_NO_WORD = "End of file"  # Ray's wording after SIGKILL, which the kernel sends when memory runs out
 _OTHER_CAUSE = re.compile(r"SIG[A-Z]+|Fatal|Traceback|Error\b|Segmentation|Aborted")
 _DETAIL = re.compile(r"Worker exit detail: (.+?)(?:\. Some common causes|\.? *$)", re.MULTILINE)
 
 
 @dataclass(frozen=True)
 class Death:
-    """What Ray's error says of a death.
+    """A death as Ray's error describes it.
 
     Attributes:
         reason: one line.
-        pid: of the process, or None.
-        address: of its node, or None.
+        pid: process id, or None.
+        address: of the node, or None.
     """
 
     reason: str
@@ -47,17 +46,17 @@ class Death:
 
 @dataclass(frozen=True)
 class LookBack:
-    """What a node says of a process that is gone: its last lines, and the node's memory in use, share."""
+    """The last lines of a dead process, and the share of its node's memory in use."""
 
     words: str
     memory_used: float
 
 
 def read_error(error: BaseException) -> Death:
-    """What Ray's error says: the exception of a constructor, how the process ended, or that its node is gone."""
-    text = _COLOURS.sub("", str(error))
+    """Read the reason of a death, and process and node, from Ray's error."""
+    text = plain_text(error)
     pid, address = _PID.search(text), _IP.search(text)
-    lines = [line.strip() for line in text.strip().splitlines() if line.strip(" ^~")]
+    lines = [line.strip() for line in text.splitlines() if line.strip(" ^~")]
     if "creation task" in text and len(lines) > 1:
         reason = f"its constructor raised {lines[-1]}"
     elif "node has died" in text or "node was dead" in text.lower():
@@ -70,7 +69,7 @@ def read_error(error: BaseException) -> Death:
 
 
 def look_back(pid: int) -> LookBack:
-    """On the node of a process that is gone: its last lines, and how much memory is in use."""
+    """Return the last lines of a dead process of this node, and the memory in use."""
     logs = logs_directory()
     lines: list[str] = []
     if logs is not None:
@@ -81,7 +80,7 @@ def look_back(pid: int) -> LookBack:
 
 
 def last_words(lines: Sequence[str]) -> str:
-    """What a process said at its end: its last lines, or of a crash dump the line that says why."""
+    """Return a process's last lines, or the line of a crash dump with the cause."""
     why = telling_line("".join(lines)) if crash_dump(lines) else None
     if why is not None:
         return why[:MAX_WORDS]
@@ -89,27 +88,29 @@ def last_words(lines: Sequence[str]) -> str:
 
 
 def autopsy(error: BaseException) -> Died:
-    """Why an actor died: one line, within seconds; whether memory ran out, or its node is gone."""
+    """Find out within seconds why an actor died."""
     death = read_error(error)
     node_lost = death.reason == NODE_GONE
     if death.pid is None or death.address is None:
         return Died(death.reason, by_memory(error, death.reason, ""), node_lost)
     nodes = [node for node in alive_nodes() if f"({death.address})" in node.name]
     answers = ask_nodes(nodes[:1], look_back, death.pid, seconds=LOOK_BACK_S) if nodes else []
-    told, words = f"{death.reason}, process {death.pid} on node {death.address}", ""
+    cause, words = f"{death.reason}, process {death.pid} on node {death.address}", ""
     for answer in answers:
         if isinstance(answer.value, LookBack):
             words = answer.value.words
-            told += f", memory {answer.value.memory_used:.0%} in use"
-            told += f", last words: {words}" if words else ", no last words"
-    return Died(told, by_memory(error, death.reason, words), node_lost)
+            cause += f", memory {answer.value.memory_used:.0%} in use"
+            cause += f", last words: {words}" if words else ", no last words"
+    return Died(cause, by_memory(error, death.reason, words), node_lost)
 
 
 def by_memory(error: BaseException, reason: str, words: str) -> bool:
-    """Whether it seems that memory ran out: Ray says so, or the process ended and told of nothing.
+    """Whether memory seems to have run out.
+
+    It does where Ray says so, or the process ended without naming another cause.
 
     Args:
-        error: of Ray.
+        error: Ray's error.
         reason: how the process ended.
         words: its last lines.
     """

@@ -1,22 +1,21 @@
-"""What is done about a fault: pure decisions, no Ray and no clock of its own.
+"""Decides what follows from a fault of a rollout actor. Pure, no Ray and no clock.
 
-Something is seen of an actor (a `Fault`) that is starting, idle or at a shard (its `Situation`); `decide` says what
-becomes of the actor, of the shard in its hand, and of the run. The pool carries it out, the schedule keeps count.
+The observer sees a `Fault` of an actor that is starting, idle or working (its `Situation`). `decide` says what follows
+for the actor, for its shard and for the run. The pool carries that out, and the schedule counts attempts.
 
-| seen | at a shard | idle | starting |
+| fault | working | idle | starting |
 | --- | --- | --- | --- |
 | `Raised`, an error of the shard | charged, actor stays | | |
 | `Raised`, an error of the run | the run ends with it | | it ends, unless others have started |
 | `Raised`, a broken device | charged, replaced | | replaced |
 | `Died` | charged (spared when its node is gone), replaced | replaced | replaced |
-| `Unreachable` | it is asked again for a while, then spared, replaced | the same | the same |
-| `AnswersAgain` | spared, replaced: nobody knows how far it is | stays | replaced |
+| `Unreachable` | retried for a while, then spared, replaced | the same | the same |
+| `AnswersAgain` | spared, replaced: its progress is unknown | stays | replaced |
 | `Quiet` for its limit | charged, replaced | replaced | replaced |
 | `NoRoom` | | | it waits, or the run ends when no actor has a place |
 
-Charged: one of the shard's three attempts. Spared: done again without that, within reason. What else the actor had done
-and not committed is done again without being charged. Seconds are those of a
-`ray_probe.cluster.pool.clock.Watch`.
+Charged: the failure counts as one of the shard's three attempts. Spared: it does not, up to a limit. Other shards whose
+results were lost with the actor are retried without being charged. Seconds are those of a `LookClock`.
 """
 
 from dataclasses import dataclass
@@ -27,6 +26,9 @@ from ray_probe.errors import ClusterError, InputError, ProbeError
 
 MAX_ATTEMPTS = 3
 MAX_SPARED = 9
+MAX_FAILED_STARTS = 3
+MAX_REFUSALS = 3
+MAX_IDLE_DEATHS = 10
 
 LESS_MEMORY = "lower batch.shard_prompts, generation.tf_batch_size or generation.max_new_tokens"
 
@@ -36,16 +38,16 @@ Blame = Literal["charged", "spared"]
 
 @dataclass(frozen=True)
 class Limits:
-    """Seconds after which something is done.
+    """Timeouts in seconds.
 
     Attributes:
-        stall_deadline_s: at a shard without a token more: by tokens, never by time, which would favour short responses.
-        start_deadline_s: to start and load the checkpoint.
-        place_deadline_s: without a place on any node.
-        report_room_s: without a place on any node, before that is reported; longer than `ask_every_s`.
-        idle_deadline_s: idle and without an answer.
+        stall_deadline_s: working without a new token; a limit on time would favour short responses.
+        start_deadline_s: starting and loading the checkpoint.
+        place_deadline_s: without room on any node.
+        report_room_s: without room on any node, before that is reported; longer than `ask_every_s`.
+        idle_deadline_s: idle without an answer.
         unreachable_deadline_s: not reachable and not known to be dead.
-        fresh_s: an idle actor that was heard of less lately is asked before it is given a shard.
+        fresh_s: age of an idle actor's last answer, past which it must answer before it takes a shard.
     """
 
     stall_deadline_s: float = 300.0
@@ -58,13 +60,13 @@ class Limits:
 
     @property
     def ask_every_s(self) -> float:
-        """Seconds between two questions to a busy actor."""
+        """Seconds between two heartbeats of a working actor."""
         return min(5.0, self.stall_deadline_s / 4)
 
 
 @dataclass(frozen=True)
 class Raised:
-    """A task raised; its actor lives. `cause` is the error in one line."""
+    """A task raised, and its actor lives. `cause` is the error in one line."""
 
     error: Exception
     cause: str
@@ -72,7 +74,7 @@ class Raised:
 
 @dataclass(frozen=True)
 class Died:
-    """The actor's process, or its node, is gone. `by_memory`: it seems that memory ran out."""
+    """The actor's process or node is gone. `by_memory`: memory seems to have run out."""
 
     cause: str
     by_memory: bool = False
@@ -81,7 +83,7 @@ class Died:
 
 @dataclass(frozen=True)
 class Unreachable:
-    """The actor cannot be reached since so many seconds, and is not known to be dead."""
+    """The actor is not reachable for `seconds`, and not known to be dead."""
 
     cause: str
     seconds: float
@@ -89,21 +91,31 @@ class Unreachable:
 
 @dataclass(frozen=True)
 class AnswersAgain:
-    """An actor that was not reachable answers. Its task may be over, at work still, or never have come."""
+    """An actor that was not reachable answers.
+
+    Its task may be over, still running, or never have arrived.
+    """
 
     cause: str
 
 
 @dataclass(frozen=True)
 class Quiet:
-    """So many seconds without a token (at a shard), an answer (idle), or the checkpoint loaded (starting)."""
+    """`seconds` without a token (working), an answer (idle) or the end of a start."""
 
     seconds: float
 
 
 @dataclass(frozen=True)
 class NoRoom:
-    """No node has room for the actor since so many seconds; what each of the actors asks for, and what is free."""
+    """No node has room for the actor.
+
+    Attributes:
+        seconds: for how long.
+        actors: actors asked for.
+        asked: resources of one actor.
+        free: what of them is free on the cluster.
+    """
 
     seconds: float
     actors: int
@@ -116,13 +128,13 @@ Fault = Raised | Died | Unreachable | AnswersAgain | Quiet | NoRoom
 
 @dataclass(frozen=True)
 class Situation:
-    """What the actor is doing, and how the others are.
+    """What the actor is doing, and the state of the others.
 
     Attributes:
-        doing: idle includes what has been refused the checkpoint.
-        loaded_elsewhere: some actor has loaded the checkpoint, so nothing is wrong with it.
-        refused: the run was told already that the checkpoint cannot be loaded.
-        placed_elsewhere: some actor has a process.
+        doing: of the actor; idle includes actors that refused the checkpoint.
+        loaded_elsewhere: an actor has loaded the checkpoint, so nothing is wrong with it.
+        refused: it was already reported that the checkpoint cannot be loaded.
+        placed_elsewhere: an actor has a process.
     """
 
     doing: Doing
@@ -133,13 +145,13 @@ class Situation:
 
 @dataclass(frozen=True)
 class Decision:
-    """What is to be done; nothing but to wait, if nothing is said.
+    """What follows from a fault; by default the pool waits.
 
     Attributes:
         cause: one line for people.
-        replace: kill the actor; another is started.
-        shard: whether the shard in its hand, done again elsewhere, is charged an attempt; None: it has none.
-        by_memory: it seems that memory ran out.
+        replace: kill the actor and start another.
+        shard: whether the retry of its shard is charged; None: the actor has no shard.
+        by_memory: memory seems to have run out.
         error: ends the run.
     """
 
@@ -154,18 +166,18 @@ WAIT = Decision()
 
 
 def decide(fault: Fault, situation: Situation, limits: Limits) -> Decision:
-    """What is done about a fault (see the table above)."""
+    """Decide about a fault (see the table above)."""
     match fault:
         case Raised():
             return _raised(fault, situation)
         case Died(cause, by_memory, node_lost):
             return _gone(cause, situation, "spared" if node_lost else "charged", by_memory)
-        case Unreachable(cause, seconds):
-            told = f"not reachable for {limits.unreachable_deadline_s:g} s ({cause})"
-            return WAIT if seconds < limits.unreachable_deadline_s else _gone(told, situation, "spared")
-        case AnswersAgain(cause):
-            told = f"was not reachable for a while ({cause})"
-            return WAIT if situation.doing == "idle" else _gone(told, situation, "spared")
+        case Unreachable(reason, seconds):
+            cause = f"not reachable for {limits.unreachable_deadline_s:g} s ({reason})"
+            return WAIT if seconds < limits.unreachable_deadline_s else _gone(cause, situation, "spared")
+        case AnswersAgain(reason):
+            cause = f"was not reachable for a while ({reason})"
+            return WAIT if situation.doing == "idle" else _gone(cause, situation, "spared")
         case Quiet(seconds):
             return _quiet(seconds, situation, limits)
         case NoRoom():
@@ -183,7 +195,7 @@ def _raised(fault: Raised, situation: Situation) -> Decision:
             return Decision(cause, error=error)
         return Decision(cause, breaks_the_device(error), "charged", by_memory)
     if situation.refused:
-        return WAIT  # as another actor has said
+        return WAIT  # another actor's error is reported
     if isinstance(error, ProbeError) and not situation.loaded_elsewhere:
         return Decision(cause, error=error)
     return _gone(cause, situation, "charged", by_memory)
@@ -200,44 +212,35 @@ def _quiet(seconds: float, situation: Situation, limits: Limits) -> Decision:
 
 def _no_room(fault: NoRoom, situation: Situation, limits: Limits) -> Decision:
     if fault.seconds <= limits.place_deadline_s or situation.placed_elsewhere:
-        return WAIT  # it gets a process as soon as there is room: a node, say
-    told = (
+        return WAIT  # Ray starts it as soon as there is room
+    cause = (
         f"cluster.actors: got {fault.actors}; none was placed in {limits.place_deadline_s:g} s: each asks for "
         f"{fault.asked}, free are {fault.free}; wait until others are done, or ask for less"
     )
-    return Decision(told, error=ClusterError(told))
+    return Decision(cause, error=ClusterError(cause))
 
 
 def refuses_the_checkpoint(fault: Fault, situation: Situation) -> bool:
-    """Whether an actor refused a checkpoint that others have loaded: it was overwritten since, for another one too."""
+    """Whether an actor refused a checkpoint that others have loaded."""
+    # It was overwritten since, so every other actor will refuse it too.
     return situation.doing == "starting" and isinstance(fault, Raised) and isinstance(fault.error, InputError)
 
 
 def is_charged(blame: Blame, spared: int) -> bool:
-    """Whether a shard that must be done again is charged an attempt.
+    """Whether the retry of a shard is charged as an attempt.
 
     Args:
-        blame: what was decided.
-        spared: how often it was spared before: a shard that it always happens to is no accident.
+        blame: of the decision.
+        spared: how often the shard was spared before; from `MAX_SPARED` times on the shard itself is suspect.
     """
     return blame == "charged" or spared >= MAX_SPARED
 
 
-MAX_FAILED_STARTS = 3
-
-
-MAX_REFUSALS = 3
-
-
-MAX_IDLE_DEATHS = 10
-
-
 class RestartBudget:
-    """Whether actors that are gone are still replaced: never without end.
+    """Limits how often lost actors are replaced.
 
-    Starting that failed three times in a row speaks against it, and so do actors that die idle, of no shard, again and
-    again. Deaths at a shard need no limit here: they use up its attempts. A checkpoint that was refused three times,
-    overwritten since it was loaded say, is refused in every later round too.
+    The limits count failed starts in a row, deaths of idle actors, and refusals of the checkpoint, which hold for later
+    rounds too. Deaths of working actors need no limit, because they use up the attempts of their shards.
     """
 
     def __init__(self) -> None:
@@ -248,27 +251,27 @@ class RestartBudget:
         self._failed = 0
 
     def lost(self, doing: Doing, refused: bool = False) -> None:
-        """An actor is gone that was doing this; `refused`: it refused the checkpoint."""
+        """Count a lost actor by what it was doing; `refused`: it refused the checkpoint."""
         self._refusals += refused
         self._failed += doing == "starting"
         self._idle_deaths += doing == "idle"
 
     def forgive(self) -> None:
-        """Count anew, but for refusals: what kept actors from starting may be over, for a new round say."""
+        """Reset all counts but refusals, at the begin of a round."""
         self._failed = self._idle_deaths = 0
 
     def reset(self) -> None:
-        """Count all anew: there is another checkpoint, or a person asks for actors."""
+        """Reset all counts, for another checkpoint or at a person's request."""
         self._refusals = 0
         self.forgive()
 
     @property
     def refused(self) -> bool:
-        """Whether the checkpoint was refused too often for another actor to be started."""
+        """Whether the checkpoint was refused too often to start another actor."""
         return self._refusals >= MAX_REFUSALS
 
     def go_on(self, asked: int) -> bool:
-        """Whether missing actors are started, of so many that were asked for."""
+        """Whether missing actors are started, of `asked` actors."""
         return (
             not self.refused and self._failed < MAX_FAILED_STARTS and self._idle_deaths < MAX_IDLE_DEATHS * asked
         )

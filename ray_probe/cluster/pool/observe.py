@@ -1,4 +1,4 @@
-"""What is seen of the rollout actors: what they were given is done, or a fault in the words of `supervision`."""
+"""Polls rollout actors; returns finished tasks or faults (see `failure_policy`)."""
 
 import time
 from collections.abc import Callable, Collection, Mapping
@@ -8,7 +8,7 @@ from typing import Any
 import ray
 from ray.exceptions import ActorUnavailableError, RayError, RayTaskError
 
-from ray_probe.cluster.actors.calls import first_line, task_error
+from ray_probe.cluster.connection.ray_errors import first_line, task_error
 from ray_probe.cluster.pool.clock import LookClock
 from ray_probe.cluster.pool.death_report import autopsy
 from ray_probe.cluster.pool.failure_policy import AnswersAgain, Fault, Limits, NoRoom, Quiet, Raised, Unreachable
@@ -21,31 +21,31 @@ FREE_EVERY_S = 1.0
 
 @dataclass(frozen=True)
 class Done:
-    """What an actor was given is done."""
+    """The result of a finished task."""
 
     value: Any
 
 
 @dataclass(frozen=True)
 class Answers:
-    """What has come, and a time when none of it had: whoever it is from lived then or later."""
+    """References that are ready; the actors behind them lived at `as_of` or later."""
 
     references: Collection[Any]
     as_of: float
 
 
 class Observer:
-    """Looks at actors; its seconds are those of a `LookClock`.
+    """Polls actors, with the seconds of a `LookClock`.
 
     Args:
         clock: seconds of `time.monotonic`.
-        limits: how long is waited for what.
+        limits: timeouts.
         demand: resources of one actor under Ray's names.
     """
 
     def __init__(self, clock: Callable[[], float], limits: Limits, demand: Mapping[str, float]) -> None:
         self._clock = clock
-        self._watch = LookClock(clock())
+        self._look_clock = LookClock(clock())
         self._looked = 0.0
         self._free: Mapping[str, float] = {}
         self._free_at = -FREE_EVERY_S
@@ -53,11 +53,11 @@ class Observer:
         self._demand = demand
 
     def now(self) -> float:
-        """Seconds of its watch."""
-        return self._watch.look(self._clock())
+        """Return the seconds of the `LookClock`."""
+        return self._look_clock.look(self._clock())
 
     def answers(self, workers: Collection[Worker], timeout_s: float) -> Answers:
-        """Ask who was not heard of for a while, and wait until anything comes."""
+        """Ask actors without a recent answer, and wait for any answer or result."""
         for worker in workers:
             worker.ask(self.now(), self._limits)
         open_ = [ref for worker in workers for ref in (worker.reference, worker.heartbeat) if ref is not None]
@@ -73,12 +73,12 @@ class Observer:
         return Answers(set(done), as_of)
 
     def seen(self, worker: Worker, answers: Answers, actors: int) -> Done | Fault:
-        """What there is to say of an actor, and of what it was given last.
+        """Return what became of an actor's task, or a fault.
 
         Args:
             worker: the actor.
-            answers: what has come.
-            actors: how many are asked for.
+            answers: the references that are ready.
+            actors: actors asked for.
         """
         try:
             if worker.reference in answers.references:
@@ -90,13 +90,13 @@ class Observer:
                 reference, worker.heartbeat = worker.heartbeat, None
                 worker.answered(ray.get(reference, timeout=FETCH_S), answers.as_of, self.now())
                 if worker.unreachable is not None:
-                    (_, told), worker.unreachable = worker.unreachable, None
-                    return AnswersAgain(told)
+                    (_, cause), worker.unreachable = worker.unreachable, None
+                    return AnswersAgain(cause)
         except RayTaskError as error:
-            cause, worker.heard_at = task_error(error), answers.as_of
-            return Raised(cause, first_line(cause))
+            raised, worker.heard_at = task_error(error), answers.as_of
+            return Raised(raised, first_line(raised))
         except RayError as error:
-            if worker.reference is None:  # else only a question failed, and what it was given tells more
+            if worker.reference is None:  # else only a heartbeat failed, and the task's error will tell more
                 if not isinstance(error, ActorUnavailableError):
                     return autopsy(error)
                 worker.unreachable = worker.unreachable or (self.now(), first_line(error))
@@ -105,8 +105,8 @@ class Observer:
     def _quiet(self, worker: Worker, actors: int) -> Fault:
         now = self.now()
         if worker.unreachable is not None:
-            since, told = worker.unreachable
-            return Unreachable(told, now - since)
+            since, cause = worker.unreachable
+            return Unreachable(cause, now - since)
         seconds = worker.quiet_s(now)
         if (
             worker.doing == "starting"
@@ -117,7 +117,7 @@ class Observer:
             free = self._free_resources(now)
             if any(free.get(name, 0.0) < amount for name, amount in self._demand.items()):
                 if seconds > self._limits.place_deadline_s:
-                    worker.moved = now  # it is not slow
+                    worker.moved = now  # waiting for room does not make its start slow
                 asked = ", ".join(f"{amount:g} {name}" for name, amount in self._demand.items())
                 there = ", ".join(f"{free.get(name, 0.0):g} {name}" for name in self._demand)
                 worker.no_room = NoRoom(seconds, actors, asked, there)
@@ -125,7 +125,7 @@ class Observer:
         return Quiet(seconds)
 
     def _free_resources(self, now: float) -> Mapping[str, float]:
-        """What is free on the cluster, asked once a second at most: many actors may wait."""
+        """Return the free resources of the cluster, refreshed once a second at most."""
         if now - self._free_at >= FREE_EVERY_S:
             self._free, self._free_at = dict(ray.available_resources()), now
         return self._free

@@ -1,10 +1,10 @@
-"""The rollout actors: started, watched, replaced; one task at a time each.
+"""Starts, observes and replaces rollout actors, with one task at a time each.
 
-What `lookout` sees of them is decided on by `supervision` and carried out here. An actor that died or stands still is
-never asked again: its process is killed, a new actor takes a new number, and nothing that the old one may still deliver
-is read.
+The observer reports results and faults, `failure_policy` decides about faults, and the pool carries the decision out.
+An actor that died or hangs is killed and replaced by one with a new number; late results of the old one are not read.
 """
 
+import threading
 import time
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
@@ -13,7 +13,8 @@ import ray
 from ray.exceptions import RayError
 
 from ray_probe.cluster.actors import actor_names
-from ray_probe.cluster.actors.rollout import RolloutActor
+from ray_probe.cluster.actors.rollout import RolloutActor, RolloutHandle
+from ray_probe.cluster.pool.census import Census, census, waiting
 from ray_probe.cluster.pool.death_report import autopsy
 from ray_probe.cluster.pool.failure_policy import (
     WAIT,
@@ -26,25 +27,29 @@ from ray_probe.cluster.pool.failure_policy import (
     refuses_the_checkpoint,
 )
 from ray_probe.cluster.pool.observe import Done, Observer
-from ray_probe.cluster.pool.worker import Event, Member, Worker, demand_of, member
+from ray_probe.cluster.pool.worker import Event, Worker, demand_of
 from ray_probe.errors import CheckpointError, ClusterError
-from ray_probe.run.messages import ActorFacts
+from ray_probe.rollout.loader import LoadRequest
+from ray_probe.run.messages import ActorFacts, GradientReport
 
 
 class Pool:
-    """Keeps as many rollout actors going as are asked for, each with the same checkpoint loaded.
+    """Keeps a number of rollout actors going, each with the same checkpoint loaded.
 
-    Used by one thread; only `asked` may be set, and `members` read, by others.
+    One thread works with a pool. Other threads may call `scale` and `census`.
 
     Args:
         size: actors asked for.
         options: `ray.remote` options of each (resources, environment, lifetime).
-        on_note: told of deaths and replacements.
+        on_note: called with a line for each death and replacement.
         clock: monotonic seconds.
-        actor_class: the plain class that is wrapped; tests give their own.
+        actor_class: the actor's class; tests give their own.
         prefix: actors are named `PREFIX/rollout-N`; None leaves them without a name.
-        first: number of the first actor.
-        limits: those of `Limits` that differ from its own, by name.
+        limits: fields of `Limits` that differ from the defaults, by name.
+
+    Attributes:
+        started: actors started so far.
+        info: facts of the last actor that loaded the current checkpoint; None before.
     """
 
     def __init__(
@@ -55,111 +60,93 @@ class Pool:
         clock: Callable[[], float] = time.monotonic,
         actor_class: type = RolloutActor,
         prefix: str | None = None,
-        first: int = 0,
         **limits: float,
     ) -> None:
+        # Guards what `scale` and `census` share with the working thread: `asked`, the workers and their tasks, the
+        # restart budget. No note is written and Ray is not called under it.
+        self._lock = threading.RLock()
         self.asked = size
+        self.started = 0
+        self.limits = Limits(**limits)
+        self.last_failure: str | None = None
+        self.info: ActorFacts | None = None
         self._remote = ray.remote(actor_class)
         self._options = {"max_restarts": 0, "max_task_retries": 0, "max_concurrency": 2, **options}
         self._demand = demand_of(options)
-        self._arguments: tuple[Any, ...] = ()
+        self._request: LoadRequest | None = None
         self._note = on_note
-        self._limits = Limits(**limits)
-        self._lookout = Observer(clock, self._limits, self._demand)
+        self._observer = Observer(clock, self.limits, self._demand)
         self._prefix = prefix
         self._workers: dict[int, Worker] = {}
         self._version = -1
         self._refused = False
         self._resting = False
-        self._next = first
-        self._starts = RestartBudget()
+        self._budget = RestartBudget()
         self._reported_waiting = False
-        self.last_failure: str | None = None
-        self.info: ActorFacts | None = None
+
+    def scale(self, actors: int) -> None:
+        """Ask for this many actors from now on, and retry failed starts."""
+        with self._lock:
+            self.asked = actors
+            self._budget.reset()
+
+    def census(self) -> Census:
+        """Return a snapshot of the actors."""
+        with self._lock:
+            return census(self.asked, self._workers, self._version, self.last_failure)
 
     @property
     def alive(self) -> list[int]:
-        """Actors that have loaded the checkpoint at hand."""
-        return [number for number, worker in self._workers.copy().items() if worker.loaded == self._version]
+        """Actors that have loaded the current checkpoint."""
+        return [number for number, worker in self._workers.items() if worker.loaded == self._version]
 
     @property
     def idle(self) -> list[int]:
-        """Actors that wait for a task and were alive a moment ago: one that died idle costs no shard an attempt.
-
-        The others are asked by `wait`, which returns as soon as one answers.
-        """
-        known = self._lookout.now() - self._limits.fresh_s
+        """Actors without a task that answered a moment ago; `wait` asks the others."""
+        # The answer keeps a shard from being charged with an actor that died idle.
+        known = self._observer.now() - self.limits.fresh_s
         return [n for n in self.alive if self._workers[n].waits and self._workers[n].heard_at >= known]
 
     @property
     def leaving(self) -> set[int]:
-        """Actors too many: they take on nothing new, and go once nothing depends on them (see `release`)."""
+        """Actors that are too many: they take no new task, and end with `release`."""
         return {number for number, worker in self._workers.items() if worker.leaving}
 
     @property
     def pids(self) -> dict[int, int]:
-        """Process ids of the actors that have loaded the checkpoint at hand."""
+        """Process ids of the actors that have loaded the current checkpoint."""
         facts = {number: self._workers[number].facts for number in self.alive}
         return {number: known.pid for number, known in facts.items() if known is not None}
 
-    @property
-    def members(self) -> list[Member]:
-        """Every actor and what it does."""
-        return [member(number, worker, self._version) for number, worker in sorted(self._workers.copy().items())]
-
-    @property
-    def starting(self) -> int:
-        """Actors that start or load the current checkpoint, without those that no node had room for."""
-        workers = self._workers.copy().values()
-        at_it = [worker for worker in workers if worker.reference is not None and worker.loaded != self._version]
-        return sum(worker.placed or worker.had_room for worker in at_it)
-
-    @property
-    def waiting(self) -> str | None:
-        """How many actors no node has room for, in one line; None where all have room."""
-        seen = [worker.no_room for worker in self._workers.copy().values() if worker.waits_for_room]
-        if not seen or seen[0] is None:
-            return None
-        room = f"each asks for {seen[0].asked}, free are {seen[0].free}"
-        return f"actors: {len(seen)} of {self.asked} wait for room: {room}; they start when other work leaves it"
-
-    def handle(self, actor: int) -> Any:
-        """The Ray handle of an actor, for calls whose results stay in the object store."""
+    def handle(self, actor: int) -> RolloutHandle:
+        """Return the handle of an actor."""
         return self._workers[actor].handle
 
-    def load(self, *arguments: Any) -> None:
-        """Have every actor, those to come too, call `RolloutActor.start` with these arguments.
-
-        What comes of tasks that were given before is dropped.
-        """
-        self._arguments = arguments
-        self._version += 1
-        self._refused = self._resting = False
-        self.info = None
-        self.try_again()
+    def load(self, request: LoadRequest) -> None:
+        """Have every actor load a checkpoint; results of earlier tasks are dropped."""
+        with self._lock:
+            self._request = request
+            self._version += 1
+            self._refused = self._resting = False
+            self.info = None
+            self._budget.reset()
 
     def forgive(self) -> None:
-        """Try again to start what failed to, for another reason than a refused checkpoint: that may be over."""
-        self._starts.forgive()
-
-    def try_again(self) -> None:
-        """Try again to start what failed to, whatever it failed of."""
-        self._starts.reset()
+        """Retry failed starts, except after a refused checkpoint."""
+        with self._lock:
+            self._budget.forgive()
 
     def rest(self) -> None:
-        """Look after the actors between two checkpoints, and end those that are too many.
-
-        One that cannot load the checkpoint before, whose files may be gone by now, waits for the next.
-        """
-        self._resting = True
+        """Replace dead actors between two checkpoints, and end those that are too many."""
+        self._resting = True  # the last checkpoint may be gone by now: an actor that cannot load it waits for the next
         self.wait(0.0)
         self.release(self.leaving)
 
     def start(self, wait_for: int = 1, stop: Callable[[], bool] = lambda: False) -> None:
-        """Returns when so many actors have loaded the checkpoint, or `stop` says so.
+        """Return once `wait_for` actors have loaded the checkpoint, or `stop` is true.
 
         Raises:
-            ProbeError: what the checkpoint or the device of an actor is refused for.
+            ProbeError: an actor refuses the checkpoint or its device.
             ClusterError: no actor started in time.
         """
         self.tend()
@@ -167,95 +154,111 @@ class Pool:
             self.wait(0.5)
 
     def tend(self) -> None:
-        """Start actors that are missing, mark those that are too many, load what is to be loaded.
+        """Start missing actors, mark superfluous ones, and have the checkpoint loaded.
 
-        Raises ClusterError when none is left and none is started any more.
+        Raises ClusterError when no actor is left and no more are started.
         """
         self._mark_leaving()
-        if len(self._workers) < self.asked and self._starts.go_on(self.asked):
-            self._start_missing()
+        self._start_missing()
         if not self._workers:
             raise ClusterError(f"cluster.actors: got {self.asked}, and none is left that starts; {self.last_failure}")
         for worker in self._workers.values():
             if worker.waits and worker.loaded != self._version and not self._refused:
-                worker.submit(None, self._version, "start", self._arguments, self._lookout.now())
+                assert self._request is not None, "`load` comes first"
+                self._submit(worker, None, worker.handle.start(self._request))
 
-    def submit(self, actor: int, task: Any, method: str, *args: Any) -> None:
-        """Give an idle actor a task."""
-        self._workers[actor].submit(task, self._version, method, args, self._lookout.now())
+    def submit(self, actor: int, task: Any, reference: Any) -> None:
+        """Watch a task of an idle actor by the reference that its handle returned."""
+        self._submit(self._workers[actor], task, reference)
 
     def wait(self, timeout_s: float) -> list[Event]:
-        """What came of the tasks at hand within the time; starts missing actors and watches all.
+        """Observe the actors for a while; returns finished tasks and faults.
 
-        Raises ProbeError: a fault that concerns the whole run.
+        Raises ProbeError on a fault that concerns the whole run.
         """
         self.tend()
-        answers, events = self._lookout.answers(self._workers.values(), timeout_s), list[Event | None]()
+        answers, events = self._observer.answers(self._workers.values(), timeout_s), list[Event | None]()
         for number, worker in list(self._workers.items()):
-            seen = self._lookout.seen(worker, answers, self.asked)
+            seen = self._observer.seen(worker, answers, self.asked)
             events.append(self._over(number, seen.value) if isinstance(seen, Done) else self._faced(number, seen))
         self._report_waiting()
         return [event for event in events if event is not None]
 
-    def ask(self, actor: int, method: str, *args: Any, deadline_s: float) -> Any:
-        """Call an idle actor and wait. Raises RayError when that fails, with the actor gone then."""
+    def gradient_report(self, actor: int, group: str, deadline_s: float) -> GradientReport:
+        """Return what an idle actor's sum holds; removes the actor on a RayError."""
         try:
-            return ray.get(getattr(self._workers[actor].handle, method).remote(*args), timeout=deadline_s)
+            report: GradientReport = ray.get(self.handle(actor).gradient_report(group), timeout=deadline_s)
         except RayError as error:
             self.remove(actor, autopsy(error).cause)
             raise
+        return report
 
     def remove(self, actor: int, cause: str, refused: bool = False) -> None:
-        """Kill an actor for good; `wait` starts another, unless the checkpoint is refused again and again."""
-        worker = self._workers.pop(actor)
-        ray.kill(worker.handle)
-        self.last_failure = f"actor {actor}: {cause}"
-        self._starts.lost(worker.doing, refused)
-        more = "another is started" if self._starts.go_on(self.asked) else "no more are started in this round"
-        if self._starts.refused:
-            more = "no more are started for this checkpoint, unless `scale` asks for them"
-        if len(self._workers) >= self.asked:
-            more = "it was leaving"
-        self._note(f"actor {actor} is gone ({cause}); {len(self._workers)} of {self.asked} left, {more}")
+        """Kill an actor; `wait` starts another within the restart budget."""
+        with self._lock:
+            worker = self._workers.pop(actor)
+            self.last_failure = f"actor {actor}: {cause}"
+            self._budget.lost(worker.doing, refused)
+            if len(self._workers) >= self.asked:
+                more = "it was leaving"
+            elif self._budget.refused:
+                more = "no more are started for this checkpoint, unless `scale` asks for them"
+            else:
+                goes_on = self._budget.go_on(self.asked)
+                more = "another is started" if goes_on else "no more are started in this round"
+            left = f"{len(self._workers)} of {self.asked} left"
+        worker.handle.kill()
+        self._note(f"actor {actor} is gone ({cause}); {left}, {more}")
 
     def release(self, actors: Collection[int]) -> None:
-        """End these leaving actors: nothing depends on them any more."""
+        """End those of the actors that are leaving."""
         for number in sorted(self.leaving & set(actors)):
-            ray.kill(self._workers.pop(number).handle)
+            with self._lock:
+                worker = self._workers.pop(number)
+            worker.handle.kill()
             self._note(f"actor {number} left; {len(self._workers)} of {self.asked} are there")
 
     def close(self) -> None:
         """Kill all actors."""
-        workers, self._workers = self._workers, {}
-        for worker in list(workers.values()):
-            ray.kill(worker.handle)
+        with self._lock:
+            workers, self._workers = self._workers, {}
+        for worker in workers.values():
+            worker.handle.kill()
+
+    def _submit(self, worker: Worker, task: Any, reference: Any) -> None:
+        now = self._observer.now()
+        with self._lock:
+            worker.submit(task, self._version, reference, now)
 
     def _start_missing(self) -> None:
-        """Start actors up to the number asked for; of each it is known whether there was room for it."""
-        free = dict(ray.available_resources())
-        while len(self._workers) < self.asked:
+        """Start missing actors, and note for each whether the cluster had room."""
+        with self._lock:
+            missing = self.asked - len(self._workers) if self._budget.go_on(self.asked) else 0
+        free = dict(ray.available_resources()) if missing > 0 else {}
+        for number in range(self.started, self.started + missing):
             had_room = all(free.get(name, 0.0) >= amount for name, amount in self._demand.items())
             if had_room:
                 free |= {name: free[name] - amount for name, amount in self._demand.items()}
-            name = {} if self._prefix is None else {"name": actor_names.rollout(self._prefix, self._next)}
-            handle = self._remote.options(**self._options, **name).remote()
-            self._workers[self._next] = Worker(handle, had_room, self._lookout.now())
-            self._next += 1
+            name = {} if self._prefix is None else {"name": actor_names.rollout(self._prefix, number)}
+            handle = RolloutHandle(self._remote.options(**self._options, **name).remote())
+            with self._lock:
+                self._workers[number] = Worker(handle, had_room, self._observer.now())
+                self.started += 1
 
     def _mark_leaving(self) -> None:
-        """Of too many actors those go that have not started, then the youngest; those that have no process at once."""
-        order = sorted(self._workers.items(), key=lambda item: (item[1].loaded < 0, item[0]))
-        for place, (number, worker) in enumerate(order):
-            worker.leaving = place >= self.asked
-            if worker.leaving and worker.loaded < 0:
-                self.release([number])
+        """Mark superfluous actors: unstarted ones, which end now, then the youngest."""
+        with self._lock:
+            order = sorted(self._workers.items(), key=lambda item: (item[1].loaded < 0, item[0]))
+            for place, (_, worker) in enumerate(order):
+                worker.leaving = place >= self.asked
+        self.release([number for number, worker in order if worker.leaving and worker.loaded < 0])
 
     def _report_waiting(self) -> None:
-        """Say once that actors wait for room, and again when they do after a while without."""
-        waiting = self.waiting
-        if waiting is not None and not self._reported_waiting:
-            self._note(waiting)
-        self._reported_waiting = waiting is not None
+        """Report once that actors wait for room, and again after a while without."""
+        line = waiting(self.asked, self._workers)
+        if line is not None and not self._reported_waiting:
+            self._note(line)
+        self._reported_waiting = line is not None
 
     def _stop_loading(self, number: int, cause: str) -> None:
         if not self._refused:
@@ -264,31 +267,32 @@ class Pool:
         self._refused = True
 
     def _over(self, number: int, value: Any) -> Event | None:
-        """What an actor was given is done."""
+        """Take in the result of an actor's task or start."""
         worker = self._workers[number]
-        task, worker.task, worker.doing = worker.task, None, "idle"
-        if worker.version != self._version:
-            return None
-        if task is not None:
-            return Event(number, task, value)
-        worker.loaded, worker.facts, self.info = self._version, value, value
-        self._starts.worked()
-        return None
+        with self._lock:
+            task, worker.task, worker.doing = worker.task, None, "idle"
+            if worker.version != self._version:
+                return None
+            if task is None:
+                worker.loaded, worker.facts, self.info = self._version, value, value
+                self._budget.worked()
+        return None if task is None else Event(number, task, value)
 
     def _faced(self, number: int, fault: Fault) -> Event | None:
-        """Do what is decided about a fault; a task given for a checkpoint of before is nobody's any more."""
+        """Carry out the decision about a fault; earlier checkpoints give no event."""
         worker, workers = self._workers[number], self._workers.values()
         if self._resting and isinstance(fault, Raised) and isinstance(fault.error, CheckpointError):
             self._stop_loading(number, fault.cause)
         placed = any(other.placed for other in workers)
         situation = Situation(worker.doing, self.info is not None, self._refused, placed)
-        decision, current = decide(fault, situation, self._limits), worker.version == self._version
+        decision, current = decide(fault, situation, self.limits), worker.version == self._version
         over = isinstance(fault, Raised)
         if decision == WAIT and not over:
             return None
-        if over and not decision.replace:
-            worker.doing = "idle"
-        task, worker.task = worker.task, None
+        with self._lock:
+            if over and not decision.replace:
+                worker.doing = "idle"
+            task, worker.task = worker.task, None
         if decision.error is not None and (current or not over):
             self._refused = over and situation.doing == "starting"
             raise decision.error

@@ -1,9 +1,10 @@
-"""A rollout actor as the pool sees it: what it has loaded, what it was given to do, when it was last heard of."""
+"""A rollout actor as the pool sees it: checkpoint, task and last answer."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from ray_probe.cluster.actors.rollout import RolloutHandle
 from ray_probe.cluster.pool.failure_policy import Decision, Doing, Limits, NoRoom
 from ray_probe.run.messages import ActorFacts
 
@@ -12,11 +13,11 @@ ASK_AGAIN_S = 1.0
 
 @dataclass(frozen=True)
 class Event:
-    """Something that an actor's task came to, or its end.
+    """A finished task, or a fault of an actor.
 
     Attributes:
         actor: number of the actor.
-        task: what it had been asked, as given to `submit`; None when it was idle or starting.
+        task: the task as given to `submit`; None when the actor was idle or starting.
         value: the task's result, or None.
         decision: what was decided about a fault; None: the task is done.
     """
@@ -29,30 +30,30 @@ class Event:
 
 @dataclass
 class Worker:
-    """One actor. Versions count the checkpoints that the pool was told to load; -1 is none.
+    """One actor; versions count the checkpoints that the pool loaded, from 0.
 
     Attributes:
-        handle: of Ray.
-        had_room: there was room for it when it was made.
-        since: when it was made, or given what it does.
-        doing: what it is about; idle too where it was refused the checkpoint.
-        heard_at: when it is known to have lived; -1: it has no process yet.
+        handle: the actor's handle.
+        had_room: the cluster had room for it when it was created.
+        since: when it was created, or given its task.
+        doing: starting, idle or working; idle also where it refused the checkpoint.
+        heard_at: when it last lived for certain; -1: it has no process yet.
         loaded: version of the checkpoint that it has loaded.
-        version: version that was at hand when it was given what it does.
-        task: what it does, as given to `submit`; None when it is idle or starting.
-        reference: what it does, for Ray.
-        heartbeat: the question that it has not answered, for Ray.
-        asked_at: when it was last asked.
-        tokens: tokens done as last heard since it was given what it does; -1: not heard.
-        heard: tokens done as last heard at all.
-        moved: when there was a token more.
+        version: checkpoint version when the task was assigned.
+        task: its task as given to `submit`; None when it is idle or starting.
+        reference: Ray's reference to the result of its task or start, or None.
+        heartbeat: Ray's reference to the pending answer about its tokens, or None.
+        asked_at: when it was last asked for its tokens.
+        tokens: tokens done at its last answer since the task was assigned; -1: no answer yet.
+        heard: tokens done at its last answer; None: no answer yet.
+        moved: when its tokens last grew.
         unreachable: since when it cannot be reached, and why.
-        leaving: it goes soon.
-        no_room: that no node has room for it, as last seen; see `waits_for_room`.
-        facts: what it reported of itself; None before it has loaded a checkpoint.
+        leaving: it is one too many and ends soon.
+        no_room: the last observation that no node has room for it; see `waits_for_room`.
+        facts: what it reported about itself.
     """
 
-    handle: Any
+    handle: RolloutHandle
     had_room: bool
     since: float
     doing: Doing = "idle"
@@ -73,7 +74,7 @@ class Worker:
 
     @property
     def waits(self) -> bool:
-        """It can be given something to do."""
+        """It can take a task."""
         return self.reference is None and self.unreachable is None
 
     @property
@@ -86,15 +87,15 @@ class Worker:
         """No node has room for it, and it has no process yet."""
         return self.no_room is not None and self.doing == "starting" and not self.placed
 
-    def submit(self, task: Any, version: int, method: str, args: Sequence[Any], now: float) -> None:
-        """Give it something to do."""
+    def submit(self, task: Any, version: int, reference: Any, now: float) -> None:
+        """Record the task that it was given, or (None) its start."""
         assert self.waits, "one task at a time"
         self.task, self.version, self.tokens = task, version, -1
         self.doing, self.since, self.moved = "starting" if task is None else "working", now, now
-        self.reference = getattr(self.handle, method).remote(*args)
+        self.reference = reference
 
     def ask(self, now: float, limits: Limits) -> None:
-        """Ask for its tokens, where it was not heard of for a while and no question is open."""
+        """Ask for its tokens when an answer is due and none is pending."""
         if self.unreachable is not None:
             due = now - self.asked_at >= ASK_AGAIN_S
         elif self.reference is None:
@@ -103,58 +104,23 @@ class Worker:
             due = now - max(self.since, self.moved, self.asked_at) > limits.ask_every_s
         if due and self.heartbeat is None:
             self.asked_at = now
-            self.heartbeat = self.handle.tokens_done.remote()
+            self.heartbeat = self.handle.tokens_done()
 
     def answered(self, tokens: int, as_of: float, now: float) -> None:
-        """It said how many tokens it has done; it lived at `as_of`."""
+        """Record its answer: its tokens, and that it lived at `as_of`."""
         self.heard_at, self.heard = as_of, tokens
         if tokens != self.tokens:
             self.tokens = tokens
             self.moved = now if self.doing == "working" else self.moved
 
     def quiet_s(self, now: float) -> float:
-        """Seconds without what shows that it is well (see `Quiet`); nothing is said of one that waits for a process."""
+        """Return the seconds without a sign of progress (see `Quiet`)."""
         if self.doing == "idle":
             return now - max(self.since, self.heard_at) if self.placed else 0.0
         return now - max(self.since, self.moved)
 
 
-@dataclass(frozen=True)
-class Member:
-    """One actor, as it is shown to people.
-
-    Attributes:
-        number: of the actor.
-        state: starting, loading, no checkpoint (it was refused), idle, or what it does; `, not reachable` and
-            `, leaving` where that is so.
-        node: address of its node, or None before it has started.
-        pid: of its process, or None before it has started.
-        tokens: tokens sampled and scored so far, as last heard; None before any answer.
-    """
-
-    number: int
-    state: str
-    node: str | None
-    pid: int | None
-    tokens: int | None
-
-
 def demand_of(options: Mapping[str, Any]) -> dict[str, float]:
-    """Resources of one actor under Ray's names, zeros left out."""
+    """Return the resources of one actor under Ray's names, without zeros."""
     asked = {"CPU": options.get("num_cpus", 0), "GPU": options.get("num_gpus", 0), **options.get("resources", {})}
     return {name: float(amount) for name, amount in asked.items() if amount}
-
-
-def member(number: int, worker: Worker, version: int) -> Member:
-    """How an actor is shown; `version` is that of the checkpoint at hand."""
-    if worker.loaded != version:
-        state = "no checkpoint" if worker.reference is None else "starting" if worker.loaded < 0 else "loading"
-    elif worker.task is not None:
-        state = str(worker.task)
-    else:
-        state = "idle"
-    state += ", not reachable" if worker.unreachable is not None else ""
-    state += ", leaving" if worker.leaving else ""
-    facts = worker.facts
-    node, pid = (None, None) if facts is None else (facts.node, facts.pid)
-    return Member(number, state, node, pid, worker.heard)

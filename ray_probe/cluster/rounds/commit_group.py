@@ -1,11 +1,10 @@
-"""The rounds up to a commit at work: the schedule's decisions, carried out by pool, fitter and object store."""
+"""Runs the rounds of a commit group, as the schedule decides."""
 
 import time
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
-from ray_probe.cluster.actors.fitter import OpenFitterHandle
-from ray_probe.cluster.actors.handle import ANSWER_DEADLINE_S
+from ray_probe.cluster.actors.fitter import FitterHandle
 from ray_probe.cluster.pool.failure_policy import MAX_ATTEMPTS
 from ray_probe.cluster.pool.pool import Pool
 from ray_probe.cluster.pool.worker import Event
@@ -27,10 +26,10 @@ POLL_S = 0.5
 
 @dataclass
 class _Round:
-    """What is known of one of the rounds; a shard that is done again replaces what it said before.
+    """One round's reports; those of a retried shard replace its earlier ones.
 
     Attributes:
-        fit: the fit that its gradients use, once it is there.
+        fit: the fit that its gradients use; None before it is published.
         closed: the fitter has folded its records.
     """
 
@@ -44,11 +43,11 @@ class _Round:
 
 @dataclass(frozen=True)
 class RoundOptions:
-    """How a shard is done.
+    """How shards are processed.
 
     Attributes:
-        lagged: gradients use the fit of the rounds before, and wait for nothing.
-        held_positions: whose graphs an actor may hold until the fit is there; 0: everything is scored twice.
+        lagged: gradients use the fit of earlier rounds and do not wait for their own.
+        held_positions: positions whose graphs an actor may hold until the fit; 0: every response is scored twice.
     """
 
     lagged: bool = False
@@ -56,72 +55,72 @@ class RoundOptions:
 
 
 class CommitGroup:
-    """Works off the rounds up to a commit, whoever dies on the way.
+    """Runs rounds up to a commit, over deaths of actors.
 
     Args:
         pool: the rollout actors.
-        fitter: which rollout actors deliver to.
-        tracker: told of progress.
-        stop: asked between events.
-        manner: how a shard is done.
-        told: shards of earlier rounds that came again with other bytes, as the outcomes of those rounds say.
+        fitter: open on the measurement.
+        tracker: receives progress.
+        stop: checked between events.
+        options: how shards are processed.
+        reported: shards of earlier rounds that came again with other bytes and that their outcomes report.
     """
 
     def __init__(
         self,
         pool: Pool,
-        fitter: OpenFitterHandle,
+        fitter: FitterHandle,
         tracker: ProgressTracker,
         stop: StopCheck,
-        manner: RoundOptions,
-        told: Collection[ShardKey] = (),
+        options: RoundOptions,
+        reported: Collection[ShardKey] = (),
     ) -> None:
         self._group = new_group()
         self._schedule = Schedule()
         self._rounds: dict[int, _Round] = {}
         self._pool = pool
         self._fitter = fitter
-        self._fitter_watch = FitterMonitor(fitter.handle, tracker.note)
+        self._fitter_monitor = FitterMonitor(fitter, tracker.note)
         self._tracker = tracker
         self.stop = stop
-        self._manner = manner
-        self.told: frozenset[ShardKey] = frozenset(told)
+        self._options = options
+        self.reported: frozenset[ShardKey] = frozenset(reported)
 
     def run_round(self, shards: Sequence[Shard]) -> RoundOutcome:
-        """Returns when every shard that was not given up is in an actor's sum, exactly once."""
+        """Return once every shard not given up is in an actor's sum, exactly once."""
         number = shards[0].round
         self._pool.forgive()
         self._schedule.open_round(shards)
         self._rounds[number] = _Round()
-        if self._manner.lagged:
-            self._use(number, self._fitter.ask("current"))
-        self._work_off(number)
-        self._rounds[number].beta = self._fitter.ask("beta")
+        if self._options.lagged:
+            self._use(number, self._fitter.current())
+        self._process(number)
+        self._rounds[number].beta = self._fitter.beta()
         for note in self._fitter.new_notes():
             self._tracker.note(note)
-        return self._outcome(number, self._fitter.ask("counts"))
+        return self._outcome(number, self._fitter.counts())
 
     def commit(self, reduction: Reduction, first: bool) -> list[RoundOutcome]:
-        """Have the sums of all rounds staged; what is lost meanwhile is done again.
+        """Stage the sum of all rounds with the writer; shards lost meanwhile are retried.
 
         Args:
-            reduction: brings the sums together.
+            reduction: adds up the actors' sums.
             first: nothing is committed yet.
 
         Raises:
-            ClusterError: it failed `MAX_ATTEMPTS` times.
-            ShardError: no shard of a round is left.
+            ClusterError: `MAX_ATTEMPTS` attempts failed.
+            ShardError: every shard of a round was given up.
         """
         newest, causes = max(self._rounds), list[str]()
         while len(causes) < MAX_ATTEMPTS:
-            self._work_off(newest)
-            counts = self._fitter.ask("counts")
+            self._process(newest)
+            counts = self._fitter.counts()
             outcomes = [self._outcome(number, counts) for number in self._rounds]
             for outcome in outcomes:
                 outcome.refuse_without_sums()
             lost = reduction.attempt(self._group, self._schedule.accumulated_by(), first)
             if lost is None:
-                self.told = frozenset((*counts.conflicts, *counts.regenerated))
+                self.reported = frozenset((*counts.conflicts, *counts.regenerated))
                 return outcomes
             self._lost_before_commit(lost)
             causes.append(lost.cause)
@@ -130,7 +129,7 @@ class CommitGroup:
             "give actors more memory or fewer parameters (model.trainable), then go on with run --resume"
         )
 
-    def _work_off(self, newest: int) -> None:
+    def _process(self, newest: int) -> None:
         while not self._schedule.complete:
             refuse_if_stopped(self.stop)
             self._deal()
@@ -138,11 +137,11 @@ class CommitGroup:
                 self._take(event)
             self._tracker.staff(self._pool.asked, len(self._pool.alive))
             self._close_records(newest)
-            self._fitter_watch.look()
+            self._fitter_monitor.look()
         self._close_records(newest)
 
     def _deal(self) -> None:
-        """A task for every idle actor; one that is too many goes once nothing is lost with it."""
+        """Give every idle actor a task, and release leaving actors that hold nothing."""
         leaving = self._pool.leaving
         staying = [actor for actor in self._pool.alive if actor not in leaving]
         for actor in self._pool.idle:
@@ -153,27 +152,25 @@ class CommitGroup:
                 self._pool.release([actor])
 
     def _submit(self, actor: int, task: Task) -> None:
-        shard = task.shard
+        shard, handle = task.shard, self._pool.handle(actor)
         if task.kind == "collect":
-            fitter, room = self._fitter, self._manner.held_positions
-            self._pool.submit(
-                actor, task, "collect", shard, self._group, fitter.handle, fitter.opening, ANSWER_DEADLINE_S, room
-            )
+            reference = handle.collect(shard, self._group, self._fitter, self._options.held_positions)
         else:
             fit = self._rounds[shard.round].fit
             assert fit is not None, "gradients wait for their fit"
-            self._pool.submit(actor, task, "accumulate", shard, fit)
+            reference = handle.accumulate(shard, fit)
+        self._pool.submit(actor, task, reference)
 
     def _take(self, event: Event) -> None:
         task: Task | None = event.task
         decision = event.decision
         if decision is None:
-            assert task is not None, "what has no task is a fault"
+            assert task is not None, "an event without a task is a fault"
             done = self._collected if task.kind == "collect" else self._accumulated
             done(task.shard, event.value)
             return
         if task is not None:
-            assert decision.shard is not None, "a shard in hand is charged or spared"
+            assert decision.shard is not None, "the shard of a failed task is charged or spared"
             self._tracker.note(self._schedule.failed(task.shard, decision.cause, decision.shard, decision.by_memory))
         if decision.replace:
             self._lost(event.actor)
@@ -197,21 +194,22 @@ class CommitGroup:
             self._tracker.redone(lost[max(self._rounds)])
 
     def _lost_before_commit(self, lost: Lost) -> None:
-        who = f"actors {', '.join(map(str, lost.actors))} were lost" if lost.actors else "the gradient was not fetched"
-        self._tracker.note(f"{who} before the commit ({lost.cause}); what is missing is done again")
+        actors = ", ".join(map(str, lost.actors))
+        event = f"actors {actors} were lost" if lost.actors else "the gradient was not fetched"
+        self._tracker.note(f"{event} before the commit ({lost.cause}); lost shards are retried")
         for actor in lost.actors:
             self._lost(actor)
 
     def _close_records(self, number: int) -> None:
-        """Once every record of the newest round is in: fit, and let its gradients begin."""
+        """Fit once every record of the round is in, and let its gradients begin."""
         part, records = self._rounds[number], self._schedule.records(number)
         if part.closed or not self._schedule.records_complete(number) or not records:
             return
         started = time.monotonic()
-        fit = self._fitter.ask("close_round", number, records, min(self._rounds))
+        fit = self._fitter.close_round(number, records, min(self._rounds))
         part.fit_s = time.monotonic() - started
         part.closed = True
-        if not self._manner.lagged:
+        if not self._options.lagged:
             self._use(number, fit)
 
     def _use(self, number: int, fit: PublishedFit) -> None:
@@ -231,8 +229,8 @@ class CommitGroup:
             records=self._schedule.records(number),
             beta=part.beta,
             given_up=list(self._schedule.given_up(number)),
-            conflicts=ids_of(told_with(number, first, counts.conflicts, self.told)),
-            regenerated=len(told_with(number, first, counts.regenerated, self.told)),
+            conflicts=ids_of(told_with(number, first, counts.conflicts, self.reported)),
+            regenerated=len(told_with(number, first, counts.regenerated, self.reported)),
             retried=self._schedule.retried[number],
             by_actor={actor: shards for actor, shards in by_actor.items() if shards},
             fit_s=part.fit_s,

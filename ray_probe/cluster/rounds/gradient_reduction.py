@@ -1,8 +1,8 @@
-"""The actors' gradient sums, added up through the object store bucket by bucket and handed to the writer.
+"""Adds up the actors' gradient sums and stages the total with the writer.
 
-Numbers go from actor to actor and from the last of them to the writer, never through this process. The sums stay as
-they are on the actors until the commit is done, so whatever fails here can be done again. Where the writer died, all is
-staged anew: that is no fault of the actors, and none of the attempts that they are given.
+Buckets go through the object store from actor to actor and on to the writer, never through this process. The actors
+keep their sums until the commit is done, so a failed attempt can be repeated. After a death of the writer everything is
+staged again, which does not use up an attempt.
 """
 
 import time
@@ -14,9 +14,9 @@ from typing import Any
 import ray
 from ray.exceptions import RayError
 
-from ray_probe.cluster.actors.calls import first_line, task_error
 from ray_probe.cluster.actors.handle import ANSWER_DEADLINE_S
-from ray_probe.cluster.actors.writer import OpenWriterHandle
+from ray_probe.cluster.actors.writer import WriterHandle
+from ray_probe.cluster.connection.ray_errors import first_line, task_error
 from ray_probe.cluster.pool.pool import Pool
 from ray_probe.errors import ProbeError
 from ray_probe.gradient.layout import ParameterLayout
@@ -32,30 +32,30 @@ POLL_S = 0.5
 
 @dataclass(frozen=True)
 class Lost:
-    """Why an attempt failed, and the actors that are gone for it: their shards must be done again."""
+    """Why an attempt failed, and the actors whose shards must be retried."""
 
     cause: str
     actors: tuple[int, ...]
 
 
 def children(place: int, count: int) -> tuple[int, ...]:
-    """Places whose sums place `place` of `count` adds to its own, in a tree of pairs rooted at place 0."""
+    """Return the children of a place in a binary tree of `count` places."""
     return tuple(child for child in (2 * place + 1, 2 * place + 2) if child < count)
 
 
 class Reduction:
-    """Moves the gradient of a group of rounds to the writer.
+    """Moves the gradient of a commit group to the writer.
 
     Args:
         pool: the rollout actors.
-        writer: stages what arrives.
+        writer: stages the buckets.
         layout: names and shapes of the parameters.
         bucket_numbers: numbers moved at once.
-        stop: asked between buckets.
+        stop: checked between buckets.
     """
 
     def __init__(
-        self, pool: Pool, writer: OpenWriterHandle, layout: ParameterLayout, bucket_numbers: int, stop: StopCheck
+        self, pool: Pool, writer: WriterHandle, layout: ParameterLayout, bucket_numbers: int, stop: StopCheck
     ) -> None:
         self._pool = pool
         self._writer = writer
@@ -65,7 +65,7 @@ class Reduction:
         self._staging = ""
 
     def attempt(self, group: str, summed_by: Mapping[int, tuple[ShardKey, ...]], first: bool) -> Lost | None:
-        """Stage the sum over these actors with the writer, or say who was lost on the way.
+        """Stage the sum over these actors with the writer, or return what was lost.
 
         Args:
             group: the rounds that are summed.
@@ -83,7 +83,7 @@ class Reduction:
             if actor not in self._pool.alive:
                 return Lost("it is gone", (actor,))
             try:
-                report = self._pool.ask(actor, "gradient_report", group, deadline_s=ANSWER_DEADLINE_S)
+                report = self._pool.gradient_report(actor, group, ANSWER_DEADLINE_S)
             except RayError as error:
                 return Lost(first_line(error), (actor,))
             if report.shards != shards:
@@ -96,10 +96,12 @@ class Reduction:
         return self._move(group, tuple(summed_by))
 
     def put_in_place(self, rounds: int) -> bool:
-        """Commit what was staged, as the sum through so many rounds; False: it went with the writer, attempt it again.
+        """Commit what is staged as the sum through `rounds` rounds.
+
+        Returns False where the writer lost the staging. Attempt the sum again then.
 
         Raises:
-            GradientError, NonFiniteError: the sum is none.
+            GradientError, NonFiniteError: the sum is invalid.
             OutputError: the writer cannot write.
             ClusterError: the writer is gone.
         """
@@ -120,7 +122,7 @@ class Reduction:
                     return self._lost(group, actors, error)
 
     def _stage(self, actors: tuple[int, ...]) -> None:
-        """Returns when every bucket is with the writer. Raises RayError when one is lost."""
+        """Return once the writer has every bucket. Raises RayError when one is lost."""
         written: deque[Any] = deque()
         for place, (start, stop) in enumerate(self._layout.buckets(self._bucket_numbers)):
             if len(written) == IN_FLIGHT:
@@ -131,15 +133,18 @@ class Reduction:
             self._wait_for(written.popleft())
 
     def _send(self, start: int, stop: int, actors: tuple[int, ...]) -> Any:
-        """Have a bucket summed and written; returns what is known of it once it is on disk."""
+        """Start to sum and write a bucket; the reference is ready once it is on disk."""
         sums: dict[int, Any] = {}
         for place in reversed(range(len(actors))):
             below = [sums.pop(child) for child in children(place, len(actors))]
-            sums[place] = self._pool.handle(actors[place]).bucket.remote(start, stop, *below)
-        return self._writer.handle.add.remote(self._staging, start, stop, sums[0])
+            sums[place] = self._pool.handle(actors[place]).bucket(start, stop, *below)
+        return self._writer.add(self._staging, start, stop, sums[0])
 
     def _wait_for(self, written: Any) -> None:
-        """Raises RayError when an actor was lost, ProbeError when the writer refuses."""
+        """Wait for a bucket.
+
+        Raises RayError when an actor is lost, ProbeError when the writer refuses the bucket.
+        """
         limit = time.monotonic() + BUCKET_DEADLINE_S
         done: list[Any] = []
         while not done and time.monotonic() < limit:
@@ -148,7 +153,7 @@ class Reduction:
         ray.get(written, timeout=0.0 if not done else ANSWER_DEADLINE_S)
 
     def _lost(self, group: str, actors: tuple[int, ...], error: RayError) -> Lost:
-        """Who is to blame: what the writer refuses ends the run; else actors that do not answer. Maybe nobody."""
+        """Return the actors that do not answer, if any. Raises what the writer refused."""
         cause = task_error(error)
         if isinstance(cause, ProbeError):
             raise cause
@@ -156,7 +161,7 @@ class Reduction:
 
     def _answers(self, actor: int, group: str) -> bool:
         try:
-            self._pool.ask(actor, "gradient_report", group, deadline_s=ANSWER_DEADLINE_S)
+            self._pool.gradient_report(actor, group, ANSWER_DEADLINE_S)
         except RayError:
             return False
         return True

@@ -1,9 +1,9 @@
-"""Who does what next in the rounds up to a commit: pure decisions, no Ray, no clock.
+"""Decides which actor does which task in a commit group. Pure, no Ray, no clock.
 
-A shard is collected (its record reaches the fitter), then, once its round's fit is there, accumulated by the actor that
-holds its tokens. When an actor is lost, every shard whose gradient was not committed is done again by another, those of
-earlier rounds too; records that are in stay in. A shard that keeps failing is given up after `MAX_ATTEMPTS`; what is no
-fault of its own (see `ray_probe.cluster.pool.failure_policy`) is not charged to it.
+A shard is collected (its record reaches the fitter). Once its round is fitted, the actor that holds its tokens
+accumulates its gradient. When an actor is lost, every shard whose gradient was not committed is retried by another
+actor, in earlier rounds too; records that the fitter has stay there. A shard is given up after `MAX_ATTEMPTS` failures
+that are charged to it (see `ray_probe.cluster.pool.failure_policy`).
 """
 
 from collections import Counter
@@ -20,7 +20,7 @@ State = Literal["waiting", "collecting", "held", "accumulating", "accumulated", 
 
 @dataclass(frozen=True)
 class Task:
-    """One thing for an actor to do."""
+    """One task for an actor."""
 
     kind: Literal["collect", "accumulate"]
     shard: Shard
@@ -42,41 +42,41 @@ class _Entry:
 
 
 class Schedule:
-    """State of the shards of all rounds since the last commit."""
+    """The state of the shards of all rounds since the last commit."""
 
     def __init__(self) -> None:
         self._entries: dict[ShardKey, _Entry] = {}
         self._fitted: set[int] = set()
         self.retried: Counter[int] = Counter()
-        """By round, shards that were done again."""
+        """Retries of shards, by round."""
 
     def open_round(self, shards: Sequence[Shard]) -> None:
-        """Take on one more round's shards, in canonical order."""
+        """Add a round's shards, in canonical order."""
         self._entries |= {shard.key: _Entry(shard) for shard in shards}
 
     def fit_ready(self, number: int) -> None:
-        """The fit that gradients of this round use is there."""
+        """Record that the fit of this round's gradients is published."""
         self._fitted.add(number)
 
     @property
     def complete(self) -> bool:
-        """Every shard's gradient is in an actor's sum, but for those given up."""
+        """Whether every shard that was not given up is in an actor's sum."""
         return all(entry.state in ("accumulated", "given_up") for entry in self._entries.values())
 
     def records_complete(self, number: int) -> bool:
-        """Every record of the round is in, but for shards given up."""
+        """Whether every record of the round is in, except of shards given up."""
         return all(entry.record_in or entry.state == "given_up" for entry in self._of(number))
 
     def records(self, number: int) -> list[int]:
-        """Shards of the round whose record is in."""
+        """Return the shards of the round whose record is in."""
         return [entry.shard.index for entry in self._of(number) if entry.record_in]
 
     def given_up(self, number: int) -> dict[str, str]:
-        """Ids of the round's shards that were given up, with the last cause."""
+        """Return ids and last causes of the round's shards that were given up."""
         return {entry.shard.id: entry.causes[-1] for entry in self._of(number) if entry.state == "given_up"}
 
     def accumulated_by(self) -> dict[int, tuple[ShardKey, ...]]:
-        """Actor -> the shards whose gradient is in its sum, ascending."""
+        """Return by actor the shards whose gradient is in its sum, ascending."""
         result: dict[int, tuple[ShardKey, ...]] = {}
         for key, entry in sorted(self._entries.items()):
             if entry.state == "accumulated" and entry.actor is not None:
@@ -84,23 +84,24 @@ class Schedule:
         return result
 
     def depends_on(self, actor: int) -> bool:
-        """Whether a shard is at work, held or summed there: what is lost with the actor."""
+        """Whether the actor works on, holds or has summed a shard."""
         return any(entry.actor == actor for entry in self._entries.values())
 
     def next_task(self, actor: int, alive: Collection[int] = (), leaving: bool = False) -> Task | None:
-        """What an idle actor does next: a gradient for a shard that it holds, else a shard that waits.
+        """Return an idle actor's next task: a held shard's gradient, else a new shard.
 
         Args:
             actor: the idle actor.
-            alive: all actors that work. A shard that failed on this one is left to another of them that has not
-                tried it, so that one bad actor cannot use up every shard's attempts.
-            leaving: the actor finishes what it holds and takes on no other shard.
+            alive: all live actors.
+            leaving: the actor finishes the shards that it holds and takes no other.
         """
         for entry in self._entries.values():
             if entry.state == "held" and entry.actor == actor and entry.shard.round in self._fitted:
                 entry.state = "accumulating"
                 return Task("accumulate", entry.shard)
         for entry in self._entries.values():
+            # A shard that failed here goes to an actor that has not tried it, so that one bad actor cannot use up
+            # every shard's attempts.
             fresh = set(alive) - entry.failed_on
             if entry.state == "waiting" and not leaving and (actor not in entry.failed_on or not fresh):
                 entry.state, entry.actor = "collecting", actor
@@ -108,29 +109,29 @@ class Schedule:
         return None
 
     def collected(self, shard: Shard) -> bool:
-        """The shard's record reached the fitter; returns whether it had been in before."""
+        """Record that the fitter has the record; returns whether it had it before."""
         entry = self._entries[shard.key]
         again, entry.record_in, entry.state = entry.record_in, True, "held"
         return again
 
     def accumulated(self, shard: Shard) -> None:
-        """The shard's gradient is in its actor's sum."""
+        """Record that the shard's gradient is in its actor's sum."""
         self._entries[shard.key].state = "accumulated"
 
     def failed(self, shard: Shard, cause: str, blame: Blame = "charged", by_memory: bool = False) -> str:
-        """The shard's task came to nothing; it waits for another actor, or is given up. Returns a line for the log.
+        """Requeue a shard whose task failed, or give it up. Returns a line for the log.
 
         Args:
             shard: the shard.
-            cause: why, one line.
-            blame: whether it is one of its attempts.
-            by_memory: it seems that memory ran out.
+            cause: why, in one line.
+            blame: whether the failure is charged.
+            by_memory: memory seems to have run out.
         """
         entry = self._entries[shard.key]
         if not is_charged(blame, entry.spared):
             entry.spared += 1
             self._requeue(entry)
-            return f"{shard.label} was interrupted ({cause}); it is done again, which is no attempt"
+            return f"{shard.label} interrupted ({cause}); rescheduled, not counted as an attempt"
         entry.causes.append(cause)
         entry.by_memory += by_memory
         if entry.actor is not None:
@@ -144,7 +145,7 @@ class Schedule:
         return f"{failed} given up after {MAX_ATTEMPTS} attempts{hint}"
 
     def actor_lost(self, actor: int) -> Counter[int]:
-        """Requeue everything that only this actor had; returns how many gradients are lost with it, by round."""
+        """Requeue a lost actor's shards; returns the lost gradients by round."""
         lost: Counter[int] = Counter()
         for entry in self._entries.values():
             if entry.actor == actor and entry.state not in ("waiting", "given_up"):

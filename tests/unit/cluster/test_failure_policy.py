@@ -28,7 +28,7 @@ from ray_probe.cluster.pool.failure_policy import (
     refuses_the_checkpoint,
 )
 from ray_probe.cluster.pool.worker import Worker
-from ray_probe.cluster.rounds.fitter_monitor import FITTER_SILENT_S, fitter_stands_still
+from ray_probe.cluster.rounds.fitter_monitor import FITTER_SILENT_S, fitter_hangs
 from ray_probe.errors import (
     CheckpointError,
     ClusterError,
@@ -166,16 +166,15 @@ class Handle:
 
     def __init__(self) -> None:
         self.asked = 0
-        self.tokens_done = self.collect = self
 
-    def remote(self, *arguments: Any) -> str:
+    def tokens_done(self) -> str:
         self.asked += 1
         return f"reference {self.asked}"
 
 
 def at_a_shard(clock: Clock) -> Worker:
     worker = Worker(Handle(), had_room=True, since=clock.after(0))
-    worker.submit("collect 0/0", 0, "collect", (), clock.after(0))
+    worker.submit("collect 0/0", 0, "reference 0", clock.after(0))
     return worker
 
 
@@ -278,6 +277,6 @@ def test_actors_that_die_idle_are_not_replaced_without_end_and_deaths_at_shards_
 
 
 def test_a_silent_fitter_is_killed_once_until_it_answers() -> None:
-    assert not fitter_stands_still(FITTER_SILENT_S, FITTER_SILENT_S, killed=False)
-    assert fitter_stands_still(FITTER_SILENT_S + 0.1, FITTER_SILENT_S, killed=False)
-    assert not fitter_stands_still(10 * FITTER_SILENT_S, FITTER_SILENT_S, killed=True)
+    assert not fitter_hangs(FITTER_SILENT_S, FITTER_SILENT_S, killed=False)
+    assert fitter_hangs(FITTER_SILENT_S + 0.1, FITTER_SILENT_S, killed=False)
+    assert not fitter_hangs(10 * FITTER_SILENT_S, FITTER_SILENT_S, killed=True)

@@ -20,13 +20,6 @@ LAYOUT = ParameterLayout(("a", "b"), ((30,), (7,)))
 BUCKET = 5
 
 
-class Remote:
-    """A method that is run at once, like one of an actor; what it returns stands for its reference."""
-
-    def __init__(self, method: Callable[..., Any]) -> None:
-        self.remote = method
-
-
 class Cluster:
     """Pool, writer and object store in one, without processes."""
 
@@ -46,9 +39,9 @@ class Cluster:
             self.root = actor
             return sum(others, start=self.sums[actor][start:stop].copy())
 
-        return SimpleNamespace(bucket=Remote(bucket))
+        return SimpleNamespace(bucket=bucket)
 
-    def ask(self, actor: int, method: str, group: str, deadline_s: float) -> GradientReport:
+    def gradient_report(self, actor: int, group: str, deadline_s: float) -> GradientReport:
         if actor in self.silent:
             self.alive.remove(actor)
             raise ActorDiedError()
@@ -82,7 +75,6 @@ class Writer:
         self.begun = 0
         self.dies_at: list[int] = []
         self.committed: list[int] = []
-        self.handle = SimpleNamespace(add=Remote(self._add))
 
     def begin(self) -> str:
         self._cluster.added, self._cluster.under_way = {}, 0
@@ -107,7 +99,7 @@ class Writer:
             self.die()
             raise ActorUnavailableError("the writer", None)
 
-    def _add(self, staging: str, start: int, stop: int, part: np.ndarray) -> int:
+    def add(self, staging: str, start: int, stop: int, part: np.ndarray) -> int:
         cluster = self._cluster
         assert self.holds(staging), "what is staged anew is staged under the new name"
         cluster.under_way += 1

@@ -177,7 +177,7 @@ class Simulation:
         if self.spared[key] < MAX_SPARED:
             self.spared[key] += 1
             told = self.schedule.failed(task.shard, "not reachable", "spared")
-            assert told.endswith("it is done again, which is no attempt")
+            assert told.endswith("rescheduled, not counted as an attempt")
         else:
             self.charge(actor, task.shard, "spared")
         self.die(number)
@@ -397,7 +397,7 @@ def test_what_is_no_fault_of_a_shard_is_not_charged_within_reason():
     schedule = schedule_of(1)
     for actor in range(MAX_SPARED):
         told = schedule.failed(schedule.next_task(actor).shard, "its node is gone", "spared")
-        assert told == "shard 0 of round 8 was interrupted (its node is gone); it is done again, which is no attempt"
+        assert told == "shard 0 of round 8 interrupted (its node is gone); rescheduled, not counted as an attempt"
         schedule.actor_lost(actor)
     assert schedule.given_up(ROUND) == {} and schedule.retried[ROUND] == MAX_SPARED
     for _ in range(MAX_ATTEMPTS):

@@ -2,13 +2,14 @@
 
 import json
 import os
+import pickle
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support.records import POLICY, bits, delivery, rule, work_rounds
 
-from ray_probe.cluster.actors.delivery import answer_of, delivery_of, message_of, receipt_of
 from ray_probe.cluster.actors.fitter import FitterActor
 from ray_probe.errors import ConfigError, LedgerError, OutputError, RecordError
 from ray_probe.fitter.fitter import Fitter
@@ -129,7 +130,7 @@ def test_one_measurement_after_the_other_leaves_no_file_open(tmp_path: Path):
     open_files = []
     for number in range(4):
         opening = actor.open(rule(), POLICY, str(tmp_path / f"{number}.jsonl"), ())
-        assert actor.accept(message_of(opening, delivery(0, 0))) == ["accepted"]
+        assert actor.accept(opening, delivery(0, 0)).status == "accepted"
         open_files.append(len(os.listdir("/proc/self/fd")))
     assert len(set(open_files)) == 1
     assert [len(read_ledger(tmp_path / f"{number}.jsonl").records) for number in range(4)] == [1] * 4
@@ -137,12 +138,16 @@ def test_one_measurement_after_the_other_leaves_no_file_open(tmp_path: Path):
 
 def test_deliveries_and_receipts_arrive_as_they_were_sent():
     sent = delivery(3, 4)
-    opening, arrived = delivery_of(message_of(FitterSession("abc", together=True), sent))
-    assert opening == FitterSession("abc", together=True) and arrived.packed.tobytes() == sent.packed.tobytes()
+    session, arrived = pickled((FitterSession("abc"), sent))
+    assert session == FitterSession("abc") and arrived.packed.tobytes() == sent.packed.tobytes()
     assert {name: value for name, value in vars(arrived).items() if name != "packed"} == {
         name: value for name, value in vars(sent).items() if name != "packed"
     }
-    plain = receipt_of(answer_of(Receipt("duplicate")))
+    plain = pickled(Receipt("duplicate"))
     assert (plain.status, plain.kept) == ("duplicate", None)
-    other = receipt_of(answer_of(Receipt("different", sent.packed)))
+    other = pickled(Receipt("different", sent.packed))
     assert other.status == "different" and other.kept is not None and other.kept.tobytes() == sent.packed.tobytes()
+
+
+def pickled(message: Any) -> Any:
+    return pickle.loads(pickle.dumps(message, protocol=5))

@@ -87,7 +87,7 @@ def test_records_of_many_threads_are_each_on_disk_when_acknowledged_and_count_on
     shards = list(range(40)) * 2
 
     def deliver(shard: int) -> str:
-        receipt = host.accept_together(opening, delivery(0, shard))
+        receipt = host.accept(opening, delivery(0, shard))
         assert (0, shard) in read_ledger(tmp_path / "ledger.jsonl").records
         return receipt.status
 
@@ -162,15 +162,9 @@ def test_a_delivery_arrives_with_the_bits_that_were_sent():
     )  # fmt: skip
 
 
-@pytest.mark.parametrize(("sync_s", "together"), [(0.0, False), (0.01, True)])
-def test_deliveries_share_writes_where_the_disk_is_slow_and_the_next_process_says_so_too(
-    sync_s: float, together: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    now = iter(range(1_000_000))
-    monkeypatch.setattr("ray_probe.fitter.ledger_file.time.monotonic", lambda: sync_s * next(now))
+def test_the_next_process_takes_deliveries_of_the_same_session(tmp_path: Path):
     state = tmp_path / "fitter.json"
-    opening = FitterHost(state, "an actor").open(rule(), POLICY, tmp_path / "ledger.jsonl", [])
-    assert opening.together is together
+    session = FitterHost(state, "an actor").open(rule(), POLICY, tmp_path / "ledger.jsonl", [])
     again = FitterHost(state, "an actor")
-    assert again.accept_together(opening, delivery(0, 0)).status == "accepted"
-    assert again.accept(opening, delivery(0, 0)).status == "duplicate"
+    assert again.accept(session, delivery(0, 0)).status == "accepted"
+    assert again.accept(session, delivery(0, 0)).status == "duplicate"

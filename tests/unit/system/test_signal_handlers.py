@@ -29,18 +29,19 @@ def test_both_signals_raise_are_kept_and_put_back(number: signal.Signals) -> Non
     assert signal.getsignal(number) is before
 
 
-def test_who_follows_a_measurement_stops_though_the_exception_was_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
-    client = ProbeClient(None, "demo", "ray_probe", contextlib.ExitStack())
+def test_who_follows_a_measurement_stops_though_the_exception_was_dropped() -> None:
+    controller = SimpleNamespace(name="demo")
+    client = ProbeClient(controller, "ray_probe", contextlib.ExitStack())
     asked = 0
 
-    def answer(method: str, *args: object, **options: object) -> Any:
+    def answer(*args: object, **options: object) -> Any:
         nonlocal asked
         asked += 1
         with contextlib.suppress(KeyboardInterrupt):  # as in a callback from foreign code
             os.kill(os.getpid(), signal.SIGINT)
         return SimpleNamespace(cursor=0, events=(), info=SimpleNamespace(finished=None))
 
-    monkeypatch.setattr(client, "_ask", answer)
+    controller.follow = answer
     with signals_interrupt(), pytest.raises(KeyboardInterrupt):
         client.wait("m0001", stop=interrupted)
     assert asked == 1
