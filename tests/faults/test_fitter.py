@@ -71,7 +71,7 @@ class Poller(threading.Thread):
 
     def run(self) -> None:
         while not self._over.wait(0.02):
-            self.versions.append(self._fitter.beta()["version"])
+            self.versions.append(self._fitter.beta().version)
 
     def wait_for(self, version: int) -> None:
         """Until it has heard of a version."""
@@ -126,7 +126,7 @@ def story(fitter: FitterHandle, armed: Path, tmp_path_factory: pytest.TempPathFa
             os.kill(pids[-1], signal.SIGKILL)
         else:
             arm(armed, part.kill, only=f"{number}/2" if part.kill.startswith("fit") else str(number))
-        part.before = timed(part, lambda: fitter.beta()["version"])
+        part.before = timed(part, lambda: fitter.beta().version)
         for shard in range(SHARDS):
             part.statuses.append(timed(part, lambda shard=shard, number=number: send(fitter, number, shard)))
         timed(part, lambda number=number: fitter.close_round(number, list(range(SHARDS)), 0))
@@ -219,7 +219,7 @@ def test_a_full_disk_is_told_and_the_shard_is_not_acknowledged(fitter: FitterHan
     assert "\n" not in str(told.value) and path.read_bytes() == before
     with pytest.raises(OutputError, match="cannot be written"):
         fitter.close_round(0, [0], 0)
-    assert fitter.beta()["version"] == 0
+    assert fitter.beta().version == 0
     process.rlimit(psutil.RLIMIT_FSIZE, (-1, -1))
     assert [send(fitter, 0, shard) for shard in (0, 1)] == ["duplicate", "accepted"]
 
@@ -270,7 +270,7 @@ def test_the_fitter_answers_while_it_is_busy(tmp_path: Path) -> None:
     fitter = FitterHandle(remote.options(num_cpus=0).remote())
     fitter.open(rule(), POLICY, tmp_path / "busy.jsonl")
     solving = fitter.actor.close_round.remote()
-    assert fitter.beta(0, deadline_s=2)["version"] == fitter.variance(deadline_s=2)["version"] == 0
+    assert fitter.beta(0, deadline_s=2).version == fitter.variance(deadline_s=2).version == 0
     assert not ray.wait([solving], timeout=0)[0], "it is at it still"
     fitter.kill()
 
