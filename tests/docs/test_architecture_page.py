@@ -17,7 +17,7 @@ def layers(container: str) -> list[set[str]]:
     return [set(layer.split(" | ")) for layer in contract["layers"] if layer != "__main__"]
 
 
-@pytest.mark.parametrize(("container", "first"), [("ray_probe", "cli"), ("ray_probe.cluster", "controller_actor")])
+@pytest.mark.parametrize(("container", "first"), [("ray_probe", "cli"), ("ray_probe.cluster", "controllers")])
 def test_the_layers_are_those_of_the_contract(container: str, first: str) -> None:
     (table,) = [part for part in TABLES if re.search(rf"^\| `{first}` ", part, re.MULTILINE)]
     shown = [set(re.findall(r"`([\w.]+)`", cell)) for cell in re.findall(r"^\| (`[^|]+) \|", table, re.MULTILINE)]

@@ -118,7 +118,7 @@ def test_the_results_entropies_are_these_numbers():
         "per_token": token,
         "per_token_se": token_se,
     }
-    assert reported == pytest.approx(expected, rel=1e-12)
+    assert vars(reported) == pytest.approx(expected, rel=1e-12)
     assert len(merged(parts).prompts) == PROMPTS
 
 

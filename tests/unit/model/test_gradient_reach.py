@@ -89,7 +89,7 @@ def test_a_whole_measurement_runs_and_says_what_it_leaves_out(tmp_path: Path):
         batch={"prompts_per_round": 2, "shard_prompts": 1, "rounds": 2}, output={"dir": str(tmp_path), "name": "run"},
     )  # fmt: skip
     result = measure(Job(prepare(config), resume=False), InProcessWorkers(), lambda progress: None, lambda: False)
-    assert result["counts"]["rounds"] == 2
+    assert result.counts.rounds == 2
     manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
     assert manifest["frozen_parameters"] == [BIAS["Ernie4_5_Moe"]]
     line = f"model.trainable=all leaves out 1 parameters that the architecture has frozen: {BIAS['Ernie4_5_Moe']}"
