@@ -128,5 +128,5 @@ def test_a_fitter_that_stands_still_is_made_again_from_its_ledger_and_the_run_go
     answer.assert_each_record_once()
     assert not frozen[0].is_running()
     assert "fitter: no answer in 2 s; it is killed, and restarted from its ledger" in notes
-    assert sum("fitter: made again from its ledger" in note for note in notes) == 1
+    assert sum("fitter: restored from its ledger" in note for note in notes) == 1
     assert answer.result["counts"]["shards_retried"] == 0, "who delivered has waited"

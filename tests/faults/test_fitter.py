@@ -239,7 +239,7 @@ def test_a_ledger_that_cannot_be_gone_on_from_is_told_by_the_next_life_in_its_ow
     before = fitter.session
     fitter.open(rule(), POLICY, tmp_path / "other.jsonl")
     assert send(fitter, 0, 0) == "accepted", "the next measurement has a ledger of its own"
-    with pytest.raises(RecordError, match="of a measurement before"):
+    with pytest.raises(RecordError, match="an earlier measurement"):
         fitter.accept(before, delivery(0, 1), DEADLINE_S)
 
 

@@ -120,6 +120,6 @@ def test_what_is_delivered_for_a_run_that_is_over_is_not_taken(backend: RayBacke
     run_on(backend, run, "over")
     session = backend.fitter.session
     answer = run_on(backend, run, "next")
-    with pytest.raises(RecordError, match="of a measurement before"):
+    with pytest.raises(RecordError, match="an earlier measurement"):
         backend.fitter.accept(session, late_delivery(run, True), DEADLINE_S)
     answer.assert_each_record_once()
