@@ -222,11 +222,11 @@ def test_a_run_may_not_go_on_once_a_file_that_decides_has_changed(adapter: Path,
     write_tokenizer(adapter, template=TEMPLATE)
     edit_json(adapter / "generation_config.json", eos_token_id=0)
     before = prepare(a_job(adapter))
-    check_same_inputs(prepare(a_job(adapter)), written(before))
+    check_same_inputs(prepare(a_job(adapter)), Manifest.from_json(written(before)))
     with (adapter / file).open("a") as stream:
         stream.write("\n")
     with pytest.raises(ConfigError, match=r"^model\.adapter: got .*; its content was "):
-        check_same_inputs(prepare(a_job(adapter)), written(before))
+        check_same_inputs(prepare(a_job(adapter)), Manifest.from_json(written(before)))
     checkpoint = before.checkpoint
     with pytest.raises(CheckpointError, match=r"^model\.adapter: "):
         check_fingerprint(checkpoint.directory, checkpoint.fingerprint, adapter, checkpoint.adapter_fingerprint)
@@ -255,4 +255,4 @@ def test_a_run_that_began_under_another_end_may_not_go_on(adapter: Path):
     earlier = written(prepared) | {"eos_token_ids": [0, 128001, 128009]}
     says = r"^generation\.eos_token_ids: got \[0\]; its content was \[0, 128001, 128009\] when the run was started"
     with pytest.raises(ConfigError, match=says):
-        check_same_inputs(prepared, earlier)
+        check_same_inputs(prepared, Manifest.from_json(earlier))
