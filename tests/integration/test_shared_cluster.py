@@ -49,13 +49,13 @@ print(json.dumps(facts))
 FOREIGN = """
 import sys
 import ray
-from ray_probe.cluster.actors.own_actors import Ours
+from ray_probe.cluster.actors.own_actors import OwnActor
 ray.init(address=sys.argv[1], namespace="ray_probe", log_to_driver=False, logging_level="ERROR")
 class Foreign:
     def ready(self):
         return True
 names = sys.argv[2:]
-class Run(Foreign, Ours):
+class Run(Foreign, OwnActor):
     def kind(self):
         return "run"
 run = ray.remote(num_cpus=0)(Run).options(name="mine/controller").remote()
