@@ -70,7 +70,6 @@ def asked_and_scaled_while_it_works(run: "subprocess.Popen[str]") -> list[BetaRe
 HANGS = """
 from ray_probe.service import following
 following.SILENT_S = 5.0
-from ray_probe.controller.replies import BetaReply
 from ray_probe.cli.main import main
 main()
 """

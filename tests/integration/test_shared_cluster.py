@@ -135,7 +135,7 @@ def test_a_service_is_registered_and_found_whatever_its_clusters_address_is_call
         for said in facts["elsewhere"]:
             assert said.startswith("address: got '127.0.0.1:1'; this process is connected to the Ray cluster at")
             assert service["address"] in said and "shutdown" not in said
-            assert "ask from another process, with `ray-probe COMMAND --json`" in said
+            assert "ask from another process, for example with `ray-probe COMMAND --json`" in said
         assert facts["connected"], "the trainer keeps its connection"
 
 
