@@ -46,7 +46,7 @@ def test_scaling_down_in_the_middle_of_a_commit_changes_no_bit_and_does_no_shard
     answer.assert_same(reference)
     assert answer.result["counts"]["shards_retried"] == 0, "who leaves stays until its sum is committed"
     assert alive == {0: 3, 1: 3, 2: 1}
-    assert list(answer.rounds[2]["shards_by_actor"]) == list(answer.rounds[1]["shards_by_actor"]), "who leaves has none"
+    assert list(answer.rounds[2].shards_by_actor) == list(answer.rounds[1].shards_by_actor), "who leaves has none"
 
 
 def test_a_run_that_goes_on_has_the_writer_go_on_from_the_gradient_on_disk(

@@ -123,7 +123,7 @@ def test_a_shard_that_always_fails_is_given_up_after_three_attempts_and_the_othe
     assert result["counts"]["shards"] == whole["counts"]["shards"] - 1
     assert result["counts"]["sequences"] == whole["counts"]["sequences"] - 3
     beta, gradient = without(run, [(1, 2)] if place == "roll_before_send" else [], [(1, 2)])
-    assert answer.beta == beta, "the fit may use a record without its gradient"
+    assert answer.beta == beta.to_json(), "the fit may use a record without its gradient"
     assert np.linalg.norm(answer.gradient - gradient) <= 1e-5 * np.linalg.norm(gradient)
     told = [note for note in notes if note.startswith("shard 2 of round 2 failed")]
     assert len(told) == 3 and "given up after 3 attempts" in told[-1]
@@ -160,4 +160,4 @@ def test_an_actor_killed_in_the_second_round_of_a_commit_has_both_rounds_shards_
     answer.assert_same(expected)
     answer.assert_each_record_once()
     assert [line.group for line in answer.rounds] == [(0, 1), (0, 1), (2, 3), (2, 3)]
-    assert answer.rounds[0]["shards_retried"] >= 1, "its sums of the first round were lost with it"
+    assert answer.rounds[0].shards_retried >= 1, "its sums of the first round were lost with it"

@@ -167,14 +167,16 @@ def test_a_checkpoint_that_changed_before_the_start_is_refused(shared: RayBacken
     refused(shared, prepared, CheckpointError, r"fingerprint .* the run measures")
 
 
-def test_a_checkpoint_with_a_missing_tensor_is_refused_in_its_own_words(shared: RayBackend, tmp_path: Path) -> None:
+def test_a_checkpoint_that_lost_a_tensor_is_refused_in_its_own_words(shared: RayBackend, tmp_path: Path) -> None:
     config = configured(tmp_path)
+    prepared = prepare(config)
     weights = tmp_path / "model" / "model.safetensors"
     tensors = load_file(weights)
     del tensors["model.layers.1.mlp.up_proj.weight"]
     save_file(tensors, weights, metadata={"format": "pt"})
-    error = refused(shared, prepare(config), CheckpointError, r"missing: model\.layers\.1\.mlp\.up_proj\.weight")
-    assert error.exit_code == 2
+    assert refused(shared, prepared, CheckpointError, "its files on node .* have the fingerprint").exit_code == 2
+    with pytest.raises(CheckpointError, match=r"missing: model\.layers\.1\.mlp\.up_proj\.weight"):
+        prepare(config)
 
 
 def test_a_gpu_run_without_cuda_ends_with_exit_code_4(shared: RayBackend, files: Path) -> None:
