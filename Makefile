@@ -31,7 +31,7 @@ test-slow: install
 lint: install
 	$(BIN)/ruff check .
 	$(BIN)/lint-imports
-	$(BIN)/python .ci/check_words.py README.md docs CONTRIBUTING.md CHANGELOG.md
+	$(BIN)/python .ci/check_words.py ray_probe README.md docs CONTRIBUTING.md CHANGELOG.md
 	$(BIN)/mypy
 
 # Writes docs/configuration.md from the models in ray_probe/config/schema.py.

@@ -1,3 +1,3 @@
-"""ray_probe: the gradient of a policy's response entropy, on a Ray cluster, unbiased and with error bars."""
+"""The gradient of a policy's response entropy, unbiased and with errors, on Ray."""
 
 __version__ = "0.1.1"

@@ -26,7 +26,7 @@ def some(names: Iterable[str]) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """Return the first line of an error's text, cut to 200 characters, or its type without one."""
+    """Return the first line of an error's text, or its type, in 200 characters."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 

@@ -86,7 +86,9 @@ class FitterHost:
             yield self.fitter
 
     def accept(self, session: FitterSession, delivery: Delivery) -> Receipt:
-        """Take in a shard's record; records that arrive while the ledger is written share the next write.
+        """Take in a shard's record.
+
+        Records that arrive while the ledger is written share the next write.
 
         Raises:
             RecordError: the session is closed, or the record is refused (see `Fitter.accept`).

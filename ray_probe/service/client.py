@@ -128,7 +128,7 @@ class ProbeClient:
         return self.controller.results()
 
     def result(self, measurement: str | None = None) -> tuple[MeasurementInfo, dict[str, Any] | None]:
-        """Return a measurement and the object of result.json so far; None before the first round."""
+        """Return a measurement and its result.json so far; None before the first round."""
         info, result = self.measured(measurement)
         return info, None if result is None else result.to_json()
 
@@ -178,7 +178,7 @@ class ProbeClient:
         listener: Listener = lambda progress: None,
         stop: Callable[[], bool] = lambda: False,
     ) -> dict[str, Any]:
-        """Follow a measurement to its end; returns the object of result.json (see `ended`)."""
+        """Follow a measurement to its end; returns its result.json (see `ended`)."""
         return self.ended(measurement, listener, stop).to_json()
 
     def ended(

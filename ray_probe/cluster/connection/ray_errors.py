@@ -9,7 +9,7 @@ _COLOURS = re.compile(r"\x1b\[[0-9;]*m")  # Ray colours the names in its message
 
 
 def task_error(error: Exception) -> Exception:
-    """Return the exception that a remote function raised, in its own type where Ray kept it."""
+    """Return the exception of a remote function, in its own type where Ray kept it."""
     cause = error.cause if isinstance(error, RayTaskError) else error
     return cause if isinstance(cause, Exception) else error
 

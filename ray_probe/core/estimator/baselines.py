@@ -1,8 +1,8 @@
-"""The four baselines and what a published fit holds (spec section 5). numpy only.
+"""The four baselines and what a published fit holds. numpy only.
 
-A published fit describes everything through its round. `for_shard` turns it into the `mu_hat` of one shard, with the
-shard's own record left out where the configured fit says so: whatever is estimated from data, for that shard, comes
-from records without it.
+A published fit describes everything through its round. `for_shard` turns it into the `mu_hat` of one shard. With
+`leave_one_out` every estimate for that shard comes from records without its own. See docs/specification.md,
+"Baselines".
 
 Shape suffixes: T tokens, D features, B position bins, K targets.
 """
@@ -24,7 +24,7 @@ TARGET = 0
 
 @dataclass(frozen=True)
 class BaselineRule:
-    """How the baseline is formed: mode, which data, and the constants of spec section 6."""
+    """The configured baseline: mode, source of its data, and constants."""
 
     mode: Mode
     fit: Fit
@@ -41,7 +41,10 @@ class BaselineRule:
 
 @dataclass(frozen=True, eq=False)
 class PositionAverage:
-    """Exponential average over rounds of the mean target by position bin: values [B] (nats) and bins seen [B]."""
+    """Averages the target by position bin over rounds, exponentially.
+
+    `mean_B` are its values, nats; `seen_B` marks the bins that a token has reached.
+    """
 
     mean_B: Array
     seen_B: npt.NDArray[np.bool_]
@@ -56,7 +59,10 @@ class PositionAverage:
         return _average_of, (self.mean_B.tobytes(), self.seen_B.tobytes())
 
     def updated(self, sum_B: Array, weight_B: Array, decay: float) -> "PositionAverage":
-        """One round further; `decay` is the share of the old value, the first seen mean is a bin's start."""
+        """Return the average one round further.
+
+        `decay` is the share of the old value. A bin starts at its first mean.
+        """
         present_B = weight_B > 0
         round_B = np.divide(sum_B, weight_B, out=np.zeros_like(sum_B), where=present_B)
         blended_B = np.where(self.seen_B, decay * self.mean_B + (1.0 - decay) * round_B, round_B)
@@ -88,7 +94,10 @@ class ShardBaseline:
     fitted: bool
 
     def mu_hat(self, mode: Mode, position_T: IntArray, phi_TD: Array | None) -> Array:
-        """`mu_hat_j` of one mode [T], nats. Raises ConfigError for regression without features."""
+        """Return `mu_hat_j` of one mode [T], nats.
+
+        Raises ConfigError for regression without features.
+        """
         if mode == "none":
             return np.zeros(len(position_T))
         if mode == "constant":
@@ -106,7 +115,7 @@ class ShardBaseline:
 
 @dataclass(frozen=True, eq=False)
 class PublishedFit:
-    """A numbered fit with what an actor needs to leave its own shard out. Never changes once made.
+    """A numbered, immutable fit from which an actor can leave its own shard out.
 
     Attributes:
         rule: how the baseline is formed.
@@ -143,7 +152,10 @@ class PublishedFit:
         )  # fmt: skip
 
     def for_broadcast(self) -> "PublishedFit":
-        """The fit as actors need it: no baseline reads the table of prompts, which grows with the prompts used."""
+        """Return the fit without its tables of prompts.
+
+        No baseline reads them, and they grow with the prompts used.
+        """
         return replace(self, total=self.total.without_prompts(), latest=self.latest.without_prompts())
 
     def position_average(self, own: Record | None = None) -> PositionAverage:
@@ -176,6 +188,6 @@ class PublishedFit:
 
 
 def mu_hat_by_mode(baseline: ShardBaseline, position_T: IntArray, phi_TD: Array | None) -> Mapping[Mode, Array]:
-    """`mu_hat` of every mode that can be formed: all four, or all but regression when there are no features."""
+    """Return `mu_hat` of every possible mode: without features, all but regression."""
     possible = MODES if phi_TD is not None or baseline.beta_D is None else MODES[:-1]
     return {mode: baseline.mu_hat(mode, position_T, phi_TD) for mode in possible}

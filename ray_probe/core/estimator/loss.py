@@ -1,4 +1,4 @@
-"""Targets, advantages and the loss whose backward leaves +grad J (spec sections 2 and 5).
+"""Targets, advantages and the loss whose backward pass leaves +grad J.
 
 Shape suffix: T tokens of one response.
 """
@@ -21,12 +21,17 @@ def future_sum(values_T: Array) -> Array:
 
 
 def baseline_target(entropy_T: Array, surprisal_T: Array, estimator: Estimator) -> Array:
-    """The baseline's target r [T], nats: future entropy, or future surprisal for `naive`."""
+    """Return the baseline's target r [T], nats.
+
+    It is the future entropy, or the future surprisal for `naive`.
+    """
     return future_sum(entropy_T if estimator == "rb_residual" else surprisal_T)
 
 
 def advantages(entropy_T: Array, surprisal_T: Array, mu_hat_T: Array, estimator: Estimator) -> Array:
-    """Score advantages A_j [T], nats: return to go less the baseline `b_j = H_j + mu_hat_j`.
+    """Return the score advantages A_j [T], nats.
+
+    They are the return to go less the baseline `b_j = H_j + mu_hat_j`.
 
     With `rb_residual` the return is `G_j = H_j + r_j`, so `A_j = r_j - mu_hat_j`; with `naive` it is the surprisal to
     go, `sum over k >= j of -log q_k(Y_k)`.
@@ -36,7 +41,7 @@ def advantages(entropy_T: Array, surprisal_T: Array, mu_hat_T: Array, estimator:
 
 
 def response_loss(log_q_T: Tensor, entropy_T: Tensor | None, advantage_T: Array) -> Tensor:
-    """`sum_j A_j log q_j(Y_j) + sum_j H_j` of one response, a float64 scalar with graph, nats^2 and nats.
+    """Return `sum_j A_j log q_j(Y_j) + sum_j H_j`, a float64 scalar with graph.
 
     Args:
         log_q_T: log q of the sampled tokens, with graph.

@@ -1,4 +1,4 @@
-"""The parity gate: is the policy that is scored the policy that sampled? numpy only (spec section 3)."""
+"""The parity gate: compares the scored policy with the sampling one. numpy only."""
 
 import math
 from dataclasses import dataclass
@@ -66,7 +66,10 @@ class ParityStats:
         return self.outside / self.tokens if self.tokens else 0.0
 
     def quantile(self, share: float) -> float:
-        """Upper edge of the histogram bin that holds this quantile of the gap, nats; at most `gap_max`."""
+        """Return an upper bound of a quantile of the gap, nats; at most `gap_max`.
+
+        It is the upper edge of the histogram bin that holds the quantile.
+        """
         if not self.tokens:
             return 0.0
         rank = max(1, math.ceil(share * self.tokens))
@@ -75,7 +78,10 @@ class ParityStats:
 
 
 def binomial_tail(successes: int, trials: int, share: float) -> float:
-    """P(X >= successes) for X ~ Binomial(trials, share), summed exactly from the logs of its terms."""
+    """Return P(X >= successes) for X ~ Binomial(trials, share).
+
+    The sum is exact, from the logs of its terms.
+    """
     if successes <= 0:
         return 1.0
     if successes <= trials * share:

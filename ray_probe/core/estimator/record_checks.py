@@ -1,4 +1,4 @@
-"""What the fitter refuses: what is no record of the run, and what no shard can have made. numpy only."""
+"""Checks by which the fitter refuses records of no shard. numpy only."""
 
 import numpy as np
 
@@ -12,9 +12,9 @@ LARGEST = 1e150
 
 
 def check_packed(packed: Array, shape: Shape) -> None:
-    """Refuse, before it is read, what is no vector, or longer than any record of this shape. Raises RecordError.
+    """Refuse an unread vector of the wrong type or length. Raises RecordError.
 
-    The limit is twice the size of the sums, and the table of more prompts than any shard should have.
+    The limit is twice the size of the sums, plus a table of more prompts than any shard should have.
     """
     if not isinstance(packed, np.ndarray) or packed.ndim != 1 or packed.dtype != np.float64:
         raise RecordError(f"record: need a float64 vector of schema version {SCHEMA_VERSION}")
@@ -53,7 +53,7 @@ def _check_weights(record: Record) -> None:
 
 
 def _check_products(record: Record) -> None:
-    """Sums of squares and products of real rows: [Phi R]^T W [Phi R] is symmetric and positive semi-definite."""
+    """Check that [Phi R]^T W [Phi R] is symmetric and positive semi-definite."""
     gram_DD, cross_DK, target_gram_KK = record.gram_DD, record.cross_DK, record.target_gram_KK
     features = len(gram_DD)
     both = np.empty((features + len(target_gram_KK),) * 2)

@@ -1,7 +1,7 @@
-"""The additive record of a shard: all that leaves an actor for the fit (spec section 5). numpy only.
+"""The additive record of a shard: all that an actor sends for the fit. numpy only.
 
-Records add, subtract and have a zero. They hold sums only, so nothing in them grows with the number of sequences but
-the table of prompts, which errors clustered by prompt need.
+Records add, subtract and have a zero. They hold sums, so only their table of prompts grows, which errors clustered by
+prompt need.
 
 Shape suffixes: T tokens, D features, K targets (1 today: the future entropy r), B position bins, P prompts.
 """
@@ -27,7 +27,7 @@ _LARGEST_WHOLE = 2.0**53
 
 
 def position_bins(cap: int) -> int:
-    """Number of equal position bins for responses of at most `cap` tokens: `min(cap, 256)`."""
+    """Return the number of equal position bins for `cap` tokens: `min(cap, 256)`."""
     return min(cap, MAX_POSITION_BINS)
 
 
@@ -47,7 +47,7 @@ class Shape:
 
 @dataclass(frozen=True, eq=False)
 class Record:
-    """Sums over the tokens and responses of some shards; every array is float64, read-only.
+    """Sums over tokens and responses; every array is float64 and read-only.
 
     Attributes:
         sequences: number of responses.
@@ -127,12 +127,12 @@ class Record:
         )
 
     def without_prompts(self) -> "Record":
-        """The sums that a fit is made of, without the table of prompts: its size is that of the features alone."""
+        """Return the record without its table of prompts: the sums of a fit."""
         empty = Record.zero(self.shape)
         return replace(self, prompt_ids_P=empty.prompt_ids_P, prompt_rows_P3=empty.prompt_rows_P3)
 
     def pack(self) -> Array:
-        """The record as one float64 vector (header, then every array), for messages, ledgers and digests."""
+        """Return one float64 vector: a header, then every array."""
         header = [SCHEMA_VERSION, *self.cross_DK.shape, len(self.bin_weight_B), len(self.prompt_ids_P)]
         counts = [self.sequences, self.tokens, self.weight]
         arrays = (
@@ -145,7 +145,10 @@ class Record:
 
     @classmethod
     def unpack(cls, packed: Array) -> Self:
-        """Inverse of `pack`. Raises RecordError when version or length do not fit, or a count or id is not whole."""
+        """Return the record of a vector that `pack` made.
+
+        Raises RecordError for another version or length, or a count or id that is not whole.
+        """
         start = _HEADER + _COUNTS
         if packed.ndim != 1 or packed.dtype != np.float64 or len(packed) < start or packed[0] != SCHEMA_VERSION:
             raise RecordError(f"record: need a float64 vector of schema version {SCHEMA_VERSION}")
@@ -173,13 +176,13 @@ def _record_of(packed: bytes) -> Record:
 
 
 def refuse_unless_whole(values: Array) -> None:
-    """Counts and ids are whole numbers that float64 holds exactly; NaN and infinity are none."""
+    """Refuse counts and ids that are not whole, or past float64's exact range."""
     if not ((np.abs(values) <= _LARGEST_WHOLE) & (values == np.trunc(values))).all():
         raise RecordError("record: holds a count or an id that is no whole number; it was not merged")
 
 
 def _merge_prompts(left: Record, right: Record, sign: int) -> tuple[IntArray, Array]:
-    """Rows added by prompt id; a prompt left with no response is dropped, as zero has none."""
+    """Add rows by prompt id; drop a prompt without a response, as zero has none."""
     ids, inverse = np.unique(np.concatenate([left.prompt_ids_P, right.prompt_ids_P]), return_inverse=True)
     rows = np.zeros((len(ids), len(PROMPT_COLUMNS)))
     np.add.at(rows, inverse, np.concatenate([left.prompt_rows_P3, sign * right.prompt_rows_P3]))
@@ -188,7 +191,10 @@ def _merge_prompts(left: Record, right: Record, sign: int) -> tuple[IntArray, Ar
 
 
 def total(records: Iterable[Record], shape: Shape) -> Record:
-    """Sum of records in the order given, from zero: the canonical order of the caller makes the bits one answer."""
+    """Return the sum of records, from zero in the order given.
+
+    The order fixes the bits.
+    """
     result = Record.zero(shape)
     for record in records:
         result = result + record
@@ -196,10 +202,10 @@ def total(records: Iterable[Record], shape: Shape) -> Record:
 
 
 def record_of_tokens(phi_TD: Array, target_TK: Array, position_T: IntArray, cap: int) -> Record:
-    """The part of a record that its tokens make; responses and prompts are added by `with_prompts`.
+    """Return the record of tokens alone; `with_prompts` adds responses and prompts.
 
     Products are summed in the widest float of the machine and rounded once: near a singular Gram matrix beta loses as
-    many digits as the condition number has, so none is to be lost here. BLAS and its threads are out of the bits, too.
+    many digits as the condition number has. The bits do not depend on BLAS or its threads either.
 
     Args:
         phi_TD: features of every token of the shard.
@@ -223,7 +229,10 @@ def _rounded(wide: npt.NDArray[np.longdouble]) -> Array:
 
 
 def with_prompts(record: Record, prompt_ids: IntArray, rows: Array) -> Record:
-    """The record with its responses counted: one row (responses, entropy, tokens) an id; an id may come twice."""
+    """Return the record with its responses counted.
+
+    Each id has a row (responses, entropy, tokens); an id may occur twice.
+    """
     empty = Record.zero(record.shape)
     sequences = int(rows[:, 0].sum())
     values = {field.name: getattr(empty, field.name) for field in fields(empty)}
@@ -235,6 +244,6 @@ def with_prompts(record: Record, prompt_ids: IntArray, rows: Array) -> Record:
 
 
 def packed_size(shape: Shape, prompts: int) -> int:
-    """Numbers in a packed record with so many prompts."""
+    """Return the numbers in a packed record with this number of prompts."""
     d, k, b = shape.features, shape.targets, shape.bins
     return _HEADER + _COUNTS + d * d + d * k + k + k * k + b * k + b + prompts * (1 + len(PROMPT_COLUMNS))

@@ -43,7 +43,7 @@ def _fit_of(beta_DK: bytes, shape: tuple[int, int], *rest: Any) -> RidgeFit:
 
 
 def solve(gram_DD: Array, cross_DK: Array, ridge_lambda: float) -> Array | None:
-    """`(gram + lambda I)^-1 cross` [D, K], float64, or None when the solve fails or a number of it is not finite."""
+    """Return `(gram + lambda I)^-1 cross` [D, K], float64; None if it is not finite."""
     if not (np.isfinite(gram_DD).all() and np.isfinite(cross_DK).all()):
         return None
     try:
@@ -57,7 +57,10 @@ def solve(gram_DD: Array, cross_DK: Array, ridge_lambda: float) -> Array | None:
 
 
 def residual_sum_squares(record: Record, beta_DK: Array) -> Array:
-    """`r^T r - 2 beta^T Phi^T r + beta^T Phi^T Phi beta` of each target [K], nats^2: no row is needed."""
+    """Return the residual sum of squares of each target [K], nats^2.
+
+    It is `r^T r - 2 beta^T Phi^T r + beta^T Phi^T Phi beta`, which needs no row.
+    """
     quadratic = np.einsum("dk,de,ek->k", beta_DK, record.gram_DD, beta_DK)
     linear = np.einsum("dk,dk->k", beta_DK, record.cross_DK)
     result: Array = np.diag(record.target_gram_KK) - 2.0 * linear + quadratic
@@ -65,7 +68,7 @@ def residual_sum_squares(record: Record, beta_DK: Array) -> Array:
 
 
 def fit(record: Record, ridge_lambda: float) -> RidgeFit | None:
-    """Fit all that is in the record; None when it holds no token or the solve fails (spec section 5)."""
+    """Fit the record; None where it holds no token or the solve fails."""
     if record.tokens == 0:
         return None
     beta_DK = solve(record.gram_DD, record.cross_DK, ridge_lambda)
@@ -76,7 +79,7 @@ def fit(record: Record, ridge_lambda: float) -> RidgeFit | None:
 
 
 def _condition_number(gram_DD: Array, ridge_lambda: float) -> float:
-    """Rounding can leave eigenvalues of Phi^T Phi below 0; none of the sum's is below lambda."""
+    """Return the condition number, with eigenvalues below 0 taken as rounding."""
     eigenvalues = np.maximum(np.linalg.eigvalsh(gram_DD), 0.0) + ridge_lambda
     return min(float(eigenvalues[-1]) / float(eigenvalues[0]), float(np.finfo(np.float64).max))
 

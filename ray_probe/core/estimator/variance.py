@@ -1,4 +1,4 @@
-"""Standard errors clustered by prompt, advantage statistics, and the gradient's own noise. numpy only.
+"""Clustered standard errors, and the noise of advantages and gradient. numpy only.
 
 Shape suffixes: C clusters (prompts or shards); a leading `...` stands for independent replicates.
 """
@@ -15,7 +15,7 @@ from ray_probe.core.estimator.ridge import residual_sum_squares
 
 
 def clustered_ratio(numerator_C: Array, denominator_C: Array) -> tuple[Array, Array]:
-    """Ratio of sums and its standard error with clusters as the independent units (delta method).
+    """Return a ratio of sums and its standard error clustered by unit (delta method).
 
     With `denominator` the responses of each prompt this is a mean over responses, with their lengths it is a mean
     over tokens. The error carries the usual C / (C - 1) and is NaN for fewer than two clusters.
@@ -39,7 +39,7 @@ def clustered_ratio(numerator_C: Array, denominator_C: Array) -> tuple[Array, Ar
 
 @dataclass(frozen=True)
 class GradientNoise:
-    """The gradient of the mean over responses and its noise; None where fewer than two shards leave it open.
+    """The mean gradient's norm and noise; None with fewer than two shards.
 
     Attributes:
         norm_raw: Euclidean norm of the mean gradient: too large by its own noise.
@@ -58,7 +58,7 @@ class GradientNoise:
 
 
 def gradient_noise(sum_norm_sq: float, shard_norm_sq_C: Array, shard_sequences_C: Array) -> GradientNoise:
-    """Noise of the reduced gradient from the shards' own norms (spec section 9).
+    """Return the noise of the reduced gradient from the shards' own norms.
 
     For independent shards with `E g_s = n_s mu`, the cross products `|sum g|^2 - sum |g_s|^2` have the expectation
     `(N^2 - sum n_s^2) |mu|^2`, whatever the sizes. So both figures are unbiased for a fixed baseline. With
@@ -84,9 +84,9 @@ def gradient_noise(sum_norm_sq: float, shard_norm_sq_C: Array, shard_sequences_C
 
 
 def in_sample_mean_squares(record: Record, position_mean_B: Array, beta_DK: Array | None) -> dict[Mode, float | None]:
-    """Mean squared residual of the target by mode, on the record's own rows, nats^2 per token; None without tokens.
+    """Return the mean squared residual by mode, nats^2 per token; None without tokens.
 
-    The closed form answers at any moment without a row, but it is flattered by its own fit: label it `in_sample`.
+    The residuals are those of the fit's own rows, which flatters the fit: label them `in_sample`.
 
     Args:
         record: everything that the fit is made of.

@@ -1,7 +1,7 @@
-"""The feature registry: what a baseline may know of a prefix, by name.
+"""The features of a prefix that a baseline may read, by name.
 
-Nothing here may depend on the sampled token or on anything after it: that is the law which keeps the baseline from
-biasing the gradient (spec section 4). So a feature function sees a `PrefixView`, which holds neither.
+No feature may depend on the sampled token or on a later one, or the baseline would bias the gradient. A feature
+function sees a `PrefixView`, which holds neither.
 
 Shape suffixes: T tokens, D features.
 """
@@ -18,7 +18,7 @@ from ray_probe.errors import ConfigError, bad_value
 
 @dataclass(frozen=True)
 class PrefixView:
-    """All that a feature may look at: the policy at each prefix, its entropy, and how far along the prefix is."""
+    """What a feature may read: the policy at each prefix, its entropy, its position."""
 
     policy: RowSummary
     entropy_T: Tensor
@@ -65,7 +65,10 @@ DEFAULT_FEATURES: tuple[str, ...] = tuple(REGISTRY)
 
 
 def compute_features(names: Sequence[str], view: PrefixView) -> Tensor:
-    """The named features, in the order asked for [T, D], detached. Raises ConfigError for an unknown name."""
+    """Return the named features in order [T, D], detached.
+
+    Raises ConfigError for an unknown name.
+    """
     for name in names:
         if name not in REGISTRY:
             raise ConfigError(bad_value("estimator.baseline.features", name, f"known: {', '.join(REGISTRY)}"))
