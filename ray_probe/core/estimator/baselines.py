@@ -55,7 +55,7 @@ class PositionAverage:
         return cls(np.zeros(bins), np.zeros(bins, bool))
 
     def __reduce__(self) -> tuple[Callable[..., "PositionAverage"], tuple[bytes, bytes]]:
-        """Travels as plain bytes: Ray hands an array over beside its message, which takes longer than to copy it."""
+        """Pickle the arrays as bytes, which Ray copies faster than arrays."""
         return _average_of, (self.mean_B.tobytes(), self.seen_B.tobytes())
 
     def updated(self, sum_B: Array, weight_B: Array, decay: float) -> "PositionAverage":

@@ -90,7 +90,7 @@ class Record:
         return Shape(features, targets, len(self.bin_weight_B))
 
     def __reduce__(self) -> tuple[Callable[[bytes], "Record"], tuple[bytes]]:
-        """Travels as plain bytes: Ray hands arrays over beside its message, which takes longer than to copy them."""
+        """Pickle the record as bytes, which Ray copies faster than arrays."""
         return _record_of, (self.pack().tobytes(),)
 
     @classmethod

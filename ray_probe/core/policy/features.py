@@ -28,7 +28,7 @@ class PrefixView:
 
 @dataclass(frozen=True)
 class Feature:
-    """One entry of the registry: a name, its one-line meaning and the function that gives [T]."""
+    """An entry of the registry: a name, its meaning and the function of [T]."""
 
     name: str
     meaning: str

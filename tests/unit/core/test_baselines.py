@@ -86,7 +86,7 @@ def data_of(rounds: list[Round], number: int, own: Shard, fit: Fit) -> list[Roun
 
 
 def reference(mode: Mode, rounds: list[Round], position: int, phi_D: np.ndarray) -> float:
-    """`mu_hat` of one token from dense rows: spec section 5, word by word."""
+    """`mu_hat` of one token from dense rows: docs/specification.md, "Baselines", word by word."""
     shards = [shard for shards in rounds for shard in shards]
     r_T = np.concatenate([np.zeros(0), *(shard.r_T for shard in shards)])
     if mode == "none" or len(r_T) == 0:
