@@ -36,14 +36,13 @@ from ray_probe.run.messages import ActorFacts, GradientReport
 class Pool:
     """Keeps a number of rollout actors going, each with the same checkpoint loaded.
 
-    One thread works with a pool. Other threads may call `scale` and `census`.
+    One thread owns a pool; others may call `scale` and `census` alone.
 
     Args:
         size: actors asked for.
         options: `ray.remote` options of each (resources, environment, lifetime).
         on_note: called with a line for each death and replacement.
-        clock: monotonic seconds.
-        actor_class: the actor's class; tests give their own.
+        clock, actor_class: monotonic seconds, and the actor's class, for tests.
         prefix: actors are named `PREFIX/rollout-N`; None leaves them without a name.
         limits: fields of `Limits` that differ from the defaults, by name.
 
@@ -154,9 +153,9 @@ class Pool:
             self.wait(0.5)
 
     def tend(self) -> None:
-        """Start missing actors, mark superfluous ones, and have the checkpoint loaded.
+        """Start missing actors, mark superfluous ones and have the checkpoint loaded.
 
-        Raises ClusterError when no actor is left and no more are started.
+        Raises ClusterError when no actor is left.
         """
         self._mark_leaving()
         self._start_missing()
@@ -283,8 +282,8 @@ class Pool:
         worker, workers = self._workers[number], self._workers.values()
         if self._resting and isinstance(fault, Raised) and isinstance(fault.error, CheckpointError):
             self._stop_loading(number, fault.cause)
-        placed = any(other.placed for other in workers)
-        situation = Situation(worker.doing, self.info is not None, self._refused, placed)
+        loaded, placed = self.info is not None, any(other.placed for other in workers)
+        situation = Situation(worker.doing, loaded, self._refused, placed)
         decision, current = decide(fault, situation, self.limits), worker.version == self._version
         over = isinstance(fault, Raised)
         if decision == WAIT and not over:
