@@ -13,6 +13,8 @@ from ray_probe.cluster.pool.failure_policy import NoRoom
 from ray_probe.cluster.pool.pool import Pool
 from ray_probe.cluster.pool.worker import Worker
 from ray_probe.controller.replies import Actor
+from ray_probe.gradient.layout import ParameterLayout
+from ray_probe.run.messages import ActorFacts
 
 VERSION, ACTORS = 3, 40
 
@@ -34,7 +36,7 @@ def a_worker(**fields: Any) -> Worker:
     ],
 )
 def test_an_actor_is_shown_with_what_it_does(fields: dict[str, Any], state: str) -> None:
-    facts = {"node": "10.0.0.7", "pid": 41234}
+    facts = ActorFacts(ParameterLayout((), ()), "cpu", 1, 0, node="10.0.0.7", pid=41234)
     (member,) = census(1, {5: a_worker(facts=facts, heard=17, **fields)}, VERSION, None).members
     assert member == Actor(5, state, "10.0.0.7", 41234, 17)
 

@@ -4,7 +4,6 @@ import gc
 import json
 import logging
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -87,7 +86,7 @@ def test_what_is_asked_while_it_works_is_what_the_run_writes_for_that_version(se
             assert beta.version == variance.beta_version == variance.in_sample_version == rounds
             seen.append((beta, variance))
         service.workers.gate.set()
-        time.sleep(0.02)
+        threading.Event().wait(0.02)  # long enough for one round to pass the gate
         service.workers.gate.clear()
     service.workers.gate.set()
     service.ended(identity)

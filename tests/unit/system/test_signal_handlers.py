@@ -15,6 +15,7 @@ import pytest
 
 from ray_probe.service.client import ProbeClient
 from ray_probe.system import signals
+from ray_probe.system.clock import wait_until
 from ray_probe.system.signals import deferred, interrupted, signals_interrupt
 
 
@@ -109,7 +110,8 @@ def test_a_process_that_waits_in_c_ends_in_time_with_its_last_steps(step_s: floa
 def test_a_second_signal_ends_it_at_once() -> None:
     with stuck(0.0) as process:
         process.send_signal(signal.SIGTERM)
-        time.sleep(signals.TWICE_S + 0.2)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(signals.TWICE_S + 0.2)
         start = time.monotonic()
         process.send_signal(signal.SIGTERM)
         process.communicate(timeout=30)
@@ -139,10 +141,7 @@ def test_the_time_goes_on_after_the_block_and_does_not_begin_without_a_signal() 
     before = threading.active_count()
     with signals.ends_in_time():
         assert threading.active_count() == before + 1
-    deadline = time.monotonic() + 10
-    while threading.active_count() > before and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert threading.active_count() == before, "nothing is left to end this process"
+    assert wait_until(lambda: threading.active_count() == before, 10), "nothing is left to end this process"
 
 
 NOW = """
