@@ -95,6 +95,7 @@ def assert_same(result: dict[str, Any], expected: dict[str, Any]) -> None:
     assert result["partial"] is False and result["conflicts"] == []
 
 
+@pytest.mark.timeout(300)  # some twenty commands, a process each
 def test_the_life_of_a_service_as_the_readme_shows_it(
     shell: Shell, service: dict[str, Any], raw: dict[str, Any], tmp_path: Path
 ) -> None:
