@@ -1,7 +1,6 @@
 """Failpoints do nothing until a test asks for it, fail as often as asked in all, and are for tests alone."""
 
 import ast
-import os
 import signal
 import subprocess
 import sys
@@ -90,8 +89,8 @@ def test_a_sleep_stands_still_and_goes_on(points: Path, monkeypatch: pytest.Monk
     assert slept == [2.5]
 
 
-def test_unarmed_it_costs_next_to_nothing():
-    assert VARIABLE not in os.environ
+def test_unarmed_it_costs_next_to_nothing(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv(VARIABLE, raising=False)  # a cluster of the fault tests may still stand in this process
     assert min(timeit.repeat(lambda: fail_at("here", "0/1"), number=1000, repeat=5)) / 1000 < 20e-6
 
 
