@@ -91,11 +91,6 @@ class Fitter:
         return self._current
 
     @property
-    def sync_s(self) -> float:
-        """Seconds that the ledger's last fsync took; 0 without a ledger."""
-        return 0.0 if self._ledger is None else self._ledger.sync_s
-
-    @property
     def counts(self) -> Counts:
         """Counts of the deliveries so far."""
         conflicts = {(d.round, d.shard) for d in self._different if self._is_conflict(d)}

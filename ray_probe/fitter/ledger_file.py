@@ -7,7 +7,6 @@ off again.
 import contextlib
 import fcntl
 import os
-import time
 from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -40,8 +39,6 @@ class LedgerFile:
         self._origin = dict(origin)
         self._refuses: str | None = None
         self._closed = False
-        self.sync_s = 0.0
-        """Seconds that the last fsync took."""
         flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
         try:
             self._descriptor = os.open(path, flags, 0o600)
@@ -142,7 +139,6 @@ class LedgerFile:
         except OSError as error:
             self._cut_off()
             raise self._unwritable(error) from None
-        started = time.monotonic()
         try:
             os.fsync(self._descriptor)
         except OSError as error:  # a later fsync may succeed and still not have these bytes on disk: no more writes
@@ -150,7 +146,6 @@ class LedgerFile:
             with contextlib.suppress(OutputError):
                 self._cut_off()
             raise OutputError(self._refuses) from None
-        self.sync_s = time.monotonic() - started
         self._chain = chain
         self._whole = self._size = self._size + len(line)
 

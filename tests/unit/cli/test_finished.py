@@ -172,4 +172,4 @@ def test_a_name_is_a_directory_only_where_one_is_there_and_no_service_is_named(
     code, text = called(monkeypatch, capsys, "mine", "--run", "demo")
     assert code == 2 and "demo" in text
     code, text = called(monkeypatch, capsys, "m0001")
-    assert code == 2 and "m0001" not in text, "an id: it is for a service, and there is none"
+    assert code == 2 and "m0001" not in text, "an id needs a service, and no service is up"

@@ -342,4 +342,4 @@ def test_errors_keep_nothing_alive(service: Service, tmp_path: Path) -> None:
     identity = service.probe(data__prompts=str(tmp_path / "none.jsonl"))
     assert service.ended(identity).exit_code == 2
     gc.collect()
-    assert sum(type(thing) is PreparedRun for thing in gc.get_objects()) <= 1, "the checkpoint at hand"
+    assert sum(type(thing) is PreparedRun for thing in gc.get_objects()) <= 1, "that of the current checkpoint alone"
