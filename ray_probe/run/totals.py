@@ -84,15 +84,6 @@ class Totals:
         self.seconds["generate_s"] += report.generate_s
         self.seconds["teacher_force_s"] += report.teacher_force_s
 
-    def advantage_ratio(self, mode: str) -> float | None:
-        """Return the ratio of a baseline's mean squared advantage to that of `none`.
-
-        None before any shard.
-        """
-        squares_M = self.advantage_SM2[:, :, 1].sum(axis=0)
-        reference = squares_M[MODES.index("none")]
-        return float(squares_M[MODES.index(mode)] / reference) if reference > 0 else None
-
     def to_json(self) -> dict[str, object]:
         """Return the totals in plain JSON types."""
         parity = self.parity
