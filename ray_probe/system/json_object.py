@@ -1,5 +1,6 @@
 """Frozen dataclasses that are JSON objects where they are written or read."""
 
+import threading
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Self
@@ -50,14 +51,18 @@ class JsonObject:
 
 
 _ADAPTERS: "dict[type[Any], TypeAdapter[Any]]" = {}
+# For the docstrings of fields pydantic parses source with `ast`, which CPython 3.11 does not survive in two threads at
+# once (SystemError: AST constructor recursion depth mismatch). A controller answers queries in several.
+_BUILDING = threading.Lock()
 
 
 def _adapter(kind: type[Any]) -> "TypeAdapter[Any]":
     from pydantic import TypeAdapter  # here, because the fitter's process imports no pydantic
 
-    if kind not in _ADAPTERS:
-        _ADAPTERS[kind] = TypeAdapter(kind)
-    return _ADAPTERS[kind]
+    with _BUILDING:
+        if kind not in _ADAPTERS:
+            _ADAPTERS[kind] = TypeAdapter(kind)
+        return _ADAPTERS[kind]
 
 
 def _plain_fields(value: Any) -> dict[str, object]:
