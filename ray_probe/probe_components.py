@@ -14,11 +14,13 @@ from torch import Tensor
 
 from ray_probe.core.arrays import Array
 from ray_probe.core.estimator.baselines import PublishedFit, ShardBaseline, mu_hat_by_mode
-from ray_probe.core.estimator.loss import Estimator, advantages, baseline_target, response_loss
+from ray_probe.core.estimator.loss import response_loss
 from ray_probe.core.estimator.modes import MODES, Mode
 from ray_probe.core.estimator.records import PROMPT_COLUMNS, bin_of, position_bins
+from ray_probe.core.estimator.targets import Estimator, advantages, baseline_target
 from ray_probe.core.policy.token_scores import ScoredTokens
 from ray_probe.errors import ConfigError
+from ray_probe.model.feature_columns import Entropies
 from ray_probe.model.micro_batches import ScoredMicroBatch, results_of, to_float64
 from ray_probe.model.sequences import BatchedSequences, LogprobResults
 from ray_probe.model.trainable import accumulate_wide
@@ -63,7 +65,11 @@ class ProbeComponents:
         self.pathwise = pathwise and estimator == "rb_residual"
 
     def accumulate_sum_X(
-        self, sequences: BatchedSequences, baseline: Baseline, cached: Sequence[ScoredTokens | None] = ()
+        self,
+        sequences: BatchedSequences,
+        baseline: Baseline,
+        cached: Sequence[ScoredTokens | None] = (),
+        entropies: Entropies | None = None,
     ) -> SumsX:
         """Add the gradient of `loss_X`, summed over all responses, to `.grad`.
 
@@ -74,6 +80,8 @@ class ProbeComponents:
             baseline: a published fit, a fit without the shard's own record (`PublishedFit.for_shard`), or None for
                 mode `none`. `leave_one_out` needs a fit without the shard's own record.
             cached: from an earlier scoring of the same responses (see `SequenceProcessor.score_parts`).
+            entropies: H of all responses as the record was made from, which the columns of siblings need; None: score
+                the responses once more for them.
 
         Raises:
             ConfigError: a whole `leave_one_out` fit was passed.
@@ -82,20 +90,28 @@ class ProbeComponents:
         parts = self.processor.score_parts(
             sequences, with_grad=True, with_features=with_features, accumulate_into_grad=True, cached=cached
         )
-        return self.accumulate_parts(sequences, parts, baseline)
+        return self.accumulate_parts(sequences, parts, baseline, entropies)
 
     def accumulate_parts(
-        self, sequences: BatchedSequences, parts: Iterable[ScoredMicroBatch], baseline: Baseline
+        self,
+        sequences: BatchedSequences,
+        parts: Iterable[ScoredMicroBatch],
+        baseline: Baseline,
+        entropies: Entropies | None = None,
     ) -> SumsX:
         """Do as `accumulate_sum_X`, from micro-batches scored with graph.
 
         The graph of each micro-batch is released before the next one is taken.
         """
         shard_baseline = _shard_baseline(baseline)
+        # A micro-batch may hold some siblings and not others, so the columns of siblings are made for the whole shard.
+        columns = [] if shard_baseline is None else self._entropy_columns(sequences, entropies)
         sums = self._empty_sums(sequences)
         group = sequences.shape[1]
         for part in parts:
             results = results_of([part], 1, with_grad=True, compute_rb=True)
+            if shard_baseline is not None:
+                results = self.processor.columns.complete(results, [columns[place] for place in part.places])
             terms = [self.response_terms(results, row, 0, shard_baseline) for row in range(len(part.places))]
             self._loss(results, iter(terms)).backward()  # type: ignore[no-untyped-call]
             for row, (place, term) in enumerate(zip(part.places, terms, strict=True)):
@@ -132,6 +148,12 @@ class ProbeComponents:
             baseline_target(entropy_T, surprisal_T, self.estimator),
             by_mode,
         )
+
+    def _entropy_columns(self, sequences: BatchedSequences, entropies: Entropies | None) -> list[Array]:
+        """Return the columns made from entropies, of each response [T, D] by place."""
+        if not self.processor.columns.of_entropies:
+            return [np.zeros((length, 0)) for row in sequences.gen_lens for length in row]
+        return self.processor.columns.from_entropies(entropies or self.processor.entropies(sequences))
 
     def _loss(self, results: LogprobResults, terms: Iterator[ResponseTerms]) -> Tensor:
         pathwise = results.rb_entropies_torch

@@ -17,7 +17,7 @@ from ray_probe.checkpoints.tokenizer.eos import resolve_eos, token_text
 from ray_probe.checkpoints.tokenizer.eos_sources import sources_of_model
 from ray_probe.config import GenerationSettings
 from ray_probe.core.arrays import Array
-from ray_probe.core.policy.features import DEFAULT_FEATURES
+from ray_probe.core.columns import LOGIT_COLUMNS
 from ray_probe.core.policy.fused_head import fused_token_statistics, score_and_keep
 from ray_probe.core.policy.logits import SamplingRule
 from ray_probe.core.policy.token_scores import ScoredTokens
@@ -26,8 +26,9 @@ from ray_probe.data.tokenization import encode_prompts
 from ray_probe.errors import ConfigError, bad_value
 from ray_probe.model.context_length import limit_of, rope_switch
 from ray_probe.model.decoding import Decoder
+from ray_probe.model.feature_columns import FeatureColumns
 from ray_probe.model.forward import Forward, refuse_non_finite
-from ray_probe.model.micro_batches import ScoredMicroBatch, grouped, plan_micro_batches, results_of
+from ray_probe.model.micro_batches import ScoredMicroBatch, entropies_of, grouped, plan_micro_batches, results_of
 from ray_probe.model.prompt_checks import PromptChecks
 from ray_probe.model.sequences import BatchedSequences, LogprobResults, TokenRow, pack_sequences
 from ray_probe.model.trials import check_cache_gap
@@ -48,14 +49,15 @@ class SequenceProcessor:
         model: a transformers causal language model; set to eval mode.
         tokenizer: its tokenizer.
         generation: the policy and the batch sizes.
-        features: names of the baseline features that scoring can compute.
+        features: names of the baseline's columns that scoring can compute; position_mean is left to the fit.
         on_progress: called with the number of tokens done, often enough to tell slow from stuck.
         chat: prompts come from a chat template, and hold their special tokens.
         eos_ids: ids that end a response; None: `generation.eos_token_ids`, or else the ids of model and tokenizer.
         context_length: positions of a prompt with its response, at most; None: as the model's config says.
 
     Raises:
-        ConfigError: `generation.eos_token_ids` has an id that the model lacks, or the model lacks such a context.
+        ConfigError: `generation.eos_token_ids` has an id that the model lacks, the model lacks such a context, or a
+            feature is unknown.
         CheckpointError: model and tokenizer name no id that ends a response, or one that the model lacks, or the model
             cannot be measured (see `ray_probe.model.trials`).
         ParityError: the error of the model's cache alone exceeds the tolerance of the parity gate.
@@ -66,7 +68,7 @@ class SequenceProcessor:
         model: Any,
         tokenizer: Any,
         generation: GenerationSettings,
-        features: Sequence[str] = DEFAULT_FEATURES,
+        features: Sequence[str] = LOGIT_COLUMNS,
         on_progress: Callable[[int], None] = lambda tokens: None,
         chat: bool = False,
         eos_ids: Sequence[int] | None = None,
@@ -75,7 +77,7 @@ class SequenceProcessor:
         self.model = model.eval()
         self.tokenizer = tokenizer
         self.generation = generation
-        self.features = tuple(features)
+        self.columns = FeatureColumns.of(features)
         self.rule = SamplingRule(generation.temperature, generation.top_p)
         self.rows: int = model.get_input_embeddings().weight.shape[0]
         if eos_ids is None:
@@ -136,13 +138,15 @@ class SequenceProcessor:
         rows = [encoded[b] for b in range(len(prompts)) for _ in range(responses_per_prompt)]
         cap = self.generation.max_new_tokens
         uniforms_NT = np.stack([response_uniforms(seed, cap) for group in seeds for seed in group])
-        names = self.features if return_baseline_features else ()
+        names = self.columns.of_logits if return_baseline_features else ()
         decoder = Decoder(self.forward, self.rule, cap, self.eos_ids, self._pad_id(), self.on_progress, names)
         sampled = grouped(decoder.sample(rows, uniforms_NT, self.generation.gen_batch_size), responses_per_prompt)
         tokens, log_q = ([[getattr(one, name) for one in group] for group in sampled] for name in ("tokens", "log_q"))
         batch = pack_sequences(encoded, tokens, log_q, self._pad_id())
         if return_baseline_features:
-            batch = replace(batch, sample_features=[[one.features_TD for one in group] for group in sampled])
+            columns = iter(self.columns.from_entropies([[one.entropy for one in group] for group in sampled]))
+            joined = [[self.columns.join(one.features_TD, next(columns)) for one in group] for group in sampled]
+            batch = replace(batch, sample_features=joined)
         if decode:
             read = partial(self.tokenizer.decode, skip_special_tokens=True)
             batch = replace(batch, responses_text=[[read(response) for response in group] for group in tokens])
@@ -158,11 +162,21 @@ class SequenceProcessor:
     ) -> LogprobResults:
         """Score responses in micro-batches of at most `tf_batch_size` responses.
 
-        Features are detached and change no gradient. With `with_grad`, every micro-batch keeps its graph as long as the
-        results live; to bound memory, take the parts of `score_parts` one by one.
+        Features are detached and change no gradient. The siblings of a response are the others of its prompt, [b]. With
+        `with_grad`, every micro-batch keeps its graph as long as the results live; to bound memory, take the parts of
+        `score_parts` one by one.
         """
-        parts = self.score_parts(sequences, with_grad, return_baseline_features, tf_batch_size)
-        return results_of(list(parts), sequences.shape[1], with_grad, compute_rb)
+        parts = list(self.score_parts(sequences, with_grad, return_baseline_features, tf_batch_size))
+        results = results_of(parts, sequences.shape[1], with_grad, compute_rb)
+        if not return_baseline_features:
+            return results
+        entropies = entropies_of(parts, sequences.shape[1])
+        return self.columns.complete(results, self.columns.from_entropies(entropies))
+
+    def entropies(self, sequences: BatchedSequences) -> list[list[Array]]:
+        """Return H of each token of all responses [b][g], float64 arrays [T], nats."""
+        parts = self.score_parts(sequences, with_grad=False, with_features=False)
+        return entropies_of(list(parts), sequences.shape[1])
 
     def score_parts(
         self,
@@ -179,7 +193,7 @@ class SequenceProcessor:
         Args:
             sequences: the responses.
             with_grad: keep the graph of each micro-batch as long as it lives.
-            with_features: compute the baseline features.
+            with_features: compute the baseline's columns that are made from logits.
             tf_batch_size: responses in a micro-batch, at most; None: as configured.
             accumulate_into_grad: `backward` adds the gradient of the head's weight directly to its `.grad`, which saves
                 a table of its size but hides it from `torch.autograd.grad`.
@@ -198,7 +212,7 @@ class SequenceProcessor:
         lengths = zip(sequences.prompt_lens, sequences.gen_lens, strict=True)
         self._checks.check_lengths(sequences.prompt_lens, [prompt + max(responses) for prompt, responses in lengths])
         rows = [sequences.tokens(b, g) for b in range(groups) for g in range(group)]
-        features = self.features if with_features else ()
+        features = self.columns.of_logits if with_features else ()
         assert not (with_grad and keep_bytes), "only a pass without graph is cached"
         micro_batches = list(self._micro_batches(sequences, tf_batch_size))
         for (places, positions), known in zip(micro_batches, cached or [None] * len(micro_batches), strict=True):

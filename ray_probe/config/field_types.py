@@ -3,14 +3,13 @@
 import difflib
 import re
 from collections.abc import Callable, Iterable
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import pydantic_core
 from pydantic import AfterValidator, BeforeValidator, Field, JsonValue, ValidationError, WrapValidator
 
+from ray_probe.core.columns import COLUMNS
 from ray_probe.errors import MAX_VALUE_CHARS
-
-FEATURE_NAMES = ("H", "top1", "margin", "head_mass", "two_point_entropy", "logit_var", "pos_frac")
 
 
 def refusal(remedy: str, **of_section: Any) -> pydantic_core.PydanticCustomError:
@@ -46,13 +45,15 @@ def check_trainable(value: str) -> str:
     return value
 
 
-def check_features(value: tuple[str, ...]) -> tuple[str, ...]:
-    """Accepts known feature names, each at most once."""
+def check_features(value: str | tuple[str, ...]) -> str | tuple[str, ...]:
+    """Accepts the name of a set, or known feature names, each at most once."""
+    if isinstance(value, str):
+        return value
     for index, name in enumerate(value):
-        if name not in FEATURE_NAMES:
-            close = closest(name, FEATURE_NAMES)
+        if name not in COLUMNS:
+            close = closest(name, COLUMNS)
             hint = f" (did you mean {close!r}?)" if close else ""
-            raise refusal(f"unknown feature {name[:MAX_VALUE_CHARS]!r}{hint}, known: {', '.join(FEATURE_NAMES)}")
+            raise refusal(f"unknown feature {name[:MAX_VALUE_CHARS]!r}{hint}, known: {', '.join(COLUMNS)}")
         if name in value[:index]:
             raise refusal(f"the feature {name!r} is repeated, name each at most once")
     return value
@@ -121,6 +122,10 @@ OptionalPositive = Annotated[Positive | None, _need("null or a finite number > 0
 NotNegative = Annotated[float, Field(ge=0), _need("a finite number >= 0")]
 TopP = Annotated[float, Field(gt=0, le=1), _need("a number > 0 and <= 1")]
 Decay = Annotated[float, Field(ge=0, lt=1), _need("a number >= 0 and < 1")]
-FeatureList = Annotated[tuple[str, ...], _TUPLE, Field(min_length=1), _need("a list of at least one feature name")]
+FeatureNames = Annotated[
+    Literal["recommended", "logits"] | Annotated[tuple[str, ...], Field(min_length=1)],
+    _TUPLE,
+    _need("recommended, logits, or a list of at least one feature name"),
+]
 Resources = Annotated[dict[Text, NotNegative], _need("a mapping from resource names to finite numbers >= 0")]
 RuntimeEnv = Annotated[dict[str, JsonValue], _need("a mapping with string keys and plain, finite values")]

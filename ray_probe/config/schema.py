@@ -5,11 +5,10 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from ray_probe.config.field_types import (
-    FEATURE_NAMES,
     Address,
     Count,
     Decay,
-    FeatureList,
+    FeatureNames,
     NotNegative,
     OptionalCount,
     OptionalPositive,
@@ -29,6 +28,7 @@ from ray_probe.config.field_types import (
     check_trainable,
     refusal,
 )
+from ray_probe.core.columns import LOGIT_COLUMNS, recommended
 
 
 class _Section(BaseModel):
@@ -146,8 +146,8 @@ class BaselineConfig(_Section):
     """Which records the fit used for a shard comes from; in_sample is biased."""
     ridge_lambda: Positive = 1e-3
     """Added to the diagonal of Phi^T Phi, which is a sum over tokens and not a mean."""
-    features: Annotated[FeatureList, AfterValidator(check_features)] = FEATURE_NAMES
-    """Features of the regression, in this order."""
+    features: Annotated[FeatureNames, AfterValidator(check_features)] = "recommended"
+    """Columns of the regression: recommended (by `responses_per_prompt`), logits (the seven of logits), or a list."""
     ema_decay: Decay = 0.9
     """Share of the old value in the moving average of `residual_mu`."""
 
@@ -223,5 +223,13 @@ class ProbeConfig(_Section):
     """Ray."""
     output: OutputConfig = OutputConfig()
     """The run directory."""
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Names of the regression's columns, as `features` says."""
+        features = self.estimator.baseline.features
+        if features == "recommended":
+            return recommended(self.batch.responses_per_prompt)
+        return LOGIT_COLUMNS if features == "logits" else tuple(features)
 
 

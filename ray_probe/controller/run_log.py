@@ -21,7 +21,7 @@ def log_start(config: ProbeConfig, backend: LoadingBackend, finished: int, passe
     estimator, baseline = config.estimator, config.estimator.baseline
     logger.info(
         "x_estimator_mode=%s baseline.mode=%s baseline.fit=%s features=%s ridge_lambda=%g",
-        estimator.x_estimator_mode, baseline.mode, baseline.fit, ",".join(baseline.features), baseline.ridge_lambda,
+        estimator.x_estimator_mode, baseline.mode, baseline.fit, _features(config), baseline.ridge_lambda,
     )  # fmt: skip
     logger.info(
         "actors=%d device=%s parameters=%d first round=%d of %s",
@@ -39,6 +39,12 @@ def log_start(config: ProbeConfig, backend: LoadingBackend, finished: int, passe
         logger.info("padding changes what this model says: prompts of one length are sampled at once, and no others")
     if baseline.mode != "none" and baseline.fit == "in_sample":
         logger.warning("estimator.baseline.fit=in_sample biases the gradient by O(1/N); leave_one_out does not")
+
+
+def _features(config: ProbeConfig) -> str:
+    """Returns the configured features, and what the name of a set stands for."""
+    features, columns = config.estimator.baseline.features, ",".join(config.columns)
+    return f"{features} ({columns})" if isinstance(features, str) else columns
 
 
 def log_text(prepared: PreparedRun) -> None:

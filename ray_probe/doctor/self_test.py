@@ -20,10 +20,10 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from ray_probe.config import GenerationSettings
 from ray_probe.core.estimator.baselines import BaselineRule, PublishedFit, ShardBaseline
-from ray_probe.core.estimator.loss import Estimator
 from ray_probe.core.estimator.modes import MODES, Mode
 from ray_probe.core.estimator.record_checks import check
 from ray_probe.core.estimator.records import Record, position_bins, total
+from ray_probe.core.estimator.targets import Estimator
 from ray_probe.core.policy.features import DEFAULT_FEATURES
 from ray_probe.doctor.enumeration import EOS, enumerate_policy
 from ray_probe.gradient.shard_sum import GradientSum

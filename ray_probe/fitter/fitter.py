@@ -180,8 +180,8 @@ class Fitter:
         Its rows are those of the fit, which flatters the fit, so it is labelled `in_sample`.
         """
         fit = self._current
-        beta_DK = None if fit.ridge is None else fit.ridge.beta_DK
-        squares = in_sample_mean_squares(fit.total, fit.position_average().mean_B, beta_DK)
+        beta_EK = None if fit.ridge is None else fit.ridge.beta_EK
+        squares = in_sample_mean_squares(fit.total, fit.position_average().mean_B, beta_EK)
         return InSample(fit.version, fit.total.tokens, fit.total.sequences, squares)
 
     def close(self) -> None:
@@ -192,8 +192,8 @@ class Fitter:
     def _report(self, fit: PublishedFit) -> Beta:
         ridge = fit.ridge
         return Beta(
-            features=self._rule.features,
-            values=None if ridge is None else tuple(ridge.beta_DK[:, TARGET].tolist()),
+            features=self._rule.fitted,
+            values=None if ridge is None else tuple(ridge.beta_EK[:, TARGET].tolist()),
             version=fit.version,
             round=fit.round,
             ridge_lambda=self._rule.ridge_lambda,

@@ -33,11 +33,13 @@ class Sampled:
     Attributes:
         tokens: its ids.
         log_q: log q of each token when it was sampled, float64 [T], nats.
+        entropy: H of each token when it was sampled, float64 [T], nats.
         features_TD: features of its prefixes, float32 or wider [T, D].
     """
 
     tokens: list[int]
     log_q: Array
+    entropy: Array
     features_TD: Tensor
 
 
@@ -113,21 +115,24 @@ class Decoder:
 
 @dataclass(frozen=True)
 class _Steps:
-    """Tokens, log q and features of a batch so far; token -1 marks no token."""
+    """Tokens, log q, entropies and features of a batch so far; token -1 marks no token."""
 
     tokens_NT: Tensor
     log_q_NT: Tensor
+    entropy_NT: Tensor
     features: list[Tensor]
 
     @classmethod
     def empty(cls, rows: int, cap: int, device: torch.device) -> Self:
         tokens_NT = torch.full((rows, cap), -1, dtype=torch.int64, device=device)
-        return cls(tokens_NT, torch.zeros((rows, cap), dtype=torch.float64, device=device), [])
+        log_q_NT, entropy_NT = (torch.zeros((rows, cap), dtype=torch.float64, device=device) for _ in range(2))
+        return cls(tokens_NT, log_q_NT, entropy_NT, [])
 
     def put(self, step: int, rows: Tensor, alive: Tensor, token_N: Tensor, scored: TokenStatistics) -> None:
         """Add a step: a token of each row, and whether the row had not ended."""
         self.tokens_NT[rows[alive], step] = token_N[alive]
         self.log_q_NT[rows[alive], step] = scored.log_q_T[alive].double()
+        self.entropy_NT[rows[alive], step] = scored.entropy_T[alive].double()
         if scored.features_TD is not None:
             table_ND = scored.features_TD.new_zeros((len(self.tokens_NT), scored.features_TD.shape[-1]))
             table_ND[rows] = scored.features_TD
@@ -136,11 +141,14 @@ class _Steps:
     def responses(self) -> list[Sampled]:
         """Return the responses, each cut at its end."""
         lengths = (self.tokens_NT >= 0).sum(dim=-1).tolist()
-        tokens, log_q_NT = self.tokens_NT.tolist(), self.log_q_NT.cpu().numpy()
+        tokens = self.tokens_NT.tolist()
+        log_q_NT, entropy_NT = self.log_q_NT.cpu().numpy(), self.entropy_NT.cpu().numpy()
         features_NTD = torch.stack(self.features, dim=1).cpu() if self.features else torch.zeros((len(tokens), 0, 0))
         return [
-            Sampled(row[:n], log_q_T[:n].copy(), features_TD[:n].clone())
-            for row, log_q_T, features_TD, n in zip(tokens, log_q_NT, features_NTD, lengths, strict=True)
+            Sampled(row[:n], log_q_T[:n].copy(), entropy_T[:n].copy(), features_TD[:n].clone())
+            for row, log_q_T, entropy_T, features_TD, n in zip(
+                tokens, log_q_NT, entropy_NT, features_NTD, lengths, strict=True
+            )
         ]
 
 

@@ -83,6 +83,12 @@ def to_float64(tensor: Tensor) -> Array:
     return values
 
 
+def entropies_of(parts: Sequence[ScoredMicroBatch], group: int) -> list[list[Array]]:
+    """Return H of each token of all responses [b][g], float64 arrays [T], nats."""
+    by_place = {p: row.entropy_T for part in parts for p, row in zip(part.places, part.statistics, strict=True)}
+    return grouped([to_float64(by_place[place]) for place in sorted(by_place)], group)
+
+
 def results_of(parts: Sequence[ScoredMicroBatch], group: int, with_grad: bool, compute_rb: bool) -> LogprobResults:
     """Return the results of all responses, in the order of the whole batch.
 

@@ -1,7 +1,7 @@
 """The rollout as a plain class: collects a shard's record, then adds its gradient.
 
-In between it holds the shard's token ids and record, cached nuclei up to a limit, and graphs where memory allows. The
-gradient sum spans the rounds of a commit group.
+In between it holds the shard's token ids, entropies and record, cached nuclei up to a limit, and graphs where memory
+allows. The gradient sum spans the rounds of a commit group.
 """
 
 import sys
@@ -12,13 +12,14 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
+from ray_probe.core.arrays import Array
 from ray_probe.core.estimator.baselines import BaselineRule, PublishedFit
 from ray_probe.core.estimator.records import Record
 from ray_probe.core.policy.token_scores import ScoredTokens
 from ray_probe.errors import ShardError
 from ray_probe.gradient.layout import ParameterLayout
 from ray_probe.gradient.shard_sum import GradientSum, Vector
-from ray_probe.model.micro_batches import ScoredMicroBatch, results_of
+from ray_probe.model.micro_batches import ScoredMicroBatch, entropies_of, results_of
 from ray_probe.model.sequences import BatchedSequences
 from ray_probe.probe_components import ProbeComponents
 from ray_probe.rollout.shard_record import parity_of, record_of_results
@@ -36,6 +37,7 @@ class _Held:
     sequences: BatchedSequences
     prompt_ids_P: npt.NDArray[np.int64]
     record: Record
+    entropies: list[list[Array]]
     parts: list[ScoredMicroBatch] | None = None
     cached: Sequence[ScoredTokens | None] = ()
 
@@ -132,13 +134,15 @@ class Rollout:
         generated = time.monotonic()
         self._held.pop(shard.key, None)
         parts = self._scored(sequences, min(held_positions, self.most_held))
+        entropies = entropies_of(parts, shard.responses_per_prompt)
         results = results_of(parts, shard.responses_per_prompt, with_grad=False, compute_rb=True)
+        results = processor.columns.complete(results, processor.columns.from_entropies(entropies))
         prompt_ids_P = np.array([ref.index for ref in shard.prompts], np.int64)
         record = record_of_results(results, prompt_ids_P, self._components.estimator, self._rule.cap)
         kept = replace(sequences, sample_logprobs=None)
         graphs = parts if any(part.has_graph for part in parts) else None
         cached = [part.cached for part in parts]
-        self._held[shard.key] = _Held(kept, prompt_ids_P, record.without_prompts(), graphs, cached)
+        self._held[shard.key] = _Held(kept, prompt_ids_P, record.without_prompts(), entropies, graphs, cached)
         packed, features = record.pack(), self._rule.features
         delivery = Delivery(self._policy_id, features, shard.round, shard.index, packed, self._made_on)
         finished = time.monotonic()
@@ -186,11 +190,11 @@ class Rollout:
         self._gradient.clear()
         if held.parts is None:
             cached, held.cached = held.cached, ()
-            sums = self._components.accumulate_sum_X(held.sequences, baseline, cached)
+            sums = self._components.accumulate_sum_X(held.sequences, baseline, cached, held.entropies)
         else:
             parts, held.parts = held.parts, None  # a retry after an error scores the tokens again
             done = self._components.processor.on_progress
-            sums = self._components.accumulate_parts(held.sequences, drained(parts, done), baseline)
+            sums = self._components.accumulate_parts(held.sequences, drained(parts, done), baseline, held.entropies)
         norm_sq = self._gradient.add_shard()
         self._added[shard.key] = result = ShardSums(
             shard.round, shard.index, fit.version, own is not None, baseline.fitted, held.prompt_ids_P, sums, norm_sq,

@@ -4,9 +4,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from ray_probe.core.estimator.loss import Estimator, baseline_target
 from ray_probe.core.estimator.parity import ParityStats
 from ray_probe.core.estimator.records import Record, record_of_tokens, with_prompts
+from ray_probe.core.estimator.targets import Estimator, baseline_target
 from ray_probe.errors import NonFiniteError
 from ray_probe.model.micro_batches import to_float64
 from ray_probe.model.sequences import BatchedSequences, LogprobResults

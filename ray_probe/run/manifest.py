@@ -65,6 +65,7 @@ class Manifest(JsonObject):
         memory: the forecast for one actor, one line.
         pass_: one or two forward passes.
         settings: the configuration without `FREE_SECTIONS`.
+        columns: of the regression, as `estimator.baseline.features` was understood.
         eos_token_ids: the ids that end a response.
         eos_source: the file or key that decided them.
         frozen_parameters: parameters that the architecture has frozen.
@@ -85,6 +86,7 @@ class Manifest(JsonObject):
     memory: str = ""
     pass_: Pass
     settings: Mapping[str, Any]
+    columns: tuple[str, ...]
     eos_token_ids: tuple[int, ...]
     eos_source: str = ""
     frozen_parameters: tuple[str, ...] = ()
@@ -126,6 +128,7 @@ class Manifest(JsonObject):
             memory=prepared.memory.line(),
             pass_=choose_pass(config, prepared.memory, prompts.longest, actor.spare_bytes),
             settings={name: part for name, part in to_dict(config).items() if name not in FREE_SECTIONS},
+            columns=config.columns,
             eos_token_ids=prepared.eos.ids,
             eos_source=prepared.eos.source,
             frozen_parameters=tuple(actor.frozen),
@@ -178,6 +181,7 @@ def check_same_inputs(prepared: PreparedRun, earlier: Manifest) -> None:
         "data.prompts": (prompts.sha256, earlier.prompts.sha256),
         "data.chat_template": (prompts.rendered_sha256, earlier.prompts.rendered_sha256),
         EOS_KEY: (list(prepared.eos.ids), list(earlier.eos_token_ids)),
+        "estimator.baseline.features": (list(prepared.config.columns), list(earlier.columns)),
         "policy_id": (prepared.policy_id, earlier.policy_id),
     }
     changed = changed_settings(prepared.config, config_from_dict(earlier.settings, "manifest.json"))

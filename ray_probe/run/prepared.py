@@ -118,6 +118,6 @@ def baseline_rule(config: ProbeConfig) -> BaselineRule:
     """Return the baseline of a configuration."""
     baseline = config.estimator.baseline
     return BaselineRule(
-        baseline.mode, baseline.fit, baseline.ridge_lambda, baseline.ema_decay, tuple(baseline.features),
+        baseline.mode, baseline.fit, baseline.ridge_lambda, baseline.ema_decay, config.columns,
         config.generation.max_new_tokens,
     )  # fmt: skip

@@ -57,5 +57,5 @@ def bits(fitter: Fitter) -> tuple[object, ...]:
         fit.latest.pack().tobytes(),
         average.mean_B.tobytes(),
         average.seen_B.tobytes(),
-        None if ridge is None else (ridge.beta_DK.tobytes(), ridge.condition_number, ridge.r2_K),
+        None if ridge is None else (ridge.beta_EK.tobytes(), ridge.condition_number, ridge.r2_K),
     )

@@ -104,7 +104,7 @@ def test_advantage_sums_of_all_modes_are_those_of_a_direct_computation(estimator
         for j in range(len(entropy)):
             returned = (entropy if estimator == "rb_residual" else surprisal)[j:].sum()
             bin_mean = fit.position_mean_B[j * len(fit.position_mean_B) // CAP]
-            mu_hats = {"none": 0.0, "constant": 1.7, "residual_mu": bin_mean, "regression": features[j] @ fit.beta_D}
+            mu_hats = {"none": 0.0, "constant": 1.7, "residual_mu": bin_mean, "regression": features[j] @ fit.beta_E}
             for mode, mu_hat in mu_hats.items():
                 advantages[mode].append(returned - (entropy[j] + mu_hat))
     for mode, values in advantages.items():

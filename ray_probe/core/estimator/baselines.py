@@ -4,10 +4,11 @@ A published fit describes everything through its round. `for_shard` turns it int
 `leave_one_out` every estimate for that shard comes from records without its own. See docs/specification.md,
 "Baselines".
 
-Shape suffixes: T tokens, D features, B position bins, K targets.
+Shape suffixes: T tokens, D features of a record, E columns of a fit (see `ridge`), B position bins, C coarse position
+bins, K targets.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -15,16 +16,20 @@ import numpy.typing as npt
 
 from ray_probe.core.arrays import Array, IntArray
 from ray_probe.core.estimator.modes import MODES, Fit, Mode
-from ray_probe.core.estimator.records import Record, Shape, bin_of, position_bins
-from ray_probe.core.estimator.ridge import RidgeFit, fit, solve
+from ray_probe.core.estimator.records import Record, Shape, bin_of, column_bin_of, position_bins
+from ray_probe.core.estimator.ridge import RidgeFit, coefficients, fit, position_means
 from ray_probe.errors import ConfigError
 
 TARGET = 0
+POSITION_MEAN = "position_mean"
 
 
 @dataclass(frozen=True)
 class BaselineRule:
-    """The configured baseline: mode, source of its data, and constants."""
+    """The configured baseline: mode, source of its data, and constants.
+
+    `features` are names of `ray_probe.core.columns.COLUMNS`.
+    """
 
     mode: Mode
     fit: Fit
@@ -34,9 +39,24 @@ class BaselineRule:
     cap: int
 
     @property
+    def recorded(self) -> tuple[str, ...]:
+        """Names of the columns of a record: all but position_mean."""
+        return tuple(name for name in self.features if name != POSITION_MEAN)
+
+    @property
+    def fitted(self) -> tuple[str, ...]:
+        """Names of the columns of a fit: position_mean comes last."""
+        return self.recorded + ((POSITION_MEAN,) if self.with_position_mean else ())
+
+    @property
+    def with_position_mean(self) -> bool:
+        """Whether the fit appends the column position_mean."""
+        return POSITION_MEAN in self.features
+
+    @property
     def shape(self) -> Shape:
         """Sizes of this run's records."""
-        return Shape(len(self.features), 1, position_bins(self.cap))
+        return Shape(len(self.recorded), 1, position_bins(self.cap))
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,10 +74,6 @@ class PositionAverage:
         """The average of nothing: 0 everywhere, no bin seen."""
         return cls(np.zeros(bins), np.zeros(bins, bool))
 
-    def __reduce__(self) -> tuple[Callable[..., "PositionAverage"], tuple[bytes, bytes]]:
-        """Pickle the arrays as bytes, which Ray copies faster than arrays."""
-        return _average_of, (self.mean_B.tobytes(), self.seen_B.tobytes())
-
     def updated(self, sum_B: Array, weight_B: Array, decay: float) -> "PositionAverage":
         """Return the average one round further.
 
@@ -69,10 +85,6 @@ class PositionAverage:
         return PositionAverage(np.where(present_B, blended_B, self.mean_B), self.seen_B | present_B)
 
 
-def _average_of(mean_B: bytes, seen_B: bytes) -> PositionAverage:
-    return PositionAverage(np.frombuffer(mean_B, np.float64), np.frombuffer(seen_B, np.bool_))
-
-
 @dataclass(frozen=True, eq=False)
 class ShardBaseline:
     """`mu_hat` of every mode for one shard, detached numbers only.
@@ -81,35 +93,40 @@ class ShardBaseline:
         mode: the configured mode.
         constant: mean target, nats.
         position_mean_B: mean target by position bin, nats.
-        beta_D: ridge coefficients, or None where beta could not be fitted: `regression` is then `residual_mu`.
+        beta_E: ridge coefficients, or None where beta could not be fitted: `regression` is then `residual_mu`.
         cap: max_new_tokens.
         fitted: some record was left to fit on.
+        column_C: the column position_mean by coarse position bin, nats; None where the fit has none.
     """
 
     mode: Mode
     constant: float
     position_mean_B: Array
-    beta_D: Array | None
+    beta_E: Array | None
     cap: int
     fitted: bool
+    column_C: Array | None = None
 
     def mu_hat(self, mode: Mode, position_T: IntArray, phi_TD: Array | None) -> Array:
         """Return `mu_hat_j` of one mode [T], nats.
 
-        Raises ConfigError for regression without features.
+        `phi_TD` are the columns of a record. Raises ConfigError for regression without features.
         """
         if mode == "none":
             return np.zeros(len(position_T))
         if mode == "constant":
             return np.full(len(position_T), self.constant)
-        if mode == "residual_mu" or self.beta_D is None:
+        if mode == "residual_mu" or self.beta_E is None:
             return self.position_mean_B[bin_of(position_T, self.cap)]
         if phi_TD is None:
             raise ConfigError(
                 "estimator.baseline.mode: got 'regression' for results without features; "
                 "teacher-force with return_baseline_features=True"
             )
-        product_T: Array = phi_TD @ self.beta_D
+        product_T: Array = phi_TD @ self.beta_E[: phi_TD.shape[1]]
+        if self.column_C is not None:
+            bins_T = column_bin_of(bin_of(position_T, self.cap), position_bins(self.cap))
+            product_T += self.column_C[bins_T] * self.beta_E[-1]
         return product_T
 
 
@@ -148,7 +165,7 @@ class PublishedFit:
         everything = self.total + latest
         return PublishedFit(
             self.rule, self.policy_id, self.version + 1, self.round + 1, everything, latest, self.position_average(),
-            fit(everything, self.rule.ridge_lambda),
+            fit(everything, self.rule.ridge_lambda, self.rule.with_position_mean),
         )  # fmt: skip
 
     def for_broadcast(self) -> "PublishedFit":
@@ -173,21 +190,22 @@ class PublishedFit:
         if self.rule.fit != "leave_one_out":
             own = None
         rest = self.total if own is None else self.total - own
-        beta_D = self._beta(rest, own)
+        beta_E = self._beta(rest, own)
         constant = float(rest.target_sum_K[TARGET] / rest.weight) if rest.tokens else 0.0
         average = self.position_average(own)
-        return ShardBaseline(self.rule.mode, constant, average.mean_B, beta_D, self.rule.cap, rest.tokens > 0)
+        column_C = position_means(rest)[:, TARGET] if self.rule.with_position_mean else None
+        return ShardBaseline(self.rule.mode, constant, average.mean_B, beta_E, self.rule.cap, rest.tokens > 0, column_C)
 
     def _beta(self, rest: Record, own: Record | None) -> Array | None:
         if own is None:
-            return None if self.ridge is None else self.ridge.beta_DK[:, TARGET]
+            return None if self.ridge is None else self.ridge.beta_EK[:, TARGET]
         if rest.tokens == 0:
             return None
-        beta_DK = solve(rest.gram_DD, rest.cross_DK, self.rule.ridge_lambda)
-        return None if beta_DK is None else beta_DK[:, TARGET]
+        beta_EK = coefficients(rest, self.rule.ridge_lambda, self.rule.with_position_mean)
+        return None if beta_EK is None else beta_EK[:, TARGET]
 
 
 def mu_hat_by_mode(baseline: ShardBaseline, position_T: IntArray, phi_TD: Array | None) -> Mapping[Mode, Array]:
     """Return `mu_hat` of every possible mode: without features, all but regression."""
-    possible = MODES if phi_TD is not None or baseline.beta_D is None else MODES[:-1]
+    possible = MODES if phi_TD is not None or baseline.beta_E is None else MODES[:-1]
     return {mode: baseline.mu_hat(mode, position_T, phi_TD) for mode in possible}

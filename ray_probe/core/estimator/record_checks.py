@@ -3,7 +3,14 @@
 import numpy as np
 
 from ray_probe.core.arrays import Array
-from ray_probe.core.estimator.records import SCHEMA_VERSION, Record, Shape, packed_size, refuse_unless_whole
+from ray_probe.core.estimator.records import (
+    SCHEMA_VERSION,
+    Record,
+    Shape,
+    by_column_bin,
+    packed_size,
+    refuse_unless_whole,
+)
 from ray_probe.errors import RecordError
 
 MOST_SHARD_PROMPTS = 65_536
@@ -34,6 +41,7 @@ def check(record: Record, shape: Shape) -> None:
     _check_prompts(record)
     _check_weights(record)
     _check_products(record)
+    _check_bin_features(record)
 
 
 def _check_prompts(record: Record) -> None:
@@ -72,3 +80,13 @@ def _check_products(record: Record) -> None:
     for (name, square), limit in zip(squares, least, strict=True):
         if square.size and np.linalg.eigvalsh(square)[0] < limit:
             raise RecordError(f"record: {name} is not positive semi-definite; it was not merged")
+
+
+def _check_bin_features(record: Record) -> None:
+    """Check that the features' sums by position fit their squares (Cauchy-Schwarz in each bin)."""
+    weight_C = by_column_bin(record.bin_weight_B)
+    if (record.bin_feature_CD[weight_C == 0] != 0).any():
+        raise RecordError("record: holds features in a position bin without a token; it was not merged")
+    least_D = (record.bin_feature_CD**2 / np.maximum(weight_C, 1e-300)[:, None]).sum(axis=0)
+    if (least_D > record.gram_DD.diagonal() * (1 + 1e-9)).any():
+        raise RecordError("record: the sums of its features by position exceed their squares; it was not merged")

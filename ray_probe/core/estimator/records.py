@@ -3,11 +3,12 @@
 Records add, subtract and have a zero. They hold sums, so only their table of prompts grows, which errors clustered by
 prompt need.
 
-Shape suffixes: T tokens, D features, K targets (1 today: the future entropy r), B position bins, P prompts.
+Shape suffixes: T tokens, D features, K targets (1 today: the future entropy r), B position bins, C position bins of the
+sums of features, P prompts.
 """
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
 from itertools import accumulate
 from typing import Self
@@ -18,8 +19,9 @@ import numpy.typing as npt
 from ray_probe.core.arrays import Array, IntArray
 from ray_probe.errors import RecordError
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 MAX_POSITION_BINS = 256
+MAX_COLUMN_BINS = 64
 PROMPT_COLUMNS = ("responses", "entropy", "tokens")
 _HEADER = 5
 _COUNTS = 3
@@ -44,6 +46,24 @@ class Shape:
     targets: int
     bins: int
 
+    @property
+    def column_bins(self) -> int:
+        """C: position bins of the sums of features. Each holds whole position bins."""
+        return min(self.bins, MAX_COLUMN_BINS)
+
+
+def column_bin_of(bin_B: IntArray, bins: int) -> IntArray:
+    """Return the bin among C of position bins among `bins`."""
+    return bin_B * min(bins, MAX_COLUMN_BINS) // bins
+
+
+def by_column_bin(values_BX: Array) -> Array:
+    """Return the sums over the position bins of each coarse bin [C, ...]."""
+    bins = len(values_BX)
+    starts = np.searchsorted(column_bin_of(np.arange(bins), bins), np.arange(min(bins, MAX_COLUMN_BINS)))
+    sums: Array = np.add.reduceat(values_BX, starts, axis=0)
+    return sums
+
 
 @dataclass(frozen=True, eq=False)
 class Record:
@@ -59,6 +79,7 @@ class Record:
         target_gram_KK: R^T W R, nats^2.
         bin_sum_BK: sum of R by position bin, nats.
         bin_weight_B: weight by position bin.
+        bin_feature_CD: sum of the weighted features by coarse position bin.
         prompt_ids_P: ascending int64 ids of the prompts.
         prompt_rows_P3: for each prompt: responses, their total entropy (nats), their total length (tokens).
     """
@@ -72,6 +93,7 @@ class Record:
     target_gram_KK: Array
     bin_sum_BK: Array
     bin_weight_B: Array
+    bin_feature_CD: Array
     prompt_ids_P: IntArray
     prompt_rows_P3: Array
 
@@ -83,15 +105,16 @@ class Record:
                 owned.flags.writeable = False
                 object.__setattr__(self, field.name, owned)
 
+    def __setstate__(self, state: dict[str, object]) -> None:
+        """Restore from a pickle, which drops the mark of read-only arrays."""
+        vars(self).update(state)
+        self.__post_init__()
+
     @property
     def shape(self) -> Shape:
         """Sizes of this record's arrays."""
         features, targets = self.cross_DK.shape
         return Shape(features, targets, len(self.bin_weight_B))
-
-    def __reduce__(self) -> tuple[Callable[[bytes], "Record"], tuple[bytes]]:
-        """Pickle the record as bytes, which Ray copies faster than arrays."""
-        return _record_of, (self.pack().tobytes(),)
 
     @classmethod
     def zero(cls, shape: Shape) -> Self:
@@ -99,7 +122,7 @@ class Record:
         d, k, b = shape.features, shape.targets, shape.bins
         return cls(
             0, 0, 0.0, np.zeros((d, d)), np.zeros((d, k)), np.zeros(k), np.zeros((k, k)), np.zeros((b, k)), np.zeros(b),
-            np.zeros(0, np.int64), np.zeros((0, len(PROMPT_COLUMNS))),
+            np.zeros((shape.column_bins, d)), np.zeros(0, np.int64), np.zeros((0, len(PROMPT_COLUMNS))),
         )  # fmt: skip
 
     def __add__(self, other: "Record") -> "Record":
@@ -122,6 +145,7 @@ class Record:
             self.target_gram_KK + sign * other.target_gram_KK,
             self.bin_sum_BK + sign * other.bin_sum_BK,
             self.bin_weight_B + sign * other.bin_weight_B,
+            self.bin_feature_CD + sign * other.bin_feature_CD,
             ids_P,
             rows_P3,
         )
@@ -137,7 +161,7 @@ class Record:
         counts = [self.sequences, self.tokens, self.weight]
         arrays = (
             self.gram_DD, self.cross_DK, self.target_sum_K, self.target_gram_KK, self.bin_sum_BK, self.bin_weight_B,
-            self.prompt_ids_P, self.prompt_rows_P3,
+            self.bin_feature_CD, self.prompt_ids_P, self.prompt_rows_P3,
         )  # fmt: skip
         return np.concatenate(
             [np.array([*header, *counts], np.float64), *(a.ravel().astype(np.float64) for a in arrays)]
@@ -154,7 +178,8 @@ class Record:
             raise RecordError(f"record: need a float64 vector of schema version {SCHEMA_VERSION}")
         refuse_unless_whole(packed[1 : start - 1])
         d, k, b, p = (int(size) for size in packed[1:_HEADER])
-        shapes = [(d, d), (d, k), (k,), (k, k), (b, k), (b,), (p,), (p, len(PROMPT_COLUMNS))]
+        c = Shape(d, k, b).column_bins
+        shapes = [(d, d), (d, k), (k,), (k, k), (b, k), (b,), (c, d), (p,), (p, len(PROMPT_COLUMNS))]
         sizes = [math.prod(shape) for shape in shapes]
         body = packed[start:]
         if min(d, k, b, p) < 0 or len(body) != sum(sizes):
@@ -164,15 +189,11 @@ class Record:
         sequences, tokens, weight = packed[_HEADER:start]
         *sums, ids_P, rows_P3 = parts
         refuse_unless_whole(ids_P)
-        gram, cross, target_sum, target_gram, bin_sum, bin_weight = sums
+        gram, cross, target_sum, target_gram, bin_sum, bin_weight, bin_feature = sums
         return cls(
             int(sequences), int(tokens), float(weight), gram, cross, target_sum, target_gram, bin_sum, bin_weight,
-            ids_P.astype(np.int64), rows_P3,
+            bin_feature, ids_P.astype(np.int64), rows_P3,
         )  # fmt: skip
-
-
-def _record_of(packed: bytes) -> Record:
-    return Record.unpack(np.frombuffer(packed, np.float64))
 
 
 def refuse_unless_whole(values: Array) -> None:
@@ -215,13 +236,23 @@ def record_of_tokens(phi_TD: Array, target_TK: Array, position_T: IntArray, cap:
     """
     bins_T, count = bin_of(position_T, cap), position_bins(cap)
     wide_phi_TD, wide_target_TK = phi_TD.astype(np.longdouble), target_TK.astype(np.longdouble)
-    bin_sum: Array = np.stack([np.bincount(bins_T, column, count) for column in target_TK.T], axis=1, dtype=np.float64)
+    shape = Shape(phi_TD.shape[1], target_TK.shape[1], count)
     return Record(
         0, len(phi_TD), float(len(phi_TD)), _rounded(wide_phi_TD.T @ wide_phi_TD),
         _rounded(wide_phi_TD.T @ wide_target_TK), _rounded(wide_target_TK.sum(axis=0)),
-        _rounded(wide_target_TK.T @ wide_target_TK), bin_sum, np.bincount(bins_T, minlength=count).astype(np.float64),
-        np.zeros(0, np.int64), np.zeros((0, len(PROMPT_COLUMNS))),
+        _rounded(wide_target_TK.T @ wide_target_TK), _sums_by_bin(target_TK, bins_T, count),
+        np.bincount(bins_T, minlength=count).astype(np.float64),
+        _sums_by_bin(phi_TD, column_bin_of(bins_T, count), shape.column_bins), np.zeros(0, np.int64),
+        np.zeros((0, len(PROMPT_COLUMNS))),
     )  # fmt: skip
+
+
+def _sums_by_bin(values_TX: Array, bins_T: IntArray, bins: int) -> Array:
+    """Return the sum of each column by bin [bins, X]."""
+    sums = np.zeros((bins, values_TX.shape[1]))
+    for column, values_T in enumerate(values_TX.T):
+        sums[:, column] = np.bincount(bins_T, values_T, bins)
+    return sums
 
 
 def _rounded(wide: npt.NDArray[np.longdouble]) -> Array:
@@ -246,4 +277,5 @@ def with_prompts(record: Record, prompt_ids: IntArray, rows: Array) -> Record:
 def packed_size(shape: Shape, prompts: int) -> int:
     """Return the numbers in a packed record with this number of prompts."""
     d, k, b = shape.features, shape.targets, shape.bins
-    return _HEADER + _COUNTS + d * d + d * k + k + k * k + b * k + b + prompts * (1 + len(PROMPT_COLUMNS))
+    sums = d * d + d * k + k + k * k + b * k + b + shape.column_bins * d
+    return _HEADER + _COUNTS + sums + prompts * (1 + len(PROMPT_COLUMNS))

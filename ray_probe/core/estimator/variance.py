@@ -83,7 +83,7 @@ def gradient_noise(sum_norm_sq: float, shard_norm_sq_C: Array, shard_sequences_C
     return GradientNoise(float(np.sqrt(mean_sq)), norm_debiased, debiased, sequences * variance, snr)
 
 
-def in_sample_mean_squares(record: Record, position_mean_B: Array, beta_DK: Array | None) -> dict[Mode, float | None]:
+def in_sample_mean_squares(record: Record, position_mean_B: Array, beta_EK: Array | None) -> dict[Mode, float | None]:
     """Return the mean squared residual by mode, nats^2 per token; None without tokens.
 
     The residuals are those of the fit's own rows, which flatters the fit: label them `in_sample`.
@@ -91,7 +91,7 @@ def in_sample_mean_squares(record: Record, position_mean_B: Array, beta_DK: Arra
     Args:
         record: everything that the fit is made of.
         position_mean_B: the fit of `residual_mu`, nats.
-        beta_DK: the fit of `regression`, or None where `residual_mu` stands in for it.
+        beta_EK: the fit of `regression`, or None where `residual_mu` stands in for it.
     """
     if record.tokens == 0:
         return dict.fromkeys(MODES)
@@ -102,6 +102,6 @@ def in_sample_mean_squares(record: Record, position_mean_B: Array, beta_DK: Arra
         "none": square,
         "constant": square - float(record.target_sum_K[TARGET]) ** 2 / record.weight,
         "residual_mu": by_position,
-        "regression": by_position if beta_DK is None else float(residual_sum_squares(record, beta_DK)[TARGET]),
+        "regression": by_position if beta_EK is None else float(residual_sum_squares(record, beta_EK)[TARGET]),
     }
     return {mode: max(value, 0.0) / record.weight for mode, value in totals.items()}

@@ -7,7 +7,8 @@ import pytest
 from pydantic import BaseModel, ValidationError
 
 from ray_probe.config.loading import config_from_dict, dump_yaml, load_config, to_dict
-from ray_probe.config.schema import FEATURE_NAMES, ProbeConfig
+from ray_probe.config.schema import ProbeConfig
+from ray_probe.core.columns import COLUMNS, LOGIT_COLUMNS
 from ray_probe.errors import ConfigError
 
 MINIMAL = {"model": {"path": "m"}, "data": {"prompts": "p.jsonl"}}
@@ -93,11 +94,10 @@ REFUSED = [
     *[("data.seed", bad, "need an integer >= 0") for bad in (-1, 2**63, 1.0, "0", True, None)],
     *[("generation.eos_token_ids", bad, "need null or a list of distinct token ids >= 0")
       for bad in (2, [-1], [1, 1], ["</s>"], [True], [1.0])],
-    ("estimator.baseline.features", [], "need a list of at least one feature name"),
-    ("estimator.baseline.features", "H", "need a list of at least one feature name"),
-    ("estimator.baseline.features", ["H", 1], "need a list of at least one feature name"),
+    *[("estimator.baseline.features", bad, "need recommended, logits, or a list of at least one feature name")
+      for bad in ([], "H", "Logits", ["H", 1], None, 7)],
     ("estimator.baseline.features", ["H", "H"], "the feature 'H' is repeated"),
-    ("estimator.baseline.features", ["entropi"], f"unknown feature 'entropi', known: {', '.join(FEATURE_NAMES)}"),
+    ("estimator.baseline.features", ["entropi"], f"unknown feature 'entropi', known: {', '.join(COLUMNS)}"),
     ("estimator.baseline.features", ["H", "logitvar"], "did you mean 'logit_var'?"),
     ("estimator.baseline.features", ["h"], "did you mean 'H'?"),
     *[("cluster.address", bad, "need null (start Ray here), auto, or host:port with a port from 1 to 65535")
@@ -212,7 +212,7 @@ def test_the_defaults_are_those_of_the_specification():
                        "rb_requires_grad": True, "parity_tolerance": None},
         "estimator": {"x_estimator_mode": "rb_residual", "pass": "auto", "memory_budget_gb": None,
                       "activation_checkpointing": False, "baseline": {
-            "mode": "regression", "fit": "leave_one_out", "ridge_lambda": 1e-3, "features": list(FEATURE_NAMES),
+            "mode": "regression", "fit": "leave_one_out", "ridge_lambda": 1e-3, "features": "recommended",
             "ema_decay": 0.9}},
         "cluster": {"address": None, "namespace": "ray_probe", "actors": 2, "max_actors": 4, "gpus_per_actor": 0,
                     "cpus_per_actor": 1, "resources": {}, "runtime_env": {}},
@@ -282,3 +282,24 @@ def test_no_field_of_a_config_can_be_set_anew(dotted):
 @pytest.mark.parametrize(("dotted", "info"), fields().items(), ids=fields())
 def test_every_field_says_what_it_means(dotted, info):
     assert info.description and info.description.endswith("."), dotted
+
+
+SIBLINGS = ("sibling_mu", "sibling_total")
+
+
+@pytest.mark.parametrize(
+    ("features", "responses", "columns"),
+    [
+        ("recommended", 1, (*LOGIT_COLUMNS, "entropy_so_far", "position_mean")),
+        ("recommended", 2, (*LOGIT_COLUMNS, *SIBLINGS, "entropy_so_far", "position_mean")),
+        ("recommended", 16, (*LOGIT_COLUMNS, *SIBLINGS, "entropy_so_far", "position_mean")),
+        ("logits", 4, LOGIT_COLUMNS),
+        (["sibling_mu", "H"], 4, ("sibling_mu", "H")),
+        (["position_mean", "H"], 1, ("position_mean", "H")),
+    ],
+)
+def test_a_set_of_features_is_a_table_by_responses_per_prompt_and_a_list_is_taken_as_it_stands(
+    features, responses, columns
+):
+    raw = {**MINIMAL, "batch": {"responses_per_prompt": responses}, "estimator": {"baseline": {"features": features}}}
+    assert config_from_dict(raw, "test").columns == columns

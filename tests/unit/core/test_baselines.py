@@ -148,7 +148,7 @@ def test_leaving_a_shard_out_is_fitting_without_its_rows(mode: Mode):
         refitted = published(without, rule(mode, "in_sample"))[-1].for_shard(None)
         assert left_out.constant == pytest.approx(refitted.constant, rel=RELATIVE)
         np.testing.assert_allclose(left_out.position_mean_B, refitted.position_mean_B, rtol=RELATIVE, atol=1e-12)
-        np.testing.assert_allclose(left_out.beta_D, refitted.beta_D, rtol=RELATIVE)
+        np.testing.assert_allclose(left_out.beta_E, refitted.beta_E, rtol=RELATIVE)
 
 
 @pytest.mark.parametrize("fit", FITS)
@@ -167,7 +167,7 @@ def test_only_in_sample_hears_of_the_own_rows(fit: Fit):
 def test_lagged_starts_from_nothing(mode: Mode):
     rounds = some_rounds()
     baseline = baseline_of(rounds, 0, rounds[0][0], rule(mode, "lagged"))
-    assert not baseline.fitted and baseline.beta_D is None
+    assert not baseline.fitted and baseline.beta_E is None
     assert (baseline.mu_hat(mode, np.arange(CAP), np.ones((CAP, 3))) == 0.0).all()
 
 
@@ -175,7 +175,7 @@ def test_lagged_starts_from_nothing(mode: Mode):
 def test_leaving_the_only_shard_out_leaves_a_baseline_of_zero(mode: Mode):
     rounds = [some_rounds()[0][:1]]
     baseline = baseline_of(rounds, 0, rounds[0][0], rule(mode, "leave_one_out"))
-    assert not baseline.fitted and baseline.beta_D is None
+    assert not baseline.fitted and baseline.beta_E is None
     assert (baseline.mu_hat(mode, np.arange(CAP), np.ones((CAP, 3))) == 0.0).all()
 
 
@@ -187,7 +187,7 @@ def test_regression_falls_back_to_residual_mu_when_beta_cannot_be_fitted():
         with np.errstate(over="ignore", invalid="ignore"):
             whole = published(rounds, rule(fit=fit))[-1]
             baseline = baseline_of(rounds, 0, rounds[0][0], rule(fit=fit))
-        assert whole.ridge is None and baseline.beta_D is None and baseline.fitted
+        assert whole.ridge is None and baseline.beta_E is None and baseline.fitted
         residual_mu = baseline.mu_hat("residual_mu", np.arange(CAP), None)
         assert residual_mu[0] > 1.0
         assert (baseline.mu_hat("regression", np.arange(CAP), None) == residual_mu).all()
@@ -231,7 +231,7 @@ def _content(published_fit: PublishedFit) -> list[object]:
         published_fit.latest.pack().tobytes(),
         published_fit.before.mean_B.tobytes(),
         published_fit.before.seen_B.tobytes(),
-        None if fitted is None else (fitted.beta_DK.tobytes(), fitted.condition_number, fitted.r2_K),
+        None if fitted is None else (fitted.beta_EK.tobytes(), fitted.condition_number, fitted.r2_K),
     ]
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from support.full_tables import entropy, sampling_policy
 
-from ray_probe.config.schema import FEATURE_NAMES
+from ray_probe.core.columns import LOGIT_COLUMNS
 from ray_probe.core.policy.features import DEFAULT_FEATURES, REGISTRY, PrefixView, compute_features
 from ray_probe.core.policy.logits import SamplingRule
 from ray_probe.core.policy.token_statistics import token_statistics
@@ -62,11 +62,8 @@ def test_a_feature_is_its_definition(name: str, temperature: float, top_p: float
     np.testing.assert_allclose(value_T.numpy(), expected_T, atol=1e-9, rtol=1e-9)
 
 
-def test_the_registry_the_default_and_the_config_name_the_same_features_in_the_same_order():
-    assert tuple(REGISTRY) == DEFAULT_FEATURES == FEATURE_NAMES
-    for name, feature in REGISTRY.items():
-        assert feature.name == name
-        assert feature.meaning and "\n" not in feature.meaning
+def test_the_functions_and_the_registry_of_columns_name_the_same_features_in_the_same_order():
+    assert tuple(REGISTRY) == DEFAULT_FEATURES == LOGIT_COLUMNS
 
 
 def test_features_are_selected_and_ordered_by_name():

@@ -8,7 +8,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ray_probe.core.estimator.loss import Estimator, advantages, baseline_target, future_sum, response_loss
+from ray_probe.core.estimator.loss import response_loss
+from ray_probe.core.estimator.targets import Estimator, advantages, baseline_target, future_sum
 
 ESTIMATORS: tuple[Estimator, ...] = ("rb_residual", "naive")
 

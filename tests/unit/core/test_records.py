@@ -142,7 +142,7 @@ def vectors(size: int) -> st.SearchStrategy[np.ndarray]:
 @given(st.integers(0, 2**53), st.lists(st.integers(-(2**53), 2**53), max_size=4, unique=True), st.data())
 def test_packing_and_unpacking_is_bit_exact(count: int, ids: list[int], data: st.DataObject):
     d, k, b, p = 2, 1, 3, len(ids)
-    shapes = [(d, d), (d, k), (k,), (k, k), (b, k), (b,)]
+    shapes = [(d, d), (d, k), (k,), (k, k), (b, k), (b,), (b, d)]
     sums = [data.draw(vectors(int(np.prod(shape)))).reshape(shape) for shape in shapes]
     rows = data.draw(vectors(3 * p)).reshape(p, 3)
     record = Record(count, count, data.draw(st.floats(0, 1e300)), *sums, np.array(sorted(ids), np.int64), rows)
@@ -165,7 +165,8 @@ def put(index: int, value: float) -> Callable[[np.ndarray], np.ndarray]:
 
 FIRST_ID = -8  # two prompts: two ids, then three numbers each
 UNREADABLE: dict[str, Callable[[np.ndarray], np.ndarray]] = {
-    "other version": put(0, 2.0),
+    "the version of 0.1.1": put(0, 1.0),
+    "a later version": put(0, 3.0),
     "version NaN": put(0, np.nan),
     "two dimensions": lambda packed: packed[None],
     "float32": lambda packed: packed.astype(np.float32),
@@ -178,7 +179,7 @@ UNREADABLE: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "size is half": put(1, 2.5),
     "size NaN": put(2, np.nan),
     "size infinite": put(3, np.inf),
-    "sizes whose product wraps to 0": lambda packed: np.array([1.0, 2.0**32, 0.0, 0.0, 0.0, 1.0, 1.0, 1.0]),
+    "sizes whose product wraps to 0": lambda packed: np.array([2.0, 2.0**32, 0.0, 0.0, 0.0, 1.0, 1.0, 1.0]),
     "half a sequence": put(5, 1.5),
     "sequences NaN": put(5, np.nan),
     "tokens infinite": put(6, np.inf),

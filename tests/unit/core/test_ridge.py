@@ -44,9 +44,9 @@ def apart(a: np.ndarray, b: np.ndarray) -> float:
 def test_beta_is_the_dense_solution_on_the_concatenated_rows(seed: int, ridge_lambda: float, features: int):
     phi_TD, target_TK = rows(seed, features)
     result = fit(record_of(phi_TD, target_TK), ridge_lambda)
-    assert apart(result.beta_DK, dense(phi_TD, target_TK, ridge_lambda)) < 1e-9
+    assert apart(result.beta_EK, dense(phi_TD, target_TK, ridge_lambda)) < 1e-9
     sklearn = Ridge(alpha=ridge_lambda, fit_intercept=False).fit(phi_TD, target_TK[:, 0])
-    assert apart(result.beta_DK[:, 0], sklearn.coef_) < 1e-10
+    assert apart(result.beta_EK[:, 0], sklearn.coef_) < 1e-10
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -58,7 +58,7 @@ def test_shards_merged_in_any_order_give_the_dense_solution(seed: int):
     shape = Shape(7, 2, position_bins(CAP))
     for order in (np.arange(10), np.arange(10)[::-1], numbers.permutation(10)):
         result = fit(total((parts[i] for i in order), shape), 1e-3)
-        assert apart(result.beta_DK, dense(phi_TD, target_TK, 1e-3)) < 1e-9
+        assert apart(result.beta_EK, dense(phi_TD, target_TK, 1e-3)) < 1e-9
 
 
 @pytest.mark.parametrize("ridge_lambda", [1e-3, 1.0])
@@ -72,12 +72,12 @@ def test_singular_designs_are_fitted_as_sklearn_does(design: str, ridge_lambda: 
     }[design]
     result = fit(record_of(phi_TD, target_TK), ridge_lambda)
     sklearn = Ridge(alpha=ridge_lambda, fit_intercept=False, solver="svd").fit(phi_TD, target_TK[:, 0])
-    assert apart(result.beta_DK[:, 0], sklearn.coef_) < 1e-9
+    assert apart(result.beta_EK[:, 0], sklearn.coef_) < 1e-9
     assert np.linalg.matrix_rank(phi_TD) < phi_TD.shape[1] and not result.ill_conditioned, "ridge_lambda sees to it"
     if design == "duplicated":
-        np.testing.assert_allclose(result.beta_DK[:4], result.beta_DK[4:], rtol=1e-8)
+        np.testing.assert_allclose(result.beta_EK[:4], result.beta_EK[4:], rtol=1e-8)
     if design == "zero column":
-        assert result.beta_DK[-1, 0] == 0.0
+        assert result.beta_EK[-1, 0] == 0.0
 
 
 def exact_ridge(phi_TD: np.ndarray, target_T: np.ndarray, ridge_lambda: float) -> np.ndarray:
@@ -115,7 +115,7 @@ def test_beta_is_exact_to_what_the_condition_number_leaves(condition: float, tol
         phi_TD, target_TK = conditioned(seed, condition)
         result = fit(record_of(phi_TD, target_TK), tiny)
         assert result.condition_number == pytest.approx(condition, rel=0.2)
-        assert apart(result.beta_DK[:, 0], exact_ridge(phi_TD, target_TK[:, 0], tiny)) < tolerance
+        assert apart(result.beta_EK[:, 0], exact_ridge(phi_TD, target_TK[:, 0], tiny)) < tolerance
 
 
 def test_beta_of_many_shards_is_exact_too():
@@ -123,7 +123,7 @@ def test_beta_of_many_shards_is_exact_too():
     phi_TD, target_TK = conditioned(0, 1e8, tokens=320)
     parts = [record_of(*part) for part in zip(np.split(phi_TD, 32), np.split(target_TK, 32), strict=True)]
     result = fit(total(parts, Shape(6, 1, position_bins(CAP))), tiny)
-    assert apart(result.beta_DK[:, 0], exact_ridge(phi_TD, target_TK[:, 0], tiny)) < 1e-8
+    assert apart(result.beta_EK[:, 0], exact_ridge(phi_TD, target_TK[:, 0], tiny)) < 1e-8
 
 
 def test_what_is_flagged_is_what_the_report_warns_of():
@@ -150,7 +150,7 @@ def test_past_1e12_the_fit_is_made_all_the_same_and_flagged(scale: float, flagge
     phi_TD[:, 0] = 0.0
     result = fit(record_of(phi_TD, target_TK), 1e-3)
     assert result.ill_conditioned is flagged is (result.condition_number > 1e12)
-    assert np.isfinite(result.beta_DK).all()
+    assert np.isfinite(result.beta_EK).all()
 
 
 def duplicated(seed: int) -> Record:
@@ -174,7 +174,7 @@ def test_the_condition_number_is_finite_where_rounding_leaves_none_of_lambda():
 def test_r2_is_the_centred_share_of_the_variance_explained(seed: int):
     phi_TD, target_TK = rows(seed, 5, targets=2)
     result = fit(record_of(phi_TD, target_TK), 0.1)
-    residual = target_TK - phi_TD @ result.beta_DK
+    residual = target_TK - phi_TD @ result.beta_EK
     spread = target_TK - target_TK.mean(axis=0)
     expected = 1.0 - (residual**2).sum(axis=0) / (spread**2).sum(axis=0)
     assert result.r2_K == pytest.approx(tuple(expected), rel=1e-9)
@@ -189,9 +189,9 @@ def test_a_constant_target_has_no_r2(value: float):
 def test_the_closed_form_of_the_residual_is_the_direct_sum_for_any_beta():
     phi_TD, target_TK = rows(4, 6, targets=3)
     record = record_of(phi_TD, target_TK)
-    for beta_DK in (fit(record, 1e-3).beta_DK, np.random.default_rng(0).normal(size=(6, 3)), np.zeros((6, 3))):
-        direct = ((target_TK - phi_TD @ beta_DK) ** 2).sum(axis=0)
-        np.testing.assert_allclose(residual_sum_squares(record, beta_DK), direct, rtol=1e-9)
+    for beta_EK in (fit(record, 1e-3).beta_EK, np.random.default_rng(0).normal(size=(6, 3)), np.zeros((6, 3))):
+        direct = ((target_TK - phi_TD @ beta_EK) ** 2).sum(axis=0)
+        np.testing.assert_allclose(residual_sum_squares(record, beta_EK), direct, rtol=1e-9)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
@@ -205,7 +205,7 @@ def test_no_nan_ever_comes_out(name: str, value: float):
     if name in ("gram_DD", "cross_DK"):
         assert result is None
     else:
-        assert np.isfinite(result.beta_DK).all() and np.isfinite(result.condition_number)
+        assert np.isfinite(result.beta_EK).all() and np.isfinite(result.condition_number)
         assert result.r2_K == (None,)
 
 

@@ -183,10 +183,10 @@ def test_the_in_sample_mean_squares_are_the_direct_ones():
     means_B = numbers.normal(3.0, size=8)
     ridge = fit(record, 0.1)
     assert ridge is not None
-    found = in_sample_mean_squares(record, means_B, ridge.beta_DK)
+    found = in_sample_mean_squares(record, means_B, ridge.beta_EK)
     mu_hats = {
         "none": 0.0, "constant": r_T.mean(), "residual_mu": means_B[position_T],
-        "regression": phi_TD @ ridge.beta_DK[:, 0],
+        "regression": phi_TD @ ridge.beta_EK[:, 0],
     }  # fmt: skip
     assert found == pytest.approx({mode: ((r_T - mu_hat) ** 2).mean() for mode, mu_hat in mu_hats.items()}, rel=1e-12)
     without_beta = in_sample_mean_squares(record, means_B, None)

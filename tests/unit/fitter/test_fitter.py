@@ -72,7 +72,7 @@ REFUSED = {
     "negative shard": (replace(delivery(0, 1), shard=-1), "shard: got 0/-1; need two integers >= 0"),
     "half a shard": (replace(delivery(0, 1), shard=0.5), "got 0/0.5; need two integers"),  # type: ignore[arg-type]
     "larger than any shard's": (
-        replace(delivery(0, 1), packed=np.zeros(300_000)), "got 300000 numbers; this run's have at most 262220",
+        replace(delivery(0, 1), packed=np.zeros(300_000)), "got 300000 numbers; this run's have at most 262268",
     ),
     "no array": (replace(delivery(0, 1), packed=[1.0, 2.0]), "need a float64 vector"),  # type: ignore[arg-type]
     "torn": (replace(delivery(0, 1), packed=delivery(0, 1).packed[:-1]), "do not fit its own header"),
@@ -264,7 +264,7 @@ def test_variance_is_the_residuals_own_and_says_in_sample():
     found, fit = fitter.variance(), fitter.current
     assert (found.version, found.tokens, found.sequences) == (2, fit.total.tokens, 40)
     assert found.mean_square == pytest.approx(
-        in_sample_mean_squares(fit.total, fit.position_average().mean_B, fit.ridge.beta_DK)
+        in_sample_mean_squares(fit.total, fit.position_average().mean_B, fit.ridge.beta_EK)
     )
     squares = found.mean_square
     assert (
@@ -283,7 +283,7 @@ def test_beta_says_what_the_result_needs():
     work_rounds(fitter, 2)
     fit, beta = fitter.current, fitter.beta()
     assert beta.to_json() == {
-        "features": list(FEATURES), "values": fit.ridge.beta_DK[:, 0].tolist(), "version": 2, "round": 1,
+        "features": list(FEATURES), "values": fit.ridge.beta_EK[:, 0].tolist(), "version": 2, "round": 1,
         "ridge_lambda": 1e-3, "tokens": fit.total.tokens, "sequences": 40, "r2": fit.ridge.r2_K[0],
         "condition_number": fit.ridge.condition_number, "fallback": None,
     }  # fmt: skip
@@ -506,7 +506,7 @@ def test_no_nan_is_ever_published_however_large_or_small_the_sums(scale: float):
             huge = replace(
                 record, gram_DD=scale * record.gram_DD, cross_DK=scale * record.cross_DK,
                 target_sum_K=scale * record.target_sum_K, target_gram_KK=scale * record.target_gram_KK,
-                bin_sum_BK=scale * record.bin_sum_BK,
+                bin_sum_BK=scale * record.bin_sum_BK, bin_feature_CD=scale**0.5 * record.bin_feature_CD,
             )  # fmt: skip
             with np.errstate(all="ignore"):
                 fitter.accept(replace(delivery(number, shard), packed=huge.pack()))

@@ -30,6 +30,7 @@ from support.runs import (
 from ray_probe.cluster.actors.rollout import RolloutActor
 from ray_probe.core.estimator.baselines import MODES, PublishedFit
 from ray_probe.core.estimator.records import Record
+from ray_probe.core.estimator.ridge import normal_equations
 from ray_probe.core.policy import differentiable_scores
 from ray_probe.errors import NonFiniteError, ParityError, ShardError
 from ray_probe.fitter.fitter import Fitter
@@ -119,7 +120,9 @@ def test_the_written_advantages_are_those_of_the_scored_responses(checkpoint: Pa
                 advantages["none"] += list(residual)
                 advantages["constant"] += list(residual - total.target_sum_K[0] / total.weight)
                 advantages["residual_mu"] += list(residual - by_position[: len(entropy)])
-                advantages["regression"] += list(residual - phi.double().numpy() @ fit.ridge.beta_DK[:, 0])
+                *beta_D, coefficient = fit.ridge.beta_EK[:, 0]
+                mean = by_position[: len(entropy)]  # position_mean has the bins of residual_mu for a cap of 8
+                advantages["regression"] += list(residual - phi.double().numpy() @ beta_D - coefficient * mean)
     written = job.lines[0]["advantage"]
     for mode, values in advantages.items():
         assert written[mode]["mean"] == pytest.approx(np.mean(values), abs=1e-9)
@@ -261,9 +264,10 @@ def test_the_record_that_counts_is_the_one_left_out(checkpoint: Path):
     first = Record.unpack(came_first.packed).without_prompts()
     np.testing.assert_array_equal(records[0].pack(), first.pack())
     rest = records[1] + records[2]
-    beta = np.linalg.solve(rest.gram_DD + 1e-3 * np.eye(7), rest.cross_DK[:, 0])
+    gram_EE, cross_E = normal_equations(rest, 0)
+    beta = np.linalg.solve(gram_EE + 1e-3 * np.eye(11), cross_E)
     fit = fitter.close_round(0, [0, 1, 2])
-    np.testing.assert_allclose(fit.for_shard(records[0]).beta_D, beta, rtol=1e-6)
+    np.testing.assert_allclose(fit.for_shard(records[0]).beta_E, beta, rtol=1e-6)
 
 
 # The parity gate, and going on with a run
