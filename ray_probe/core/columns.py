@@ -1,4 +1,4 @@
-"""The columns that a baseline can read, by name: what each means, reads and is made of. Pure Python.
+"""The columns that a baseline can read, by name. Pure Python.
 
 No column of a token may depend on that token or on a later one of its own response, or the baseline would bias the
 gradient. The other responses of the same use of a prompt are independent of it given the prompt, so a column may read
@@ -68,7 +68,7 @@ def recommended(responses_per_prompt: int) -> tuple[str, ...]:
     """Return the columns that `features: recommended` stands for.
 
     It is a table of measured choices (docs/estimator.md, "Which columns"). It never depends on a run's data, because
-    a choice by the data would have to be made again without each shard.
+    a choice by the data would have to leave each shard out.
     """
     siblings = ("sibling_mu", "sibling_total") if responses_per_prompt > 1 else ()
     return (*LOGIT_COLUMNS, *siblings, "entropy_so_far", "position_mean")

@@ -115,7 +115,7 @@ class Decoder:
 
 @dataclass(frozen=True)
 class _Steps:
-    """Tokens, log q, entropies and features of a batch so far; token -1 marks no token."""
+    """Tokens (-1: none), log q, entropies and features of a batch so far."""
 
     tokens_NT: Tensor
     log_q_NT: Tensor

@@ -1,4 +1,4 @@
-"""Joins the baseline's columns of a token: those of its logits, and those of its prompt's responses.
+"""Joins the columns of logits and those of a prompt's responses.
 
 Shape suffixes: T tokens of one response, D columns.
 """
@@ -43,11 +43,13 @@ class FeatureColumns:
         return cls(recorded, made_from(names, "logits"), made_from(names, "entropies"))
 
     def from_entropies(self, entropies: Entropies) -> list[Array]:
-        """Return the columns made from entropies, of each response [T, D] by place b * G + g, nats."""
+        """Return the columns `of_entropies` [T, D] by place b * G + g, nats."""
         return [table_TD for group in entropies for table_TD in entropy_columns(self.of_entropies, group)]
 
     def join(self, logit_TD: Tensor | None, entropy_TD: Array) -> Tensor:
-        """Return all columns of a response in order [T, D], float64 where any is made from entropies.
+        """Return all columns of a response in order [T, D].
+
+        They are float64 where any is made from entropies.
 
         Args:
             logit_TD: the columns `of_logits`; None without any.

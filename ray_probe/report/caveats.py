@@ -81,6 +81,16 @@ def _worse_baseline(result: Result) -> str | None:
     return worse_baseline(result.settings.mode, result.advantage_paired)
 
 
+def _one_response(result: Result) -> str | None:
+    settings = result.settings
+    if settings.responses_per_prompt != 1 or settings.mode != "regression":
+        return None
+    return (
+        "ONE RESPONSE A PROMPT: the baseline has no other response of a prompt to read. Half the prompts with "
+        "batch.responses_per_prompt=2 would be more precise where prompts differ."
+    )
+
+
 def _partial(result: Result) -> str | None:
     if not result.partial:
         return None
@@ -206,5 +216,5 @@ def shard_name(text: str) -> str:
 
 _CHECKS = (
     _unfinished, _partial, _conflicts, _fallback, _worse_baseline, _in_sample, _score_only, _unfitted, _repeated,
-    _few_shards, _ill_conditioned, _truncated, _eos_only, _eos_sources,
+    _few_shards, _one_response, _ill_conditioned, _truncated, _eos_only, _eos_sources,
 )  # fmt: skip

@@ -5,13 +5,14 @@ from collections.abc import Mapping
 from rich.console import Group, RenderableType
 from rich.text import Text
 
+from ray_probe.core.columns import COLUMNS
 from ray_probe.core.estimator.modes import MODES, Mode
 from ray_probe.report.caveats import caveats, ill_conditioned
-from ray_probe.report.column_layout import Column, Figures, FittedTable, Prose
+from ray_probe.report.column_layout import Column, Figures, FittedTable, Prose, Rank
 from ray_probe.report.number_format import NOT_AVAILABLE, about, count, is_missing, number, percent, with_error
 from ray_probe.report.table_parts import SNR_RESOLVED, Row, below, figures, gradient_rows, page, shown_path, warned
 from ray_probe.report.verdict import responses_for_snr, verdict
-from ray_probe.run.result import Beta, Estimate, Gradient, Result
+from ray_probe.run.result import Beta, Estimate, Gradient, Result, Settings
 
 SNR_TEN_PERCENT = 100.0
 LABEL_CHARS = 11
@@ -32,7 +33,7 @@ def result_table(result: Result, verbose: bool = False) -> RenderableType:
         parts += [figures(_entropy(result) + _gradient(result.gradient)), _advantage(result), figures(_paired(result))]
         parts += [_beta(result), figures(_parity(result) + _counts(result) + _timing(result)), Text()]
     else:
-        parts.append(Figures(_entropy(result) + _short_gradient(result.gradient)))
+        parts.append(Figures(_entropy(result) + _short_gradient(result.gradient) + _noise_left(result)))
     parts += [_labelled("Wrong", "see below" if wrong else "nothing that this run can see"), _labelled("To do", todo)]
     return page(*parts, *warned(wrong, "read before use"))
 
@@ -57,8 +58,15 @@ def heading_lines(result: Result) -> list[str]:
         f"cap {number(settings.max_new_tokens)} tokens",
         f"{count(counts.sequences, 'response')} in {count(counts.rounds, 'round')}, "
         f"{settings.x_estimator_mode or NOT_AVAILABLE}, baseline {mode}"
-        f"{'' if mode == 'none' else f' ({settings.fit or NOT_AVAILABLE})'}",
+        f"{'' if mode == 'none' else f' ({settings.fit or NOT_AVAILABLE})'}"
+        f"{f', features {_features(settings)}' if mode == 'regression' and settings.features else ''}",
     ]
+
+
+def _features(settings: Settings) -> str:
+    """Return the name of the set of features, or those of a list."""
+    features = settings.features or ()
+    return features if isinstance(features, str) else " ".join(features)
 
 
 def _labelled(label: str, text: str) -> Prose:
@@ -86,6 +94,14 @@ def _short_gradient(gradient: Gradient) -> list[Row]:
         (*norm[:3], "of the expected gradient, noise taken out"),
         (*snr[:3], "1: as much signal as noise") if known else snr,
     ]
+
+
+def _noise_left(result: Result) -> list[Row]:
+    """Return the share of the score term's noise that the baseline leaves."""
+    used = [mode for mode in MODES if mode == result.settings.mode and mode != "none"]
+    ratios = result.advantage_mean_square_ratio
+    note = "mean squared advantage, ratio to no baseline"
+    return [("Baseline", "noise it leaves", ratio_to_none(mode, ratios), note) for mode in used]
 
 
 def _gradient(gradient: Gradient) -> list[Row]:
@@ -149,9 +165,20 @@ def _beta(result: Result) -> RenderableType:
 
 def beta_values(title: str, beta: Beta) -> FittedTable:
     """Return the coefficients by feature; n/a without a fit."""
-    columns = [Column(title, prefers=24, least=12), Column("nats per unit\nof the feature", right=True)]
+    columns = [
+        Column(title, prefers=24, least=12), Column("nats per unit\nof the feature", right=True),
+        Column("reads", rank=Rank.SECONDARY),
+    ]  # fmt: skip
     known = zip(beta.features, beta.values or [None] * len(beta.features), strict=True)
-    return FittedTable(columns, [(f"  {name}", number(value)) for name, value in known])
+    return FittedTable(columns, [(f"  {name}", number(value), _reads(name)) for name, value in known])
+
+
+def _reads(name: str) -> str:
+    """Return what a column reads beside the model's weights; empty for an unknown one."""
+    column = COLUMNS.get(name)
+    if column is None:
+        return ""
+    return "prefix, records of the fit" if column.source == "fit" else column.reads
 
 
 def fit_lines(beta: Beta) -> list[str]:

@@ -5,7 +5,7 @@ process and the tables read these types.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, Literal, Self
 
@@ -190,8 +190,8 @@ class Eos(JsonObject):
 class Settings:
     """The settings that reports read from a result's configuration.
 
-    Attributes are None where the configuration lacks them. Their names are the configuration's keys; `mode` and `fit`
-    are those of `estimator.baseline`.
+    Attributes are None where the configuration lacks them. Their names are the configuration's keys; `mode`, `fit`
+    and `features` are those of `estimator.baseline`.
     """
 
     path: str | None = None
@@ -210,6 +210,7 @@ class Settings:
     x_estimator_mode: str | None = None
     mode: str | None = None
     fit: str | None = None
+    features: str | Sequence[str] | None = None
 
     @classmethod
     def of(cls, config: Mapping[str, Any]) -> Self:

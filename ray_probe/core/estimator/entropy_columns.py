@@ -1,4 +1,4 @@
-"""Columns of a token that are made from the entropies of its prompt's responses. numpy only.
+"""Columns made from the entropies of a prompt's responses. numpy only.
 
 A response never enters its own sibling columns: the sums are over the others alone, never a total less its own.
 

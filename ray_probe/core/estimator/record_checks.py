@@ -83,7 +83,7 @@ def _check_products(record: Record) -> None:
 
 
 def _check_bin_features(record: Record) -> None:
-    """Check that the features' sums by position fit their squares (Cauchy-Schwarz in each bin)."""
+    """Check the features' sums by position against their squares (Cauchy-Schwarz)."""
     weight_C = by_column_bin(record.bin_weight_B)
     if (record.bin_feature_CD[weight_C == 0] != 0).any():
         raise RecordError("record: holds features in a position bin without a token; it was not merged")

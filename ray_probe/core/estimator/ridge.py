@@ -36,13 +36,13 @@ class RidgeFit:
 
 
 def position_means(record: Record) -> Array:
-    """Return the mean of each target by coarse position bin [C, K], nats; 0 without a token."""
+    """Return the mean target by coarse position bin [C, K], nats; 0 in an empty one."""
     sum_CK, weight_C1 = by_column_bin(record.bin_sum_BK), by_column_bin(record.bin_weight_B)[:, None]
     return np.divide(sum_CK, weight_C1, out=np.zeros_like(sum_CK), where=weight_C1 > 0)
 
 
 def normal_equations(record: Record, target: int) -> tuple[Array, Array]:
-    """Return Phi^T Phi [E, E] and Phi^T r [E] of one target, position_mean included.
+    """Return Phi^T Phi [E, E] and Phi^T r [E] with position_mean.
 
     With means mu by position bin, weights c and sums F of features and R of targets by bin, the products of
     position_mean are `sum_c F_cd mu_c`, `sum_c c_c mu_c^2` and `sum_c mu_c R_c`.

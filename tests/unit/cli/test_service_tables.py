@@ -165,6 +165,13 @@ def test_paths_below_the_current_directory_are_shown_from_there() -> None:
     assert "m0003 runs/step-3 + lora/7" in one_line(of_status(measurement=info))
 
 
+def test_beta_says_what_each_column_reads() -> None:
+    beta = replace(a_beta(), features=("H", "sibling_mu", "position_mean"), values=(1.0, 2.0, 3.0))
+    text = one_line(beta_table(beta))
+    for expected in ("H 1.000 prefix", "sibling_mu 2.000 siblings", "position_mean 3.000 prefix, records of the fit"):
+        assert expected in text
+
+
 def test_beta_names_every_coefficient_with_its_unit() -> None:
     text = one_line(beta_table(a_beta()))
     for expected in (

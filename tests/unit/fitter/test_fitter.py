@@ -1,6 +1,7 @@
 """The fitter counts each shard once, gives one answer whatever the order, and comes back from its ledger."""
 
 import errno
+import json
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -18,6 +19,7 @@ from ray_probe.core.estimator.variance import in_sample_mean_squares
 from ray_probe.errors import ConfigError, LedgerError, OutputError, RecordError
 from ray_probe.fitter.fitter import Counts, Fitter
 from ray_probe.fitter.ledger import read_ledger
+from ray_probe.fitter.ledger_format import encode
 from ray_probe.run.messages import Delivery, InSample
 
 FITS: tuple[Fit, ...] = ("leave_one_out", "in_sample", "lagged")
@@ -515,3 +517,14 @@ def test_no_nan_is_ever_published_however_large_or_small_the_sums(scale: float):
             beta, variance = fitter.beta(), fitter.variance().mean_square
         numbers += [*(beta.values or ()), beta.r2, beta.condition_number, *variance.values()]
     assert all(value is None or np.isfinite(value) for value in numbers)
+
+
+def test_a_ledger_with_records_of_an_older_schema_is_refused_in_one_line(tmp_path: Path):
+    path = tmp_path / "ledger.jsonl"
+    Fitter(rule(), POLICY, path).close()
+    header = json.loads(path.read_bytes())
+    del header["crc"], header["entry"]
+    path.write_bytes(encode("header", header | {"record_version": 1}, 0)[0])
+    with pytest.raises(LedgerError, match=r"^.*ledger\.jsonl: record_version: got 1; this run's is 2") as refused:
+        Fitter(rule(), POLICY, path)
+    assert refused.value.exit_code == 2

@@ -127,6 +127,7 @@ WARNINGS = {
     "UNFITTED": ({"counts.unfitted_shards": 8}, "8 of 32 shards"),
     "ILL-CONDITIONED": ({"beta.condition_number": 1.1e12}, "1.1e+12"),
     "TRUNCATED": ({"counts.truncated": 103}, "5 %", "max_new_tokens = 64"),
+    "ONE RESPONSE A PROMPT": ({"config.batch.responses_per_prompt": 1}, "batch.responses_per_prompt=2"),
     "EOS ONLY": ({"counts.eos_only": 1025}, "50 %"),
     "EOS": ({"eos": EOS}, "end at 7 '<e>' (generation_config.json); config.json names 2 'b'. generation.eos_token_ids"),
 }

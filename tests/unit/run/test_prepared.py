@@ -210,12 +210,19 @@ def test_a_chat_run_goes_on_the_next_day_with_the_prompts_of_its_first(tmp_path:
     assert message.startswith("data.chat_template: got ") and earlier["prompts"]["rendered_sha256"][:12] in message
 
 
-@pytest.mark.parametrize("missing", ["settings", "policy_id"])
+@pytest.mark.parametrize("missing", ["settings", "policy_id", "columns"])
 def test_a_manifest_of_another_version_is_refused_in_one_line(job, missing: str):
     earlier = written(prepare(job()))
     del earlier[missing]
     message = refused_to_go_on(prepare(job()), earlier)
     assert message.startswith(f"manifest.json: has no '{missing}'; the run was started by another version of ray_probe")
+
+
+def test_a_run_goes_on_only_with_the_columns_that_it_was_started_with(job):
+    earlier = written(prepare(job()))
+    earlier["columns"] = earlier["columns"][:-1]
+    message = refused_to_go_on(prepare(job()), earlier)
+    assert message.startswith("estimator.baseline.features: got ['H', 'top1', ") and "start a new run" in message
 
 
 def test_settings_compare_without_a_run():
