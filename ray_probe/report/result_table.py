@@ -106,7 +106,7 @@ def _noise_left(result: Result) -> list[Row]:
 
 def _gradient(gradient: Gradient) -> list[Row]:
     return [
-        *gradient_rows(gradient, "shards as clusters"),
+        *gradient_rows(gradient, "of the mean, times responses"),
         ("", "for SNR 1", *_responses(gradient, SNR_RESOLVED, "")),
         ("", "for 10 % error", *_responses(gradient, SNR_TEN_PERCENT, "RMS of the vector (SNR 100); norm errs less")),
     ]

@@ -13,10 +13,12 @@ from ray_probe.config.loading import load_config, to_dict
 from ray_probe.core.arrays import Array
 from ray_probe.core.estimator.modes import MODES, Mode
 from ray_probe.core.estimator.parity import ParityStats
-from ray_probe.core.estimator.variance import clustered_ratio, gradient_noise
+from ray_probe.core.estimator.variance import clustered_ratio, gradient_noise, noise_of_products
 from ray_probe.errors import ConfigError
 from ray_probe.run.directory import RunDirectory
+from ray_probe.run.gradient_products import GradientProducts
 from ray_probe.run.result import (
+    FEW_SHARDS,
     Beta,
     Counts,
     Entropy,
@@ -90,22 +92,44 @@ def round_summary(
     )
 
 
+def gradient_estimate(config: Mapping[str, Any], totals: Totals, products: GradientProducts, repeated: int) -> Gradient:
+    """Return the gradient's norm and noise.
+
+    All pairs of shards count where no fit holds a shard of the same round, otherwise pairs of commits.
+
+    Args:
+        config: the resolved configuration.
+        totals: everything that counts.
+        products: of the commits.
+        repeated: prompts that were used more than once.
+    """
+    baseline = config["estimator"]["baseline"]
+    if (baseline["fit"] == "lagged" or baseline["mode"] == "none") and not repeated:
+        noise = gradient_noise(products.norm_sq, totals.sizes_S3[:, 2], totals.sizes_S3[:, 0])
+        needed = "needs two shards"
+    else:
+        noise = noise_of_products(products.norm_sq, float(totals.sequences), products.cross, products.pairs)
+        needed = "needs two commits that share no prompt" if repeated else "needs two commits"
+    return Gradient(**vars(noise), why_null=needed if noise.trace_cov is None else None)
+
+
 def build_result(
-    config: Mapping[str, Any], beta: Beta, totals: Totals, gradient_norm_sq: float, actors: int, eos: Eos | None = None
-) -> Result:
+    config: Mapping[str, Any], beta: Beta, totals: Totals, products: GradientProducts, actors: int,
+    eos: Eos | None = None,
+) -> Result:  # fmt: skip
     """Return the result of a run.
 
     Args:
         config: the resolved configuration.
         beta: the fitter's global fit.
         totals: everything that counts.
-        gradient_norm_sq: squared norm of the gradient summed over all responses.
+        products: of the gradients of the commits.
         actors: rollout actors requested.
         eos: the ids that end a response; None: the result leaves them out.
     """
     repeated = totals.repeated_prompts(config["batch"]["responses_per_prompt"])
-    independent = not repeated  # shards that share a prompt are not, and no figure by shard can tell by how much
-    noise = gradient_noise(gradient_norm_sq, totals.sizes_S3[:, 2], totals.sizes_S3[:, 0])
+    # Shards that share a prompt are not independent, and an error of few shards is too small.
+    independent = not repeated and len(totals.shards) >= FEW_SHARDS
     by_mode, tokens_S = advantage_by_mode(totals), totals.sizes_S3[:, 1]
     squares = {mode: totals.advantage_SM2[:, index, 1] for index, mode in enumerate(MODES)}
     seconds = totals.seconds
@@ -122,7 +146,7 @@ def build_result(
             for difference in [_ratio(squares[mode] - squares[against], tokens_S, independent)]
         ),
         entropy=entropy_estimate(totals),
-        gradient=Gradient(**vars(noise)) if independent else Gradient(noise.norm_raw),
+        gradient=gradient_estimate(config, totals, products, repeated),
         parity=_parity(totals.parity),
         positions=_positions(totals, config["generation"]["max_new_tokens"]),
         counts=Counts(
@@ -153,12 +177,11 @@ def write_kept_result(path: Path) -> None:
     directory = RunDirectory.open(path)
     with directory.held(RELEASE_S):
         rounds = directory.finished_rounds()
-        norm_sq, actors = (rounds[-1].gradient_norm_sq, rounds[-1].actors) if rounds else (None, None)
-        if norm_sq is None or actors is None or _has_result(directory, len(rounds)):
+        if not rounds or rounds[-1].actors is None or _has_result(directory, len(rounds)):
             return
-        totals = merged(directory.restore(len(rounds)))
+        totals, actors = merged(directory.restore(len(rounds))), rounds[-1].actors
         config = to_dict(load_config(directory.config))
-        directory.write_result(build_result(config, rounds[-1].fit, totals, norm_sq, actors))
+        directory.write_result(build_result(config, rounds[-1].fit, totals, GradientProducts.of(rounds), actors))
 
 
 def _has_result(directory: RunDirectory, rounds: int) -> bool:

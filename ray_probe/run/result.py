@@ -14,6 +14,8 @@ from ray_probe.errors import ShardError
 from ray_probe.system.json_object import JsonObject, json_schema
 
 EXIT_PARTIAL = 3
+FEW_SHARDS = 8
+"""Errors by shard are given from this number of shards on."""
 
 
 @dataclass(frozen=True)
@@ -91,9 +93,11 @@ class Gradient(JsonObject):
     norm_sq_debiased: float | None = None
     """Unbiased estimate of the squared norm of the expected gradient; may be negative."""
     trace_cov: float | None = None
-    """Responses times the trace of the mean gradient's covariance, shards as clusters."""
+    """Responses times the trace of the mean gradient's covariance."""
     snr: float | None = None
     """`norm_sq_debiased / (trace_cov / responses)`."""
+    why_null: str | None = None
+    """Why `norm_sq_debiased`, `trace_cov` and `snr` are null; null where they are not."""
 
 
 @dataclass(frozen=True)

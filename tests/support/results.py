@@ -33,6 +33,7 @@ def a_result() -> dict[str, Any]:
         "entropy": {"per_sequence": 28.412, "per_sequence_se": 0.618, "per_token": 0.9213, "per_token_se": 0.0131},
         "gradient": {
             "norm_raw": 3.214, "norm_debiased": 2.8144, "norm_sq_debiased": 7.921, "trace_cov": 4813.2, "snr": 3.37,
+            "why_null": None,
         },
         "parity": {"mean_gap": 2.1e-7, "p99_gap": 1.2e-6, "max_gap": 3.4e-5, "outside_nucleus": 2.2e-5},
         "counts": {
