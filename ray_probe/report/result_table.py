@@ -6,13 +6,14 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from ray_probe.core.columns import COLUMNS
+from ray_probe.core.estimator.intervals import NORMAL_PROMPTS
 from ray_probe.core.estimator.modes import MODES, Mode
 from ray_probe.report.caveats import caveats, ill_conditioned
 from ray_probe.report.column_layout import Column, Figures, FittedTable, Prose, Rank
 from ray_probe.report.number_format import NOT_AVAILABLE, about, count, is_missing, number, percent, with_error
 from ray_probe.report.table_parts import SNR_RESOLVED, Row, below, figures, gradient_rows, page, shown_path, warned
 from ray_probe.report.verdict import responses_for_snr, verdict
-from ray_probe.run.result import Beta, Estimate, Gradient, Result, Settings
+from ray_probe.run.result import Beta, Entropy, Estimate, Gradient, Result, Settings
 
 SNR_TEN_PERCENT = 100.0
 LABEL_CHARS = 11
@@ -30,7 +31,8 @@ def result_table(result: Result, verbose: bool = False) -> RenderableType:
     todo = judged.advice or ("see below" if wrong else "nothing")
     parts: list[RenderableType] = [*heading(result), Text(), _labelled("Verdict", judged.text)]
     if verbose:
-        parts += [figures(_entropy(result) + _gradient(result.gradient)), _advantage(result), figures(_paired(result))]
+        entropy = _entropy(result) + _entropy_errors(result.entropy)
+        parts += [figures(entropy + _gradient(result.gradient)), _advantage(result), figures(_paired(result))]
         parts += [_beta(result), figures(_parity(result) + _counts(result) + _timing(result)), Text()]
     else:
         parts.append(Figures(_entropy(result) + _short_gradient(result.gradient) + _noise_left(result)))
@@ -85,6 +87,23 @@ def _entropy(result: Result) -> list[Row]:
         ("Entropy", "per sequence", f"{sequence} nats", "± one standard error, prompts as clusters"),
         ("", "per token", f"{token} nats", "E[sum of H] / E[T]"),
     ]
+
+
+def _entropy_errors(entropy: Entropy) -> list[Row]:
+    """Return intervals, and the errors for these very prompts."""
+    quantile = "Student's t" if entropy.clusters < NORMAL_PROMPTS else "normal"
+    note = f"95 % for prompts like these, {count(entropy.clusters, 'prompt')} ({quantile})"
+    these = "± one standard error for these very prompts"
+    return [
+        ("", "sequence, interval", f"{_ends(entropy.per_sequence_interval)} nats", note),
+        ("", "token, interval", f"{_ends(entropy.per_token_interval)} nats", ""),
+        ("", "these prompts", f"{with_error(entropy.per_sequence, entropy.per_sequence_se_within)} nats", these),
+        ("", "their tokens", f"{with_error(entropy.per_token, entropy.per_token_se_within)} nats", ""),
+    ]
+
+
+def _ends(interval: tuple[float, float] | None) -> str:
+    return NOT_AVAILABLE if interval is None else f"{number(interval[0], 3)} to {number(interval[1], 3)}"
 
 
 def _short_gradient(gradient: Gradient) -> list[Row]:

@@ -11,9 +11,10 @@ import numpy as np
 
 from ray_probe.config.loading import load_config, to_dict
 from ray_probe.core.arrays import Array
+from ray_probe.core.estimator.intervals import NORMAL_PROMPTS, NORMAL_SHARDS, interval
 from ray_probe.core.estimator.modes import MODES, Mode
 from ray_probe.core.estimator.parity import ParityStats
-from ray_probe.core.estimator.variance import clustered_ratio, gradient_noise, noise_of_products
+from ray_probe.core.estimator.variance import clustered_ratio, errors_within, gradient_noise, noise_of_products
 from ray_probe.errors import ConfigError
 from ray_probe.run.directory import RunDirectory
 from ray_probe.run.gradient_products import GradientProducts
@@ -39,13 +40,22 @@ RELEASE_S = 0.5
 
 
 def entropy_estimate(totals: Totals) -> Entropy:
-    """Return the entropy, with standard errors clustered by prompt."""
+    """Return the entropy: errors for prompts like these, and for these very prompts.
+
+    The first take prompts as clusters, the second the scatter within uses of a prompt.
+    """
     rows_P3 = np.array(list(totals.prompts.values())).reshape(-1, 3)
     if len(rows_P3) == 0:
         return Entropy()
-    sequence = clustered_ratio(rows_P3[:, 1], rows_P3[:, 0])
-    token = clustered_ratio(rows_P3[:, 1], rows_P3[:, 2])
-    return Entropy(*(as_number(figure) for figure in (*sequence, *token)))
+    clusters, (responses, entropy, tokens) = len(rows_P3), rows_P3.sum(axis=0)
+    sequence, sequence_se = map(as_number, clustered_ratio(rows_P3[:, 1], rows_P3[:, 0]))
+    token, token_se = map(as_number, clustered_ratio(rows_P3[:, 1], rows_P3[:, 2]))
+    sequence_within, token_within = map(as_number, errors_within(totals.within_3, entropy, responses, tokens))
+    return Entropy(
+        sequence, sequence_se, token, token_se, sequence_within, token_within,
+        interval(sequence, sequence_se, clusters, NORMAL_PROMPTS), interval(token, token_se, clusters, NORMAL_PROMPTS),
+        clusters,
+    )  # fmt: skip
 
 
 def advantage_by_mode(totals: Totals) -> dict[Mode, Advantage]:
@@ -141,7 +151,7 @@ def build_result(
         advantage_mean_square_se={mode: _ratio(squares[mode], tokens_S, independent).se for mode in MODES},
         advantage_mean_square_ratio={mode: _ratio(squares[mode], squares["none"], independent) for mode in MODES},
         advantage_paired=tuple(
-            PairedDifference(mode, against, difference.value, difference.se)
+            PairedDifference(mode, against, difference.value, difference.se, difference.interval)
             for mode, against in PAIRS
             for difference in [_ratio(squares[mode] - squares[against], tokens_S, independent)]
         ),
@@ -196,7 +206,8 @@ def _ratio(numerator_S: Array, denominator_S: Array, independent: bool) -> Estim
     """Ratio of sums, with a standard error where shards are independent clusters."""
     with np.errstate(invalid="ignore", divide="ignore"):
         value, error = clustered_ratio(numerator_S, denominator_S)
-    return Estimate(as_number(value), as_number(error) if independent else None)
+    found, shards = (as_number(value), as_number(error) if independent else None), len(numerator_S)
+    return Estimate(*found, interval(*found, shards, NORMAL_SHARDS))
 
 
 def _positions(totals: Totals, cap: int) -> Positions:

@@ -37,6 +37,41 @@ def clustered_ratio(numerator_C: Array, denominator_C: Array) -> tuple[Array, Ar
     return ratio, np.sqrt(spread) / size
 
 
+def within_scatter(rows_P3: Array, squares_P3: Array) -> Array:
+    """Return the scatter of entropy and length within uses of a prompt [3].
+
+    For a use with G responses it is `G / (G - 1)` times the sums of squares and products about its means: HH (nats^2),
+    HT (nats tokens) and TT (tokens^2). NaN where a use has one response.
+
+    Args:
+        rows_P3: for each use: responses, total entropy, total length.
+        squares_P3: for each use: sums of H^2, H T and T^2 over its responses.
+    """
+    responses_P, entropy_P, tokens_P = rows_P3.T
+    products_P3 = np.stack([entropy_P**2, entropy_P * tokens_P, tokens_P**2], axis=1)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        factor_P = responses_P / (responses_P - 1.0)
+        scatter_P3 = factor_P[:, None] * (squares_P3 - products_P3 / responses_P[:, None])
+    scatter: Array = scatter_P3.sum(axis=0)
+    return scatter
+
+
+def errors_within(scatter_3: Array, entropy: float, responses: float, tokens: float) -> tuple[float, float]:
+    """Return the errors per sequence and per token for these very prompts.
+
+    Args:
+        scatter_3: of `within_scatter`.
+        entropy: total over responses, nats.
+        responses: number of responses.
+        tokens: number of tokens.
+    """
+    ratio = entropy / tokens
+    residual = scatter_3[0] - 2.0 * ratio * scatter_3[1] + ratio**2 * scatter_3[2]
+    # Rounding can leave a scatter of equal responses below 0.
+    squares = np.maximum([scatter_3[0], residual], 0.0)
+    return float(np.sqrt(squares[0]) / responses), float(np.sqrt(squares[1]) / tokens)
+
+
 @dataclass(frozen=True)
 class GradientNoise:
     """The mean gradient's norm and noise; None where no two parts are independent.

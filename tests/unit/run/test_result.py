@@ -14,7 +14,7 @@ from ray_probe.fitter.fitter import Fitter
 from ray_probe.run.estimates import advantage_by_mode, build_result, entropy_estimate, round_summary
 from ray_probe.run.gradient_products import GradientProducts
 from ray_probe.run.messages import Collected, Delivery, ShardSums, SumsX
-from ray_probe.run.result import Gradient
+from ray_probe.run.result import Entropy, Gradient
 from ray_probe.run.totals import PAIRS, Totals, merged, summed
 
 CAP = 4
@@ -40,7 +40,8 @@ def some_report(round_number: int, shard: int, prompts: tuple[int, int] = (0, 1)
     rows = np.array([[2, numbers.uniform(1, 9), 5.0], [2, numbers.uniform(1, 9), 5.0 + shard]])
     bins = [np.array([4.0, 3.0, 2.0, 1.0 + shard]), numbers.normal(size=CAP), numbers.normal(size=CAP)]
     advantage = {mode: np.array([a.sum(), (a**2).sum()]) for mode, a in by_mode.items()}
-    sums = SumsX(rows, 1, 2, advantage, *bins)
+    squares = np.stack([rows[:, 1] ** 2, rows[:, 1] * rows[:, 2], rows[:, 2] ** 2], axis=1) / 2 + [1.0, 0.5, 0.5]
+    sums = SumsX(rows, squares, 1, 2, advantage, *bins)
     return ShardSums(
         round_number, shard, 1, True, shard != 2, np.array(prompts), sums, float(numbers.uniform(20, 30)), 0.5
     )
@@ -151,9 +152,7 @@ def test_a_prompt_that_comes_back_is_one_cluster():
 
 
 def test_entropy_of_nothing_is_null():
-    assert entropy_estimate(Totals(bins_3B=np.zeros((3, CAP)))).to_json() == dict.fromkeys(
-        ("per_sequence", "per_sequence_se", "per_token", "per_token_se")
-    )
+    assert entropy_estimate(Totals(bins_3B=np.zeros((3, CAP)))) == Entropy()
 
 
 def test_advantage_statistics_of_a_round_are_the_direct_ones():
