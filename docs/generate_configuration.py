@@ -10,6 +10,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from ray_probe.config import ProbeConfig
+from ray_probe.config.schema import section_of
 
 PAGE = Path(__file__).with_name("configuration.md")
 TABLE = ["", "| key | default | meaning |", "| --- | --- | --- |"]
@@ -28,8 +29,8 @@ refused; the message names the key, the value and the remedy. `--set KEY=VALUE` 
 def _sections(model: type[BaseModel], path: str = "") -> Iterator[tuple[str, str, type[BaseModel]]]:
     """Yields path, meaning and model of every section, parents first."""
     for name, field in model.model_fields.items():
-        inner = field.annotation
-        if isinstance(inner, type) and issubclass(inner, BaseModel):
+        inner = section_of(field.annotation)
+        if inner is not None:
             # A citation of another page is for readers of the code.
             yield f"{path}{name}", CITATION.sub("", inspect.getdoc(inner) or ""), inner
             yield from _sections(inner, f"{path}{name}.")
@@ -58,7 +59,8 @@ def page() -> str:
 
 
 def _is_section(field: FieldInfo) -> bool:
-    return isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)
+    """Returns whether the field always holds a section, so that it has no row."""
+    return section_of(field.annotation) is field.annotation
 
 
 if __name__ == "__main__":

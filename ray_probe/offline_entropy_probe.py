@@ -1,6 +1,7 @@
 """The run: rounds through a backend, committed in groups, and the result."""
 
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -17,8 +18,9 @@ from ray_probe.run.gradient_products import GradientProducts, window_of
 from ray_probe.run.plan import Plan
 from ray_probe.run.progress import Listener
 from ray_probe.run.progress_tracker import ProgressTracker
-from ray_probe.run.result import Beta, Eos, Result
+from ray_probe.run.result import Beta, Eos, Result, StoppedBy
 from ray_probe.run.rounds_file import FinishedRound
+from ray_probe.run.stopping import Look, StopRule
 from ray_probe.run.totals import Totals, merged, summed
 
 
@@ -72,6 +74,7 @@ class OfflineEntropyProbe:
         totals = merged(directory.restore(len(lines))) if lines else None
         self._committed = _Committed(lines, totals, GradientProducts.of(lines), backend.beta())
         self._open: list[_OpenRound] = []
+        self._rule = StopRule(config.batch, plan)
 
     @property
     def finished_rounds(self) -> int:
@@ -89,9 +92,12 @@ class OfflineEntropyProbe:
         self._check_parity()
         while self._goes_on():
             self._run_round(self.finished_rounds + len(self._open))
-            if len(self._open) == self._config.output.commit_rounds or not self._goes_on():
+            looked_at = self._rule.is_look(self.finished_rounds + len(self._open))
+            if len(self._open) == self._config.output.commit_rounds or looked_at or not self._goes_on():
                 self._commit()
             self._check_parity()
+            if looked_at:
+                self._tell(self._look())
         return self.finish()
 
     def result(self) -> Result | None:
@@ -102,6 +108,10 @@ class OfflineEntropyProbe:
         committed = self._committed  # replaced as a whole, never changed
         if committed.totals is None:
             return None
+        return replace(self._built(committed), stopped_by=self._stopped_by([committed.totals]))
+
+    def _built(self, committed: _Committed) -> Result:
+        assert committed.totals is not None, "a round is committed"
         config, actors = to_dict(self._config), self._backend.actors
         return build_result(config, committed.beta, committed.totals, committed.products, actors, self._eos)
 
@@ -115,11 +125,27 @@ class OfflineEntropyProbe:
         return result
 
     def _goes_on(self) -> bool:
-        """Return whether plan and budget allow another round; the first one always starts."""
-        worked, rounds, limit_s = self._worked(), self._plan.round_count, self._config.batch.max_seconds
-        in_plan = rounds is None or sum(part.rounds for part in worked) < rounds
-        in_time = limit_s is None or not worked or sum(part.seconds["seconds"] for part in worked) < limit_s
-        return in_plan and in_time
+        """Return whether nothing ends the run after the rounds so far."""
+        return self._stopped_by(self._worked()) is None
+
+    def _stopped_by(self, worked: Sequence[Totals]) -> StoppedBy | None:
+        """Return what ends the run after these rounds; an error only after a commit."""
+        rounds = sum(part.rounds for part in worked)
+        ended = self._rule.ended_by(rounds, sum(part.seconds["seconds"] for part in worked))
+        reached = self._look().verdict if rounds == self.finished_rounds and self._rule.is_look(rounds) else None
+        return reached or ended
+
+    def _look(self) -> Look:
+        committed = self._committed
+        return self._rule.look(self._built(committed), committed.lines)
+
+    def _tell(self, look: Look) -> None:
+        """Report a look at the error, and why the run ends where it does."""
+        found = "not known yet" if look.error is None else f"{look.error:.3g}"
+        ends = {"target_error": ": reached", "target_out_of_reach": ": more passes over these prompts cannot reach it"}
+        said = "" if look.verdict is None else ends[look.verdict]
+        rounds = self.finished_rounds
+        self._tracker.note(f"error of the {look.of} after {rounds} rounds: {found}, target {look.target:g}{said}")
 
     def _worked(self) -> list[Totals]:
         """Return the totals of all rounds so far, committed or not."""

@@ -8,7 +8,7 @@ import pydantic_core
 from pydantic import BaseModel, ValidationError
 
 from ray_probe.config.field_types import closest
-from ray_probe.config.schema import ProbeConfig
+from ray_probe.config.schema import ProbeConfig, section_of
 from ray_probe.config.strict_yaml import apply_override, dump_yaml_text, load_yaml
 from ray_probe.errors import ConfigError, bad_value, cut
 
@@ -68,7 +68,7 @@ def _keys(section: type[BaseModel]) -> list[str]:
 def _section_at(path: Iterable[object]) -> Any:
     section: Any = ProbeConfig
     for part in path:
-        section = section.model_fields[part].annotation
+        section = section_of(section.model_fields[part].annotation)
     return section
 
 

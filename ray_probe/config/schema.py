@@ -1,6 +1,6 @@
 """The sections of a run's configuration: frozen, strictly checked models."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
@@ -40,6 +40,12 @@ class _Section(BaseModel):
         validate_default=True,
         use_attribute_docstrings=True,
     )
+
+
+def section_of(annotation: Any) -> type[BaseModel] | None:
+    """Returns the section that a field holds, or may hold; None: it holds a value."""
+    kinds = [kind for kind in (annotation, *get_args(annotation)) if isinstance(kind, type)]
+    return next((kind for kind in kinds if issubclass(kind, BaseModel)), None)
 
 
 class ModelConfig(_Section):
@@ -86,6 +92,25 @@ class DataConfig(_Section):
     """Seed of the run, from which each response's own follows."""
 
 
+class TargetError(_Section):
+    """The error at which a run is precise enough."""
+
+    of: Literal["gradient", "entropy"]
+    """What is to be known: the gradient as a vector, or the entropy per sequence."""
+    relative: OptionalPositive = None
+    """Standard error over the estimate; of the gradient sqrt(trace_cov / N) / norm_debiased."""
+    nats: OptionalPositive = None
+    """Standard error of the entropy per sequence, nats, in the place of `relative`."""
+
+    @model_validator(mode="after")
+    def _has_one_size(self) -> "TargetError":
+        if (self.relative is None) == (self.nats is None):
+            raise refusal("need one of relative and nats", field="relative", value=self.relative)
+        if self.of == "gradient" and self.nats is not None:
+            raise refusal("need relative: the gradient has no error in nats", field="nats", value=self.nats)
+        return self
+
+
 class BatchConfig(_Section):
     """How many responses, and how they are cut into shards."""
 
@@ -101,6 +126,8 @@ class BatchConfig(_Section):
     """No round starts that would exceed this number of responses; null: no limit."""
     max_seconds: OptionalPositive = None
     """No round starts once the earlier rounds took this many seconds; null: no limit."""
+    target_error: TargetError | None = None
+    """The error that ends the run: of (gradient, entropy) and relative or nats; needs `rounds: null` and a budget."""
 
     @model_validator(mode="after")
     def _has_an_end(self) -> "BatchConfig":
@@ -111,6 +138,8 @@ class BatchConfig(_Section):
         if self.max_sequences is not None and self.max_sequences < needed:
             remedy = f"need at least {needed}, one round of prompts_per_round x responses_per_prompt"
             raise refusal(remedy, field="max_sequences", value=self.max_sequences)
+        if self.target_error is not None and self.rounds is not None:
+            raise refusal("need null: batch.target_error decides how many", field="rounds", value=self.rounds)
         return self
 
 

@@ -83,6 +83,24 @@ def _one_response(result: Result) -> str | None:
     )
 
 
+def _target(result: Result) -> str | None:
+    target = result.settings.target_error
+    if target is None or result.stopped_by is None:
+        return None
+    size = f"{target['nats']:g} nats" if target.get("nats") is not None else f"{target['relative']:g} of it"
+    if result.stopped_by == "target_error":
+        return (
+            f"STOPPED BY ITS OWN ERROR: the run ended where the error of the {target['of']} was at most {size}. Such a "
+            "run is not unbiased: it tends to end where its error happens to be small. Intervals are a little short."
+        )
+    if result.stopped_by == "target_out_of_reach":
+        return (
+            f"TARGET OUT OF REACH: more passes over these prompts cannot bring the error of the {target['of']} to "
+            f"{size}; the prompts themselves differ too much. Give more prompts, or raise batch.target_error."
+        )
+    return f"TARGET NOT REACHED: {result.stopped_by} ended the run before the error of the {target['of']} was {size}."
+
+
 def _partial(result: Result) -> str | None:
     if not result.partial:
         return None
@@ -207,5 +225,5 @@ def shard_name(text: str) -> str:
 
 _CHECKS = (
     _unfinished, _partial, _conflicts, _fallback, _worse_baseline, _in_sample, _score_only, _unfitted, _repeated,
-    _few_shards, _one_response, _ill_conditioned, _truncated, _eos_only, _eos_sources,
+    _few_shards, _one_response, _target, _ill_conditioned, _truncated, _eos_only, _eos_sources,
 )  # fmt: skip

@@ -4,6 +4,7 @@ Shape suffixes: S shards, P prompts, B position bins.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -191,7 +192,9 @@ def write_kept_result(path: Path) -> None:
             return
         totals, actors = merged(directory.restore(len(rounds))), rounds[-1].actors
         config = to_dict(load_config(directory.config))
-        directory.write_result(build_result(config, rounds[-1].fit, totals, GradientProducts.of(rounds), actors))
+        result = build_result(config, rounds[-1].fit, totals, GradientProducts.of(rounds), actors)
+        whole = config["batch"]["rounds"] == len(rounds)
+        directory.write_result(replace(result, stopped_by="rounds" if whole else None))
 
 
 def _has_result(directory: RunDirectory, rounds: int) -> bool:

@@ -18,6 +18,7 @@ from ray_probe.errors import ConfigError, PromptsError, bad_value
 from ray_probe.model.context_length import limit_of, rope_switch
 from ray_probe.run.plan import Plan
 from ray_probe.run.prepared import CheckpointId, PreparedRun, PromptFacts
+from ray_probe.run.stopping import FIRST_PROMPTS
 
 TOKENIZE_BATCH = 10_000
 
@@ -46,6 +47,9 @@ def prepare(
         prompts.texts, usable.indices, data.seed, batch.prompts_per_round, batch.responses_per_prompt,
         batch.shard_prompts, _rounds(config), data.repeat,
     )  # fmt: skip
+    if batch.target_error is not None and len(usable.indices) < FIRST_PROMPTS:
+        remedy = f"batch.target_error needs at least {FIRST_PROMPTS} prompts; add prompts, or leave it out"
+        raise PromptsError(bad_value("data.prompts", len(usable.indices), remedy))
     return PreparedRun(
         _absolute(config, checkpoint),
         CheckpointId(

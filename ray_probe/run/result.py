@@ -14,6 +14,7 @@ from ray_probe.errors import ShardError
 from ray_probe.system.json_object import JsonObject, json_schema
 
 EXIT_PARTIAL = 3
+StoppedBy = Literal["rounds", "max_sequences", "max_seconds", "prompts", "target_error", "target_out_of_reach"]
 FEW_SHARDS = 8
 """Errors by shard are given from this number of shards on."""
 
@@ -221,6 +222,7 @@ class Settings:
     rounds: int | None = None
     max_sequences: int | None = None
     max_seconds: float | None = None
+    target_error: Mapping[str, Any] | None = None
     temperature: float | None = None
     top_p: float | None = None
     max_new_tokens: int | None = None
@@ -272,6 +274,8 @@ class Result(JsonObject):
     """What the baseline explains, by position."""
     counts: Counts = field(default_factory=Counts)
     """Counts of what the figures hold."""
+    stopped_by: StoppedBy | None = None
+    """The limit that ended the run, or `target_error`: its own error was small enough; null: the run is unfinished."""
     partial: Literal[False] | tuple[str, ...] = False
     """Ids of shards that were given up, `round/shard` from 0; false where no shard was."""
     conflicts: tuple[str, ...] = ()

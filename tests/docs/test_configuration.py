@@ -8,19 +8,21 @@ from pydantic import BaseModel
 from support.pages import ROOT, page
 
 from ray_probe.config import ProbeConfig
+from ray_probe.config.schema import section_of
 
 PAGE = page("docs/configuration.md")
 
 
 def config_keys(section: type[BaseModel], prefix: str = "") -> list[str]:
-    keys = []
+    """Keys of a section, then those of its sections; one that may be null is a key of its own too."""
+    own, inner = [], []
     for name, field in section.model_fields.items():
-        inner = field.annotation
-        if isinstance(inner, type) and issubclass(inner, BaseModel):
-            keys += config_keys(inner, f"{prefix}{name}.")
-        else:
-            keys.append(f"{prefix}{field.alias or name}")
-    return keys
+        found = section_of(field.annotation)
+        if found is not None:
+            inner += config_keys(found, f"{prefix}{name}.")
+        if found is not field.annotation:
+            own.append(f"{prefix}{field.alias or name}")
+    return own + inner
 
 
 def test_the_page_is_what_the_generator_writes() -> None:

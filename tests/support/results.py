@@ -48,6 +48,7 @@ def a_result() -> dict[str, Any]:
             "rounds": 4, "shards": 32, "sequences": 2048, "tokens": 81234, "eos_only": 12, "truncated": 61,
             "shards_retried": 1, "actors": 5, "unfitted_shards": 0, "regenerated": 0, "repeated_prompts": 0,
         },
+        "stopped_by": "rounds",
         "partial": False,
         "conflicts": [],
         "timing": {

@@ -159,7 +159,7 @@ UNKNOWN = {
     "generation.Temperature": "did you mean 'generation.temperature'?",
     "estimator.baseline.ridge_lamda": "did you mean 'estimator.baseline.ridge_lambda'?",
     "batch.zzz": "known keys: prompts_per_round, responses_per_prompt, shard_prompts, rounds, "
-    "max_sequences, max_seconds",
+    "max_sequences, max_seconds, target_error",
     "estimator.zzz": "known keys: x_estimator_mode, pass, memory_budget_gb, activation_checkpointing, baseline",
 }
 
@@ -206,7 +206,7 @@ def test_the_defaults_are_those_of_the_specification():
         "data": {"prompts": "p.jsonl", "field": "prompt", "id_field": "id", "chat_template": False,
                  "max_prompt_tokens": None, "context_length": None, "on_long": "error", "repeat": True, "seed": 0},
         "batch": {"prompts_per_round": 32, "responses_per_prompt": 4, "shard_prompts": 4, "rounds": 4,
-                  "max_sequences": None, "max_seconds": None},
+                  "max_sequences": None, "max_seconds": None, "target_error": None},
         "generation": {"temperature": 1.0, "top_p": 0.95, "max_new_tokens": 64, "eos_token_ids": None,
                        "gen_batch_size": 32, "tf_batch_size": 8, "tf_batch_tokens": 16384,
                        "rb_requires_grad": True, "parity_tolerance": None},
@@ -303,3 +303,33 @@ def test_a_set_of_features_is_a_table_by_responses_per_prompt_and_a_list_is_take
 ):
     raw = {**MINIMAL, "batch": {"responses_per_prompt": responses}, "estimator": {"baseline": {"features": features}}}
     assert config_from_dict(raw, "test").columns == columns
+
+
+def batch_with(target: object, **changes: object) -> dict[str, object]:
+    return {**MINIMAL, "batch": {"rounds": None, "max_sequences": 4096, "target_error": target, **changes}}
+
+
+@pytest.mark.parametrize("good", [{"of": "entropy", "nats": 0.1}, {"of": "gradient", "relative": 0.2}, None])
+def test_a_target_error_is_taken(good):
+    config = config_from_dict(batch_with(good))
+    assert config_from_dict(json.loads(json.dumps(to_dict(config), allow_nan=False))) == config
+
+
+@pytest.mark.parametrize(
+    ("target", "changes", "said"),
+    [
+        ({"of": "entropy"}, {}, "batch.target_error.relative: got None; need one of relative and nats"),
+        ({"of": "entropy", "nats": 1.0, "relative": 1.0}, {}, "need one of relative and nats"),
+        ({"of": "gradient", "nats": 1.0}, {}, "batch.target_error.nats: got 1.0; need relative"),
+        ({"of": "entropy", "nats": -1.0}, {}, "batch.target_error.nats: got -1.0; need null or a finite number > 0"),
+        ({"of": "norm", "relative": 1.0}, {}, "batch.target_error.of: got 'norm'; need 'gradient' or 'entropy'"),
+        ({"off": "entropy"}, {}, "did you mean 'batch.target_error.of'?"),
+        (0.1, {}, "batch.target_error: got 0.1; need a mapping with keys from of, relative, nats"),
+        ({"of": "entropy", "nats": 1.0}, {"rounds": 4}, "batch.rounds: got 4; need null"),
+        ({"of": "entropy", "nats": 1.0}, {"max_sequences": None}, "batch.rounds: got None; need a number of rounds"),
+    ],
+)
+def test_a_target_error_that_cannot_end_a_run_is_refused(target, changes, said):
+    with pytest.raises(ConfigError) as refused:
+        config_from_dict(batch_with(target, **changes))
+    assert said in str(refused.value) and "\n" not in str(refused.value)
