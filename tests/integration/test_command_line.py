@@ -47,7 +47,7 @@ def launched(home: Path, *arguments: object) -> Iterator["subprocess.Popen[str]"
 
 
 def asked_and_scaled_while_it_works(run: "subprocess.Popen[str]") -> list[BetaReply]:
-    """Scale a run 1 -> 3 -> 1 and ask it for its beta in between."""
+    """Scale a run 1 -> 2 -> 1 and ask it for its beta in between."""
     deadline = time.monotonic() + DEADLINE_S
     while not registry.entries():
         assert run.poll() is None and time.monotonic() < deadline, run.stderr and run.stderr.read()
@@ -56,7 +56,7 @@ def asked_and_scaled_while_it_works(run: "subprocess.Popen[str]") -> list[BetaRe
     with ProbeClient.connect(kind="run") as client:
         while client.status().measurement is None or not client.results()[0].rounds:
             time.sleep(0.05)
-        for actors in (3, 1):
+        for actors in (2, 1):
             client.scale(actors)
             while client.status().actors_alive != actors:
                 assert time.monotonic() < deadline
@@ -75,6 +75,7 @@ main()
 """
 
 
+@pytest.mark.slow  # tests/unit/service/test_following.py holds the silence and the words
 def test_a_controller_that_hangs_ends_the_run_with_the_way_to_go_on(tmp_path: Path) -> None:
     raw = raw_config(tmp_path, batch={"rounds": ROUNDS}, output={"name": "mine"})
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(raw))
@@ -102,6 +103,7 @@ def test_a_controller_that_hangs_ends_the_run_with_the_way_to_go_on(tmp_path: Pa
     )
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)  # three runs, each with a Ray of its own
 def test_ctrl_c_keeps_whole_rounds_and_resume_goes_on_to_the_uninterrupted_answer(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch

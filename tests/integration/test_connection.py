@@ -453,27 +453,25 @@ def test_another_linux_user_with_the_right_token_is_told_whose_cluster_it_is(hea
     )
 
 
-def failing_while_joined(code: str, tmp_path: Path) -> tuple[dict, str]:
-    """The facts of a script that is given a head of its own, and that head's address."""
-    with a_head() as head:
-        return run_python(
-            code, tmp_path, head.address, head.token_path, str(head.gcs), str(head.raylet), seconds=110
-        ), head.address  # fmt: skip
+def failing_while_joined(code: str, head: Head, tmp_path: Path) -> dict:
+    """The facts of a script that freezes or kills this head."""
+    return run_python(code, tmp_path, head.address, head.token_path, str(head.gcs), str(head.raylet), seconds=110)
 
 
 @pytest.mark.cluster
 @pytest.mark.own_cluster
-def test_a_head_that_dies_while_it_is_joined_is_told_within_seconds(tmp_path: Path) -> None:
-    facts, address = failing_while_joined(DIES, tmp_path)
+def test_a_head_that_dies_while_it_is_joined_is_told_within_seconds(head: Head, tmp_path: Path) -> None:
+    facts = failing_while_joined(DIES, head, tmp_path)  # the last test of this head
     message, seconds = facts["killed"]
-    assert message.startswith(f"cluster: ray.init at {address} failed: ") and seconds < 10 * BUSY
+    assert message.startswith(f"cluster: ray.init at {head.address} failed: ") and seconds < 10 * BUSY
 
 
 @pytest.mark.slow  # a join that was given up ends by Ray's own deadlines, 20 s after its head is back
 @pytest.mark.cluster
 @pytest.mark.own_cluster
 def test_a_head_that_freezes_while_it_is_joined_is_told_and_can_be_joined_once_it_is_back(tmp_path: Path) -> None:
-    facts, address = failing_while_joined(FREEZES, tmp_path)
+    with a_head() as own:
+        facts = failing_while_joined(FREEZES, own, tmp_path)
     message, seconds = facts["frozen"]
-    assert message.startswith(f"cluster: ray.init at {address} failed: no answer in 3 s") and seconds < 10 * BUSY
+    assert message.startswith(f"cluster: ray.init at {own.address} failed: no answer in 3 s") and seconds < 10 * BUSY
     assert facts["joined"], "a join that was given up does not stand in the way of the next"

@@ -102,7 +102,7 @@ def service(cluster: Cluster) -> dict[str, Any]:
     return up
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def foreign(cluster: Cluster) -> Iterator["subprocess.Popen[str]"]:
     """Actors of another program, under names of services, and a run's controller; says whether the first live."""
     process = cluster.python(FOREIGN, "taken/controller", "half/rollout-0", "demo/rollout-999", "demo/trainer")
@@ -185,10 +185,11 @@ def test_a_follower_of_a_service_that_is_taken_down_learns_so_and_others_keep_th
 
 def test_a_service_goes_off_the_list_with_its_cluster(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_STATE_HOME", str(cluster.home / "state"))
-    with a_head(1) as head:
-        address = head.address
     started = "2026-05-01T12:00:00+00:00"
-    registry.register(registry.Entry("gone", "service", address, "ray_probe", None, False, "", started))
-    said = cluster.shell.run("down", "--run", "gone", code=4)
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))  # bound and not listening: the port of a head that has ended
+        address = f"127.0.0.1:{held.getsockname()[1]}"
+        registry.register(registry.Entry("gone", "service", address, "ray_probe", None, False, "", started))
+        said = cluster.shell.run("down", "--run", "gone", code=4)
     assert "'gone' is gone with its cluster, and no longer listed" in said
     assert registry.all_entries() == []
