@@ -105,6 +105,7 @@ class Queries:
             in_sample_version=None if own is None else own.version,
             mode=None if result is None else result.settings.mode,
             advantage_paired=None if result is None else result.advantage_paired,
+            features=() if result is None else result.beta.features,
         )
 
     def logs(self, identity: str | None, lines: int) -> tuple[str, ...]:

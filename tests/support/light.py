@@ -70,7 +70,7 @@ def light_config(directory: Path, **sections: dict[str, Any]) -> ProbeConfig:
         "data": {"prompts": [f"prompt {number}" for number in range(PROMPTS)]},
         "batch": {"prompts_per_round": 6, "responses_per_prompt": 3, "shard_prompts": 1, "rounds": 3},
         "generation": {"max_new_tokens": CAP},
-        "estimator": {"baseline": {"features": list(FEATURES)}},
+        "estimator": {"baseline": {"features": [*FEATURES, "position_mean"]}},
         "output": {"dir": str(directory)},
     }
     for name, values in sections.items():

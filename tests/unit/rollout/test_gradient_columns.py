@@ -107,3 +107,13 @@ def test_the_columns_of_siblings_are_not_those_of_a_micro_batch_alone(checkpoint
     )
     column = config.columns.index("sibling_total")
     assert all((table_TD[:, column] > 0).all() for group in results.baseline_feats_torch for table_TD in group)
+
+
+def test_a_held_shard_takes_8_bytes_a_token_for_them(checkpoint: Path):
+    config = settings(checkpoint)
+    rollout, _ = watched(config)
+    shard = plan_of(config).round(0)[0]
+    tokens = rollout.collect(shard).tokens
+    held = rollout._held[shard.key]
+    assert sum(entropy_T.nbytes for group in held.entropies for entropy_T in group) == 8 * tokens
+    assert held.record.prompt_rows_P3.nbytes == 0, "its sums are of a fixed size"
