@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 from ray_probe.cluster.actors import actor_names
 from ray_probe.cluster.actors.fitter import FitterHandle, fitter_actor
+from ray_probe.cluster.actors.handle import ANSWER_DEADLINE_S
 from ray_probe.cluster.actors.writer import WriterHandle, writer_actor
 from ray_probe.cluster.pool.pool import Pool
 from ray_probe.cluster.rounds.commit_group import CommitGroup, RoundOptions
@@ -167,7 +168,7 @@ class RayBackend:
 
     def beta(self) -> Beta:
         """Return the fitter's current global fit."""
-        return self.fitter.beta()
+        return self.fitter.beta(deadline_s=ANSWER_DEADLINE_S)
 
     def run_round(self, shards: Sequence[Shard], tracker: ProgressTracker, stop: StopCheck) -> RoundOutcome:
         """Run one round; returns once every shard is in an actor's sum, exactly once."""

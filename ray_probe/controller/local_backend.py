@@ -30,6 +30,10 @@ class LocalBackend:
         directory: of the run, with the ledger and the committed gradient.
         bucket_numbers: numbers of the gradient summed at once.
         held_positions: positions whose graphs a rollout may hold until the fit; 0: two forward passes.
+
+    Attributes:
+        fitter: of the run's records.
+        store: of the committed gradient.
     """
 
     def __init__(
@@ -43,9 +47,9 @@ class LocalBackend:
     ) -> None:
         finished = [entry.records for entry in directory.finished_rounds()]
         self._rollouts = rollouts
-        self._fitter = Fitter(rule, policy_id, directory.ledger, finished)
-        self._store = GradientStore(directory.state, self.layout)
-        self._norm_sq = self._store.open(len(finished), directory.gradient_sha256(len(finished)))
+        self.fitter = Fitter(rule, policy_id, directory.ledger, finished)
+        self.store = GradientStore(directory.state, self.layout)
+        self._norm_sq = self.store.open(len(finished), directory.gradient_sha256(len(finished)))
         self._committed = len(finished)
         self._bucket_numbers = bucket_numbers
         self._held_positions = held_positions
@@ -70,11 +74,11 @@ class LocalBackend:
     @property
     def gradient_sha256(self) -> str | None:
         """Sha256 of that gradient's file, hexadecimal; None before a commit."""
-        return self._store.sha256
+        return self.store.sha256
 
     def beta(self) -> Beta:
         """Returns the fitter's current global fit."""
-        return self._fitter.beta()
+        return self.fitter.beta()
 
     def run_round(self, shards: Sequence[Shard], tracker: ProgressTracker, stop: StopCheck) -> RoundOutcome:
         """Runs one round, shard after shard."""
@@ -85,12 +89,12 @@ class LocalBackend:
         for shard, rollout in dealt:
             refuse_if_stopped(stop)
             report = rollout.collect(shard, self._held_positions)
-            rollout.acknowledge(shard, self._fitter.accept(report.delivery))
+            rollout.acknowledge(shard, self.fitter.accept(report.delivery))
             outcome.collected.append(report)
             tracker.collected(report.tokens)
         started = time.monotonic()
         outcome.records = [shard.index for shard in shards]
-        fit = self._fitter.close_round(outcome.round, outcome.records, since=self._committed).for_broadcast()
+        fit = self.fitter.close_round(outcome.round, outcome.records, since=self._committed).for_broadcast()
         outcome.fit_s = time.monotonic() - started
         tracker.fitted(fit.version)
         for shard, rollout in dealt:
@@ -99,8 +103,8 @@ class LocalBackend:
             check_baseline(sums, fit)
             outcome.sums.append(sums)
             tracker.accumulated(sums)
-        outcome.beta = self._fitter.beta()
-        counts, number = self._fitter.counts, outcome.round
+        outcome.beta = self.fitter.beta()
+        counts, number = self.fitter.counts, outcome.round
         outcome.conflicts = ids_of(told_with(number, number, counts.conflicts, counts.conflicts))
         outcome.regenerated = len(told_with(number, number, counts.regenerated, counts.regenerated))
         outcome.by_actor = {
@@ -114,20 +118,20 @@ class LocalBackend:
         """Writes the summed gradient of the open rounds; returns their outcomes."""
         if self._committed == 0:  # a parameter reached by one commit stays reached
             check_reached(self.layout, [rollout.gradient_report(self._group) for rollout in self._rollouts])
-        staging = self._store.begin()
+        staging = self.store.begin()
         for start, stop in self.layout.buckets(self._bucket_numbers):
             first, *others = self._rollouts
             total = first.bucket(start, stop, *(rollout.bucket(start, stop) for rollout in others))
-            self._store.add(staging, start, stop, total)
+            self.store.add(staging, start, stop, total)
         outcomes, self._open, self._group = self._open, [], new_group()
         self._committed += len(outcomes)
-        self._norm_sq = self._store.commit(self._committed)
+        self._norm_sq = self.store.commit(self._committed)
         return outcomes
 
     def settle(self) -> None:
         """Removes the state before the last commit."""
-        self._store.settle()
+        self.store.settle()
 
     def save_gradient(self, path: Path, rounds: int, sequences: int) -> None:
         """Writes the mean gradient per response, by parameter name."""
-        self._store.save_mean(path, rounds, sequences)
+        self.store.save_mean(path, rounds, sequences)

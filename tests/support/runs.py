@@ -88,7 +88,7 @@ class Job:
     @property
     def gradient(self) -> np.ndarray:
         """Summed over all responses of committed rounds."""
-        return self.backend._store.read(0, self.backend.layout.size)
+        return self.backend.store.read(0, self.backend.layout.size)
 
     @property
     def lines(self) -> list[dict[str, Any]]:

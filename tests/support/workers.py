@@ -7,11 +7,12 @@ from typing import Any
 
 from ray_probe.controller.local_backend import LocalBackend
 from ray_probe.controller.replies import Scaled
+from ray_probe.fitter.fitter import Fitter
 from ray_probe.gradient.layout import ParameterLayout
 from ray_probe.rollout.builder import RolloutBuilder
 from ray_probe.run.backend import RoundOutcome, StopCheck
 from ray_probe.run.directory import RunDirectory
-from ray_probe.run.messages import ActorFacts, InSample
+from ray_probe.run.messages import ActorFacts
 from ray_probe.run.plan import Shard
 from ray_probe.run.prepared import PreparedRun, baseline_rule
 from ray_probe.run.progress_tracker import ProgressTracker
@@ -101,8 +102,5 @@ class InProcessWorkers:
             "nodes": 1, "resources": {}, "free": {}, "warnings": (),
         }  # fmt: skip
 
-    def beta_of(self, version: int | None) -> Beta:
-        return self._at_work._fitter.beta(version)
-
-    def in_sample(self) -> InSample:
-        return self._at_work._fitter.variance()
+    def open_fitter(self) -> Fitter:
+        return self._at_work.fitter
