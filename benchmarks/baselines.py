@@ -1,43 +1,92 @@
-"""The four baselines on the demo: advantages and the gradient's noise under each.
+"""Five baselines on three policies: advantages and the gradient's noise under each.
 
-Advantages of all modes come from one run (paired, leave-one-out, errors by shard). The covariance trace of the gradient
-needs a run for each mode; all runs have the same responses, because each response has its own seed.
+All baselines of a row have the same responses, and each shard's baseline is fitted without the shard
+(`benchmarks.baseline_runs`). Errors take shards as clusters; the ratio of traces has a jackknife error over shards.
 """
 
+import argparse
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
-from benchmarks.common import run_in_process
+import numpy as np
+
+from benchmarks.baseline_policies import alike, words
+from benchmarks.baseline_runs import BASELINES, Runs, run_of, square_ratio, trace, trace_ratio
 from benchmarks.saving import save
-from ray_probe.core.estimator.baselines import MODES
 
-ADVANTAGE_ROUNDS = 16
-GRADIENT_ROUNDS = 8
+GROUPS = (1, 2, 4, 8)
+ROUNDS, SHARDS = 4, 8
+LONG_GROUP, LONG_ROUNDS = 4, 16
+"""On the demo, 2,048 responses of 512 prompts."""
+PROMPTS = ROUNDS * SHARDS * 16
 
 
-def main() -> None:
-    """Run the demo for the advantages, then for each mode's gradient; print and save."""
-    result = run_in_process(f"batch.rounds={ADVANTAGE_ROUNDS}")
-    advantages: dict[str, Any] = {
-        key: result[key]
-        for key in ("advantage_mean_square", "advantage_mean_square_ratio", "advantage_paired", "entropy", "counts")
-    }
-    print(f"advantages, {result['counts']['sequences']} responses of {ADVANTAGE_ROUNDS * 32} prompts, leave_one_out")
-    for mode in MODES:
-        ratio = result["advantage_mean_square_ratio"][mode]
-        square = result["advantage_mean_square"][mode]
-        print(f"  {mode:12s} {square:7.2f} nats^2/token   ratio to none {ratio['value']:.3f} +- {ratio['se']:.3f}")
-    for pair in result["advantage_paired"]:
-        name = f"{pair['mode']} - {pair['against']}"
-        print(f"  {name:24s} {pair['difference']:+7.3f} +- {pair['se']:.3f} nats^2/token")
-    gradient = {}
-    for mode in MODES:
-        run = run_in_process(f"batch.rounds={GRADIENT_ROUNDS}", f"estimator.baseline.mode={mode}")
-        gradient[mode] = run["gradient"]
-    print(f"gradient, {GRADIENT_ROUNDS * 128} responses, the same for every mode")
-    for mode in MODES:
-        trace = gradient[mode]["trace_cov"]
-        print(f"  {mode:12s} trace_cov {trace:10.0f}   ratio to none {trace / gradient['none']['trace_cov']:.3f}")
-    save("baselines", {"advantages": advantages, "gradient_by_mode": gradient})
+def figures_of(runs: Runs) -> dict[str, Any]:
+    """Return the figures of each baseline, and the paired difference."""
+    measured = runs.measured()
+    tokens_S, responses_S, round_S = (np.array(one) for one in (runs.tokens_S, runs.responses_S, runs.round_S))
+    none, everything = measured["none"], np.arange(len(round_S))
+    figures = {}
+    for name in BASELINES:
+        one = measured[name]
+        trace_cov, snr = trace(one, responses_S, round_S, everything)
+        figures[name] = {
+            "mean_square": square_ratio(one.square_S, tokens_S)._asdict(),
+            "mean_square_ratio": square_ratio(one.square_S, none.square_S)._asdict(),
+            "trace_cov": trace_cov,
+            "trace_ratio": trace_ratio(one, none, responses_S, round_S)._asdict(),
+            "snr": snr,
+        }
+    better = min(("residual_mu", "logits"), key=lambda name: figures[name]["mean_square"]["value"])
+    paired = square_ratio(measured["recommended"].square_S - measured[better].square_S, tokens_S)
+    counts = {"responses": int(responses_S.sum()), "shards": len(round_S), "tokens": int(tokens_S.sum())}
+    return counts | {"baselines": figures, "recommended_less_better": {"better": better} | paired._asdict()}
+
+
+def show(policy: str, group: int, figures: dict[str, Any], seconds: float) -> None:
+    """Print the figures of a policy and a number of responses a prompt."""
+    print(f"{policy}, {group} a prompt, {figures['responses']} responses ({seconds:.0f} s)")
+    for name, one in figures["baselines"].items():
+        square, ratio = one["mean_square_ratio"], one["trace_ratio"]
+        print(
+            f"  {name:12s} mean square to none {square['value']:.3f} +- {square['se']:.3f}   "
+            f"trace to none {ratio['value']:.3f} +- {ratio['se']:.3f}   snr {one['snr']:.2f}"
+        )
+    paired = figures["recommended_less_better"]
+    print(f"  recommended - {paired['better']}: {paired['value']:+.3f} +- {paired['se']:.3f} nats^2/token", flush=True)
+
+
+def main(arguments: Sequence[str] = ()) -> None:
+    """Measure all policies, print and save."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.baselines")
+    parser.add_argument("--short", action="store_true", help="one round on the demo alone; nothing is saved")
+    if parser.parse_args(list(arguments)).short:
+        _measured("demo", None, None, 2, 2, 1)
+        return
+    found: dict[str, Any] = {"demo": {}, "alike": {}, "words": {}}
+    for group in GROUPS:
+        rounds = LONG_ROUNDS if group == LONG_GROUP else ROUNDS
+        found["demo"][str(group)] = _measured("demo", None, None, group, rounds, SHARDS)
+    with tempfile.TemporaryDirectory() as directory:
+        for name, train in (("alike", alike), ("words", words)):
+            checkpoint, prompts = map(str, train(Path(directory) / name, PROMPTS))
+            for group in GROUPS:
+                found[name][str(group)] = _measured(name, checkpoint, prompts, group, ROUNDS, SHARDS)
+    save("baselines", {"policies": found})
+
+
+def _measured(
+    policy: str, checkpoint: str | None, prompts: str | None, group: int, rounds: int, shards: int
+) -> dict[str, Any]:
+    started = time.monotonic()
+    runs = run_of(checkpoint, prompts, group, rounds, shards)
+    runs.run()
+    figures = figures_of(runs)
+    show(policy, group, figures, time.monotonic() - started)
+    return figures
 
 
 if __name__ == "__main__":

@@ -13,18 +13,21 @@ from ray_probe.errors import ParityError
 from ray_probe.run.backend import Backend, RoundOutcome, StopCheck
 from ray_probe.run.directory import RunDirectory
 from ray_probe.run.estimates import build_result, round_summary
+from ray_probe.run.gradient_products import GradientProducts, window_of
 from ray_probe.run.plan import Plan
 from ray_probe.run.progress import Listener
 from ray_probe.run.progress_tracker import ProgressTracker
 from ray_probe.run.result import Beta, Eos, Result
+from ray_probe.run.rounds_file import FinishedRound
 from ray_probe.run.totals import Totals, merged, summed
 
 
 class _Committed(NamedTuple):
-    """The committed rounds: their totals, the gradient's squared norm, the global fit."""
+    """The committed rounds: their lines, totals, products of gradients, global fit."""
 
+    lines: tuple[FinishedRound, ...]
     totals: Totals | None
-    norm_sq: float
+    products: GradientProducts
     beta: Beta
 
 
@@ -65,9 +68,9 @@ class OfflineEntropyProbe:
         self._stop = stop
         self._eos = None if eos is None else Eos.from_json(eos.to_json())
         self._tracker = ProgressTracker(listener, plan.round_count, config.estimator.baseline.mode, backend.actors)
-        parts = directory.restore(len(directory.finished_rounds()))
-        totals = merged(parts) if parts else None
-        self._committed = _Committed(totals, backend.gradient_norm_sq, backend.beta())
+        lines = tuple(directory.finished_rounds())
+        totals = merged(directory.restore(len(lines))) if lines else None
+        self._committed = _Committed(lines, totals, GradientProducts.of(lines), backend.beta())
         self._open: list[_OpenRound] = []
 
     @property
@@ -100,7 +103,7 @@ class OfflineEntropyProbe:
         if committed.totals is None:
             return None
         config, actors = to_dict(self._config), self._backend.actors
-        return build_result(config, committed.beta, committed.totals, committed.norm_sq, actors, self._eos)
+        return build_result(config, committed.beta, committed.totals, committed.products, actors, self._eos)
 
     def finish(self) -> Result:
         """Write result.json, and gradient.safetensors when configured."""
@@ -134,8 +137,10 @@ class OfflineEntropyProbe:
 
     def _commit(self) -> None:
         """Write the gradient of the open rounds, then make them count."""
-        started = time.monotonic()
-        outcomes = self._backend.commit()
+        started, done = time.monotonic(), self._committed.lines
+        window = (done[-1].gradient_window or 0) if done else 0
+        window = window_of(self._plan, window, len(done), len(done) + len(self._open))
+        outcomes = self._backend.commit(window)
         walls_s = [part.wall_s for part in self._open]
         walls_s[-1] += time.monotonic() - started
         parts = [self._totals(outcome, wall_s) for outcome, wall_s in zip(outcomes, walls_s, strict=True)]
@@ -143,12 +148,16 @@ class OfflineEntropyProbe:
             round_summary(outcome.round, totals, outcome.beta, outcome.records, outcome.by_actor)
             for outcome, totals in zip(outcomes, parts, strict=True)
         ]
-        norm_sq, actors = self._backend.gradient_norm_sq, self._backend.actors
-        lines[-1] = replace(lines[-1], gradient_norm_sq=norm_sq, actors=actors)
-        self._directory.commit(parts, lines, self._backend.gradient_sha256)
+        backend = self._backend
+        lines[-1] = replace(
+            lines[-1], gradient_norm_sq=backend.gradient_norm_sq, gradient_cross=backend.gradient_cross,
+            gradient_window=window, actors=backend.actors,
+        )  # fmt: skip
+        lines = self._directory.commit(parts, lines, backend.gradient_sha256)
         before = [] if self._committed.totals is None else [self._committed.totals]
         # at once, because Ctrl-C can come anywhere
-        self._committed = _Committed(merged([*before, *parts]), norm_sq, outcomes[-1].beta)
+        done = (*done, *lines)
+        self._committed = _Committed(done, merged([*before, *parts]), GradientProducts.of(done), outcomes[-1].beta)
         self._open = []
         self._backend.settle()
 

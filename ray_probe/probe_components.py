@@ -171,8 +171,8 @@ class ProbeComponents:
 
     def _empty_sums(self, sequences: BatchedSequences) -> SumsX:
         bins = position_bins(self.processor.generation.max_new_tokens)
-        rows = np.zeros((sequences.shape[0], len(PROMPT_COLUMNS)))
-        return SumsX(rows, 0, 0, {mode: np.zeros(2) for mode in MODES}, *(np.zeros(bins) for _ in range(3)))
+        rows, squares = (np.zeros((sequences.shape[0], len(PROMPT_COLUMNS))) for _ in range(2))
+        return SumsX(rows, squares, 0, 0, {mode: np.zeros(2) for mode in MODES}, *(np.zeros(bins) for _ in range(3)))
 
     def _add_response(
         self, sums: SumsX, prompt: int, response: list[int], results: LogprobResults, b: int, term: ResponseTerms
@@ -180,7 +180,9 @@ class ProbeComponents:
         assert results.rb_entropies is not None
         length = len(response)
         ended = self.processor.ended(response)
-        sums.prompt_rows_P3[prompt] += (1.0, results.rb_entropies[b][0].sum(), length)
+        entropy = results.rb_entropies[b][0].sum()
+        sums.prompt_rows_P3[prompt] += (1.0, entropy, length)
+        sums.prompt_squares_P3[prompt] += (entropy**2, entropy * length, length**2)
         sums.eos_only += ended and length == 1
         sums.truncated += not ended
         for mode in list(sums.advantage):

@@ -98,7 +98,7 @@ def variance_table(variance: Variance) -> RenderableType:
         said = f"in-sample: mean square of version {newest} on the very records it was fitted on"
         parts.append(Prose(said, "dim"))
     if variance.rounds:
-        parts.append(figures(gradient_rows(variance.gradient or Gradient(), "shards as clusters")))
+        parts.append(figures(gradient_rows(variance.gradient or Gradient(), "of the mean, times responses")))
     worse = worse_baseline(variance.mode, variance.advantage_paired)
     return page(*parts, *warned([] if worse is None else [worse], ATTENTION))
 

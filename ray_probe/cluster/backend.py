@@ -127,6 +127,11 @@ class RayBackend:
         return self.writer.norm_sq
 
     @property
+    def gradient_cross(self) -> float:
+        """Product of the last commit's gradient with the earlier commits of its window."""
+        return self.writer.cross
+
+    @property
     def gradient_sha256(self) -> str | None:
         """Digest of the file that holds that gradient, hexadecimal; None before a commit."""
         return self.writer.sha256
@@ -160,7 +165,8 @@ class RayBackend:
         for note in self._fitter.new_notes():
             self._log(note)
         rounds = len(finished)
-        self._writer.open(directory.state, self.layout, rounds, directory.gradient_sha256(rounds))
+        gradient = directory.gradient_digests(), directory.gradient_window()
+        self._writer.open(directory.state, self.layout, rounds, *gradient)
         counts = self._fitter.counts()
         self._reported = frozenset(key for key in (*counts.conflicts, *counts.regenerated) if key[0] < rounds)
         self._options = RoundOptions(rule.fit == "lagged", held_positions)
@@ -176,10 +182,10 @@ class RayBackend:
             self._group = CommitGroup(self.pool, self.fitter, tracker, stop, self._options, self._reported)
         return self._group.run_round(shards)
 
-    def commit(self) -> list[RoundOutcome]:
+    def commit(self, window: int = 0) -> list[RoundOutcome]:
         """Add up the actors' sums and put the total on disk beside the last state."""
         assert self._group is not None, "`run_round` comes first"
-        reduction = Reduction(self.pool, self.writer, self.layout, self._bucket_numbers, self._group.stop)
+        reduction = Reduction(self.pool, self.writer, self.layout, self._bucket_numbers, self._group.stop, window)
         committed, in_place = self.writer.rounds, False
         while not in_place:
             outcomes = self._group.commit(reduction, first=committed == 0)

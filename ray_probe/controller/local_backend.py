@@ -49,7 +49,8 @@ class LocalBackend:
         self._rollouts = rollouts
         self.fitter = Fitter(rule, policy_id, directory.ledger, finished)
         self.store = GradientStore(directory.state, self.layout)
-        self._norm_sq = self.store.open(len(finished), directory.gradient_sha256(len(finished)))
+        gradient = directory.gradient_digests(), directory.gradient_window()
+        self._norm_sq = self.store.open(len(finished), *gradient)
         self._committed = len(finished)
         self._bucket_numbers = bucket_numbers
         self._held_positions = held_positions
@@ -70,6 +71,11 @@ class LocalBackend:
     def gradient_norm_sq(self) -> float:
         """Squared norm of the gradient summed over all committed rounds."""
         return self._norm_sq
+
+    @property
+    def gradient_cross(self) -> float:
+        """Product of the last commit's gradient with the earlier commits of its window."""
+        return self.store.cross
 
     @property
     def gradient_sha256(self) -> str | None:
@@ -114,11 +120,11 @@ class LocalBackend:
         self._open.append(outcome)
         return outcome
 
-    def commit(self) -> list[RoundOutcome]:
+    def commit(self, window: int = 0) -> list[RoundOutcome]:
         """Writes the summed gradient of the open rounds; returns their outcomes."""
         if self._committed == 0:  # a parameter reached by one commit stays reached
             check_reached(self.layout, [rollout.gradient_report(self._group) for rollout in self._rollouts])
-        staging = self.store.begin()
+        staging = self.store.begin(window)
         for start, stop in self.layout.buckets(self._bucket_numbers):
             first, *others = self._rollouts
             total = first.bucket(start, stop, *(rollout.bucket(start, stop) for rollout in others))

@@ -26,8 +26,9 @@ def check_run(directory: RunDirectory, tell: Callable[[str], None] = lambda text
     lines = directory.committed_rounds()
     directory.restore(len(lines))
     check_ledger(directory.ledger, [entry.records for entry in lines])
-    if lines:
-        _check_gradient(directory.state / state_name(len(lines)), directory.gradient_sha256(len(lines)), tell)
+    digests = directory.gradient_digests()
+    for rounds in sorted({directory.gradient_window(), len(lines)} - {0}):
+        _check_gradient(directory.state / state_name(rounds), digests.get(rounds), tell)
 
 
 def _check_gradient(path: Path, recorded: str | None, tell: Callable[[str], None]) -> None:

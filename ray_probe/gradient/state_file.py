@@ -80,35 +80,41 @@ class Staging:
         path: its file. No other process writes to it, not even one that replaces this process.
         written: hashes the file.
         seen: hashes the file of the state before, as it is read.
+        seen_window: hashes the file of the state at the window's start.
     """
 
     def __init__(self, directory: Path, size: int) -> None:
         self.id = secrets.token_hex(8)
         self.path = directory / STAGED.replace("*", self.id + ".")
-        self.written, self.seen = FileDigest(), FileDigest()
+        self.written, self.seen, self.seen_window = FileDigest(), FileDigest(), FileDigest()
         self._size = size
-        self._added: dict[int, tuple[int, list[float]]] = {}
+        self._added: dict[int, tuple[int, list[float], list[float]]] = {}
         self._moved = False
         with writing(self.path):
             self._offset = open_memmap(self.path, mode="w+", dtype=DTYPE, shape=(size,)).offset  # writes the header
             self.written.take(0, np.fromfile(self.path, np.uint8, self._offset).data)
 
-    def add(self, start: int, stop: int, part: Part, before: Reader) -> None:
-        """Write a bucket, the state before plus `part`; it is on disk on return."""
+    def add(self, start: int, stop: int, part: Part, before: Reader, window: Reader) -> None:
+        """Write a bucket, the state before plus `part`; it is on disk on return.
+
+        `window` reads the state at the window's start.
+        """
         assert part.shape == (stop - start,) and start not in self._added, "each bucket once"
-        squares = []
+        squares, products = [], []
         with writing(self.path), self.path.open("r+b") as stream:
             stream.seek(self._offset + NUMBER_BYTES * start)
             for first, last in chunks(start, stop):
                 piece = part[first - start : last - start]
-                values = before(first, last) + piece
+                earlier = before(first, last)
+                values = earlier + piece
                 squares.append(square(values))
+                products.append(float((earlier - window(first, last)) @ piece))
                 self._moved = self._moved or bool(piece.any())
                 self.written.take(stream.tell(), values.data)
                 stream.write(values.data)
             stream.flush()
             os.fsync(stream.fileno())
-        self._added[start] = (stop, squares)
+        self._added[start] = (stop, squares, products)
 
     def norm_sq(self) -> float:
         """Returns the squared norm of the whole gradient.
@@ -118,7 +124,7 @@ class Staging:
             NonFiniteError: the sum holds NaN or infinity.
         """
         reached = 0
-        for start, (stop, _) in sorted(self._added.items()):
+        for start, (stop, *_) in sorted(self._added.items()):
             reached = stop if start == reached else -1
         if reached != self._size:
             raise GradientError("gradient: not every bucket of it was written; nothing was committed")
@@ -127,10 +133,14 @@ class Staging:
                 f"gradient: the sum over all responses is zero in each of {reached} numbers; nothing was committed; "
                 "look at generation.top_p and temperature (one token left a step has no entropy) and model.trainable"
             )
-        norm_sq = total(square for _, squares in self._added.values() for square in squares)
+        norm_sq = total(square for _, squares, _ in self._added.values() for square in squares)
         if not math.isfinite(norm_sq):
             raise NonFiniteError("gradient: the sum over all shards holds NaN or infinity; nothing was committed")
         return norm_sq
+
+    def cross(self) -> float:
+        """Returns the product of the parts with the sum of the window before them."""
+        return total(product for _, _, products in self._added.values() for product in products)
 
 
 def chunks(start: int, stop: int) -> Iterator[tuple[int, int]]:

@@ -6,13 +6,12 @@ from collections.abc import Iterable, Sequence
 from ray_probe.checkpoints.tokenizer.eos import KEY as EOS_KEY
 from ray_probe.checkpoints.tokenizer.eos import shown_ids, shown_others
 from ray_probe.report.number_format import count, number, percent, with_error
-from ray_probe.run.result import Beta, PairedDifference, Result
+from ray_probe.run.result import FEW_SHARDS, Beta, PairedDifference, Result
 
 CONDITION_LIMIT = 1e12
 TRUNCATED_LIMIT = 0.05
 EOS_ONLY_LIMIT = 0.5
 SHARDS_LISTED = 12
-FEW_SHARDS = 8
 CLEARLY_WORSE = 2.0
 """Standard errors of a paired difference."""
 
@@ -33,13 +32,6 @@ def ended_early(result: Result) -> bool:
     a_round = (settings.prompts_per_round or 0) * (settings.responses_per_prompt or 0)
     used_up = settings.max_sequences is not None and counts.sequences + a_round > settings.max_sequences
     return not used_up and (settings.max_seconds is None or (result.timing.seconds or 0.0) < settings.max_seconds)
-
-
-def has_few_shards(result: Result) -> bool:
-    """Return whether rounds have too few shards for an unbiased `norm_sq_debiased`."""
-    settings, counts = result.settings, result.counts
-    fitted_on_another = settings.mode != "none" and settings.fit == "leave_one_out"
-    return fitted_on_another and 1 < counts.shards < FEW_SHARDS * (counts.rounds or 1)
 
 
 def worse_baseline(mode: str | None, paired: Sequence[PairedDifference] | None) -> str | None:
@@ -154,18 +146,17 @@ def _repeated(result: Result) -> str | None:
     if repeated <= 0:
         return None
     return (
-        f"REPEATED: {repeated:,} prompts were used more than once, so shards are not independent and the gradient's "
-        "noise and the errors by shard are n/a; give more prompts, or fewer rounds."
+        f"REPEATED: {repeated:,} prompts were used more than once, so shards are not independent and the errors of "
+        "the advantages by shard are n/a; give more prompts, or fewer rounds."
     )
 
 
 def _few_shards(result: Result) -> str | None:
-    if not has_few_shards(result):
+    if not 1 <= result.counts.shards < FEW_SHARDS:
         return None
-    a_round = result.counts.shards / (result.counts.rounds or 1)
     return (
-        f"FEW SHARDS: {a_round:.3g} a round; below {FEW_SHARDS} the shards' baselines, fitted on one another, make "
-        "norm_debiased and snr too large (the gradient itself stays unbiased). Lower batch.shard_prompts."
+        f"FEW SHARDS: {count(result.counts.shards, 'shard')}; below {FEW_SHARDS} the advantages have no errors, which "
+        "would be too small. Lower batch.shard_prompts, or add rounds."
     )
 
 

@@ -6,13 +6,14 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from ray_probe.core.columns import COLUMNS
+from ray_probe.core.estimator.intervals import NORMAL_PROMPTS
 from ray_probe.core.estimator.modes import MODES, Mode
 from ray_probe.report.caveats import caveats, ill_conditioned
 from ray_probe.report.column_layout import Column, Figures, FittedTable, Prose, Rank
 from ray_probe.report.number_format import NOT_AVAILABLE, about, count, is_missing, number, percent, with_error
 from ray_probe.report.table_parts import SNR_RESOLVED, Row, below, figures, gradient_rows, page, shown_path, warned
 from ray_probe.report.verdict import responses_for_snr, verdict
-from ray_probe.run.result import Beta, Estimate, Gradient, Result, Settings
+from ray_probe.run.result import Beta, Entropy, Estimate, Gradient, Result, Settings
 
 SNR_TEN_PERCENT = 100.0
 LABEL_CHARS = 11
@@ -30,7 +31,8 @@ def result_table(result: Result, verbose: bool = False) -> RenderableType:
     todo = judged.advice or ("see below" if wrong else "nothing")
     parts: list[RenderableType] = [*heading(result), Text(), _labelled("Verdict", judged.text)]
     if verbose:
-        parts += [figures(_entropy(result) + _gradient(result.gradient)), _advantage(result), figures(_paired(result))]
+        entropy = _entropy(result) + _entropy_errors(result.entropy)
+        parts += [figures(entropy + _gradient(result.gradient)), _advantage(result), figures(_paired(result))]
         parts += [_beta(result), figures(_parity(result) + _counts(result) + _timing(result)), Text()]
     else:
         parts.append(Figures(_entropy(result) + _short_gradient(result.gradient) + _noise_left(result)))
@@ -87,6 +89,23 @@ def _entropy(result: Result) -> list[Row]:
     ]
 
 
+def _entropy_errors(entropy: Entropy) -> list[Row]:
+    """Return intervals, and the errors for these very prompts."""
+    quantile = "Student's t" if entropy.clusters < NORMAL_PROMPTS else "normal"
+    note = f"95 % for prompts like these, {count(entropy.clusters, 'prompt')} ({quantile})"
+    these = "± one standard error for these very prompts"
+    return [
+        ("", "sequence, interval", f"{_ends(entropy.per_sequence_interval)} nats", note),
+        ("", "token, interval", f"{_ends(entropy.per_token_interval)} nats", ""),
+        ("", "these prompts", f"{with_error(entropy.per_sequence, entropy.per_sequence_se_within)} nats", these),
+        ("", "their tokens", f"{with_error(entropy.per_token, entropy.per_token_se_within)} nats", ""),
+    ]
+
+
+def _ends(interval: tuple[float, float] | None) -> str:
+    return NOT_AVAILABLE if interval is None else f"{number(interval[0], 3)} to {number(interval[1], 3)}"
+
+
 def _short_gradient(gradient: Gradient) -> list[Row]:
     norm, *_, snr = gradient_rows(gradient, "")
     known = (gradient.snr or 0.0) >= SNR_RESOLVED
@@ -106,7 +125,7 @@ def _noise_left(result: Result) -> list[Row]:
 
 def _gradient(gradient: Gradient) -> list[Row]:
     return [
-        *gradient_rows(gradient, "shards as clusters"),
+        *gradient_rows(gradient, "of the mean, times responses"),
         ("", "for SNR 1", *_responses(gradient, SNR_RESOLVED, "")),
         ("", "for 10 % error", *_responses(gradient, SNR_TEN_PERCENT, "RMS of the vector (SNR 100); norm errs less")),
     ]

@@ -93,9 +93,9 @@ def gradient_rows(gradient: Gradient, trace_note: str) -> list[Row]:
     return [
         ("Gradient", "norm_debiased", number(norm_debiased(gradient), 3), _root_note(norm_sq)),
         ("", "norm_raw", number(gradient.norm_raw), "noise included, so too large"),
-        ("", "norm_sq_debiased", number(norm_sq), "from products of different shards"),
+        ("", "norm_sq_debiased", number(norm_sq), "from products of commits that share no prompt"),
         ("", "trace_cov", number(gradient.trace_cov), trace_note),
-        ("", "snr", number(snr, 3), _snr_note(snr)),
+        ("", "snr", number(snr, 3), gradient.why_null or _snr_note(snr)),
     ]
 
 
@@ -131,7 +131,7 @@ def _root_note(norm_sq: float | None) -> str:
 
 def _snr_note(snr: float | None) -> str:
     if snr is None or is_missing(snr):
-        return "needs two shards that share no prompt, and noise above 0"
+        return "needs noise above 0"
     if snr <= 0:
         return "not above 0: the gradient is lost in the noise"
     return "norm_sq_debiased / (trace_cov / N)" if snr >= SNR_RESOLVED else "below 1: the direction is mostly noise"

@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 
-from ray_probe.report.caveats import ended_early, has_few_shards
+from ray_probe.report.caveats import ended_early
 from ray_probe.report.number_format import about, is_missing, number
 from ray_probe.report.table_parts import SNR_RESOLVED, duration, norm_debiased
 from ray_probe.run.result import Gradient, Result
@@ -57,11 +57,9 @@ def _entropy(result: Result) -> str:
 
 def _direction(result: Result) -> tuple[str, str | None]:
     gradient, snr = result.gradient, result.gradient.snr
-    if result.counts.repeated_prompts:
-        return "direction not known: prompts were used more than once", None
+    if gradient.why_null is not None:
+        return f"direction not known: it {gradient.why_null}", _more_commits(result)
     if snr is None or is_missing(snr):
-        if result.counts.shards < 2:
-            return "direction not known: that takes two shards or more", "lower batch.shard_prompts, or add rounds"
         return f"direction not known{_no_noise(gradient)}", None
     if norm_debiased(gradient) is None or snr < SNR_LOST:
         return (
@@ -73,6 +71,15 @@ def _direction(result: Result) -> tuple[str, str | None]:
     return _unresolved(result)
 
 
+def _more_commits(result: Result) -> str:
+    """Say how to get products of different commits."""
+    if result.counts.repeated_prompts:
+        return "give more prompts, so that some rounds share none"
+    if result.counts.rounds > 1:
+        return "set output.commit_rounds to 1, or add rounds"
+    return "add rounds: set batch.rounds to 2 or more"
+
+
 def _no_noise(gradient: Gradient) -> str:
     return "" if is_missing(gradient.trace_cov) else ": no noise was found between shards"
 
@@ -82,8 +89,7 @@ def _unresolved(result: Result) -> tuple[str, str | None]:
     sequences, needed = result.counts.sequences, responses_for_snr(result.gradient, SNR_RESOLVED)
     if needed is None or not sequences:
         return "direction not yet", None
-    least = "at least " if has_few_shards(result) else ""
-    more = f"direction not yet: {least}{about(needed - sequences)} more responses for SNR 1 (rough)"
+    more = f"direction not yet: {about(needed - sequences)} more responses for SNR 1 (rough)"
     return more, f"for SNR 1: {_more_rounds(result, needed)}"
 
 

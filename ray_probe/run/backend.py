@@ -92,6 +92,11 @@ class Backend(Protocol):
         ...
 
     @property
+    def gradient_cross(self) -> float:
+        """Product of the last commit's gradient with the earlier commits of its window."""
+        ...
+
+    @property
     def gradient_sha256(self) -> str | None:
         """Digest of the file of that gradient, hexadecimal; None before a commit."""
         ...
@@ -107,8 +112,12 @@ class Backend(Protocol):
         """
         ...
 
-    def commit(self) -> list[RoundOutcome]:
-        """Write the summed gradient of the open rounds, beside the old state."""
+    def commit(self, window: int = 0) -> list[RoundOutcome]:
+        """Write the summed gradient of the open rounds, beside the old state.
+
+        Args:
+            window: rounds before the window of this commit (see `ray_probe.run.gradient_products`).
+        """
         ...
 
     def settle(self) -> None:

@@ -209,8 +209,10 @@ class RunDirectory:
 
     def commit(
         self, parts: Sequence[Totals], rounds: Sequence[FinishedRound], gradient_sha256: str | None = None
-    ) -> None:
+    ) -> list[FinishedRound]:
         """Make rounds count, all or none: write their sums, then their lines.
+
+        Returns the lines as they are on disk.
 
         Args:
             parts: sums of each round.
@@ -225,6 +227,7 @@ class RunDirectory:
                 digests[state_name(entry.round + 1)] = gradient_sha256
             lines.append(replace(entry, group=group, sha256=digests))
         self._rounds.append(lines)
+        return lines
 
     def finished_rounds(self) -> list[FinishedRound]:
         """Return the finished rounds.
@@ -257,9 +260,14 @@ class RunDirectory:
             raise ConfigError(bad_value(self._field, str(self.path), f"{lost}: {RESTORE}"))
         return rounds
 
-    def gradient_sha256(self, rounds: int) -> str | None:
-        """Return the recorded digest of the gradient's file after `rounds` rounds."""
-        return self.finished_rounds()[rounds - 1].sha256.get(state_name(rounds)) if rounds else None
+    def gradient_digests(self) -> dict[int, str]:
+        """Return the recorded digests of the gradient's files, by rounds summed."""
+        digests = {entry.round + 1: entry.sha256.get(state_name(entry.round + 1)) for entry in self.finished_rounds()}
+        return {rounds: digest for rounds, digest in digests.items() if digest is not None}
+
+    def gradient_window(self) -> int:
+        """Return the rounds before the window of the last commit."""
+        return next((entry.gradient_window or 0 for entry in reversed(self.finished_rounds())), 0)
 
     def restore(self, rounds: int) -> list[Totals]:
         """Return the totals of each of the first `rounds` finished rounds.

@@ -11,12 +11,15 @@ import numpy as np
 
 from ray_probe.config.loading import load_config, to_dict
 from ray_probe.core.arrays import Array
+from ray_probe.core.estimator.intervals import NORMAL_PROMPTS, NORMAL_SHARDS, interval
 from ray_probe.core.estimator.modes import MODES, Mode
 from ray_probe.core.estimator.parity import ParityStats
-from ray_probe.core.estimator.variance import clustered_ratio, gradient_noise
+from ray_probe.core.estimator.variance import clustered_ratio, errors_within, gradient_noise, noise_of_products
 from ray_probe.errors import ConfigError
 from ray_probe.run.directory import RunDirectory
+from ray_probe.run.gradient_products import GradientProducts
 from ray_probe.run.result import (
+    FEW_SHARDS,
     Beta,
     Counts,
     Entropy,
@@ -37,13 +40,22 @@ RELEASE_S = 0.5
 
 
 def entropy_estimate(totals: Totals) -> Entropy:
-    """Return the entropy, with standard errors clustered by prompt."""
+    """Return the entropy: errors for prompts like these, and for these very prompts.
+
+    The first take prompts as clusters, the second the scatter within uses of a prompt.
+    """
     rows_P3 = np.array(list(totals.prompts.values())).reshape(-1, 3)
     if len(rows_P3) == 0:
         return Entropy()
-    sequence = clustered_ratio(rows_P3[:, 1], rows_P3[:, 0])
-    token = clustered_ratio(rows_P3[:, 1], rows_P3[:, 2])
-    return Entropy(*(as_number(figure) for figure in (*sequence, *token)))
+    clusters, (responses, entropy, tokens) = len(rows_P3), rows_P3.sum(axis=0)
+    sequence, sequence_se = map(as_number, clustered_ratio(rows_P3[:, 1], rows_P3[:, 0]))
+    token, token_se = map(as_number, clustered_ratio(rows_P3[:, 1], rows_P3[:, 2]))
+    sequence_within, token_within = map(as_number, errors_within(totals.within_3, entropy, responses, tokens))
+    return Entropy(
+        sequence, sequence_se, token, token_se, sequence_within, token_within,
+        interval(sequence, sequence_se, clusters, NORMAL_PROMPTS), interval(token, token_se, clusters, NORMAL_PROMPTS),
+        clusters,
+    )  # fmt: skip
 
 
 def advantage_by_mode(totals: Totals) -> dict[Mode, Advantage]:
@@ -90,22 +102,44 @@ def round_summary(
     )
 
 
+def gradient_estimate(config: Mapping[str, Any], totals: Totals, products: GradientProducts, repeated: int) -> Gradient:
+    """Return the gradient's norm and noise.
+
+    All pairs of shards count where no fit holds a shard of the same round, otherwise pairs of commits.
+
+    Args:
+        config: the resolved configuration.
+        totals: everything that counts.
+        products: of the commits.
+        repeated: prompts that were used more than once.
+    """
+    baseline = config["estimator"]["baseline"]
+    if (baseline["fit"] == "lagged" or baseline["mode"] == "none") and not repeated:
+        noise = gradient_noise(products.norm_sq, totals.sizes_S3[:, 2], totals.sizes_S3[:, 0])
+        needed = "needs two shards"
+    else:
+        noise = noise_of_products(products.norm_sq, float(totals.sequences), products.cross, products.pairs)
+        needed = "needs two commits that share no prompt" if repeated else "needs two commits"
+    return Gradient(**vars(noise), why_null=needed if noise.trace_cov is None else None)
+
+
 def build_result(
-    config: Mapping[str, Any], beta: Beta, totals: Totals, gradient_norm_sq: float, actors: int, eos: Eos | None = None
-) -> Result:
+    config: Mapping[str, Any], beta: Beta, totals: Totals, products: GradientProducts, actors: int,
+    eos: Eos | None = None,
+) -> Result:  # fmt: skip
     """Return the result of a run.
 
     Args:
         config: the resolved configuration.
         beta: the fitter's global fit.
         totals: everything that counts.
-        gradient_norm_sq: squared norm of the gradient summed over all responses.
+        products: of the gradients of the commits.
         actors: rollout actors requested.
         eos: the ids that end a response; None: the result leaves them out.
     """
     repeated = totals.repeated_prompts(config["batch"]["responses_per_prompt"])
-    independent = not repeated  # shards that share a prompt are not, and no figure by shard can tell by how much
-    noise = gradient_noise(gradient_norm_sq, totals.sizes_S3[:, 2], totals.sizes_S3[:, 0])
+    # Shards that share a prompt are not independent, and an error of few shards is too small.
+    independent = not repeated and len(totals.shards) >= FEW_SHARDS
     by_mode, tokens_S = advantage_by_mode(totals), totals.sizes_S3[:, 1]
     squares = {mode: totals.advantage_SM2[:, index, 1] for index, mode in enumerate(MODES)}
     seconds = totals.seconds
@@ -117,12 +151,12 @@ def build_result(
         advantage_mean_square_se={mode: _ratio(squares[mode], tokens_S, independent).se for mode in MODES},
         advantage_mean_square_ratio={mode: _ratio(squares[mode], squares["none"], independent) for mode in MODES},
         advantage_paired=tuple(
-            PairedDifference(mode, against, difference.value, difference.se)
+            PairedDifference(mode, against, difference.value, difference.se, difference.interval)
             for mode, against in PAIRS
             for difference in [_ratio(squares[mode] - squares[against], tokens_S, independent)]
         ),
         entropy=entropy_estimate(totals),
-        gradient=Gradient(**vars(noise)) if independent else Gradient(noise.norm_raw),
+        gradient=gradient_estimate(config, totals, products, repeated),
         parity=_parity(totals.parity),
         positions=_positions(totals, config["generation"]["max_new_tokens"]),
         counts=Counts(
@@ -153,12 +187,11 @@ def write_kept_result(path: Path) -> None:
     directory = RunDirectory.open(path)
     with directory.held(RELEASE_S):
         rounds = directory.finished_rounds()
-        norm_sq, actors = (rounds[-1].gradient_norm_sq, rounds[-1].actors) if rounds else (None, None)
-        if norm_sq is None or actors is None or _has_result(directory, len(rounds)):
+        if not rounds or rounds[-1].actors is None or _has_result(directory, len(rounds)):
             return
-        totals = merged(directory.restore(len(rounds)))
+        totals, actors = merged(directory.restore(len(rounds))), rounds[-1].actors
         config = to_dict(load_config(directory.config))
-        directory.write_result(build_result(config, rounds[-1].fit, totals, norm_sq, actors))
+        directory.write_result(build_result(config, rounds[-1].fit, totals, GradientProducts.of(rounds), actors))
 
 
 def _has_result(directory: RunDirectory, rounds: int) -> bool:
@@ -173,7 +206,8 @@ def _ratio(numerator_S: Array, denominator_S: Array, independent: bool) -> Estim
     """Ratio of sums, with a standard error where shards are independent clusters."""
     with np.errstate(invalid="ignore", divide="ignore"):
         value, error = clustered_ratio(numerator_S, denominator_S)
-    return Estimate(as_number(value), as_number(error) if independent else None)
+    found, shards = (as_number(value), as_number(error) if independent else None), len(numerator_S)
+    return Estimate(*found, interval(*found, shards, NORMAL_SHARDS))
 
 
 def _positions(totals: Totals, cap: int) -> Positions:

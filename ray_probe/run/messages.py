@@ -142,6 +142,7 @@ class SumsX:
 
     Attributes:
         prompt_rows_P3: for each prompt: responses, total entropy (nats), total length (tokens).
+        prompt_squares_P3: for each prompt, sums over responses of H^2, H T and T^2 of entropy H and length T.
         eos_only: responses that ended at their first token.
         truncated: responses cut at the cap.
         advantage: by mode, sum of A (nats) and of A^2 (nats^2) over tokens; absent where a mode cannot be formed.
@@ -151,6 +152,7 @@ class SumsX:
     """
 
     prompt_rows_P3: Array
+    prompt_squares_P3: Array
     eos_only: int
     truncated: int
     advantage: dict[Mode, Array]

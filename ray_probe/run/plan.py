@@ -109,6 +109,16 @@ class Plan:
         there = len(self.usable) // self.prompts_per_round
         return there if self.rounds is None else self.rounds
 
+    def prompts(self, first: int, stop: int) -> frozenset[int]:
+        """Return the indices of the prompts of rounds `first` to `stop - 1`."""
+        size, count = self.prompts_per_round, len(self.usable)
+        places = np.arange(first * size, stop * size)
+        found: set[int] = set()
+        for number in range(first * size // count, -(-stop * size // count)):
+            order = _order(self.seed, number, count)
+            found.update(order[places[places // count == number] % count].tolist())
+        return frozenset(self.usable[place] for place in found)
+
     def round(self, number: int) -> tuple[Shard, ...]:
         """Return the shards of one round, in canonical order."""
         size, first = self.prompts_per_round, number * self.prompts_per_round

@@ -14,6 +14,8 @@ from ray_probe.errors import ShardError
 from ray_probe.system.json_object import JsonObject, json_schema
 
 EXIT_PARTIAL = 3
+FEW_SHARDS = 8
+"""Errors by shard are given from this number of shards on."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,9 @@ class Estimate(JsonObject):
     value: float | None = None
     """The estimate."""
     se: float | None = None
-    """Standard error with shards as clusters; null where shards are not independent or there is only one."""
+    """Standard error with shards as clusters; null below 8 shards, and where shards share a prompt."""
+    interval: tuple[float, float] | None = None
+    """95 % interval, by Student's t below 32 shards."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +67,9 @@ class PairedDifference(JsonObject):
     difference: float | None = None
     """Nats^2 per token."""
     se: float | None = None
-    """Standard error with shards as clusters, nats^2 per token."""
+    """Standard error with shards as clusters, nats^2 per token; null as for `Estimate`."""
+    interval: tuple[float, float] | None = None
+    """95 % interval, nats^2 per token, by Student's t below 32 shards."""
 
 
 @dataclass(frozen=True)
@@ -73,11 +79,21 @@ class Entropy(JsonObject):
     per_sequence: float | None = None
     """Mean over responses, nats."""
     per_sequence_se: float | None = None
-    """Its standard error, nats; null for one prompt."""
+    """Its standard error for prompts like these, nats; null for one prompt."""
     per_token: float | None = None
     """Mean over tokens, nats."""
     per_token_se: float | None = None
-    """Its standard error, nats; null for one prompt."""
+    """Its standard error for prompts like these, nats; null for one prompt."""
+    per_sequence_se_within: float | None = None
+    """Standard error of `per_sequence` for these very prompts, nats; null with one response a prompt."""
+    per_token_se_within: float | None = None
+    """Standard error of `per_token` for these very prompts, nats; null with one response a prompt."""
+    per_sequence_interval: tuple[float, float] | None = None
+    """95 % interval of `per_sequence` for prompts like these, nats; by Student's t below 64 prompts."""
+    per_token_interval: tuple[float, float] | None = None
+    """95 % interval of `per_token` for prompts like these, nats; by Student's t below 64 prompts."""
+    clusters: int = 0
+    """Different prompts."""
 
 
 @dataclass(frozen=True)
@@ -91,9 +107,11 @@ class Gradient(JsonObject):
     norm_sq_debiased: float | None = None
     """Unbiased estimate of the squared norm of the expected gradient; may be negative."""
     trace_cov: float | None = None
-    """Responses times the trace of the mean gradient's covariance, shards as clusters."""
+    """Responses times the trace of the mean gradient's covariance."""
     snr: float | None = None
     """`norm_sq_debiased / (trace_cov / responses)`."""
+    why_null: str | None = None
+    """Why `norm_sq_debiased`, `trace_cov` and `snr` are null; null where they are not."""
 
 
 @dataclass(frozen=True)

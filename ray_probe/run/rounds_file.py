@@ -30,7 +30,7 @@ class Advantage(JsonObject):
 class FinishedRound(JsonObject):
     """A line of rounds.jsonl. Rounds, shards and actors count from 0."""
 
-    OMITTED: ClassVar[frozenset[str]] = frozenset({"gradient_norm_sq", "actors"})
+    OMITTED: ClassVar[frozenset[str]] = frozenset({"gradient_norm_sq", "gradient_cross", "gradient_window", "actors"})
 
     round: int
     """Round in the plan."""
@@ -68,6 +68,10 @@ class FinishedRound(JsonObject):
     """On the clock, its share of the commit included."""
     gradient_norm_sq: float | None = None
     """Squared norm of the gradient summed over all committed rounds; on the last line of a commit."""
+    gradient_cross: float | None = None
+    """Product of the commit's gradient with the earlier commits of its window; on the last line of a commit."""
+    gradient_window: int | None = None
+    """Rounds before that window, in which no two commits share a prompt; on the last line of a commit."""
     actors: int | None = None
     """Rollout actors requested; on the last line of a commit."""
     group: tuple[int, int] = (0, 0)

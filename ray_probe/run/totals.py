@@ -12,6 +12,7 @@ import numpy as np
 from ray_probe.core.arrays import Array
 from ray_probe.core.estimator.modes import MODES
 from ray_probe.core.estimator.parity import ParityStats
+from ray_probe.core.estimator.variance import within_scatter
 from ray_probe.run.messages import Collected, ShardSums
 
 COUNTS = ("eos_only", "truncated", "unfitted_shards", "shards_retried", "regenerated")
@@ -28,6 +29,7 @@ class Totals:
         shards: ids of the shards inside, `round/index`.
         sizes_S3: responses, tokens and squared gradient norm of each shard.
         advantage_SM2: by shard and mode, sum of A (nats) and of A^2 (nats^2).
+        within_3: scatter of entropy and length within uses of a prompt (see `within_scatter`).
         prompts: prompt id -> responses, total entropy (nats), total length (tokens).
         bins_3B: by position bin, tokens, sum of the target r and sum of the configured mu_hat (nats).
         parity: log q when sampled against log q when scored.
@@ -42,6 +44,7 @@ class Totals:
     shards: list[str] = field(default_factory=list)
     sizes_S3: Array = field(default_factory=lambda: np.zeros((0, 3)))
     advantage_SM2: Array = field(default_factory=lambda: np.zeros((0, len(MODES), 2)))
+    within_3: Array = field(default_factory=lambda: np.zeros(3))
     prompts: dict[int, Array] = field(default_factory=dict)
     parity: ParityStats = field(default_factory=ParityStats.zero)
     counts: dict[str, int] = field(default_factory=lambda: dict.fromkeys(COUNTS, 0))
@@ -68,6 +71,7 @@ class Totals:
         sums = report.sums
         self.shards.append(f"{report.round}/{report.shard}")
         self.sizes_S3 = np.vstack([self.sizes_S3, [sums.sequences, sums.tokens, report.gradient_norm_sq]])
+        self.within_3 = self.within_3 + within_scatter(sums.prompt_rows_P3, sums.prompt_squares_P3)
         row_M2 = np.array([sums.advantage.get(mode, np.full(2, np.nan)) for mode in MODES])
         self.advantage_SM2 = np.concatenate([self.advantage_SM2, row_M2[None]])
         for prompt_id, row in zip(report.prompt_ids_P.tolist(), sums.prompt_rows_P3, strict=True):
@@ -94,6 +98,7 @@ class Totals:
             "conflicts": self.conflicts,
             "sizes": self.sizes_S3.tolist(),
             "advantage": [[[as_number(x) for x in pair] for pair in row] for row in self.advantage_SM2.tolist()],
+            "within": [as_number(x) for x in self.within_3.tolist()],
             "prompts": {str(prompt_id): row.tolist() for prompt_id, row in self.prompts.items()},
             "bins": self.bins_3B.tolist(),
             "parity": [parity.tokens, parity.outside, parity.gap_sum, parity.gap_max, parity.histogram.tolist()],
@@ -111,6 +116,7 @@ class Totals:
             shards=raw["shards"],
             sizes_S3=np.array(raw["sizes"], np.float64).reshape(-1, 3),
             advantage_SM2=np.array(raw["advantage"], np.float64).reshape(-1, len(MODES), 2),
+            within_3=np.array(raw["within"], np.float64),
             prompts={int(prompt_id): np.array(row) for prompt_id, row in raw["prompts"].items()},
             parity=ParityStats(tokens, outside, gap_sum, gap_max, np.array(histogram, np.int64)),
             counts=raw["counts"],
@@ -127,6 +133,7 @@ def merged(parts: Sequence[Totals]) -> Totals:
     result.sizes_S3 = np.concatenate([part.sizes_S3 for part in parts])
     result.advantage_SM2 = np.concatenate([part.advantage_SM2 for part in parts])
     for part in parts:
+        result.within_3 = result.within_3 + part.within_3
         result.shards += part.shards
         result.given_up += part.given_up
         result.conflicts += part.conflicts

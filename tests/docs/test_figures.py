@@ -22,23 +22,45 @@ def row(text: str, first: str) -> list[str]:
     return [cell.strip() for cell in line.strip("|").split("|")][1:]
 
 
-@pytest.mark.parametrize("mode", ["constant", "residual_mu", "regression"])
-def test_the_baselines_table_shows_what_was_measured(mode: str) -> None:
-    results = measured("baselines")
-    ratio, gradients = results["advantages"]["advantage_mean_square_ratio"][mode], results["gradient_by_mode"]
-    _, square, trace = row(ESTIMATOR, f"`{mode}`" + (" (default)" if mode == "regression" else ""))
-    assert square == f"{ratio['value']:.3f} ± {ratio['se']:.3f}"
-    assert trace == f"{gradients[mode]['trace_cov'] / gradients['none']['trace_cov']:.2f}"
+LABELS = {
+    "constant": "`constant`",
+    "residual_mu": "`residual_mu`",
+    "logits": "`regression`, `features: logits`",
+    "recommended": "`regression`, `features: recommended` (default)",
+}
+POLICIES = measured("baselines")["policies"]
+ROWS = [(policy, group) for policy, groups in POLICIES.items() for group in groups]
 
 
-@pytest.mark.parametrize(
-    ("mode", "against", "digits"),
-    [("constant", "none", 1), ("residual_mu", "constant", 2), ("regression", "residual_mu", 2)],
-)
-def test_paired_differences_are_those_measured(mode: str, against: str, digits: int) -> None:
-    pairs = {(pair["mode"], pair["against"]): pair for pair in measured("baselines")["advantages"]["advantage_paired"]}
-    pair = pairs[mode, against]
-    assert f"{-pair['difference']:.{digits}f} ± {pair['se']:.{digits}f}" in ESTIMATOR
+def with_error(figure: dict[str, float]) -> str:
+    return f"{figure['value']:.3f} ± {figure['se']:.3f}"
+
+
+@pytest.mark.parametrize("baseline", LABELS)
+def test_the_baselines_table_shows_what_was_measured(baseline: str) -> None:
+    measurement = POLICIES["demo"]["4"]
+    one = measurement["baselines"][baseline]
+    assert (measurement["responses"], measurement["shards"]) == (2048, 128)
+    expected = [with_error(one["mean_square_ratio"]), with_error(one["trace_ratio"]), f"{one['snr']:.2f}"]
+    assert row(ESTIMATOR, LABELS[baseline])[1:] == expected
+
+
+@pytest.mark.parametrize(("policy", "group"), ROWS)
+def test_the_table_of_policies_shows_what_was_measured(policy: str, group: str) -> None:
+    baselines = POLICIES[policy][group]["baselines"]
+    squares = [with_error(baselines[name]["mean_square_ratio"]) for name in ("residual_mu", "logits", "recommended")]
+    assert row(ESTIMATOR, f"{policy}, {group}") == [*squares, with_error(baselines["recommended"]["trace_ratio"])]
+
+
+def test_the_default_leaves_a_tenth_of_the_demos_noise() -> None:
+    trace = POLICIES["demo"]["4"]["baselines"]["recommended"]["trace_ratio"]
+    assert trace["value"] - 2 * trace["se"] <= 0.10
+
+
+@pytest.mark.parametrize(("policy", "group"), ROWS)
+def test_the_default_is_nowhere_clearly_worse_than_another_baseline(policy: str, group: str) -> None:
+    paired = POLICIES[policy][group]["recommended_less_better"]
+    assert paired["value"] < 2 * paired["se"]
 
 
 def cells(name: str, group: str, key: str, form: str) -> list[str]:

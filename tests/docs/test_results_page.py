@@ -36,11 +36,11 @@ def test_every_field_of_a_result_is_described_and_no_other(run_directory: Path) 
     assert set(fields(result)) == FIELDS
 
 
-@pytest.mark.parametrize("name", ["value", "se", "mode", "against", "difference"])
+@pytest.mark.parametrize("name", ["value", "se", "interval", "mode", "against", "difference"])
 def test_what_is_inside_of_a_figure_by_mode_is_named(run_directory: Path, name: str) -> None:
     result = json.loads((run_directory / "result.json").read_text())
     inside = {*result["advantage_mean_square_ratio"]["regression"], *result["advantage_paired"][0]}
-    assert name in inside == {"value", "se", "mode", "against", "difference"}
+    assert name in inside == {"value", "se", "interval", "mode", "against", "difference"}
     assert re.search(rf"`{{[^}}]*\b{name}\b[^}}]*}}`", PAGE.section("result.json"))
 
 

@@ -170,10 +170,17 @@ def _rows(responses: list[list[Response]]) -> Array:
     return np.array([(len(group), sum(h.sum() for h in group), sum(len(h) for h in group)) for group in entropies])
 
 
+def _squares(responses: list[list[Response]]) -> Array:
+    """Of each prompt, sums over responses of H^2, H T and T^2 [P, 3]."""
+    totals = [np.array([(h.entropy_T.sum(), len(h.entropy_T)) for h in group]) for group in responses]
+    return np.array([((x[:, 0] ** 2).sum(), (x[:, 0] * x[:, 1]).sum(), (x[:, 1] ** 2).sum()) for x in totals])
+
+
 def _sums_of(responses: list[list[Response]], baseline: ShardBaseline) -> tuple[SumsX, Array]:
     """What a shard's report holds, and the weight of each direction in its gradient [K]."""
     cap, bins = baseline.cap, position_bins(baseline.cap)
-    sums = SumsX(_rows(responses), 0, 0, {mode: np.zeros(2) for mode in MODES}, *(np.zeros(bins) for _ in range(3)))
+    counts = _rows(responses), _squares(responses), 0, 0, {mode: np.zeros(2) for mode in MODES}
+    sums = SumsX(*counts, *(np.zeros(bins) for _ in range(3)))
     weight_K = np.zeros(DIRECTIONS)
     for response in (response for group in responses for response in group):
         position_T, phi_TD, target_T = response.position_T, response.phi_TD, response.target_T

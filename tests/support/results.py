@@ -28,11 +28,20 @@ def a_result() -> dict[str, Any]:
         "advantage_variance": dict(zip(MODES, (172.1, 115.8, 24.11, 17.55), strict=True)),
         "advantage_mean_square": dict(SQUARES),
         "advantage_mean_square_se": {mode: 0.021 * square for mode, square in SQUARES.items()},
-        "advantage_mean_square_ratio": {mode: {"value": SQUARES[mode] / 412.3, "se": 0.001} for mode in MODES},
-        "advantage_paired": [{"mode": "regression", "against": "constant", "difference": -100.29, "se": 2.04}],
-        "entropy": {"per_sequence": 28.412, "per_sequence_se": 0.618, "per_token": 0.9213, "per_token_se": 0.0131},
+        "advantage_mean_square_ratio": {
+            mode: {"value": SQUARES[mode] / 412.3, "se": 0.001, "interval": None} for mode in MODES
+        },
+        "advantage_paired": [
+            {"mode": "regression", "against": "constant", "difference": -100.29, "se": 2.04, "interval": None},
+        ],
+        "entropy": {
+            "per_sequence": 28.412, "per_sequence_se": 0.618, "per_token": 0.9213, "per_token_se": 0.0131,
+            "per_sequence_se_within": 0.211, "per_token_se_within": 0.0044, "per_sequence_interval": [27.2, 29.62],
+            "per_token_interval": [0.8956, 0.947], "clusters": 512,
+        },
         "gradient": {
             "norm_raw": 3.214, "norm_debiased": 2.8144, "norm_sq_debiased": 7.921, "trace_cov": 4813.2, "snr": 3.37,
+            "why_null": None,
         },
         "parity": {"mean_gap": 2.1e-7, "p99_gap": 1.2e-6, "max_gap": 3.4e-5, "outside_nucleus": 2.2e-5},
         "counts": {

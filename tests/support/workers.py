@@ -45,6 +45,10 @@ class InProcessWorkers:
         return self._at_work.gradient_norm_sq
 
     @property
+    def gradient_cross(self) -> float:
+        return self._at_work.gradient_cross
+
+    @property
     def gradient_sha256(self) -> str | None:
         return self._at_work.gradient_sha256
 
@@ -74,8 +78,8 @@ class InProcessWorkers:
             pass
         return self._at_work.run_round(shards, tracker, stop)
 
-    def commit(self) -> list[RoundOutcome]:
-        return self._at_work.commit()
+    def commit(self, window: int = 0) -> list[RoundOutcome]:
+        return self._at_work.commit(window)
 
     def settle(self) -> None:
         self._at_work.settle()

@@ -11,7 +11,7 @@ from ray_probe.cluster.actors.handle import ANSWER_DEADLINE_S, FILES_DEADLINE_S,
 from ray_probe.cluster.actors.own_actors import OwnActor
 from ray_probe.errors import ClusterError
 from ray_probe.gradient.layout import ParameterLayout
-from ray_probe.gradient.store import GradientStore
+from ray_probe.gradient.store import NO_DIGESTS, GradientStore
 
 MAX_DEATHS = 10
 
@@ -35,22 +35,22 @@ class WriterActor(OwnActor):
             raise NotOpen("writer: no gradient is open")
         return self._open
 
-    def open(self, state: str, layout: ParameterLayout, rounds: int, sha256: str | None) -> float:
+    def open(self, state: str, layout: ParameterLayout, rounds: int, sha256: Mapping[int, str], window: int) -> float:
         """Resume from the gradient of `rounds` rounds; returns its squared norm."""
         self._open = None
         store = GradientStore(Path(state), layout)
-        norm_sq = store.open(rounds, sha256)
+        norm_sq = store.open(rounds, sha256, window)
         self._open = store
         return norm_sq
 
-    def go_on(self, state: str, layout: ParameterLayout, rounds: int, sha256: str | None) -> None:
+    def go_on(self, state: str, layout: ParameterLayout, rounds: int, sha256: Mapping[int, str], window: int) -> None:
         """Resume after a restart; the commit in progress may have completed or not."""
         self._open = GradientStore(Path(state), layout)
-        self._open.go_on(rounds, sha256)
+        self._open.go_on(rounds, sha256, window)
 
-    def begin(self) -> str:
+    def begin(self, window: int) -> str:
         """Begin a commit; returns the name of its staging."""
-        return self._store.begin()
+        return self._store.begin(window)
 
     def add(self, staging: str, start: int, stop: int, part: Any) -> None:
         """Stage a bucket."""
@@ -60,12 +60,12 @@ class WriterActor(OwnActor):
         """Return whether this staging is still there."""
         return self._store.holds(staging)
 
-    def commit(self, staging: str, rounds: int) -> tuple[float, str | None]:
-        """Commit what is staged, once; returns its squared norm and sha256.
+    def commit(self, staging: str, rounds: int) -> tuple[float, float, str | None]:
+        """Commit what is staged, once; returns its squared norm, `cross` and sha256.
 
         Raises NotStaged when the staging is lost.
         """
-        return self._store.commit_once(staging, rounds), self._store.sha256
+        return self._store.commit_once(staging, rounds), self._store.cross, self._store.sha256
 
     def settle(self) -> None:
         """Remove the state before the last commit."""
@@ -86,35 +86,49 @@ class WriterHandle(RestartedHandle[WriterActor]):
     Attributes:
         rounds: committed rounds of the open gradient.
         norm_sq: squared norm of the gradient summed over them.
-        sha256: digest of its file, hexadecimal; None before a commit.
+        cross: product of the last commit's gradient with the earlier commits of its window.
     """
 
     def __init__(self, actor: WriterActor, log: Callable[[str], None] = lambda text: None) -> None:
         super().__init__("writer", actor)
         self._log = log
         self._deaths = self.rounds = 0
-        self.norm_sq = 0.0
-        self.sha256: str | None = None
+        self.norm_sq = self.cross = 0.0
+        self._window = 0
+        self._digests: dict[int, str] = {}
 
-    def open(self, state: Path, layout: ParameterLayout, rounds: int, sha256: str | None = None) -> None:
+    @property
+    def sha256(self) -> str | None:
+        """Digest of the gradient's file, hexadecimal; None before a commit."""
+        return self._digests.get(self.rounds)
+
+    def open(
+        self, state: Path, layout: ParameterLayout, rounds: int, sha256: Mapping[int, str] = NO_DIGESTS, window: int = 0
+    ) -> None:
         """Resume from a measurement's committed gradient.
 
         Args:
             state: directory of the gradient.
             layout: names and shapes of the parameters.
             rounds: committed rounds.
-            sha256: recorded digest of the gradient's file; None: not checked.
+            sha256: recorded digests of the gradient's files, by rounds; a file without one is not checked.
+            window: rounds before the window of the last commit.
 
         Raises:
             ConfigError: the gradient cannot be read.
         """
         self._state, self._layout = str(state), layout
-        self._deaths, self.rounds, self.sha256 = 0, rounds, sha256
-        self.norm_sq = self._call(self.actor.open, self._state, layout, rounds, sha256)
+        self._deaths, self.rounds, self._window, self._digests = 0, rounds, window, dict(sha256)
+        self.norm_sq = self._call(self.actor.open, self._state, layout, rounds, dict(sha256), window)
 
-    def begin(self) -> str:
-        """Begin a commit; returns the name of its staging."""
-        return self._call(self.actor.begin)
+    def begin(self, window: int) -> str:
+        """Begin a commit; returns the name of its staging.
+
+        Args:
+            window: rounds before the window of this commit (see `GradientStore.begin`).
+        """
+        self._window = window
+        return self._call(self.actor.begin, window)
 
     def add(self, staging: str, start: int, stop: int, part: Any) -> Any:
         """Stage a bucket; returns a reference that is ready once it is on disk.
@@ -132,8 +146,10 @@ class WriterHandle(RestartedHandle[WriterActor]):
 
         Raises NotStaged when the staging is lost.
         """
-        self.norm_sq, self.sha256 = self._call(self.actor.commit, staging, rounds)
+        self.norm_sq, self.cross, sha256 = self._call(self.actor.commit, staging, rounds)
         self.rounds, self._deaths = rounds, 0
+        if sha256 is not None:
+            self._digests[rounds] = sha256
 
     def settle(self) -> None:
         """Remove the state before the last commit."""
@@ -164,7 +180,7 @@ class WriterHandle(RestartedHandle[WriterActor]):
         if self._deaths > MAX_DEATHS:
             remedy = "look at the memory of its node and at Ray's logs, then go on with run --resume"
             raise ClusterError(f"writer: its process died {self._deaths} times in one commit; {remedy}")
-        arguments = self._state, self._layout, self.rounds, self.sha256
+        arguments = self._state, self._layout, self.rounds, dict(self._digests), self._window
         super()._call(self.actor.go_on, *arguments, deadline_s=ANSWER_DEADLINE_S)
 
 

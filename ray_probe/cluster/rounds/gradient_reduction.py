@@ -52,15 +52,18 @@ class Reduction:
         layout: names and shapes of the parameters.
         bucket_numbers: numbers moved at once.
         stop: checked between buckets.
+        window: rounds before the window of this commit (see `GradientStore.begin`).
     """
 
     def __init__(
-        self, pool: Pool, writer: WriterHandle, layout: ParameterLayout, bucket_numbers: int, stop: StopCheck
-    ) -> None:
+        self, pool: Pool, writer: WriterHandle, layout: ParameterLayout, bucket_numbers: int, stop: StopCheck,
+        window: int = 0,
+    ) -> None:  # fmt: skip
         self._pool = pool
         self._writer = writer
         self._layout = layout
         self._bucket_numbers = bucket_numbers
+        self._window = window
         self._stop = stop
         self._staging = ""
 
@@ -113,7 +116,7 @@ class Reduction:
 
     def _move(self, group: str, actors: tuple[int, ...]) -> Lost | None:
         while True:
-            self._staging = self._writer.begin()
+            self._staging = self._writer.begin(self._window)
             try:
                 self._stage(actors)
                 return None

@@ -37,16 +37,50 @@ def clustered_ratio(numerator_C: Array, denominator_C: Array) -> tuple[Array, Ar
     return ratio, np.sqrt(spread) / size
 
 
+def within_scatter(rows_P3: Array, squares_P3: Array) -> Array:
+    """Return the scatter of entropy and length within uses of a prompt [3].
+
+    For a use with G responses it is `G / (G - 1)` times the sums of squares and products about its means: HH (nats^2),
+    HT (nats tokens) and TT (tokens^2). NaN where a use has one response.
+
+    Args:
+        rows_P3: for each use: responses, total entropy, total length.
+        squares_P3: for each use: sums of H^2, H T and T^2 over its responses.
+    """
+    responses_P, entropy_P, tokens_P = rows_P3.T
+    products_P3 = np.stack([entropy_P**2, entropy_P * tokens_P, tokens_P**2], axis=1)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        factor_P = responses_P / (responses_P - 1.0)
+        scatter_P3 = factor_P[:, None] * (squares_P3 - products_P3 / responses_P[:, None])
+    scatter: Array = scatter_P3.sum(axis=0)
+    return scatter
+
+
+def errors_within(scatter_3: Array, entropy: float, responses: float, tokens: float) -> tuple[float, float]:
+    """Return the errors per sequence and per token for these very prompts.
+
+    Args:
+        scatter_3: of `within_scatter`.
+        entropy: total over responses, nats.
+        responses: number of responses.
+        tokens: number of tokens.
+    """
+    ratio = entropy / tokens
+    residual = scatter_3[0] - 2.0 * ratio * scatter_3[1] + ratio**2 * scatter_3[2]
+    # Rounding can leave a scatter of equal responses below 0.
+    squares = np.maximum([scatter_3[0], residual], 0.0)
+    return float(np.sqrt(squares[0]) / responses), float(np.sqrt(squares[1]) / tokens)
+
+
 @dataclass(frozen=True)
 class GradientNoise:
-    """The mean gradient's norm and noise; None with fewer than two shards.
+    """The mean gradient's norm and noise; None where no two parts are independent.
 
     Attributes:
         norm_raw: Euclidean norm of the mean gradient: too large by its own noise.
         norm_debiased: root of `norm_sq_debiased`; None also where that is not above 0.
-        norm_sq_debiased: estimate of the squared norm of the expected gradient, unbiased for independent shards (see
-            `gradient_noise`); may be negative.
-        trace_cov: N times the trace of the covariance of the mean, shards as clusters.
+        norm_sq_debiased: unbiased estimate of the squared norm of the expected gradient; may be negative.
+        trace_cov: N times the trace of the covariance of the mean.
         snr: `norm_sq_debiased / (trace_cov / N)`; None also when trace_cov is not positive.
     """
 
@@ -57,14 +91,35 @@ class GradientNoise:
     snr: float | None
 
 
-def gradient_noise(sum_norm_sq: float, shard_norm_sq_C: Array, shard_sequences_C: Array) -> GradientNoise:
-    """Return the noise of the reduced gradient from the shards' own norms.
+def noise_of_products(sum_norm_sq: float, sequences: float, cross: float, pairs: float) -> GradientNoise:
+    """Return the noise of the reduced gradient from products of independent parts.
 
-    For independent shards with `E g_s = n_s mu`, the cross products `|sum g|^2 - sum |g_s|^2` have the expectation
-    `(N^2 - sum n_s^2) |mu|^2`, whatever the sizes. So both figures are unbiased for a fixed baseline. With
-    `leave_one_out` shards depend on each other through their baselines, which biases the norm upward and the trace
-    downward, at an order of 1 / S^2 in the shards S of a round: large for 2 to 4 shards, a per cent or so at 32. Shards
-    that share a prompt are not independent at all.
+    For parts with `E g_s = n_s mu`, of which one's fit does not hold the other, a product has the expectation
+    `n_s n_t |mu|^2`.
+
+    Args:
+        sum_norm_sq: squared norm of the gradient summed over all responses.
+        sequences: number of responses N.
+        cross: sum over pairs of parts of the products of their gradients.
+        pairs: sum over these pairs of the products of their numbers of responses.
+    """
+    mean_sq = sum_norm_sq / sequences**2
+    norm_raw = float(np.sqrt(mean_sq))
+    if not pairs > 0:
+        return GradientNoise(norm_raw, None, None, None, None)
+    debiased = cross / pairs
+    variance = mean_sq - debiased
+    snr = debiased / variance if variance > 0 else None
+    norm_debiased = float(np.sqrt(debiased)) if debiased > 0 else None
+    return GradientNoise(norm_raw, norm_debiased, debiased, sequences * variance, snr)
+
+
+def gradient_noise(sum_norm_sq: float, shard_norm_sq_C: Array, shard_sequences_C: Array) -> GradientNoise:
+    """Return the noise of the reduced gradient from products of all pairs of shards.
+
+    It is unbiased where no shard's fit holds another of the same round: for `lagged`, or without a fit. With
+    `leave_one_out` the norm is too large, at an order of 1 / S^2 in the shards S of a round. Shards that share a prompt
+    are not independent at all.
 
     Args:
         sum_norm_sq: squared norm of the gradient summed over all responses.
@@ -72,15 +127,9 @@ def gradient_noise(sum_norm_sq: float, shard_norm_sq_C: Array, shard_sequences_C
         shard_sequences_C: responses in each shard.
     """
     sequences = float(shard_sequences_C.sum())
-    mean_sq = sum_norm_sq / sequences**2
-    pairs = sequences**2 - float((shard_sequences_C**2).sum())
-    if len(shard_norm_sq_C) < 2:
-        return GradientNoise(float(np.sqrt(mean_sq)), None, None, None, None)
-    debiased = (sum_norm_sq - float(shard_norm_sq_C.sum())) / pairs
-    variance = mean_sq - debiased
-    snr = debiased / variance if variance > 0 else None
-    norm_debiased = float(np.sqrt(debiased)) if debiased > 0 else None
-    return GradientNoise(float(np.sqrt(mean_sq)), norm_debiased, debiased, sequences * variance, snr)
+    cross = (sum_norm_sq - float(shard_norm_sq_C.sum())) / 2.0
+    pairs = (sequences**2 - float((shard_sequences_C**2).sum())) / 2.0
+    return noise_of_products(sum_norm_sq, sequences, cross, pairs if len(shard_norm_sq_C) > 1 else 0.0)
 
 
 def in_sample_mean_squares(record: Record, position_mean_B: Array, beta_EK: Array | None) -> dict[Mode, float | None]:

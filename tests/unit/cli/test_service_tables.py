@@ -243,13 +243,13 @@ def test_a_mode_without_figures_is_not_available_and_breaks_nothing() -> None:
     bare = {
         "advantage_mean_square": {"none": 412.3},
         "advantage_mean_square_ratio": {"constant": Estimate(0.28)},
-        "gradient": Gradient(norm_raw=3.2),
+        "gradient": Gradient(norm_raw=3.2, why_null="needs two commits"),
         "in_sample": {"none": 411.1, "constant": None},
     }
     table = variance_table(replace(variance, **bare))
     assert row(table, "constant").split() == ["constant", "n/a", "0.2800", "±", "n/a", "115.8", "n/a"]
     assert "n/a" in row(table, "snr")
-    assert "needs two shards" in one_line(table)
+    assert "needs two commits" in one_line(table)
 
 
 def test_results_give_a_row_to_each_measurement() -> None:

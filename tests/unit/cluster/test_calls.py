@@ -122,13 +122,13 @@ def test_a_writer_that_was_restarted_is_given_its_gradient_and_asked_once_more(
 
     actor: Any = SimpleNamespace(open=method("open"), go_on=method("go_on"), commit=method("commit"))
     lost = RayTaskError("commit", "traceback", NotOpen("writer: no gradient is open"))
-    answering(monkeypatch, 2.5, lost, None, (4.5, "ab"))
+    answering(monkeypatch, 2.5, lost, None, (4.5, -1.5, "ab"))
     log: list[str] = []
     writer = WriterHandle(actor, log.append)
-    writer.open(tmp_path, "layout", 3, "aa")
+    writer.open(tmp_path, "layout", 3, {2: "zz", 3: "aa"}, 2)
     assert (writer.norm_sq, writer.rounds, writer.sha256) == (2.5, 3, "aa")
     writer.commit("staging", 4)
-    reopened = (str(tmp_path), "layout", 3, "aa")
+    reopened = (str(tmp_path), "layout", 3, {2: "zz", 3: "aa"}, 2)
     assert sent == [("open", *reopened), ("commit", "staging", 4), ("go_on", *reopened), ("commit", "staging", 4)]
-    assert (writer.norm_sq, writer.rounds, writer.sha256) == (4.5, 4, "ab")
+    assert (writer.norm_sq, writer.cross, writer.rounds, writer.sha256) == (4.5, -1.5, 4, "ab")
     assert log == ["writer: its process died; it goes on from the gradient through 3 rounds"]

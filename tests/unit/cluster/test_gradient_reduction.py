@@ -76,7 +76,7 @@ class Writer:
         self.dies_at: list[int] = []
         self.committed: list[int] = []
 
-    def begin(self) -> str:
+    def begin(self, window: int) -> str:
         self._cluster.added, self._cluster.under_way = {}, 0
         self.begun += 1
         self._staging = f"staging {self.begun}"

@@ -118,7 +118,8 @@ def test_the_results_entropies_are_these_numbers():
         "per_token": token,
         "per_token_se": token_se,
     }
-    assert vars(reported) == pytest.approx(expected, rel=1e-12)
+    assert {name: getattr(reported, name) for name in expected} == pytest.approx(expected, rel=1e-12)
+    assert reported.clusters == PROMPTS
     assert len(merged(parts).prompts) == PROMPTS
 
 

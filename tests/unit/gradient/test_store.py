@@ -365,7 +365,7 @@ def test_the_digest_of_each_state_is_that_of_its_file_in_whatever_order_buckets_
         store.commit(number + 1)
         path = tmp_path / f"gradient-{number:06d}.npy"
         assert store.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
-        assert GradientStore(tmp_path, LAYOUT).open(number + 1, store.sha256) == pytest.approx(
+        assert GradientStore(tmp_path, LAYOUT).open(number + 1, {number + 1: store.sha256}) == pytest.approx(
             square_through(number + 1), rel=1e-14
         )
 
@@ -382,9 +382,9 @@ def test_a_flipped_bit_is_found_by_whoever_reads_the_whole_state(tmp_path: Path,
     for place in (head, head + 8 * 9 + 6, len(whole) - 1):
         path.write_bytes(whole[:place] + bytes([whole[place] ^ 4]) + whole[place + 1 :])
         with pytest.raises(ConfigError, match=refused):
-            GradientStore(directory, LAYOUT).open(2, recorded)
+            GradientStore(directory, LAYOUT).open(2, {2: recorded})
         back = GradientStore(directory, LAYOUT)
-        back.go_on(2, recorded)
+        back.go_on(2, {2: recorded})
         for user in (store, back):
             stage(user, 2, BUCKETS[::order])
             with pytest.raises(ConfigError, match=refused):
@@ -441,3 +441,76 @@ def test_memory_is_that_of_a_chunk_however_large_the_gradient(tmp_path: Path, mo
     tracemalloc.stop()
     assert peak < 8 * 10_000 * 8, "a few chunks of 80 kB; the vector has 16 MB"
     assert (safetensors.numpy.load_file(tmp_path / "mean.safetensors")["w"] == 1.0).all()
+
+
+# Products of commits
+
+
+def commit_in(store: GradientStore, number: int, window: int, buckets: tuple[tuple[int, int], ...] = BUCKETS) -> None:
+    staging = store.begin(window)
+    for start, stop in buckets:
+        store.add(staging, start, stop, part_of(number)[start:stop])
+    store.commit(number + 1)
+    store.settle()
+
+
+def cross_of(number: int, window: int) -> float:
+    before = sum_through(number) - sum_through(window)
+    return float(before @ part_of(number).astype(np.float64))
+
+
+WINDOWS = (0, 0, 2, 2, 4, 5)
+"""Of six commits: the third, fifth and sixth repeat a prompt of their window."""
+
+
+def test_a_commit_has_its_product_with_the_earlier_commits_of_its_window(tmp_path: Path):
+    store = opened(tmp_path)
+    for number, window in enumerate(WINDOWS):
+        commit_in(store, number, window, BUCKETS[::-1] if number % 2 else BUCKETS)
+        assert store.cross == pytest.approx(cross_of(number, window), rel=1e-12, abs=1e-12)
+        kept = {f"gradient-{rounds - 1:06d}.npy" for rounds in {window, number + 1} if rounds}
+        assert set(names(tmp_path)) == kept, "the state at the window's start stays as long as the window"
+
+
+def test_a_resumed_run_has_the_same_products_in_the_middle_of_a_window(tmp_path: Path):
+    store = opened(tmp_path)
+    for number, window in enumerate(WINDOWS[:3]):
+        commit_in(store, number, window)
+    again = GradientStore(tmp_path, LAYOUT)
+    again.open(3, {2: "of another file"}, window=2)
+    assert names(tmp_path) == ["gradient-000001.npy", "gradient-000002.npy"]
+    again.open(3, {}, window=2)
+    commit_in(again, 3, 2)
+    assert again.cross == pytest.approx(cross_of(3, 2), rel=1e-12)
+
+
+def test_a_commit_of_a_process_that_died_has_its_product_from_disk(tmp_path: Path):
+    store = opened(tmp_path)
+    for number, window in enumerate(WINDOWS[:3]):
+        commit_in(store, number, window)
+    staging = store.begin(2)
+    for start, stop in BUCKETS:
+        store.add(staging, start, stop, part_of(3)[start:stop])
+    store.commit(4)
+    again = GradientStore(tmp_path, LAYOUT)
+    again.go_on(3, window=2)
+    assert again.commit_once(staging, 4) == pytest.approx(square_through(4), rel=1e-12)
+    assert again.cross == pytest.approx(store.cross, rel=1e-12)
+    assert again.commit_once(staging, 4) == pytest.approx(square_through(4), rel=1e-12)
+    assert again.cross == pytest.approx(store.cross, rel=1e-12), "a repeated call changes nothing"
+
+
+def test_a_damaged_state_at_the_windows_start_is_refused(tmp_path: Path):
+    directory = tmp_path / "run" / "state"
+    directory.mkdir(parents=True)
+    store = opened(directory)
+    for number, window in enumerate(WINDOWS[:3]):
+        commit_in(store, number, window)
+    path = directory / "gradient-000001.npy"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 4]))
+    staging = store.begin(2)
+    for start, stop in BUCKETS:
+        store.add(staging, start, stop, part_of(3)[start:stop])
+    with pytest.raises(ConfigError, match=rf"{path.name} is damaged: its sha256 is not the one"):
+        store.commit(4)

@@ -83,7 +83,8 @@ def test_the_mode_in_use_is_marked_and_only_that() -> None:
 
 def test_what_is_null_is_shown_as_not_available() -> None:
     result = a_result()
-    result["gradient"].update(norm_debiased=None, norm_sq_debiased=None, trace_cov=None, snr=None)
+    figures = ("norm_debiased", "norm_sq_debiased", "trace_cov", "snr")
+    result["gradient"].update(dict.fromkeys(figures), why_null="needs two commits")
     result["beta"].update(values=None, r2=None, condition_number=None, fallback="residual_mu")
     result["entropy"].update(per_sequence_se=None, per_token_se=math.nan)
     lines = shown(result).splitlines()
@@ -95,7 +96,7 @@ def test_what_is_null_is_shown_as_not_available() -> None:
     text = "\n".join(lines)
     assert "28.41 ± n/a nats" in text
     assert "R² n/a" in text
-    assert "needs two shards" in text
+    assert "needs two commits" in text
 
 
 @pytest.mark.parametrize("verbose", [False, True])
@@ -201,9 +202,9 @@ def test_repeated_prompts_and_few_shards_are_warned_of_when_due() -> None:
     repeated, few = a_result(), a_result()
     repeated["counts"]["repeated_prompts"] = 3
     assert any(text.startswith("REPEATED: 3 prompts") for text in caveats(Result.from_json(repeated)))
-    few["counts"] |= {"shards": 4, "rounds": 2}
-    assert any(text.startswith("FEW SHARDS: 2 a round") for text in caveats(Result.from_json(few)))
-    few["config"]["estimator"]["baseline"]["mode"] = "none"
+    few["counts"] |= {"shards": 7, "rounds": 1}
+    assert any(text.startswith("FEW SHARDS: 7 shards; below 8") for text in caveats(Result.from_json(few)))
+    few["counts"]["shards"] = 8
     assert not any(text.startswith("FEW SHARDS") for text in caveats(Result.from_json(few)))
 
 

@@ -56,12 +56,6 @@ def test_the_more_responses_are_those_that_the_noise_asks_for() -> None:
     assert "--set batch.rounds=16," in str(verdict_of(result).advice)
 
 
-def test_few_shards_make_the_number_a_least_one() -> None:
-    result = noisy(0.65)
-    result["counts"]["shards"] = 8
-    assert "at least about 280 more responses" in verdict_of(result).text
-
-
 def test_an_snr_that_could_be_chance_has_no_number_either() -> None:
     assert "about 9,700 more responses" in verdict_of(noisy(0.05)).text
     assert "direction lost in the noise (SNR 0.049): too little" in verdict_of(noisy(0.049)).text
@@ -78,8 +72,18 @@ def test_a_gradient_that_is_not_above_its_noise_has_no_number(norm_sq: float) ->
 @pytest.mark.parametrize(
     ("changes", "said", "advice"),
     [
-        ({"counts__shards": 1}, "direction not known: that takes two shards or more", "lower batch.shard_prompts"),
-        ({"counts__repeated_prompts": 4}, "direction not known: prompts were used more than once", None),
+        (
+            {"counts__rounds": 1, "gradient__why_null": "needs two commits"},
+            "direction not known: it needs two commits", "add rounds: set batch.rounds to 2 or more",
+        ),
+        (
+            {"gradient__why_null": "needs two commits"}, "direction not known: it needs two commits",
+            "set output.commit_rounds to 1, or add rounds",
+        ),
+        (
+            {"counts__repeated_prompts": 4, "gradient__why_null": "needs two commits that share no prompt"},
+            "direction not known: it needs two commits that share no prompt", "give more prompts",
+        ),
         ({"gradient__trace_cov": 0.0}, "direction not known: no noise was found between shards", None),
         ({"gradient": {}}, "direction not known", None),
     ],
@@ -129,4 +133,4 @@ def test_the_advice_names_the_key_that_ended_the_run(batch: dict[str, Any], advi
 
 
 def test_an_empty_result_has_a_verdict() -> None:
-    assert verdict_of({}).text == "entropy not known; direction not known: that takes two shards or more"
+    assert verdict_of({}).text == "entropy not known; direction not known"

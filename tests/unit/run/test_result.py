@@ -12,12 +12,18 @@ from ray_probe.core.estimator.parity import ParityStats
 from ray_probe.core.estimator.variance import clustered_ratio
 from ray_probe.fitter.fitter import Fitter
 from ray_probe.run.estimates import advantage_by_mode, build_result, entropy_estimate, round_summary
+from ray_probe.run.gradient_products import GradientProducts
 from ray_probe.run.messages import Collected, Delivery, ShardSums, SumsX
+from ray_probe.run.result import Entropy, Gradient
 from ray_probe.run.totals import PAIRS, Totals, merged, summed
 
 CAP = 4
 BETA = Fitter(BaselineRule("regression", "leave_one_out", 1e-3, 0.9, ("H",), CAP), "policy").beta()
-CONFIG = {"generation": {"max_new_tokens": CAP}, "batch": {"responses_per_prompt": 1000}}
+CONFIG = {
+    "generation": {"max_new_tokens": CAP}, "batch": {"responses_per_prompt": 1000},
+    "estimator": {"baseline": {"mode": "regression", "fit": "leave_one_out"}},
+}  # fmt: skip
+PRODUCTS = GradientProducts(norm_sq=123.0, cross=20.0, pairs=250.0)
 LENGTHS = (1, 4, 2, 3)
 
 
@@ -34,7 +40,8 @@ def some_report(round_number: int, shard: int, prompts: tuple[int, int] = (0, 1)
     rows = np.array([[2, numbers.uniform(1, 9), 5.0], [2, numbers.uniform(1, 9), 5.0 + shard]])
     bins = [np.array([4.0, 3.0, 2.0, 1.0 + shard]), numbers.normal(size=CAP), numbers.normal(size=CAP)]
     advantage = {mode: np.array([a.sum(), (a**2).sum()]) for mode, a in by_mode.items()}
-    sums = SumsX(rows, 1, 2, advantage, *bins)
+    squares = np.stack([rows[:, 1] ** 2, rows[:, 1] * rows[:, 2], rows[:, 2] ** 2], axis=1) / 2 + [1.0, 0.5, 0.5]
+    sums = SumsX(rows, squares, 1, 2, advantage, *bins)
     return ShardSums(
         round_number, shard, 1, True, shard != 2, np.array(prompts), sums, float(numbers.uniform(20, 30)), 0.5
     )
@@ -63,7 +70,7 @@ def canonical(totals: Totals) -> str:
 
 
 def result_of(totals: Totals) -> dict[str, Any]:
-    return build_result(CONFIG, BETA, totals, 123.0, actors=2).to_json()
+    return build_result(CONFIG, BETA, totals, PRODUCTS, actors=2).to_json()
 
 
 def test_totals_of_a_round_do_not_depend_on_the_order_of_reports():
@@ -145,9 +152,7 @@ def test_a_prompt_that_comes_back_is_one_cluster():
 
 
 def test_entropy_of_nothing_is_null():
-    assert entropy_estimate(Totals(bins_3B=np.zeros((3, CAP)))).to_json() == dict.fromkeys(
-        ("per_sequence", "per_sequence_se", "per_token", "per_token_se")
-    )
+    assert entropy_estimate(Totals(bins_3B=np.zeros((3, CAP)))) == Entropy()
 
 
 def test_advantage_statistics_of_a_round_are_the_direct_ones():
@@ -158,14 +163,14 @@ def test_advantage_statistics_of_a_round_are_the_direct_ones():
 
 
 def test_ratios_and_paired_differences_are_the_direct_ones_with_shards_as_clusters():
-    places = [(number, shard) for number in range(2) for shard in range(3)]
-    result = result_of(merged([a_round(0), a_round(1)]))
+    places = [(number, shard) for number in range(3) for shard in range(3)]
+    result = result_of(merged([a_round(number) for number in range(3)]))
     squares = {mode: np.array([(some_advantages(*place)[mode] ** 2).sum() for place in places]) for mode in MODES}
     tokens = np.array([len(some_advantages(*place)["none"]) for place in places])
 
     def jackknife_free_error(numerator: np.ndarray, denominator: np.ndarray) -> float:
         residual = numerator - numerator.sum() / denominator.sum() * denominator
-        return float(np.sqrt(6 / 5 * (residual**2).sum()) / denominator.sum())
+        return float(np.sqrt(9 / 8 * (residual**2).sum()) / denominator.sum())
 
     for mode in MODES:
         assert result["advantage_mean_square"][mode] == pytest.approx(squares[mode].sum() / tokens.sum())
@@ -194,7 +199,7 @@ KEYS = {
     "advantage_variance": set(MODES),
     "advantage_mean_square": set(MODES),
     "entropy": {"per_sequence", "per_sequence_se", "per_token", "per_token_se"},
-    "gradient": {"norm_raw", "norm_debiased", "norm_sq_debiased", "trace_cov", "snr"},
+    "gradient": {"norm_raw", "norm_debiased", "norm_sq_debiased", "trace_cov", "snr", "why_null"},
     "parity": {"mean_gap", "p99_gap", "max_gap", "outside_nucleus"},
     "counts": {
         "rounds", "shards", "sequences", "tokens", "eos_only", "truncated", "shards_retried", "actors",
@@ -220,9 +225,9 @@ def test_the_result_has_every_key_and_is_json_without_nan(rounds: int, shards: i
         "regenerated": 0, "repeated_prompts": 0,
     }  # fmt: skip
     assert (result["partial"], result["conflicts"]) == (False, [])
-    alone = rounds * shards == 1
-    assert (result["gradient"]["snr"] is None) is alone
-    assert (result["advantage_paired"][0]["se"] is None) is alone
+    few = rounds * shards < 8
+    assert (result["advantage_paired"][0]["se"] is None) is few, "an error of few shards would be too small"
+    assert (result["advantage_mean_square_se"]["none"] is None) is few
     seconds = sum(8.0 + number for number in range(rounds))
     assert result["timing"]["tokens_per_second"] == pytest.approx(result["counts"]["tokens"] / seconds)
 
@@ -244,9 +249,29 @@ def test_shards_given_up_and_conflicts_are_listed():
 def test_the_gradient_section_is_of_the_mean_over_responses():
     totals = a_round(0)
     result = result_of(totals)
+    n, norm_sq = totals.sequences, 20.0 / 250.0
+    trace = n * (123.0 / n**2 - norm_sq)
+    assert result["gradient"] == pytest.approx({
+        "norm_raw": np.sqrt(123.0) / n, "norm_debiased": np.sqrt(norm_sq), "norm_sq_debiased": norm_sq,
+        "trace_cov": trace, "snr": norm_sq / (trace / n), "why_null": None,
+    })  # fmt: skip
+
+
+@pytest.mark.parametrize(("mode", "fit"), [("regression", "lagged"), ("none", "leave_one_out")])
+def test_all_pairs_of_shards_count_where_no_fit_holds_another_of_the_round(mode: str, fit: str):
+    totals = a_round(0)
+    config = CONFIG | {"estimator": {"baseline": {"mode": mode, "fit": fit}}}
+    gradient = build_result(config, BETA, totals, PRODUCTS, actors=2).gradient
     norms, n = totals.sizes_S3[:, 2], totals.sequences
-    assert result["gradient"]["norm_raw"] == pytest.approx(np.sqrt(123.0) / n)
-    assert result["gradient"]["norm_sq_debiased"] == pytest.approx((123.0 - norms.sum()) / (n**2 - 3 * 4**2))
+    assert gradient.norm_sq_debiased == pytest.approx((123.0 - norms.sum()) / (n**2 - 3 * 4**2))
+
+
+@pytest.mark.parametrize(("most", "why"), [(1000, "needs two commits"), (3, "needs two commits that share no prompt")])
+def test_without_two_independent_commits_the_noise_is_null_with_the_reason(most: int, why: str):
+    config = CONFIG | {"batch": {"responses_per_prompt": most}}
+    totals = merged([a_round(0), a_round(1)])
+    gradient = build_result(config, BETA, totals, GradientProducts(norm_sq=123.0), actors=2).gradient
+    assert gradient == Gradient(norm_raw=pytest.approx(np.sqrt(123.0) / totals.sequences), why_null=why)
 
 
 def test_positions_are_means_by_bin_and_null_where_nobody_was():
@@ -271,13 +296,13 @@ def test_a_line_of_a_round_is_json_and_says_which_records_the_fit_holds():
 
 def test_where_prompts_came_back_no_error_takes_their_shards_for_independent():
     totals = merged([a_round(0), a_round(1)])
-    once = build_result(CONFIG, BETA, totals, 123.0, actors=2).to_json()
+    once = build_result(CONFIG, BETA, totals, PRODUCTS, actors=2).to_json()
     most = int(max(row[0] for row in totals.prompts.values()))
     config = CONFIG | {"batch": {"responses_per_prompt": most - 1}}
-    again = build_result(config, BETA, totals, 123.0, actors=2).to_json()
+    again = build_result(config, BETA, totals, PRODUCTS, actors=2).to_json()
     assert once["counts"]["repeated_prompts"] == 0 < again["counts"]["repeated_prompts"]
     assert again["gradient"]["norm_raw"] == once["gradient"]["norm_raw"]
-    assert {again["gradient"][name] for name in ("norm_debiased", "norm_sq_debiased", "trace_cov", "snr")} == {None}
+    assert again["gradient"] == once["gradient"], "it comes from commits that share no prompt"
     assert set(again["advantage_mean_square_se"].values()) == {None}
     assert {pair["se"] for pair in again["advantage_paired"]} == {None}
     assert again["advantage_mean_square"] == once["advantage_mean_square"]

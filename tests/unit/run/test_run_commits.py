@@ -57,7 +57,7 @@ def test_commits_of_several_rounds_give_the_answer_of_single_ones(checkpoint: Pa
     assert [line["group"] for line in jobs[2].lines] == [[0, 1], [0, 1], [2, 2]], "the last may be shorter"
     assert [line["group"] for line in jobs[10].lines] == [[0, 2]] * 3
     assert sorted(path.name for path in (jobs[2].path / "state").iterdir()) == [
-        "gradient-000002.npy", *(f"round-{n:06d}.json" for n in range(3)),
+        "gradient-000001.npy", "gradient-000002.npy", *(f"round-{n:06d}.json" for n in range(3)),
     ]  # fmt: skip
 
 
