@@ -47,15 +47,15 @@ def execute(request: RunRequest, listener: Listener, run: Run) -> Result:
     """
     config, directory = resolve(request)
     refuse_shadows(config.cluster.runtime_env)
-    notes = _Notes(listener)
+    notes = Notes(listener)
     run.directory = None if directory is None else directory.path
     with at_last(run.keep), ExitStack() as stack:
         stack.callback(run.keep)
         head = _started_here(config, stack)
-        prepared = _prepared(config, directory, notes)
+        prepared = prepared_run(config, directory, notes)
         if (warning := few_shards(config)) is not None:
             notes.tell(f"warning: {warning}")
-        if directory is not None and (result := _done(directory, prepared, notes)) is not None:
+        if directory is not None and (result := finished_result(directory, prepared, notes)) is not None:
             notes.tell("every round of this run is finished; nothing is left to do")
             return result
         output = prepared.config.output
@@ -72,7 +72,7 @@ def _started_here(config: ProbeConfig, stack: ExitStack) -> StartedHead | None:
     return stack.enter_context(closing(head))
 
 
-class _Notes:
+class Notes:
     """Messages before the log exists, which receives them later."""
 
     def __init__(self, listener: Listener) -> None:
@@ -80,11 +80,12 @@ class _Notes:
         self.texts: list[str] = []
 
     def tell(self, text: str) -> None:
+        """Passes a message on, and keeps it for the log."""
         self.texts.append(text)
         self._listener(Progress.outside(text))
 
 
-def _prepared(config: ProbeConfig, directory: RunDirectory | None, notes: _Notes) -> PreparedRun:
+def prepared_run(config: ProbeConfig, directory: RunDirectory | None, notes: Notes) -> PreparedRun:
     """Returns the checked run, without a connection to the cluster."""
     if directory is None and config.cluster.address is not None:  # the checkpoint takes seconds
         check_room(config.cluster.address, Demand.of(config.cluster))
@@ -103,7 +104,7 @@ def _prepared(config: ProbeConfig, directory: RunDirectory | None, notes: _Notes
     return prepared
 
 
-def _done(directory: RunDirectory, prepared: PreparedRun, notes: _Notes) -> Result | None:
+def finished_result(directory: RunDirectory, prepared: PreparedRun, notes: Notes) -> Result | None:
     """Returns the result of a run whose rounds are all finished, or None."""
     rounds = len(directory.finished_rounds())
     if not rounds or rounds != prepared.plan.round_count:
@@ -117,7 +118,7 @@ def _done(directory: RunDirectory, prepared: PreparedRun, notes: _Notes) -> Resu
 
 
 def _driven(
-    prepared: PreparedRun, resume: bool, path: Path, own: StartedHead | None, notes: _Notes, listener: Listener
+    prepared: PreparedRun, resume: bool, path: Path, own: StartedHead | None, notes: Notes, listener: Listener
 ) -> Result:
     """Connects, submits the run to a new controller, and follows it to its end."""
     from ray_probe.cluster.connection.nodes import this_node

@@ -30,7 +30,7 @@ class InProcessWorkers:
         self.in_round = threading.Event()
         self.closed = False
         self._assembly = RolloutBuilder()
-        self._prepared: PreparedRun | None = None
+        self.prepared: PreparedRun | None = None
         self._backend: LocalBackend | None = None
 
     actors = property(lambda self: self.asked)
@@ -61,15 +61,15 @@ class InProcessWorkers:
         config, directory = prepared.config, prepared.checkpoint.directory
         self._rollout = self._assembly.load(config, directory, prepared.checkpoint.adapter, prepared.policy_id)
         self.ways.append(self._assembly.way)
-        self._prepared = prepared
+        self.prepared = prepared
         frozen, cache_gap = self._rollout.frozen, self._rollout.cache_gap
         self.info = ActorFacts(self.layout, "cpu", 1, 10**9, frozen=frozen, cache_gap=cache_gap)
 
     def open(self, directory: RunDirectory, finished: Sequence[Sequence[int]], held_positions: int = 0) -> None:
-        assert self._prepared is not None
-        rule = baseline_rule(self._prepared.config)
+        assert self.prepared is not None
+        rule = baseline_rule(self.prepared.config)
         self._backend = LocalBackend(
-            [self._rollout], rule, self._prepared.policy_id, directory, held_positions=held_positions
+            [self._rollout], rule, self.prepared.policy_id, directory, held_positions=held_positions
         )
 
     def run_round(self, shards: Sequence[Shard], tracker: ProgressTracker, stop: StopCheck) -> RoundOutcome:
