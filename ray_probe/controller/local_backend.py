@@ -9,7 +9,7 @@ from ray_probe.core.estimator.baselines import BaselineRule
 from ray_probe.fitter.fitter import Fitter
 from ray_probe.gradient.layout import BUCKET_NUMBERS, ParameterLayout
 from ray_probe.gradient.store import GradientStore
-from ray_probe.run.backend import RoundOutcome, StopCheck, new_group, refuse_if_stopped
+from ray_probe.run.backend import Commit, RoundOutcome, StopCheck, new_group, refuse_if_stopped
 from ray_probe.run.directory import RunDirectory
 from ray_probe.run.plan import Shard
 from ray_probe.run.progress_tracker import ProgressTracker
@@ -49,8 +49,7 @@ class LocalBackend:
         self._rollouts = rollouts
         self.fitter = Fitter(rule, policy_id, directory.ledger, finished)
         self.store = GradientStore(directory.state, self.layout)
-        gradient = directory.gradient_digests(), directory.gradient_window()
-        self._norm_sq = self.store.open(len(finished), *gradient)
+        self.store.open(len(finished), directory.gradient_digests(), directory.gradient_window())
         self._committed = len(finished)
         self._bucket_numbers = bucket_numbers
         self._held_positions = held_positions
@@ -66,21 +65,6 @@ class LocalBackend:
     def layout(self) -> ParameterLayout:
         """Names and shapes of the trainable parameters."""
         return self._rollouts[0].layout
-
-    @property
-    def gradient_norm_sq(self) -> float:
-        """Squared norm of the gradient summed over all committed rounds."""
-        return self._norm_sq
-
-    @property
-    def gradient_cross(self) -> float:
-        """Product of the last commit's gradient with the earlier commits of its window."""
-        return self.store.cross
-
-    @property
-    def gradient_sha256(self) -> str | None:
-        """Sha256 of that gradient's file, hexadecimal; None before a commit."""
-        return self.store.sha256
 
     def beta(self) -> Beta:
         """Returns the fitter's current global fit."""
@@ -120,8 +104,8 @@ class LocalBackend:
         self._open.append(outcome)
         return outcome
 
-    def commit(self, window: int = 0) -> list[RoundOutcome]:
-        """Writes the summed gradient of the open rounds; returns their outcomes."""
+    def commit(self, window: int = 0) -> Commit:
+        """Writes the summed gradient of the open rounds."""
         if self._committed == 0:  # a parameter reached by one commit stays reached
             check_reached(self.layout, [rollout.gradient_report(self._group) for rollout in self._rollouts])
         staging = self.store.begin(window)
@@ -131,8 +115,8 @@ class LocalBackend:
             self.store.add(staging, start, stop, total)
         outcomes, self._open, self._group = self._open, [], new_group()
         self._committed += len(outcomes)
-        self._norm_sq = self.store.commit(self._committed)
-        return outcomes
+        norm_sq = self.store.commit(self._committed)
+        return Commit(outcomes, norm_sq, self.store.cross, self.store.sha256)
 
     def settle(self) -> None:
         """Removes the state before the last commit."""

@@ -8,7 +8,7 @@ import sys
 from contextlib import ExitStack, closing, suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from ray_probe.cluster.connection.connect import check_room, connected, start_head
 from ray_probe.cluster.connection.demand import Demand
@@ -31,6 +31,9 @@ from ray_probe.service.run_request import Run, RunRequest, resolve
 from ray_probe.system import processes
 from ray_probe.system.clock import utc_now
 from ray_probe.system.signals import at_last, end_now, interrupted
+
+if TYPE_CHECKING:
+    from ray_probe.service.client import ProbeClient
 
 SUBMIT_S = 60.0
 STOP_S = 2.7
@@ -159,15 +162,14 @@ def _driven(
 
 
 def _followed(
-    client: Any, identity: str, path: Path, own: StartedHead | None, listener: Listener
+    client: "ProbeClient", identity: str, path: Path, own: StartedHead | None, listener: Listener
 ) -> Result:
     """Returns the result; on Ctrl-C stops the run with its committed rounds kept."""
     from ray_probe.cluster.actors.calls import is_gone, is_silent
     from ray_probe.cluster.pool.death_report import autopsy
 
     try:
-        result: Result = client.ended(identity, listener, interrupted)
-        return result
+        return client.ended(identity, listener, interrupted)
     except ClusterError as error:
         if client.head_lost or is_silent(error):
             told = str(error)

@@ -10,7 +10,7 @@ from ray_probe.controller.replies import Scaled
 from ray_probe.fitter.fitter import Fitter
 from ray_probe.gradient.layout import ParameterLayout
 from ray_probe.rollout.builder import RolloutBuilder
-from ray_probe.run.backend import RoundOutcome, StopCheck
+from ray_probe.run.backend import Commit, RoundOutcome, StopCheck
 from ray_probe.run.directory import RunDirectory
 from ray_probe.run.messages import ActorFacts
 from ray_probe.run.plan import Shard
@@ -41,18 +41,6 @@ class InProcessWorkers:
         return self._rollout.layout
 
     @property
-    def gradient_norm_sq(self) -> float:
-        return self._at_work.gradient_norm_sq
-
-    @property
-    def gradient_cross(self) -> float:
-        return self._at_work.gradient_cross
-
-    @property
-    def gradient_sha256(self) -> str | None:
-        return self._at_work.gradient_sha256
-
-    @property
     def _at_work(self) -> LocalBackend:
         assert self._backend is not None, "a run directory is open"
         return self._backend
@@ -78,7 +66,7 @@ class InProcessWorkers:
             pass
         return self._at_work.run_round(shards, tracker, stop)
 
-    def commit(self, window: int = 0) -> list[RoundOutcome]:
+    def commit(self, window: int = 0) -> Commit:
         return self._at_work.commit(window)
 
     def settle(self) -> None:
