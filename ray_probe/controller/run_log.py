@@ -57,7 +57,7 @@ def _features(config: ProbeConfig) -> str:
 
 def log_text(prepared: PreparedRun) -> None:
     """Logs the origin of tokenizer and chat template, and the EOS tokens."""
-    checkpoint, eos, after_eos = prepared.checkpoint, prepared.eos, prepared.prompts.after_eos
+    checkpoint, eos, after_eos = prepared.checkpoint, prepared.eos, prepared.prompts.ending_with_eos
     if checkpoint.adapter is not None:
         template = checkpoint.template_from or "neither"
         logger.info("tokenizer from %s, chat template from %s", checkpoint.tokenizer_from, template)

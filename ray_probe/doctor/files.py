@@ -56,7 +56,7 @@ def prompts(case: Case) -> Finding:
         return Finding(f"{read.source}: {len(read)} prompts, of unknown length without the checkpoint")
     found, plan = case.prepared.prompts, case.prepared.plan
     case.longest = _longest(case)
-    left_out = f", {found.skipped} skipped as too long" if found.skipped else ""
+    left_out = f", {found.skipped_as_too_long} skipped as too long" if found.skipped_as_too_long else ""
     rounds = "rounds without end" if plan.round_count is None else f"{plan.round_count} rounds"
     usable = f"{found.count} prompts of at most {case.longest} tokens{left_out}"
     return Finding(f"{found.source}: {usable}, for {rounds} of {plan.prompts_per_round}")

@@ -85,8 +85,9 @@ def light_prepared(config: ProbeConfig) -> PreparedRun:
         texts, tuple(range(len(texts))), config.data.seed, batch.prompts_per_round, batch.responses_per_prompt,
         batch.shard_prompts, batch.rounds, config.data.repeat,
     )  # fmt: skip
+    prompts = PromptFacts(source="<list>", sha256="", rendered_sha256=None, count=len(texts), longest_tokens=2)
     return PreparedRun(
-        config, CheckpointId(Path(POLICY), POLICY, None, ""), PromptFacts("<list>", "", None, len(texts), 0, 2), plan,
+        config, CheckpointId(Path(POLICY), POLICY, None, ""), prompts, plan,
         POLICY, datetime(2026, 5, 1, tzinfo=UTC), MemoryDemand(0, 0, 0, 0, 0, 1), EosIds((0,), "config.json"),
     )  # fmt: skip
 

@@ -9,6 +9,7 @@ import torch
 import transformers
 from support.jobs import job_on, write_jsonl
 from support.models import EOS, character_tokenizer, save_checkpoint, tiny_gpt2, tiny_llama
+from support.runs import processor_of
 
 from ray_probe.checkpoints.inspection import inspect_checkpoint
 from ray_probe.checkpoints.tokenizer.eos import KEY, EosIds, EosSource, resolve_eos
@@ -65,7 +66,7 @@ def greedy(policy: SequenceProcessor, prompts: list[str]) -> list[list[int]]:
 
 def opened(directory: Path, **generation: Any) -> SequenceProcessor:
     config = a_job(directory, generation={"top_p": 1e-6, "max_new_tokens": CAP} | generation)
-    return build_rollout(config, directory, "policy")._components.processor
+    return processor_of(build_rollout(config, directory, "policy"))
 
 
 @pytest.mark.parametrize("several", [False, True])

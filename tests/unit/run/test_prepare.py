@@ -60,7 +60,7 @@ def test_the_context_counts_even_where_max_prompt_tokens_allows_more(job):
 @pytest.mark.parametrize(("limit", "skipped", "usable"), [(2, 2, (1, 3)), (3, 1, (0, 1, 3)), (20, 0, (0, 1, 2, 3))])
 def test_longer_prompts_are_skipped_and_counted_where_the_config_says_so(job, limit: int, skipped: int, usable: tuple):
     prepared = prepare(job(data={"max_prompt_tokens": limit, "on_long": "skip"}))
-    assert (prepared.prompts.skipped, prepared.plan.usable, prepared.prompts.count) == (skipped, usable, 4)
+    assert (prepared.prompts.skipped_as_too_long, prepared.plan.usable, prepared.prompts.count) == (skipped, usable, 4)
     used = {ref.index for n in range(2) for shard in prepared.plan.round(n) for ref in shard.prompts}
     assert used == set(usable)
 
