@@ -162,7 +162,7 @@ class ControllerActor(OwnActor):
 
 
 class ControllerHandle(ActorHandle[ControllerActor]):
-    """The handle of a controller; `ProbeClient` adds a connection and what needs several calls.
+    """The handle of a controller; `ProbeClient` adds a connection.
 
     Methods raise the controller's ProbeError, or ClusterError without an answer.
 
@@ -216,7 +216,10 @@ class ControllerHandle(ActorHandle[ControllerActor]):
     def follow(
         self, measurement: str, cursor: int, deadline_s: float = ANSWER_S, meanwhile: Callable[[], None] = lambda: None
     ) -> Followed:
-        """Return a measurement's events since `cursor`; `meanwhile` is called twice a second during the wait."""
+        """Return a measurement's events since `cursor`.
+
+        `meanwhile` is called twice a second during the wait.
+        """
         return self._call(self.actor.follow, measurement, cursor, deadline_s=deadline_s, meanwhile=meanwhile)
 
     def start_error(self) -> ProbeError | None:

@@ -108,7 +108,7 @@ def _of_the_estimator(result: Result) -> Iterator[str]:
 
 
 def _of_the_plan(result: Result) -> Iterator[str]:
-    """Yield the warnings about too few prompts, shards or responses for errors and fit."""
+    """Yield the warnings about too few prompts, shards or responses."""
     settings, counts = result.settings, result.counts
     if counts.repeated_prompts > 0:
         yield (

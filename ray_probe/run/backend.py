@@ -75,7 +75,7 @@ class RoundOutcome:
 
 @dataclass(frozen=True)
 class Commit:
-    """Rounds that count from now on, and the gradient summed over all committed rounds.
+    """Rounds that count from now on, and the gradient of all committed rounds.
 
     Attributes:
         outcomes: of the rounds, final.

@@ -47,9 +47,9 @@ def prepare(
         prompts.texts, usable, data.seed, batch.prompts_per_round, batch.responses_per_prompt,
         batch.shard_prompts, _rounds(config), data.repeat,
     )  # fmt: skip
-    if batch.target_error is not None and len(usable.indices) < FIRST_PROMPTS:
+    if batch.target_error is not None and len(usable) < FIRST_PROMPTS:
         remedy = f"batch.target_error needs at least {FIRST_PROMPTS} prompts; add prompts, or leave it out"
-        raise PromptsError(bad_value("data.prompts", len(usable.indices), remedy))
+        raise PromptsError(bad_value("data.prompts", len(usable), remedy))
     return PreparedRun(
         _absolute(config, checkpoint),
         CheckpointId(

@@ -185,3 +185,11 @@ def test_other_weights_are_another_policy(job, tmp_path: Path):
     before = prepare(job()).policy_id
     change_weights(tmp_path / "c")
     assert prepare(job()).policy_id != before
+
+
+def test_a_target_error_on_few_prompts_is_refused_in_one_line(job):
+    batch = {"rounds": None, "max_sequences": 4096, "target_error": {"of": "entropy", "relative": 0.1}}
+    with pytest.raises(PromptsError) as refused:
+        prepare(job(batch=batch))
+    assert "batch.target_error needs at least 64 prompts" in str(refused.value) and "\n" not in str(refused.value)
+    assert refused.value.exit_code == 2
