@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
-from ray_probe.checkpoints.tokenizer.eos import EosIds
+from ray_probe.checkpoints.tokenizer.eos import Eos
 from ray_probe.config.loading import to_dict
 from ray_probe.config.schema import ProbeConfig
 from ray_probe.core.estimator.parity import ParityStats, violation
@@ -18,7 +18,7 @@ from ray_probe.run.gradient_products import GradientProducts, window_of
 from ray_probe.run.plan import Plan
 from ray_probe.run.progress import Listener
 from ray_probe.run.progress_tracker import ProgressTracker
-from ray_probe.run.result import Beta, Eos, Result, StoppedBy
+from ray_probe.run.result import Beta, Result, StoppedBy
 from ray_probe.run.rounds_file import FinishedRound
 from ray_probe.run.stopping import Look, StopRule
 from ray_probe.run.totals import Totals, merged, summed
@@ -61,14 +61,14 @@ class OfflineEntropyProbe:
         directory: RunDirectory,
         listener: Listener = lambda progress: None,
         stop: StopCheck = lambda: False,
-        eos: EosIds | None = None,
+        eos: Eos | None = None,
     ) -> None:
         self._config = config
         self._plan = plan
         self._backend = backend
         self._directory = directory
         self._stop = stop
-        self._eos = None if eos is None else Eos.from_json(eos.to_json())
+        self._eos = eos
         self._tracker = ProgressTracker(listener, plan.round_count, config.estimator.baseline.mode, backend.actors)
         lines = tuple(directory.finished_rounds())
         totals = merged(directory.restore(len(lines))) if lines else None

@@ -4,7 +4,6 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 
 from ray_probe.checkpoints.tokenizer.eos import KEY as EOS_KEY
-from ray_probe.checkpoints.tokenizer.eos import shown_ids, shown_others
 from ray_probe.report.number_format import count, number, percent, with_error
 from ray_probe.run.result import FEW_SHARDS, Beta, PairedDifference, Result
 
@@ -165,9 +164,7 @@ def _of_responses(result: Result) -> Iterator[str]:
             "prompts' format and eos_token_ids."
         )
     if eos is not None and eos.others and eos.source != EOS_KEY:
-        texts = {int(token): text for token, text in eos.texts.items()}
-        others = shown_others(eos.others.items(), texts)
-        yield f"EOS: responses end at {shown_ids(eos.ids, texts)} ({eos.source}); {others}. {EOS_KEY} decides."
+        yield f"EOS: responses end at {eos.line()}; {eos.differences()}. {EOS_KEY} decides."
 
 
 def _listed(shards: Iterable[str]) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 
 from ray_probe.checkpoints.inspection import Checkpoint, inspect_checkpoint
 from ray_probe.checkpoints.memory_forecast import estimate
-from ray_probe.checkpoints.tokenizer.eos import EosIds
+from ray_probe.checkpoints.tokenizer.eos import Eos
 from ray_probe.config import ProbeConfig
 from ray_probe.data.chat_template import ChatTemplate
 from ray_probe.data.prompts import PromptSet, absolute_source, load_prompts
@@ -92,7 +92,7 @@ def _absolute(config: ProbeConfig, checkpoint: Checkpoint) -> ProbeConfig:
     )
 
 
-def _policy_id(config: ProbeConfig, checkpoint: Checkpoint, eos: EosIds) -> str:
+def _policy_id(config: ProbeConfig, checkpoint: Checkpoint, eos: Eos) -> str:
     """Return the name of checkpoint, adapter and sampling policy."""
     generation = config.generation
     parts = [
@@ -104,7 +104,7 @@ def _policy_id(config: ProbeConfig, checkpoint: Checkpoint, eos: EosIds) -> str:
 
 
 def _usable(
-    config: ProbeConfig, checkpoint: Checkpoint, prompts: PromptSet, eos: EosIds
+    config: ProbeConfig, checkpoint: Checkpoint, prompts: PromptSet, eos: Eos
 ) -> tuple[tuple[int, ...], PromptFacts]:
     """Return the indices of the prompts that fit, and facts about the prompts.
 

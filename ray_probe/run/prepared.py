@@ -10,7 +10,7 @@ from datetime import datetime
 from pathlib import Path
 
 from ray_probe.checkpoints.memory_forecast import MemoryDemand
-from ray_probe.checkpoints.tokenizer.eos import EosIds
+from ray_probe.checkpoints.tokenizer.eos import Eos
 from ray_probe.config.schema import ProbeConfig
 from ray_probe.core.estimator.baselines import BaselineRule
 from ray_probe.run.plan import Plan
@@ -83,7 +83,7 @@ class PreparedRun:
     policy_id: str
     created: datetime
     memory: MemoryDemand
-    eos: EosIds
+    eos: Eos
 
     @property
     def plan_id(self) -> str:

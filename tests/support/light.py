@@ -9,7 +9,7 @@ from typing import Any
 import ray
 
 from ray_probe.checkpoints.memory_forecast import MemoryDemand
-from ray_probe.checkpoints.tokenizer.eos import EosIds
+from ray_probe.checkpoints.tokenizer.eos import Eos
 from ray_probe.cluster.actors.rollout import RolloutActor
 from ray_probe.config.loading import config_from_dict
 from ray_probe.config.schema import ProbeConfig
@@ -88,7 +88,7 @@ def light_prepared(config: ProbeConfig) -> PreparedRun:
     prompts = PromptFacts(source="<list>", sha256="", rendered_sha256=None, count=len(texts), longest_tokens=2)
     return PreparedRun(
         config, CheckpointId(Path(POLICY), POLICY, None, ""), prompts, plan,
-        POLICY, datetime(2026, 5, 1, tzinfo=UTC), MemoryDemand(0, 0, 0, 0, 0, 1), EosIds((0,), "config.json"),
+        POLICY, datetime(2026, 5, 1, tzinfo=UTC), MemoryDemand(0, 0, 0, 0, 0, 1), Eos((0,), "config.json"),
     )  # fmt: skip
 
 
