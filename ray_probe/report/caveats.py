@@ -45,7 +45,9 @@ def worse_baseline(mode: str | None, paired: Sequence[PairedDifference] | None) 
             continue
         first = pair.mode == mode
         other, excess = (pair.against, pair.difference) if first else (pair.mode, -pair.difference)
-        if excess > CLEARLY_WORSE * pair.se:
+        low, high = pair.interval or (pair.difference, pair.difference)
+        # Few shards have wide intervals, by Student's t.
+        if excess > CLEARLY_WORSE * pair.se and not low <= 0.0 <= high:
             worse.append((excess, pair.se, other))
     if not worse:
         return None

@@ -89,6 +89,9 @@ def test_every_response_is_counted_under_its_prompt():
     np.testing.assert_array_equal(sums.prompt_rows_P3[:, 2], [6, 7, 8])
     expected = [sum(h.sum() for h in group) for group in entropies]
     np.testing.assert_allclose(sums.prompt_rows_P3[:, 1], expected, rtol=1e-12)
+    sizes = [np.array([(h.sum(), len(h)) for h in group]) for group in entropies]
+    squares = [((x[:, 0] ** 2).sum(), x.prod(axis=1).sum(), (x[:, 1] ** 2).sum()) for x in sizes]
+    np.testing.assert_allclose(sums.prompt_squares_P3, squares, rtol=1e-12)
 
 
 @pytest.mark.parametrize("estimator", ["rb_residual", "naive"])
