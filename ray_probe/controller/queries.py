@@ -33,8 +33,9 @@ class BackendQueries(Protocol):
     def census(self) -> Mapping[str, Any]:
         """Returns the fields of `Status` about actors and cluster."""
 
-    def open_fitter(self) -> FitterQueries:
-        """Returns the fitter of the open measurement."""
+    @property
+    def fitter(self) -> FitterQueries:
+        """The fitter of the open measurement. Raises ConfigError before the first."""
 
 
 class Queries:
@@ -85,7 +86,7 @@ class Queries:
         item, probe = self._at(identity)
         if item.policy_id is None:
             raise ConfigError(bad_value("ID", item.id, f"it is {item.state} and has no beta yet"))
-        report = None if probe is None else self._sources.open_fitter().beta(version)
+        report = None if probe is None else self._sources.fitter.beta(version)
         if report is None or self._board.probe is not probe:  # it has ended, so the report may be of the next
             report = RunDirectory.open(Path(item.directory)).beta(version)
         return BetaReply(measurement=item.id, policy_id=item.policy_id, **vars(report))
@@ -94,7 +95,7 @@ class Queries:
         """Returns advantage statistics of the committed rounds and of the newest fit."""
         item, probe = self._at(identity)
         result = self._board.result(item)
-        own = None if probe is None else self._sources.open_fitter().variance()
+        own = None if probe is None else self._sources.fitter.variance()
         if self._board.probe is not probe:
             own = None  # it may be the next measurement's
         counts = Counts() if result is None else result.counts

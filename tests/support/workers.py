@@ -94,5 +94,6 @@ class InProcessWorkers:
             "nodes": 1, "resources": {}, "free": {}, "warnings": (),
         }  # fmt: skip
 
-    def open_fitter(self) -> Fitter:
+    @property
+    def fitter(self) -> Fitter:
         return self._at_work.fitter
