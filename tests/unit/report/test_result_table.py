@@ -6,8 +6,8 @@ import pytest
 from rich.console import Console
 from support.results import a_result, set_in
 
-from ray_probe.core.estimator.modes import Mode
 from ray_probe.core.estimator.intervals import NORMAL_SHARDS, interval
+from ray_probe.core.estimator.modes import Mode
 from ray_probe.report.caveats import caveats, worse_baseline
 from ray_probe.report.number_format import about, number, percent, with_error
 from ray_probe.report.result_table import result_table
