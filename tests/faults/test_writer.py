@@ -125,13 +125,7 @@ DEATHS = ("write_after_add", "write_before_commit", "write_after_commit", "write
 
 
 @pytest.mark.parametrize("actors", [1, 2])
-<<<<<<< HEAD
-@pytest.mark.parametrize(
-    "place", ["write_after_add", "write_before_commit", "write_after_commit", "write_after_settle"]
-)
-=======
 @pytest.mark.parametrize("place", DEATHS)
->>>>>>> noise
 def test_a_writer_that_dies_in_the_middle_of_a_window_loses_no_product_of_commits(
     backend: RayBackend, files: Path, points: Path, place: str, actors: int
 ) -> None:
