@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
-from ray_probe.checkpoints.tokenizer.eos import EosIds
+from ray_probe.checkpoints.tokenizer.eos import Eos
 from ray_probe.config.loading import to_dict
 from ray_probe.config.schema import ProbeConfig
 from ray_probe.core.estimator.parity import ParityStats, violation
@@ -18,7 +18,7 @@ from ray_probe.run.gradient_products import GradientProducts, window_of
 from ray_probe.run.plan import Plan
 from ray_probe.run.progress import Listener
 from ray_probe.run.progress_tracker import ProgressTracker
-from ray_probe.run.result import Beta, Eos, Result, StoppedBy
+from ray_probe.run.result import Beta, Result, StoppedBy
 from ray_probe.run.rounds_file import FinishedRound
 from ray_probe.run.stopping import Look, StopRule
 from ray_probe.run.totals import Totals, merged, summed
@@ -61,14 +61,14 @@ class OfflineEntropyProbe:
         directory: RunDirectory,
         listener: Listener = lambda progress: None,
         stop: StopCheck = lambda: False,
-        eos: EosIds | None = None,
+        eos: Eos | None = None,
     ) -> None:
         self._config = config
         self._plan = plan
         self._backend = backend
         self._directory = directory
         self._stop = stop
-        self._eos = None if eos is None else Eos.from_json(eos.to_json())
+        self._eos = eos
         self._tracker = ProgressTracker(listener, plan.round_count, config.estimator.baseline.mode, backend.actors)
         lines = tuple(directory.finished_rounds())
         totals = merged(directory.restore(len(lines))) if lines else None
@@ -166,24 +166,23 @@ class OfflineEntropyProbe:
         started, done = time.monotonic(), self._committed.lines
         window = (done[-1].gradient_window or 0) if done else 0
         window = window_of(self._plan, window, len(done), len(done) + len(self._open))
-        outcomes = self._backend.commit(window)
+        commit = self._backend.commit(window)
         walls_s = [part.wall_s for part in self._open]
         walls_s[-1] += time.monotonic() - started
-        parts = [self._totals(outcome, wall_s) for outcome, wall_s in zip(outcomes, walls_s, strict=True)]
+        parts = [self._totals(outcome, wall_s) for outcome, wall_s in zip(commit.outcomes, walls_s, strict=True)]
         lines = [
             round_summary(outcome.round, totals, outcome.beta, outcome.records, outcome.by_actor)
-            for outcome, totals in zip(outcomes, parts, strict=True)
+            for outcome, totals in zip(commit.outcomes, parts, strict=True)
         ]
-        backend = self._backend
         lines[-1] = replace(
-            lines[-1], gradient_norm_sq=backend.gradient_norm_sq, gradient_cross=backend.gradient_cross,
-            gradient_window=window, actors=backend.actors,
+            lines[-1], gradient_norm_sq=commit.norm_sq, gradient_cross=commit.cross, gradient_window=window,
+            actors=self._backend.actors,
         )  # fmt: skip
-        lines = self._directory.commit(parts, lines, backend.gradient_sha256)
+        lines = self._directory.commit(parts, lines, commit.sha256)
         before = [] if self._committed.totals is None else [self._committed.totals]
+        done, beta = (*done, *lines), commit.outcomes[-1].beta
         # at once, because Ctrl-C can come anywhere
-        done = (*done, *lines)
-        self._committed = _Committed(done, merged([*before, *parts]), GradientProducts.of(done), outcomes[-1].beta)
+        self._committed = _Committed(done, merged([*before, *parts]), GradientProducts.of(done), beta)
         self._open = []
         self._backend.settle()
 

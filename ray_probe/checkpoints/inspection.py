@@ -24,7 +24,7 @@ from ray_probe.checkpoints.fingerprint import read_through
 from ray_probe.checkpoints.headers import weight_headers
 from ray_probe.checkpoints.model_kinds import check_kind
 from ray_probe.checkpoints.skeleton import build_skeleton, check_skeleton, loaded_names
-from ray_probe.checkpoints.tokenizer.eos import EosIds, resolve_eos, token_text
+from ray_probe.checkpoints.tokenizer.eos import Eos, resolve_eos, token_text
 from ray_probe.checkpoints.tokenizer.load import PolicyTokenizer, open_tokenizer
 from ray_probe.checkpoints.tokenizer.token_ids import check_token_ids
 from ray_probe.checkpoints.transformers_calls import OFFLINE, guarded
@@ -68,7 +68,7 @@ class Checkpoint:
         """Tokenizer of the policy."""
         return self.policy_tokenizer.tokenizer
 
-    def eos(self, explicit: Sequence[int] | None) -> EosIds:
+    def eos(self, explicit: Sequence[int] | None) -> Eos:
         """Choose the ids that end a response; see `resolve_eos`."""
         return resolve_eos(explicit, self.policy_tokenizer.eos_sources, self.rows, token_text(self.tokenizer))
 

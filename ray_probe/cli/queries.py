@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ray_probe.cli.client_command import asks, connected
+from ray_probe.cli.connection import connected
 from ray_probe.cli.options import Address, AsJson, Identity, Name, Namespace, Verbose
 from ray_probe.cli.output import Answer, answered, of_result
 from ray_probe.errors import ConfigError, bad_value
@@ -15,32 +15,42 @@ from ray_probe.errors import ConfigError, bad_value
 if TYPE_CHECKING:
     from ray_probe.controller.replies import MeasurementInfo
     from ray_probe.run.result import Result
-    from ray_probe.service.client import ProbeClient
 
 
-@asks
-def status(client: "ProbeClient") -> Answer:
+def status(
+    name: Name = None, address: Address = None, namespace: Namespace = None, as_json: AsJson = False
+) -> int:
     """Show the state of a service or a run in progress: actors, progress, queue."""
-    found = client.status()
-    return Answer(found.to_json(), lambda: _tables().status_table(found))
+    with connected(name, address, namespace) as client:
+        found = client.status()
+    return answered(Answer(found.to_json(), lambda: _tables().status_table(found)), as_json)
 
 
-@asks
 def beta(
-    client: "ProbeClient",
     version: Annotated[int | None, typer.Option(metavar="V", help="An earlier one.", show_default=False)] = None,
     identity: Identity = None,
-) -> Answer:
+    name: Name = None,
+    address: Address = None,
+    namespace: Namespace = None,
+    as_json: AsJson = False,
+) -> int:
     """Show the fitted baseline: coefficients by feature, version, tokens behind it."""
-    found = client.beta(version, identity)
-    return Answer(found.to_json(), lambda: _tables().beta_table(found))
+    with connected(name, address, namespace) as client:
+        found = client.beta(version, identity)
+    return answered(Answer(found.to_json(), lambda: _tables().beta_table(found)), as_json)
 
 
-@asks
-def variance(client: "ProbeClient", identity: Identity = None) -> Answer:
+def variance(
+    identity: Identity = None,
+    name: Name = None,
+    address: Address = None,
+    namespace: Namespace = None,
+    as_json: AsJson = False,
+) -> int:
     """Show advantage statistics by baseline and the gradient's variance so far."""
-    found = client.variance(identity)
-    return Answer(found.to_json(), lambda: _tables().variance_table(found))
+    with connected(name, address, namespace) as client:
+        found = client.variance(identity)
+    return answered(Answer(found.to_json(), lambda: _tables().variance_table(found)), as_json)
 
 
 class Format(StrEnum):
@@ -113,15 +123,18 @@ def _formatted(answer: Answer, form: Format, found: "Result | Sequence[Measureme
     return replace(answer, text=lambda: text.removesuffix("\n"), last_lines=())
 
 
-@asks
 def logs(
-    client: "ProbeClient",
     identity: Identity = None,
     lines: Annotated[int, typer.Option("-n", "--lines", min=1, help="How many of the last.")] = 100,
-) -> Answer:
+    name: Name = None,
+    address: Address = None,
+    namespace: Namespace = None,
+    as_json: AsJson = False,
+) -> int:
     """Show the last lines of a measurement's log, or of the service's own."""
-    found = client.logs(identity, lines)
-    return Answer(list(found), lambda: "\n".join(found))
+    with connected(name, address, namespace) as client:
+        found = client.logs(identity, lines)
+    return answered(Answer(list(found), lambda: "\n".join(found)), as_json)
 
 
 def _tables() -> Any:

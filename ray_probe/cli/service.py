@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from ray_probe.cli.client_command import asks, asks_service
+from ray_probe.cli.connection import connected
 from ray_probe.cli.options import (
     Actors,
     Address,
@@ -68,9 +68,7 @@ def down(name: Name = None, address: Address = None, namespace: Namespace = None
     return answered(Answer({"ended": ended}, lambda: said), as_json=False)
 
 
-@asks_service
 def probe(
-    client: "ProbeClient",
     checkpoint: Annotated[str, typer.Argument(help="Directory of the checkpoint.", show_default=False)],
     adapter: Annotated[str | None, typer.Option(help="PEFT adapter directory.", show_default=False)] = None,
     prompts: Annotated[str | None, typer.Option(help="Other prompts (data.prompts).", show_default=False)] = None,
@@ -83,52 +81,71 @@ def probe(
     snapshot_copy: Annotated[
         bool, typer.Option("--snapshot-copy", help="Pin a copy, for trainers that write into their files.")
     ] = False,
-) -> Answer:
+    name: Name = None,
+    address: Address = None,
+    namespace: Namespace = None,
+    as_json: AsJson = False,
+) -> int:
     """Have a service measure a checkpoint as it is now."""
     from ray_probe.config.strict_yaml import override_of
 
     settings = dict(override_of(setting) for setting in set_ or [])
     how: Literal["link", "copy"] | None = "copy" if snapshot_copy else "link" if snapshot else None
-    identity = client.probe(checkpoint, adapter, prompts, settings, how)
-    result = _waited(client, identity) if wait else None
-    info, _ = client.measured(identity)
+    with connected(name, address, namespace, "service") as client:
+        identity = client.probe(checkpoint, adapter, prompts, settings, how)
+        result = _waited(client, identity) if wait else None
+        info, _ = client.measured(identity)
     if result is not None:
-        return of_result(result, info.directory, verbose)
+        return answered(of_result(result, info.directory, verbose), as_json)
     said = f"{identity} is {info.state}; see it with `results {identity}`"
-    return Answer(info.to_json(), lambda: said, EXIT_INTERRUPTED if wait else 0)
+    return answered(Answer(info.to_json(), lambda: said, EXIT_INTERRUPTED if wait else 0), as_json)
 
 
-@asks_service
-def cancel(client: "ProbeClient", identity: OneIdentity) -> Answer:
+def cancel(
+    identity: OneIdentity,
+    name: Name = None,
+    address: Address = None,
+    namespace: Namespace = None,
+    as_json: AsJson = False,
+) -> int:
     """Cancel a waiting or running measurement; its whole rounds are kept."""
-    info = client.cancel(identity)
+    with connected(name, address, namespace, "service") as client:
+        info = client.cancel(identity)
     said = "stops after what its actors do at the moment" if info.state == "running" else f"is {info.state}"
-    return Answer(info.to_json(), lambda: f"{identity} {said}")
+    return answered(Answer(info.to_json(), lambda: f"{identity} {said}"), as_json)
 
 
-@asks_service
 def drain(
-    client: "ProbeClient", undo: Annotated[bool, typer.Option("--undo", help="Take on again.")] = False
-) -> Answer:
+    undo: Annotated[bool, typer.Option("--undo", help="Take on again.")] = False,
+    name: Name = None,
+    address: Address = None,
+    namespace: Namespace = None,
+    as_json: AsJson = False,
+) -> int:
     """Have a service accept nothing new and finish its queue."""
-    client.drain(not undo)
-    waiting = len(client.status().queued)
+    with connected(name, address, namespace, "service") as client:
+        client.drain(not undo)
+        waiting = len(client.status().queued)
     said = "takes on again" if undo else f"takes nothing new; {waiting} measurements wait"
-    return Answer({"draining": not undo, "waiting": waiting}, lambda: f"{client.name} {said}")
+    return answered(Answer({"draining": not undo, "waiting": waiting}, lambda: f"{client.name} {said}"), as_json)
 
 
-@asks
 def scale(
-    client: "ProbeClient",
     number: Annotated[int, typer.Argument(metavar="N", help="Rollout actors from now on.", show_default=False)],
-) -> Answer:
+    name: Name = None,
+    address: Address = None,
+    namespace: Namespace = None,
+    as_json: AsJson = False,
+) -> int:
     """Change the number of rollout actors; waits up to 30 s for them."""
-    scaled = client.scale(number)
-    for message in scaled.messages:
-        tell(message)
-    found = _until_there(client, number)
+    with connected(name, address, namespace) as client:
+        scaled = client.scale(number)
+        for message in scaled.messages:
+            tell(message)
+        found = _until_there(client, number)
     code = 0 if found.actors_alive >= number else ClusterError.exit_code
-    return Answer(scaled.to_json() | {"alive": found.actors_alive}, lambda: _scaled(scaled, found), code)
+    value = scaled.to_json() | {"alive": found.actors_alive}
+    return answered(Answer(value, lambda: _scaled(scaled, found), code), as_json)
 
 
 def _until_there(client: "ProbeClient", number: int) -> "Status":

@@ -97,6 +97,8 @@ def variance_table(variance: Variance) -> RenderableType:
         newest = number(variance.in_sample_version)
         said = f"in-sample: mean square of version {newest} on the very records it was fitted on"
         parts.append(Prose(said, "dim"))
+    if variance.rounds and variance.features:
+        parts.append(Prose(f"regression reads {', '.join(variance.features)}", "dim"))
     if variance.rounds:
         parts.append(figures(gradient_rows(variance.gradient or Gradient(), "of the mean, times responses")))
     worse = worse_baseline(variance.mode, variance.advantage_paired)

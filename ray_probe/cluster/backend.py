@@ -7,14 +7,16 @@ from typing import Any, TypeVar
 
 from ray_probe.cluster.actors import actor_names
 from ray_probe.cluster.actors.fitter import FitterHandle, fitter_actor
+from ray_probe.cluster.actors.handle import ANSWER_DEADLINE_S
 from ray_probe.cluster.actors.writer import WriterHandle, writer_actor
 from ray_probe.cluster.pool.pool import Pool
 from ray_probe.cluster.rounds.commit_group import CommitGroup, RoundOptions
 from ray_probe.cluster.rounds.gradient_reduction import Reduction
 from ray_probe.config import ProbeConfig
+from ray_probe.errors import ConfigError
 from ray_probe.gradient.layout import BUCKET_NUMBERS, ParameterLayout
 from ray_probe.rollout.loader import LoadRequest
-from ray_probe.run.backend import RoundOutcome, StopCheck
+from ray_probe.run.backend import Commit, RoundOutcome, StopCheck
 from ray_probe.run.directory import RunDirectory
 from ray_probe.run.messages import ActorFacts, ShardKey
 from ray_probe.run.plan import Shard
@@ -110,30 +112,20 @@ class RayBackend:
 
     @property
     def fitter(self) -> FitterHandle:
-        """The fitter, open on the measurement."""
-        assert self._fitter is not None, "`open` comes first"
-        return self._fitter
+        """The fitter of the open measurement, for any thread.
+
+        Raises ConfigError before the first measurement is opened.
+        """
+        fitter = self._fitter  # another thread may close the backend meanwhile
+        if fitter is None:
+            raise ConfigError("ID: no measurement has been opened yet; queue one: probe CHECKPOINT")
+        return fitter
 
     @property
     def writer(self) -> WriterHandle:
         """The writer, open on the measurement's gradient."""
         assert self._writer is not None, "`open` comes first"
         return self._writer
-
-    @property
-    def gradient_norm_sq(self) -> float:
-        """Squared norm of the gradient summed over all committed rounds."""
-        return self.writer.norm_sq
-
-    @property
-    def gradient_cross(self) -> float:
-        """Product of the last commit's gradient with the earlier commits of its window."""
-        return self.writer.cross
-
-    @property
-    def gradient_sha256(self) -> str | None:
-        """Digest of the file that holds that gradient, hexadecimal; None before a commit."""
-        return self.writer.sha256
 
     def load(self, prepared: PreparedRun, stop: StopCheck = lambda: False, wait_for: int = 1) -> None:
         """Have the actors load a checkpoint; returns once `wait_for` have, or on `stop`.
@@ -173,7 +165,7 @@ class RayBackend:
 
     def beta(self) -> Beta:
         """Return the fitter's current global fit."""
-        return self.fitter.beta()
+        return self.fitter.beta(deadline_s=ANSWER_DEADLINE_S)
 
     def run_round(self, shards: Sequence[Shard], tracker: ProgressTracker, stop: StopCheck) -> RoundOutcome:
         """Run one round; returns once every shard is in an actor's sum, exactly once."""
@@ -181,7 +173,7 @@ class RayBackend:
             self._group = CommitGroup(self.pool, self.fitter, tracker, stop, self._options, self._reported)
         return self._group.run_round(shards)
 
-    def commit(self, window: int = 0) -> list[RoundOutcome]:
+    def commit(self, window: int = 0) -> Commit:
         """Add up the actors' sums and put the total on disk beside the last state."""
         assert self._group is not None, "`run_round` comes first"
         reduction = Reduction(self.pool, self.writer, self.layout, self._bucket_numbers, self._group.stop, window)
@@ -191,7 +183,7 @@ class RayBackend:
             in_place = reduction.put_in_place(committed + len(outcomes))
         self._reported, self._group = self._group.reported, None
         self.pool.release(self.pool.leaving)
-        return outcomes
+        return Commit(outcomes, self.writer.norm_sq, self.writer.cross, self.writer.sha256)
 
     def settle(self) -> None:
         """Remove the state before the last commit."""

@@ -162,23 +162,16 @@ class ControllerActor(OwnActor):
 
 
 class ControllerHandle(ActorHandle[ControllerActor]):
-    """The handle of a controller.
+    """The handle of a controller; `ProbeClient` adds a connection.
 
     Methods raise the controller's ProbeError, or ClusterError without an answer.
 
     Args:
         name: of the service or run.
         actor: Ray's handle.
-
-    Attributes:
-        look: called before a call and twice a second during the wait; its error ends the wait.
     """
 
-    def __init__(self, name: str, actor: ControllerActor) -> None:
-        super().__init__(name, actor)
-        self.look: Callable[[], None] = lambda: None
-
-    def kind(self) -> str | None:
+    def ask_kind(self) -> str | None:
         """Return "service" or "run"; None when the controller does not answer."""
         try:
             return self._call(self.actor.kind, deadline_s=KIND_S)
@@ -189,62 +182,81 @@ class ControllerHandle(ActorHandle[ControllerActor]):
         """Queue a run that has been checked; returns its id."""
         return self._call(self.actor.submit, config, job, deadline_s=deadline_s)
 
-    def probe(self, settings: Mapping[str, Any]) -> str:
+    def queue(self, settings: Mapping[str, Any]) -> str:
         """Queue a measurement with these settings; returns its id.
 
         Raises InputError where checkpoint or settings are wrong, OutputError where the checkpoint cannot be pinned.
         """
         return call_long(self.name, self.actor.probe, settings, alive=self.actor.pid, silent_s=ANSWER_S)
 
-    def cancel(self, identity: str, deadline_s: float = ANSWER_S) -> MeasurementInfo:
+    def cancel(self, measurement: str, deadline_s: float = ANSWER_S) -> MeasurementInfo:
         """Withdraw a waiting measurement, or stop the running one after whole rounds."""
-        return self._call(self.actor.cancel, identity, deadline_s=deadline_s)
+        return self._call(self.actor.cancel, measurement, deadline_s=deadline_s)
 
-    def drain(self, on: bool) -> None:
-        """Accept no more measurements, or accept them again."""
+    def drain(self, on: bool = True) -> None:
+        """Accept no more measurements and finish the waiting ones; False: accept again."""
         self._call(self.actor.drain, on)
 
     def scale(self, actors: int) -> Scaled:
-        """Ask for this many rollout actors."""
+        """Ask for this many rollout actors; `status` shows when they have started."""
         return self._call(self.actor.scale, actors)
 
     def status(self, deadline_s: float = ANSWER_S) -> Status:
-        """Return the status."""
+        """Return the status; `deadline_s` is how long to wait for the answer."""
         return self._call(self.actor.status, deadline_s=deadline_s)
 
     def results(self) -> tuple[MeasurementInfo, ...]:
         """Return all measurements, oldest first."""
         return self._call(self.actor.results)
 
-    def result(self, identity: str | None) -> tuple[MeasurementInfo, Result | None]:
+    def measured(self, measurement: str | None = None) -> tuple[MeasurementInfo, Result | None]:
         """Return a measurement and its result so far; None before the first round."""
-        return self._call(self.actor.result, identity)
+        return self._call(self.actor.result, measurement)
 
     def follow(
-        self, identity: str, cursor: int, deadline_s: float = ANSWER_S, meanwhile: Callable[[], None] = lambda: None
+        self, measurement: str, cursor: int, deadline_s: float = ANSWER_S, meanwhile: Callable[[], None] = lambda: None
     ) -> Followed:
-        """Return a measurement's events since `cursor`; `meanwhile` is called like `look`."""
-        return self._call(self.actor.follow, identity, cursor, deadline_s=deadline_s, meanwhile=meanwhile)
+        """Return a measurement's events since `cursor`.
+
+        `meanwhile` is called twice a second during the wait.
+        """
+        return self._call(self.actor.follow, measurement, cursor, deadline_s=deadline_s, meanwhile=meanwhile)
 
     def start_error(self) -> ProbeError | None:
-        """Return the error that kept a service from starting, or None."""
+        """Return the error that kept the service from starting, or None."""
         return self._call(self.actor.start_error)
 
-    def beta(self, version: int | None, identity: str | None) -> BetaReply:
-        """Return a version of a measurement's fit; None: the newest."""
-        return self._call(self.actor.beta, version, identity)
+    def beta(self, version: int | None = None, measurement: str | None = None) -> BetaReply:
+        """Return a version of the fitted baseline.
 
-    def variance(self, identity: str | None) -> Variance:
-        """Return advantage statistics of a measurement."""
-        return self._call(self.actor.variance, identity)
+        Args:
+            version: grows by one a round; None: the newest.
+            measurement: id; None: the running one, else the newest that was started.
 
-    def logs(self, identity: str | None, lines: int) -> tuple[str, ...]:
+        Raises ConfigError that lists the existing versions or measurements.
+        """
+        return self._call(self.actor.beta, version, measurement)
+
+    def variance(self, measurement: str | None = None) -> Variance:
+        """Return variances over whole rounds.
+
+        Those of advantages, by mode, are in nats^2 per token.
+        """
+        return self._call(self.actor.variance, measurement)
+
+    def logs(self, measurement: str | None = None, lines: int = 100) -> tuple[str, ...]:
         """Return the last lines of a measurement's log, or (None) of the service's."""
-        return self._call(self.actor.logs, identity, lines)
+        return self._call(self.actor.logs, measurement, lines)
 
-    def close(self, deadline_s: float) -> bool:
+    def end_work(self, deadline_s: float) -> bool:
         """Stop the work after whole rounds and end the actors; returns whether in time."""
         return self._call(self.actor.close, deadline_s / 2, deadline_s=deadline_s)
+
+    def refuse_lost_head(self) -> None:
+        """Raise NoClusterError once the cluster's head is lost, where it is monitored.
+
+        Called before a call and twice a second during the wait.
+        """
 
     def _call(
         self,
@@ -254,7 +266,7 @@ class ControllerHandle(ActorHandle[ControllerActor]):
         meanwhile: Callable[[], None] = lambda: None,
     ) -> ResultT:
         def look() -> None:
-            self.look()
+            self.refuse_lost_head()
             meanwhile()
 
         look()

@@ -5,17 +5,12 @@ from typing import Any
 
 import ray
 
-from ray_probe.cluster.actors.fitter import FitterHandle
 from ray_probe.cluster.backend import RayBackend
 from ray_probe.cluster.connection.demand import Demand, room
 from ray_probe.cluster.connection.nodes import alive_nodes
 from ray_probe.controller.replies import Scaled
-from ray_probe.errors import ConfigError
-from ray_probe.run.messages import InSample
 from ray_probe.run.prepared import few_shards
-from ray_probe.run.result import Beta
 
-QUERY_S = 10.0
 OF_RAY = ("memory", "object_store_memory")
 
 
@@ -73,20 +68,6 @@ class RayControllerBackend(RayBackend):
             "free": _plain(ray.available_resources()),
             "warnings": tuple(line for line in (self._few_shards(there.asked), there.waiting) if line is not None),
         }
-
-    def beta_of(self, version: int | None) -> Beta:
-        """Return a version of the open measurement's fit, from the fitter."""
-        return self._open_fitter().beta(version, QUERY_S)
-
-    def in_sample(self) -> InSample:
-        """Return the newest fit on its own records, from the fitter."""
-        return self._open_fitter().variance(QUERY_S)
-
-    def _open_fitter(self) -> FitterHandle:
-        fitter = self._fitter  # another thread may close the backend meanwhile
-        if fitter is None:
-            raise ConfigError("ID: no measurement has been opened yet; queue one: probe CHECKPOINT")
-        return fitter
 
     def _few_shards(self, actors: int) -> str | None:
         return few_shards(self._config if self._prepared is None else self._prepared.config, actors)

@@ -9,7 +9,7 @@ from ray_probe.core.estimator.baselines import BaselineRule
 from ray_probe.fitter.fitter import Fitter
 from ray_probe.gradient.layout import BUCKET_NUMBERS, ParameterLayout
 from ray_probe.gradient.store import GradientStore
-from ray_probe.run.backend import RoundOutcome, StopCheck, new_group, refuse_if_stopped
+from ray_probe.run.backend import Commit, RoundOutcome, StopCheck, new_group, refuse_if_stopped
 from ray_probe.run.directory import RunDirectory
 from ray_probe.run.plan import Shard
 from ray_probe.run.progress_tracker import ProgressTracker
@@ -30,6 +30,10 @@ class LocalBackend:
         directory: of the run, with the ledger and the committed gradient.
         bucket_numbers: numbers of the gradient summed at once.
         held_positions: positions whose graphs a rollout may hold until the fit; 0: two forward passes.
+
+    Attributes:
+        fitter: of the run's records.
+        store: of the committed gradient.
     """
 
     def __init__(
@@ -43,10 +47,9 @@ class LocalBackend:
     ) -> None:
         finished = [entry.records for entry in directory.finished_rounds()]
         self._rollouts = rollouts
-        self._fitter = Fitter(rule, policy_id, directory.ledger, finished)
-        self._store = GradientStore(directory.state, self.layout)
-        gradient = directory.gradient_digests(), directory.gradient_window()
-        self._norm_sq = self._store.open(len(finished), *gradient)
+        self.fitter = Fitter(rule, policy_id, directory.ledger, finished)
+        self.store = GradientStore(directory.state, self.layout)
+        self.store.open(len(finished), directory.gradient_digests(), directory.gradient_window())
         self._committed = len(finished)
         self._bucket_numbers = bucket_numbers
         self._held_positions = held_positions
@@ -63,24 +66,9 @@ class LocalBackend:
         """Names and shapes of the trainable parameters."""
         return self._rollouts[0].layout
 
-    @property
-    def gradient_norm_sq(self) -> float:
-        """Squared norm of the gradient summed over all committed rounds."""
-        return self._norm_sq
-
-    @property
-    def gradient_cross(self) -> float:
-        """Product of the last commit's gradient with the earlier commits of its window."""
-        return self._store.cross
-
-    @property
-    def gradient_sha256(self) -> str | None:
-        """Sha256 of that gradient's file, hexadecimal; None before a commit."""
-        return self._store.sha256
-
     def beta(self) -> Beta:
         """Returns the fitter's current global fit."""
-        return self._fitter.beta()
+        return self.fitter.beta()
 
     def run_round(self, shards: Sequence[Shard], tracker: ProgressTracker, stop: StopCheck) -> RoundOutcome:
         """Runs one round, shard after shard."""
@@ -91,12 +79,12 @@ class LocalBackend:
         for shard, rollout in dealt:
             refuse_if_stopped(stop)
             report = rollout.collect(shard, self._held_positions)
-            rollout.acknowledge(shard, self._fitter.accept(report.delivery))
+            rollout.acknowledge(shard, self.fitter.accept(report.delivery))
             outcome.collected.append(report)
             tracker.collected(report.tokens)
         started = time.monotonic()
         outcome.records = [shard.index for shard in shards]
-        fit = self._fitter.close_round(outcome.round, outcome.records, since=self._committed).for_broadcast()
+        fit = self.fitter.close_round(outcome.round, outcome.records, since=self._committed).for_broadcast()
         outcome.fit_s = time.monotonic() - started
         tracker.fitted(fit.version)
         for shard, rollout in dealt:
@@ -105,8 +93,8 @@ class LocalBackend:
             check_baseline(sums, fit)
             outcome.sums.append(sums)
             tracker.accumulated(sums)
-        outcome.beta = self._fitter.beta()
-        counts, number = self._fitter.counts, outcome.round
+        outcome.beta = self.fitter.beta()
+        counts, number = self.fitter.counts, outcome.round
         outcome.conflicts = ids_of(told_with(number, number, counts.conflicts, counts.conflicts))
         outcome.regenerated = len(told_with(number, number, counts.regenerated, counts.regenerated))
         outcome.by_actor = {
@@ -116,24 +104,24 @@ class LocalBackend:
         self._open.append(outcome)
         return outcome
 
-    def commit(self, window: int = 0) -> list[RoundOutcome]:
-        """Writes the summed gradient of the open rounds; returns their outcomes."""
+    def commit(self, window: int = 0) -> Commit:
+        """Writes the summed gradient of the open rounds."""
         if self._committed == 0:  # a parameter reached by one commit stays reached
             check_reached(self.layout, [rollout.gradient_report(self._group) for rollout in self._rollouts])
-        staging = self._store.begin(window)
+        staging = self.store.begin(window)
         for start, stop in self.layout.buckets(self._bucket_numbers):
             first, *others = self._rollouts
             total = first.bucket(start, stop, *(rollout.bucket(start, stop) for rollout in others))
-            self._store.add(staging, start, stop, total)
+            self.store.add(staging, start, stop, total)
         outcomes, self._open, self._group = self._open, [], new_group()
         self._committed += len(outcomes)
-        self._norm_sq = self._store.commit(self._committed)
-        return outcomes
+        norm_sq = self.store.commit(self._committed)
+        return Commit(outcomes, norm_sq, self.store.cross, self.store.sha256)
 
     def settle(self) -> None:
         """Removes the state before the last commit."""
-        self._store.settle()
+        self.store.settle()
 
     def save_gradient(self, path: Path, rounds: int, sequences: int) -> None:
         """Writes the mean gradient per response, by parameter name."""
-        self._store.save_mean(path, rounds, sequences)
+        self.store.save_mean(path, rounds, sequences)

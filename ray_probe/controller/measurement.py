@@ -13,7 +13,16 @@ from typing import Any
 
 from ray_probe.config.loading import dump_yaml
 from ray_probe.config.schema import ProbeConfig
-from ray_probe.controller.run_log import log_start, log_text, log_to, logged_to, logger, tell, warnings_to
+from ray_probe.controller.run_log import (
+    baseline_line,
+    log_start,
+    log_text,
+    log_to,
+    logged_to,
+    logger,
+    tell,
+    warnings_to,
+)
 from ray_probe.errors import ProbeError
 from ray_probe.offline_entropy_probe import OfflineEntropyProbe
 from ray_probe.run.backend import LoadingBackend, StopCheck, Stopped
@@ -81,6 +90,7 @@ def measure(
         log_text(job.prepared)
         if (gap := backend.info.cache_gap) > 0:
             tell(listener, f"warning: steps from this model's cache are {gap:.2g} nats a token from one pass over them")
+        tell(listener, baseline_line(config))
         backend.open(directory, [entry.records for entry in finished], passes.held_positions)
         plan, eos = job.prepared.plan, job.prepared.eos
         probe = OfflineEntropyProbe(config, plan, backend, directory, log_to(listener), stop, eos)

@@ -112,7 +112,7 @@ def _copy_all(source: Source, files: Sequence[Path], place: Path) -> None:
         before = stamp_of(files)
         _check_room(place, sum(file.stat().st_size for file in files))
         for file in files:
-            _copy(file, place / file.name)
+            copy_file(file, place / file.name)
         if stamp_of(source.files) != before:
             raise _moving(source, "changed")
     except FileNotFoundError:
@@ -120,7 +120,8 @@ def _copy_all(source: Source, files: Sequence[Path], place: Path) -> None:
     sync_directory(place)
 
 
-def _copy(file: Path, target: Path) -> None:
+def copy_file(file: Path, target: Path) -> None:
+    """Copies a file; it is on disk on return."""
     shutil.copyfile(file, target)
     with target.open("rb") as copy:
         os.fsync(copy.fileno())

@@ -17,17 +17,25 @@ from ray_probe.system.json_object import JsonObject
 SUMMARISED: Mapping[str, type[JsonObject]] = {"entropy": Entropy, "gradient": Gradient}
 
 
+class FitterQueries(Protocol):
+    """Queries of the fitter, from any thread at any time."""
+
+    def beta(self, version: int | None, /) -> Beta:
+        """Returns a version of the open measurement's fit; None: the newest."""
+
+    def variance(self) -> InSample:
+        """Returns the newest fit's mean squares on its own records."""
+
+
 class BackendQueries(Protocol):
     """Queries of the actors, from any thread at any time."""
 
     def census(self) -> Mapping[str, Any]:
         """Returns the fields of `Status` about actors and cluster."""
 
-    def beta_of(self, version: int | None) -> Beta:
-        """Returns a version of the open measurement's fit."""
-
-    def in_sample(self) -> InSample:
-        """Returns the newest fit's mean squares on its own records."""
+    @property
+    def fitter(self) -> FitterQueries:
+        """The fitter of the open measurement. Raises ConfigError before the first."""
 
 
 class Queries:
@@ -78,7 +86,7 @@ class Queries:
         item, probe = self._at(identity)
         if item.policy_id is None:
             raise ConfigError(bad_value("ID", item.id, f"it is {item.state} and has no beta yet"))
-        report = None if probe is None else self._sources.beta_of(version)
+        report = None if probe is None else self._sources.fitter.beta(version)
         if report is None or self._board.probe is not probe:  # it has ended, so the report may be of the next
             report = RunDirectory.open(Path(item.directory)).beta(version)
         return BetaReply(measurement=item.id, policy_id=item.policy_id, **vars(report))
@@ -87,7 +95,7 @@ class Queries:
         """Returns advantage statistics of the committed rounds and of the newest fit."""
         item, probe = self._at(identity)
         result = self._board.result(item)
-        own = None if probe is None else self._sources.in_sample()
+        own = None if probe is None else self._sources.fitter.variance()
         if self._board.probe is not probe:
             own = None  # it may be the next measurement's
         counts = Counts() if result is None else result.counts
@@ -105,6 +113,7 @@ class Queries:
             in_sample_version=None if own is None else own.version,
             mode=None if result is None else result.settings.mode,
             advantage_paired=None if result is None else result.advantage_paired,
+            features=() if result is None else result.beta.features,
         )
 
     def logs(self, identity: str | None, lines: int) -> tuple[str, ...]:

@@ -165,6 +165,7 @@ class Variance(Reply):
         in_sample_version: version of that fit.
         mode: baseline in use; None before a round is committed.
         advantage_paired: differences between modes on the same tokens, as in result.json.
+        features: columns of the regression; empty before a round is committed.
     """
 
     measurement: str
@@ -180,6 +181,7 @@ class Variance(Reply):
     in_sample_version: int | None
     mode: str | None
     advantage_paired: tuple[PairedDifference, ...] | None
+    features: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -41,6 +41,14 @@ def log_start(config: ProbeConfig, backend: LoadingBackend, finished: int, passe
         logger.warning("estimator.baseline.fit=in_sample biases the gradient by O(1/N); leave_one_out does not")
 
 
+def baseline_line(config: ProbeConfig) -> str:
+    """Returns the baseline of a run, and what it reads, for people."""
+    baseline = config.estimator.baseline
+    if baseline.mode != "regression":
+        return f"baseline {baseline.mode}"
+    return f"baseline regression ({baseline.fit}) on {', '.join(config.columns)}"
+
+
 def _features(config: ProbeConfig) -> str:
     """Returns the configured features, and what the name of a set stands for."""
     features, columns = config.estimator.baseline.features, ",".join(config.columns)
@@ -49,7 +57,7 @@ def _features(config: ProbeConfig) -> str:
 
 def log_text(prepared: PreparedRun) -> None:
     """Logs the origin of tokenizer and chat template, and the EOS tokens."""
-    checkpoint, eos, after_eos = prepared.checkpoint, prepared.eos, prepared.prompts.after_eos
+    checkpoint, eos, after_eos = prepared.checkpoint, prepared.eos, prepared.prompts.ending_with_eos
     if checkpoint.adapter is not None:
         template = checkpoint.template_from or "neither"
         logger.info("tokenizer from %s, chat template from %s", checkpoint.tokenizer_from, template)

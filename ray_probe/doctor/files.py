@@ -55,22 +55,11 @@ def prompts(case: Case) -> Finding:
         read = load_prompts(data.prompts, data.field, render, case.run.model.local_files_only, data.id_field)
         return Finding(f"{read.source}: {len(read)} prompts, of unknown length without the checkpoint")
     found, plan = case.prepared.prompts, case.prepared.plan
-    case.longest = _longest(case)
-    left_out = f", {found.skipped} skipped as too long" if found.skipped else ""
+    case.longest = found.longest_tokens
+    left_out = f", {found.skipped_as_too_long} skipped as too long" if found.skipped_as_too_long else ""
     rounds = "rounds without end" if plan.round_count is None else f"{plan.round_count} rounds"
     usable = f"{found.count} prompts of at most {case.longest} tokens{left_out}"
     return Finding(f"{found.source}: {usable}, for {rounds} of {plan.prompts_per_round}")
-
-
-def _longest(case: Case) -> int:
-    """Return the tokens of the longest prompt of the run."""
-    from ray_probe.data.tokenization import encode_prompts
-    from ray_probe.run.prepare import TOKENIZE_BATCH
-
-    plan, tokenizer = case.prepared_run.plan, case.checkpoint.tokenizer
-    texts = [plan.texts[index] for index in plan.usable]
-    batches = (texts[start : start + TOKENIZE_BATCH] for start in range(0, len(texts), TOKENIZE_BATCH))
-    return max(len(ids) for batch in batches for ids in encode_prompts(tokenizer, batch, case.run.data.chat_template))
 
 
 def no_run(case: Case) -> Finding:

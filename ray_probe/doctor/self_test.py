@@ -82,11 +82,6 @@ class SelfTestResult:
         """Checks whose error is NaN or exceeds the tolerance."""
         return tuple(name for name, error in self.errors.items() if not error <= self.tolerance)
 
-    @property
-    def ok(self) -> bool:
-        """Whether every check finished and passed."""
-        return not self.failed and not self.unfinished
-
 
 def self_test(seconds: float = 10.0) -> SelfTestResult:
     """Check the installed estimator.

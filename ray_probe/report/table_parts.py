@@ -93,7 +93,7 @@ def gradient_rows(gradient: Gradient, trace_note: str) -> list[Row]:
     return [
         ("Gradient", "norm_debiased", number(norm_debiased(gradient), 3), _root_note(norm_sq)),
         ("", "norm_raw", number(gradient.norm_raw), "noise included, so too large"),
-        ("", "norm_sq_debiased", number(norm_sq), "from products of commits that share no prompt"),
+        ("", "norm_sq_debiased", number(norm_sq), "from products of independent commits or shards"),
         ("", "trace_cov", number(gradient.trace_cov), trace_note),
         ("", "snr", number(snr, 3), gradient.why_null or _snr_note(snr)),
     ]

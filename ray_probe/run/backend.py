@@ -73,60 +73,55 @@ class RoundOutcome:
             raise ShardError(f"round {self.round + 1}: every shard was given up; see log.txt for the causes")
 
 
+@dataclass(frozen=True)
+class Commit:
+    """Rounds that count from now on, and the gradient of all committed rounds.
+
+    Attributes:
+        outcomes: of the rounds, final.
+        norm_sq: squared norm of the gradient, float64.
+        cross: product of this commit's gradient with the earlier commits of its window.
+        sha256: digest of the gradient's file, hexadecimal; None where there is no file.
+    """
+
+    outcomes: list[RoundOutcome]
+    norm_sq: float
+    cross: float
+    sha256: str | None
+
+
 class Backend(Protocol):
     """Computes rounds of shards."""
 
     @property
     def actors(self) -> int:
         """Rollout actors requested."""
-        ...
 
     @property
     def layout(self) -> ParameterLayout:
         """Names and shapes of the trainable parameters."""
-        ...
-
-    @property
-    def gradient_norm_sq(self) -> float:
-        """Squared norm of the gradient summed over all committed rounds, float64."""
-        ...
-
-    @property
-    def gradient_cross(self) -> float:
-        """Product of the last commit's gradient with the earlier commits of its window."""
-        ...
-
-    @property
-    def gradient_sha256(self) -> str | None:
-        """Digest of the file of that gradient, hexadecimal; None before a commit."""
-        ...
 
     def beta(self) -> Beta:
         """Return the fitter's current global fit."""
-        ...
 
     def run_round(self, shards: Sequence[Shard], tracker: ProgressTracker, stop: StopCheck) -> RoundOutcome:
         """Compute a round; its gradients stay on the actors until `commit`.
 
         Raises Stopped within a second of the stop.
         """
-        ...
 
-    def commit(self, window: int = 0) -> list[RoundOutcome]:
+    def commit(self, window: int = 0) -> Commit:
         """Write the summed gradient of the open rounds, beside the old state.
 
         Args:
             window: rounds before the window of this commit (see `ray_probe.run.gradient_products`).
         """
-        ...
 
     def settle(self) -> None:
         """Delete the state before the last commit, whose rounds count now."""
-        ...
 
     def save_gradient(self, path: Path, rounds: int, sequences: int) -> None:
         """Write the gradient over `rounds`, divided by `sequences`, by parameter."""
-        ...
 
 
 class LoadingBackend(Backend, Protocol):
@@ -135,11 +130,9 @@ class LoadingBackend(Backend, Protocol):
     @property
     def info(self) -> ActorFacts:
         """What a started actor reports of itself."""
-        ...
 
     def load(self, prepared: PreparedRun, stop: StopCheck) -> None:
         """Load the checkpoint; returns when one actor is ready or `stop` is true."""
-        ...
 
     def open(self, directory: RunDirectory, finished: Sequence[Sequence[int]], held_positions: int = 0) -> None:
         """Open a run directory: the fitter its ledger, the writer its gradient.
@@ -149,4 +142,3 @@ class LoadingBackend(Backend, Protocol):
             finished: shards of each round that a resumed run keeps.
             held_positions: most tokens whose graphs an actor may hold (see `Pass`).
         """
-        ...

@@ -255,7 +255,9 @@ class RunDirectory:
         """
         rounds = self.finished_rounds()
         there = sorted(path.name for path in self.state.glob(STATES))
-        if rounds and there and state_name(len(rounds)) < there[0]:
+        own = state_name(len(rounds))
+        # The state at a window's start is older than that of the last round, so the oldest one says nothing.
+        if rounds and there and own not in there and own < there[-1]:
             lost = f"rounds.jsonl ends with round {len(rounds) - 1}, and state/ has the gradient of a later round"
             raise ConfigError(bad_value(self._field, str(self.path), f"{lost}: {RESTORE}"))
         return rounds
@@ -283,6 +285,9 @@ class RunDirectory:
             if hashlib.sha256(data).hexdigest() != entry.sha256.get(name):
                 raise ValueError("its sha256 is not the one in rounds.jsonl")
             return Totals.from_json(json.loads(data))
+        except KeyError as missing:
+            remedy = f"{name} has no {missing}: another ray_probe wrote it; resume with that one, or start a new run"
+            raise ConfigError(bad_value(self._field, str(self.path), remedy)) from None
         except (OSError, ValueError) as error:
             raise self._unreadable(name, error) from None
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from ray_probe.checkpoints.tokenizer.eos import Eos
 from ray_probe.config.loading import load_config, to_dict
 from ray_probe.core.arrays import Array
 from ray_probe.core.estimator.intervals import NORMAL_PROMPTS, NORMAL_SHARDS, interval
@@ -24,7 +25,6 @@ from ray_probe.run.result import (
     Beta,
     Counts,
     Entropy,
-    Eos,
     Estimate,
     Gradient,
     PairedDifference,

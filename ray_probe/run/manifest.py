@@ -12,7 +12,7 @@ from ray_probe.config.schema import ProbeConfig
 from ray_probe.errors import ConfigError, bad_value, cut
 from ray_probe.run.forward_passes import Pass, choose_pass
 from ray_probe.run.messages import ActorFacts
-from ray_probe.run.prepared import PreparedRun
+from ray_probe.run.prepared import PreparedRun, PromptFacts
 from ray_probe.system.json_object import JsonObject
 from ray_probe.system.versions import package_versions
 
@@ -30,19 +30,6 @@ class ManifestCheckpoint(JsonObject):
     adapter_fingerprint: str
     tokenizer_from: str = "model.path"
     chat_template_from: str | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class ManifestPrompts(JsonObject):
-    """The prompts of a run; see `ray_probe.run.prepared.PromptFacts`."""
-
-    source: str = ""
-    sha256: str
-    rendered_sha256: str | None
-    count: int = 0
-    skipped_as_too_long: int = 0
-    longest_tokens: int = 0
-    ending_with_eos: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +68,7 @@ class Manifest(JsonObject):
     threads_per_actor: int
     cluster: Mapping[str, Any] = field(default_factory=dict)
     checkpoint: ManifestCheckpoint
-    prompts: ManifestPrompts
+    prompts: PromptFacts
     policy_id: str
     memory: str = ""
     pass_: Pass
@@ -119,14 +106,10 @@ class Manifest(JsonObject):
                 adapter_fingerprint=checkpoint.adapter_fingerprint, tokenizer_from=checkpoint.tokenizer_from,
                 chat_template_from=checkpoint.template_from,
             ),
-            prompts=ManifestPrompts(
-                source=prompts.source, sha256=prompts.sha256, rendered_sha256=prompts.rendered_sha256,
-                count=prompts.count, skipped_as_too_long=prompts.skipped, longest_tokens=prompts.longest,
-                ending_with_eos=prompts.after_eos,
-            ),
+            prompts=prompts,
             policy_id=prepared.policy_id,
             memory=prepared.memory.line(),
-            pass_=choose_pass(config, prepared.memory, prompts.longest, actor.spare_bytes),
+            pass_=choose_pass(config, prepared.memory, prompts.longest_tokens, actor.spare_bytes),
             settings={name: part for name, part in to_dict(config).items() if name not in FREE_SECTIONS},
             columns=config.columns,
             eos_token_ids=prepared.eos.ids,

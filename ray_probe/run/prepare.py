@@ -5,11 +5,11 @@ import json
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from ray_probe.checkpoints.inspection import Checkpoint, inspect_checkpoint
 from ray_probe.checkpoints.memory_forecast import estimate
-from ray_probe.checkpoints.tokenizer.eos import EosIds
+from ray_probe.checkpoints.tokenizer.eos import Eos
 from ray_probe.config import ProbeConfig
 from ray_probe.data.chat_template import ChatTemplate
 from ray_probe.data.prompts import PromptSet, absolute_source, load_prompts
@@ -42,28 +42,25 @@ def prepare(
     data, batch = config.data, config.batch
     render = ChatTemplate(checkpoint.tokenizer, created) if data.chat_template else None
     prompts = load_prompts(data.prompts, data.field, render, config.model.local_files_only, data.id_field)
-    usable = _usable(config, checkpoint, prompts, eos)
+    usable, facts = _usable(config, checkpoint, prompts, eos)
     plan = Plan(
-        prompts.texts, usable.indices, data.seed, batch.prompts_per_round, batch.responses_per_prompt,
+        prompts.texts, usable, data.seed, batch.prompts_per_round, batch.responses_per_prompt,
         batch.shard_prompts, _rounds(config), data.repeat,
     )  # fmt: skip
-    if batch.target_error is not None and len(usable.indices) < FIRST_PROMPTS:
+    if batch.target_error is not None and len(usable) < FIRST_PROMPTS:
         remedy = f"batch.target_error needs at least {FIRST_PROMPTS} prompts; add prompts, or leave it out"
-        raise PromptsError(bad_value("data.prompts", len(usable.indices), remedy))
+        raise PromptsError(bad_value("data.prompts", len(usable), remedy))
     return PreparedRun(
         _absolute(config, checkpoint),
         CheckpointId(
             checkpoint.directory, checkpoint.fingerprint, checkpoint.adapter, checkpoint.adapter_fingerprint,
             checkpoint.policy_tokenizer.tokenizer_from, checkpoint.policy_tokenizer.template_from,
         ),
-        PromptFacts(
-            prompts.source, prompts.sha256, prompts.rendered_sha256, len(prompts), len(prompts) - len(usable.indices),
-            usable.longest, usable.after_eos,
-        ),
+        facts,
         plan,
         _policy_id(config, checkpoint, eos),
         created,
-        estimate(config, checkpoint.directory, checkpoint.config, usable.longest, checkpoint.adapter),
+        estimate(config, checkpoint.directory, checkpoint.config, facts.longest_tokens, checkpoint.adapter),
         eos,
     )  # fmt: skip
 
@@ -95,7 +92,7 @@ def _absolute(config: ProbeConfig, checkpoint: Checkpoint) -> ProbeConfig:
     )
 
 
-def _policy_id(config: ProbeConfig, checkpoint: Checkpoint, eos: EosIds) -> str:
+def _policy_id(config: ProbeConfig, checkpoint: Checkpoint, eos: Eos) -> str:
     """Return the name of checkpoint, adapter and sampling policy."""
     generation = config.generation
     parts = [
@@ -106,22 +103,13 @@ def _policy_id(config: ProbeConfig, checkpoint: Checkpoint, eos: EosIds) -> str:
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
 
-class _Usable(NamedTuple):
-    """The prompts that fit.
+def _usable(
+    config: ProbeConfig, checkpoint: Checkpoint, prompts: PromptSet, eos: Eos
+) -> tuple[tuple[int, ...], PromptFacts]:
+    """Return the indices of the prompts that fit, and facts about the prompts.
 
-    Attributes:
-        indices: of the prompts.
-        longest: tokens of the longest.
-        after_eos: prompts that end with an EOS token of their own text or of the chat template.
+    Skips a prompt that does not fit, or raises PromptsError.
     """
-
-    indices: tuple[int, ...]
-    longest: int
-    after_eos: int
-
-
-def _usable(config: ProbeConfig, checkpoint: Checkpoint, prompts: PromptSet, eos: EosIds) -> _Usable:
-    """Return the prompts that fit; skips a longer one, or raises PromptsError."""
     context, cap = limit_of(checkpoint.config, config.data.context_length), config.generation.max_new_tokens
     room = None if context is None else context - cap
     if room is not None and room < 1:
@@ -147,7 +135,11 @@ def _usable(config: ProbeConfig, checkpoint: Checkpoint, prompts: PromptSet, eos
     switch = rope_switch(checkpoint.config)
     if switch is not None and lengths and (problem := switch.problem(min(lengths), max(lengths) + cap)):
         raise ConfigError(bad_value("generation.max_new_tokens", cap, problem))
-    return _Usable(tuple(usable), max(lengths, default=0), after_eos)
+    return tuple(usable), PromptFacts(
+        source=prompts.source, sha256=prompts.sha256, rendered_sha256=prompts.rendered_sha256, count=len(prompts),
+        skipped_as_too_long=len(prompts) - len(usable), longest_tokens=max(lengths, default=0),
+        ending_with_eos=after_eos,
+    )  # fmt: skip
 
 
 def _too_long(where: str, length: int, config: ProbeConfig, context: int | None) -> str:

@@ -10,10 +10,11 @@ from datetime import datetime
 from pathlib import Path
 
 from ray_probe.checkpoints.memory_forecast import MemoryDemand
-from ray_probe.checkpoints.tokenizer.eos import EosIds
+from ray_probe.checkpoints.tokenizer.eos import Eos
 from ray_probe.config.schema import ProbeConfig
 from ray_probe.core.estimator.baselines import BaselineRule
 from ray_probe.run.plan import Plan
+from ray_probe.system.json_object import JsonObject
 
 
 @dataclass(frozen=True)
@@ -37,27 +38,27 @@ class CheckpointId:
     template_from: str | None = None
 
 
-@dataclass(frozen=True)
-class PromptFacts:
-    """Facts about the prompts, without their texts.
+@dataclass(frozen=True, kw_only=True)
+class PromptFacts(JsonObject):
+    """Facts about the prompts, without their texts, as the manifest holds them.
 
     Attributes:
         source: the file, the data set, or `<list>`.
         sha256: over ids and prompts in order.
         rendered_sha256: over the prompts as the chat template renders them; None without a template.
         count: prompts of the source.
-        skipped: prompts skipped as too long.
-        longest: tokens of the longest prompt in use.
-        after_eos: prompts in use that end with an EOS token of their own text or of the chat template.
+        skipped_as_too_long: prompts that are not used.
+        longest_tokens: of a prompt in use.
+        ending_with_eos: prompts in use that end with an EOS token of their own text or of the chat template.
     """
 
-    source: str
+    source: str = ""
     sha256: str
     rendered_sha256: str | None
-    count: int
-    skipped: int
-    longest: int
-    after_eos: int = 0
+    count: int = 0
+    skipped_as_too_long: int = 0
+    longest_tokens: int = 0
+    ending_with_eos: int = 0
 
 
 @dataclass(frozen=True)
@@ -82,14 +83,14 @@ class PreparedRun:
     policy_id: str
     created: datetime
     memory: MemoryDemand
-    eos: EosIds
+    eos: Eos
 
     @property
     def plan_id(self) -> str:
         """Name of the prompts and their order, which give a shard's number its meaning."""
         batch = self.config.batch
         dealt = (self.config.data.seed, batch.prompts_per_round, batch.responses_per_prompt, batch.shard_prompts)
-        prompts = (self.prompts.sha256, self.prompts.rendered_sha256, self.prompts.skipped)
+        prompts = (self.prompts.sha256, self.prompts.rendered_sha256, self.prompts.skipped_as_too_long)
         return hashlib.sha256(repr((dealt, prompts)).encode()).hexdigest()[:16]
 
 

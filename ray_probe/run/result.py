@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, Literal, Self
 
+from ray_probe.checkpoints.tokenizer.eos import Eos
 from ray_probe.core.estimator.modes import Mode
 from ray_probe.errors import ShardError
 from ray_probe.system.json_object import JsonObject, json_schema
@@ -189,20 +190,6 @@ class Timing(JsonObject):
     """Idle, summed over actors."""
     tokens_per_second: float | None = None
     """Response tokens per second of `seconds`."""
-
-
-@dataclass(frozen=True)
-class Eos(JsonObject):
-    """The token ids that end a response."""
-
-    ids: tuple[int, ...]
-    """Ascending; empty where only the cap ends a response."""
-    source: str
-    """The file or configuration key that decided."""
-    others: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
-    """Sources that name other ids, with those ids."""
-    texts: Mapping[str, str] = field(default_factory=dict)
-    """Text of each token above, by id."""
 
 
 @dataclass(frozen=True)

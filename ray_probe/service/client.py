@@ -5,9 +5,13 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
-from ray_probe.controller.replies import BetaReply, MeasurementInfo, Scaled, Status, Variance
+from ray_probe.cluster.actors.calls import is_silent
+from ray_probe.cluster.actors.own_actors import end_children
+from ray_probe.cluster.controller_actor import ControllerHandle
+from ray_probe.cluster.head.head_monitor import HeadMonitor
+from ray_probe.controller.replies import MeasurementInfo
 from ray_probe.errors import (
     CancelledError,
     ClusterError,
@@ -23,16 +27,11 @@ from ray_probe.run.result import Result
 from ray_probe.service.discovery import find
 from ray_probe.service.following import follow
 
-if TYPE_CHECKING:
-    from ray_probe.cluster.controller_actor import ControllerHandle
-    from ray_probe.cluster.head.head_monitor import HeadMonitor
-
-ANSWER_S = 20.0
 STOP_EVERY_S = 0.05
 CLOSE_S = 60.0
 
 
-class ProbeClient:
+class ProbeClient(ControllerHandle):
     """A connection to a service or a run, closed at the end of its `with` block.
 
     A process that is connected to the same Ray cluster already, such as a trainer, keeps using its connection.
@@ -47,20 +46,18 @@ class ProbeClient:
 
     def __init__(
         self,
-        controller: "ControllerHandle",
+        controller: ControllerHandle,
         namespace: str,
         connection: contextlib.ExitStack,
-        head: "HeadMonitor | None" = None,
+        head: HeadMonitor | None = None,
         kind: str = "service",
     ) -> None:
-        self.controller = controller
-        self.name = controller.name
+        super().__init__(controller.name, controller.actor)
         self.namespace = namespace
         self.kind = kind
         self._connection = connection
         self._head = head
         self._silent = False
-        controller.look = self._refuse_lost_head
 
     @classmethod
     def connect(
@@ -101,44 +98,10 @@ class ProbeClient:
         """Whether the cluster's head is lost; false where it is not monitored."""
         return self._head is not None and self._head.is_lost()
 
-    def status(self, deadline_s: float = ANSWER_S) -> Status:
-        """Return the status; `deadline_s` is how long to wait for the answer."""
-        return self.controller.status(deadline_s)
-
-    def beta(self, version: int | None = None, measurement: str | None = None) -> BetaReply:
-        """Return a version of the fitted baseline.
-
-        Args:
-            version: grows by one a round; None: the newest.
-            measurement: id; None: the running one, else the newest that was started.
-
-        Raises ConfigError that lists the existing versions or measurements.
-        """
-        return self.controller.beta(version, measurement)
-
-    def variance(self, measurement: str | None = None) -> Variance:
-        """Return variances over whole rounds.
-
-        Those of advantages, by mode, are in nats^2 per token.
-        """
-        return self.controller.variance(measurement)
-
-    def results(self) -> tuple[MeasurementInfo, ...]:
-        """Return all measurements, oldest first."""
-        return self.controller.results()
-
     def result(self, measurement: str | None = None) -> tuple[MeasurementInfo, dict[str, Any] | None]:
         """Return a measurement and its result.json so far; None before the first round."""
         info, result = self.measured(measurement)
         return info, None if result is None else result.to_json()
-
-    def measured(self, measurement: str | None = None) -> tuple[MeasurementInfo, Result | None]:
-        """Return a measurement and its result so far; None before the first round."""
-        return self.controller.result(measurement)
-
-    def logs(self, measurement: str | None = None, lines: int = 100) -> tuple[str, ...]:
-        """Return the last lines of a measurement's log, or (None) of the service's."""
-        return self.controller.logs(measurement, lines)
 
     def probe(
         self,
@@ -170,7 +133,7 @@ class ProbeClient:
             asked["data.prompts"] = _place(prompts) if isinstance(prompts, str | Path) else list(prompts)
         if snapshot is not None:
             asked["model.snapshot"] = snapshot
-        return self.controller.probe(asked | dict(settings or {}))
+        return self.queue(asked | dict(settings or {}))
 
     def wait(
         self,
@@ -198,14 +161,12 @@ class ProbeClient:
             ProbeError: the measurement failed, with its exit code; CancelledError when it was stopped.
             ClusterError: its service was taken down, or its controller does not answer any more.
         """
-        from ray_probe.cluster.actors.calls import is_silent
-
         def go_on() -> None:
             if stop():
                 raise KeyboardInterrupt
 
         try:
-            follow(self.controller.follow, self.name, self.kind, measurement, listener, go_on)
+            follow(self.follow, self.name, self.kind, measurement, listener, go_on)
         except ClusterError as error:
             self._silent = is_silent(error)
             raise
@@ -222,28 +183,12 @@ class ProbeClient:
     def stop(self, measurement: str, seconds: float) -> bool:
         """Stop a measurement and wait for its end; returns whether it ended in time."""
         deadline = time.monotonic() + seconds
-        self.controller.cancel(measurement, seconds)
+        self.cancel(measurement, seconds)
         while (left := deadline - time.monotonic()) > 0:
-            if self.controller.follow(measurement, sys.maxsize, left).info.finished is not None:
+            if self.follow(measurement, sys.maxsize, left).info.finished is not None:
                 return True
             time.sleep(STOP_EVERY_S)
         return False
-
-    def scale(self, actors: int) -> Scaled:
-        """Ask for this many rollout actors; `status` shows when they have started."""
-        return self.controller.scale(actors)
-
-    def cancel(self, measurement: str) -> MeasurementInfo:
-        """Withdraw a waiting measurement, or stop the running one after whole rounds."""
-        return self.controller.cancel(measurement)
-
-    def drain(self, on: bool = True) -> None:
-        """Accept no more measurements and finish the waiting ones; False: accept again."""
-        self.controller.drain(on)
-
-    def start_error(self) -> ProbeError | None:
-        """Return the error that kept the service from starting, or None."""
-        return self.controller.start_error()
 
     def end(self, seconds: float = CLOSE_S) -> bool:
         """Stop the work after whole rounds and end the actors; returns whether in time.
@@ -251,16 +196,14 @@ class ProbeClient:
         Args:
             seconds: how long the work may take to stop; 0 ends the actors at once.
         """
-        from ray_probe.cluster.actors.own_actors import end_children
-
         in_time = False
         try:
-            in_time = seconds > 0 and not self._silent and self.controller.close(seconds)
+            in_time = seconds > 0 and not self._silent and self.end_work(seconds)
         except ClusterError:
             pass  # it does not answer; its actors are ended all the same
         finally:
             if not self.head_lost:  # else the actors are gone, and Ray would wait for the head's answer forever
-                self.controller.kill()
+                self.kill()
                 end_children(self.name, self.namespace)
         return in_time
 
@@ -269,10 +212,10 @@ class ProbeClient:
         with contextlib.suppress(ClusterError):
             self.end(seconds)
 
-    def _refuse_lost_head(self) -> None:
+    def refuse_lost_head(self) -> None:
+        """Raise NoClusterError once the cluster's head is lost, where it is monitored."""
         if self._head is not None and self._head.is_lost():
             raise NoClusterError(f"cluster: its head at {self._head.address} is gone")
-
 
 def _place(path: str | Path | Sequence[str]) -> str:
     """Return an existing file's absolute path, else the name (of the hub) as it is."""

@@ -21,14 +21,12 @@ class Found:
 
     Attributes:
         controller: its actor.
-        name: of the service or run.
         namespace: Ray namespace of its actors.
         kind: service or run.
         head: monitor of its cluster's head.
     """
 
     controller: "ControllerHandle"
-    name: str
     namespace: str
     kind: str
     head: HeadMonitor
@@ -59,11 +57,11 @@ def find(
         namespace, known = namespace or "ray_probe", entry_at(address, name)
         token_path, loopback = (known.token_path, known.loopback) if known else (None, False)
         join(stack, address, namespace, token_path, loopback)
-    controller, name = choose_controller(name, namespace, kind)
+    controller = choose_controller(name, namespace, kind)
     head = HeadMonitor(connected_address(), OWN_LOST_S if known is not None and known.loopback else LOST_S)
-    registered = known is not None and known.name == name and known.namespace == namespace
-    found = known.kind if known is not None and registered else controller.kind()
-    return Found(controller, name, namespace, found or "service", head)
+    registered = known is not None and known.name == controller.name and known.namespace == namespace
+    found = known.kind if known is not None and registered else controller.ask_kind()
+    return Found(controller, namespace, found or "service", head)
 
 
 def join(stack: contextlib.ExitStack, address: str, namespace: str, token_path: str | None, loopback: bool) -> None:
@@ -96,8 +94,8 @@ def entry_at(address: str, name: str | None) -> registry.Entry | None:
     return next((entry for entry in there if entry.name == name), there[0] if there else None)
 
 
-def choose_controller(name: str | None, namespace: str, kind: str | None = None) -> "tuple[ControllerHandle, str]":
-    """Returns a controller of the connected cluster, and its name.
+def choose_controller(name: str | None, namespace: str, kind: str | None = None) -> "ControllerHandle":
+    """Returns a controller of the connected cluster.
 
     Args:
         name: of a service or run; None: the only one.
@@ -112,10 +110,10 @@ def choose_controller(name: str | None, namespace: str, kind: str | None = None)
     there = controllers(namespace)
     fitting = [name] if name is not None else list(there)
     if name is None and kind is not None:
-        kinds = {one: controller.kind() for one, controller in there.items()}  # None: it does not answer
+        kinds = {one: controller.ask_kind() for one, controller in there.items()}  # None: it does not answer
         fitting = [one for one in there if kinds[one] == kind] or [one for one in there if kinds[one] is None]
     if len(fitting) == 1 and fitting[0] in there:
-        return there[fitting[0]], fitting[0]
+        return there[fitting[0]]
     remedy = f"the namespace {namespace!r} has {', '.join(there) or 'none'}"
     raise ConfigError(bad_value("--run", name, f"choose a {kind or 'service or run'} that is up; {remedy}"))
 

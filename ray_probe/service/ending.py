@@ -100,7 +100,7 @@ def _ended(entry: registry.Entry, tell: Tell) -> None:
                 raise ConfigError(bad_value("--run", entry.name, f"no service of that name is up there; {remedy}"))
             tell("its controller is gone; its other actors were ended")
             return
-        if controller.kind() == "run":
+        if controller.ask_kind() == "run":
             raise ConfigError(bad_value("--run", entry.name, "it is a run; end it with Ctrl-C where it was started"))
         if not ProbeClient(controller, entry.namespace, ExitStack()).end():
             tell("its measurement did not stop in time; its actors were ended")

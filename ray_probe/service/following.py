@@ -19,7 +19,7 @@ def follow(
     """Returns once a measurement has ended.
 
     Args:
-        ask: `ControllerHandle.follow`.
+        ask: `ProbeClient.follow`.
         name: of the service or run.
         kind: service or run.
         measurement: id.

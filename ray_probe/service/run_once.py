@@ -8,7 +8,7 @@ import sys
 from contextlib import ExitStack, closing, suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from ray_probe.cluster.connection.connect import check_room, connected, start_head
 from ray_probe.cluster.connection.demand import Demand
@@ -32,6 +32,9 @@ from ray_probe.system import processes
 from ray_probe.system.clock import utc_now
 from ray_probe.system.signals import at_last, end_now, interrupted
 
+if TYPE_CHECKING:
+    from ray_probe.service.client import ProbeClient
+
 SUBMIT_S = 60.0
 STOP_S = 2.7
 """Time for an interrupted run to stop by itself; then it is killed."""
@@ -47,15 +50,15 @@ def execute(request: RunRequest, listener: Listener, run: Run) -> Result:
     """
     config, directory = resolve(request)
     refuse_shadows(config.cluster.runtime_env)
-    notes = _Notes(listener)
+    notes = Notes(listener)
     run.directory = None if directory is None else directory.path
     with at_last(run.keep), ExitStack() as stack:
         stack.callback(run.keep)
         head = _started_here(config, stack)
-        prepared = _prepared(config, directory, notes)
+        prepared = prepared_run(config, directory, notes)
         if (warning := few_shards(config)) is not None:
             notes.tell(f"warning: {warning}")
-        if directory is not None and (result := _done(directory, prepared, notes)) is not None:
+        if directory is not None and (result := finished_result(directory, prepared, notes)) is not None:
             notes.tell("every round of this run is finished; nothing is left to do")
             return result
         output = prepared.config.output
@@ -72,7 +75,7 @@ def _started_here(config: ProbeConfig, stack: ExitStack) -> StartedHead | None:
     return stack.enter_context(closing(head))
 
 
-class _Notes:
+class Notes:
     """Messages before the log exists, which receives them later."""
 
     def __init__(self, listener: Listener) -> None:
@@ -80,11 +83,12 @@ class _Notes:
         self.texts: list[str] = []
 
     def tell(self, text: str) -> None:
+        """Passes a message on, and keeps it for the log."""
         self.texts.append(text)
         self._listener(Progress.outside(text))
 
 
-def _prepared(config: ProbeConfig, directory: RunDirectory | None, notes: _Notes) -> PreparedRun:
+def prepared_run(config: ProbeConfig, directory: RunDirectory | None, notes: Notes) -> PreparedRun:
     """Returns the checked run, without a connection to the cluster."""
     if directory is None and config.cluster.address is not None:  # the checkpoint takes seconds
         check_room(config.cluster.address, Demand.of(config.cluster))
@@ -103,7 +107,7 @@ def _prepared(config: ProbeConfig, directory: RunDirectory | None, notes: _Notes
     return prepared
 
 
-def _done(directory: RunDirectory, prepared: PreparedRun, notes: _Notes) -> Result | None:
+def finished_result(directory: RunDirectory, prepared: PreparedRun, notes: Notes) -> Result | None:
     """Returns the result of a run whose rounds are all finished, or None."""
     rounds = len(directory.finished_rounds())
     if not rounds or rounds != prepared.plan.round_count:
@@ -117,7 +121,7 @@ def _done(directory: RunDirectory, prepared: PreparedRun, notes: _Notes) -> Resu
 
 
 def _driven(
-    prepared: PreparedRun, resume: bool, path: Path, own: StartedHead | None, notes: _Notes, listener: Listener
+    prepared: PreparedRun, resume: bool, path: Path, own: StartedHead | None, notes: Notes, listener: Listener
 ) -> Result:
     """Connects, submits the run to a new controller, and follows it to its end."""
     from ray_probe.cluster.connection.nodes import this_node
@@ -158,15 +162,14 @@ def _driven(
 
 
 def _followed(
-    client: Any, identity: str, path: Path, own: StartedHead | None, listener: Listener
+    client: "ProbeClient", identity: str, path: Path, own: StartedHead | None, listener: Listener
 ) -> Result:
     """Returns the result; on Ctrl-C stops the run with its committed rounds kept."""
     from ray_probe.cluster.actors.calls import is_gone, is_silent
     from ray_probe.cluster.pool.death_report import autopsy
 
     try:
-        result: Result = client.ended(identity, listener, interrupted)
-        return result
+        return client.ended(identity, listener, interrupted)
     except ClusterError as error:
         if client.head_lost or is_silent(error):
             told = str(error)

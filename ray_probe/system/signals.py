@@ -11,7 +11,7 @@ import select
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from types import FrameType
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -40,15 +40,9 @@ def signals_interrupt() -> Iterator[None]:
     SIGHUP, as under nohup, stays ignored.
     """
     _asked.clear()
-    before = {number: signal.getsignal(number) for number in SIGNALS}
-    for number, handler in before.items():
-        if number != signal.SIGHUP or handler != signal.SIG_IGN:
-            signal.signal(number, _interrupt)
-    try:
+    ignored = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    with _handled(_interrupt, [number for number in SIGNALS if number != signal.SIGHUP or not ignored]):
         yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 @contextlib.contextmanager
@@ -97,17 +91,23 @@ def deferred() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    came: list[signal.Signals] = []
+    came: list[int] = []
     before = {number: handler for number in SIGNALS if callable(handler := signal.getsignal(number))}
-    for number in before:
-        signal.signal(number, lambda number, frame: came.append(signal.Signals(number)))
+    with _handled(lambda number, frame: came.append(number), before):
+        yield
+    if came:
+        before[signal.Signals(came[0])](came[0], None)
+
+
+@contextlib.contextmanager
+def _handled(handler: Callable[[int, FrameType | None], object], numbers: Iterable[signal.Signals]) -> Iterator[None]:
+    """Handle these signals in the block; restores the handlers before."""
+    before = {number: signal.signal(number, handler) for number in numbers}
     try:
         yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-    if came:
-        before[came[0]](came[0], None)
+        for number, earlier in before.items():
+            signal.signal(number, earlier)
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:

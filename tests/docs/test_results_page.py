@@ -10,7 +10,7 @@ import pytest
 from support.pages import ROOT, page
 
 from ray_probe import errors
-from ray_probe.checkpoints.tokenizer.eos import EosIds
+from ray_probe.checkpoints.tokenizer.eos import Eos
 from ray_probe.core.estimator.baselines import MODES
 
 PAGE = page("docs/results.md")
@@ -32,7 +32,7 @@ def fields(value: Any, path: str = "") -> Iterator[str]:
 def test_every_field_of_a_result_is_described_and_no_other(run_directory: Path) -> None:
     result = json.loads((run_directory / "result.json").read_text())
     assert "eos" not in result, "this run has no EOS ids of its own"
-    result["eos"] = EosIds((1,), "config.json", (("tokenizer", (2,)),), ((1, "a"), (2, "b"))).to_json()
+    result["eos"] = Eos((1,), "config.json", {"tokenizer": (2,)}, {"1": "a", "2": "b"}).to_json()
     assert set(fields(result)) == FIELDS
 
 

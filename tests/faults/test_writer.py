@@ -11,14 +11,14 @@ import pytest
 from safetensors.numpy import load_file
 from support.answers import Answer
 from support.failpoints import arm, disarm_all, fired
-from support.light import BUCKET, LAYOUT, LightActor, light_config, light_prepared
-from support.ray_runs import own, run_on
+from support.light import BUCKET, LAYOUT, LightActor, here, light_config, light_prepared
+from support.ray_runs import own, run_here, run_on
 
 from ray_probe.cluster.actors import writer
 from ray_probe.cluster.backend import RayBackend
 from ray_probe.cluster.rounds.schedule import MAX_ATTEMPTS
 from ray_probe.errors import ClusterError
-from ray_probe.run.prepared import PreparedRun
+from ray_probe.run.prepared import PreparedRun, baseline_rule
 from ray_probe.run.progress import Progress
 
 pytestmark = pytest.mark.cluster
@@ -115,6 +115,35 @@ def test_deaths_of_the_writer_use_up_none_of_the_attempts_of_a_commit(
     assert fired(points, "write_before_add") == fired(points, "write_before_commit") == MAX_ATTEMPTS
     assert_bits(answer, undisturbed)
     assert_one_state(answer)
+
+
+WINDOWS = [0, 0, 2, 2, 4, 5]
+"""Of the commits of a run over 14 prompts, six a round, from the plan alone."""
+
+
+DEATHS = ("write_after_add", "write_before_commit", "write_after_commit", "write_after_settle")
+
+
+@pytest.mark.parametrize("actors", [1, 2])
+@pytest.mark.parametrize("place", DEATHS)
+def test_a_writer_that_dies_in_the_middle_of_a_window_loses_no_product_of_commits(
+    backend: RayBackend, files: Path, points: Path, place: str, actors: int
+) -> None:
+    prompts = [f"prompt {number}" for number in range(14)]
+    config = light_config(
+        files, cluster={"actors": actors}, data={"prompts": prompts}, batch={"rounds": len(WINDOWS)},
+        output={"name": f"{place}-{actors}"},
+    )  # fmt: skip
+    expected = run_here(light_prepared(config), f"here-{place}-{actors}", here(baseline_rule(config)))
+    arm(points, place, only=LAST if place == "write_after_add" else "4")
+    answer = run_on(backend, light_prepared(config), f"{place}-{actors}")
+    assert fired(points, place) == 1
+    assert [line.gradient_window for line in answer.rounds] == WINDOWS
+    answer.assert_same(expected)
+    for line, other in zip(answer.rounds, expected.rounds, strict=True):
+        assert line.gradient_cross == pytest.approx(other.gradient_cross, rel=1e-6)  # float32 sums
+    left = sorted(path.name for path in answer.directory.state.glob("*gradient*"))
+    assert left == ["gradient-000004.npy", "gradient-000005.npy"], "the newest, and that at its window's start"
 
 
 def test_a_writer_that_always_dies_ends_the_run_with_what_to_do(

@@ -3,6 +3,7 @@
 import math
 
 import numpy as np
+import pytest
 
 from ray_probe.fitter.ledger import read_ledger
 from ray_probe.run.directory import RunDirectory
@@ -27,10 +28,26 @@ class Answer:
         assert self.counts == other.counts
         assert [counted(line) for line in self.rounds] == [counted(line) for line in other.rounds], "each shard once"
         assert np.linalg.norm(self.gradient - other.gradient) <= 1e-5 * np.linalg.norm(other.gradient)
+        assert self.result["entropy"] == {
+            name: pytest.approx(value, rel=1e-5) for name, value in other.result["entropy"].items()
+        }
+        if [line.group for line in self.rounds] == [line.group for line in other.rounds]:
+            self._assert_same_noise(other)
         assert (self.result["partial"], self.result["conflicts"]) == (
             other.result["partial"],
             other.result["conflicts"],
         )
+
+    def _assert_same_noise(self, other: "Answer") -> None:
+        """The same windows, and products of commits that differ by the rounding of gradients."""
+        assert [line.gradient_window for line in self.rounds] == [line.gradient_window for line in other.rounds]
+        mine, others = self.result["gradient"], other.result["gradient"]
+        assert mine["why_null"] == others["why_null"]
+        rounding = 1e-4 * others["norm_raw"] ** 2
+        for name, unit in (("norm_sq_debiased", 1.0), ("trace_cov", self.counts["sequences"])):
+            assert (mine[name] is None) is (others[name] is None)
+            if others[name] is not None:
+                assert mine[name] == pytest.approx(others[name], rel=0.0, abs=rounding * unit)
 
     def assert_each_record_once(self) -> None:
         """The ledger holds every shard of the plan, once, in rounds that were closed once."""

@@ -9,7 +9,7 @@ from typing import Any
 import ray
 
 from ray_probe.checkpoints.memory_forecast import MemoryDemand
-from ray_probe.checkpoints.tokenizer.eos import EosIds
+from ray_probe.checkpoints.tokenizer.eos import Eos
 from ray_probe.cluster.actors.rollout import RolloutActor
 from ray_probe.config.loading import config_from_dict
 from ray_probe.config.schema import ProbeConfig
@@ -70,7 +70,7 @@ def light_config(directory: Path, **sections: dict[str, Any]) -> ProbeConfig:
         "data": {"prompts": [f"prompt {number}" for number in range(PROMPTS)]},
         "batch": {"prompts_per_round": 6, "responses_per_prompt": 3, "shard_prompts": 1, "rounds": 3},
         "generation": {"max_new_tokens": CAP},
-        "estimator": {"baseline": {"features": list(FEATURES)}},
+        "estimator": {"baseline": {"features": [*FEATURES, "position_mean"]}},
         "output": {"dir": str(directory)},
     }
     for name, values in sections.items():
@@ -85,9 +85,10 @@ def light_prepared(config: ProbeConfig) -> PreparedRun:
         texts, tuple(range(len(texts))), config.data.seed, batch.prompts_per_round, batch.responses_per_prompt,
         batch.shard_prompts, batch.rounds, config.data.repeat,
     )  # fmt: skip
+    prompts = PromptFacts(source="<list>", sha256="", rendered_sha256=None, count=len(texts), longest_tokens=2)
     return PreparedRun(
-        config, CheckpointId(Path(POLICY), POLICY, None, ""), PromptFacts("<list>", "", None, len(texts), 0, 2), plan,
-        POLICY, datetime(2026, 5, 1, tzinfo=UTC), MemoryDemand(0, 0, 0, 0, 0, 1), EosIds((0,), "config.json"),
+        config, CheckpointId(Path(POLICY), POLICY, None, ""), prompts, plan,
+        POLICY, datetime(2026, 5, 1, tzinfo=UTC), MemoryDemand(0, 0, 0, 0, 0, 1), Eos((0,), "config.json"),
     )  # fmt: skip
 
 

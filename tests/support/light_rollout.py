@@ -124,6 +124,9 @@ class LightRollout:
         parity = ParityStats.of(nothing_T, nothing_T, nothing_T.astype(bool))
         return Collected(delivery, parity, record.tokens, time.monotonic() - started, 0.0)
 
+    def hold_no_graphs(self) -> None:
+        pass
+
     def acknowledge(self, shard: Shard, receipt: Receipt) -> None:
         if receipt.kept is not None:
             self._held[shard.key].record = Record.unpack(receipt.kept).without_prompts()
@@ -132,7 +135,7 @@ class LightRollout:
         if shard.key in self._added:
             return self._added[shard.key]
         if shard.key not in self._held:
-            raise ShardError(f"shard {shard.id}: was not collected here; collect it first")
+            raise ShardError(f"{shard.label}: was not collected here; collect it first")
         started = time.monotonic()
         held = self._held[shard.key]
         own = held.record if fit.round >= shard.round and fit.rule.fit == "leave_one_out" else None

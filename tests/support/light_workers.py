@@ -17,5 +17,5 @@ class LightWorkers(InProcessWorkers):
 
     def load(self, prepared: PreparedRun, stop: StopCheck) -> None:
         self._rollout = LightRollout(baseline_rule(prepared.config), prepared.policy_id)  # type: ignore[assignment]
-        self._prepared = prepared
+        self.prepared = prepared
         self.info = ActorFacts(LAYOUT, "cpu", 1, 10**9)

@@ -52,5 +52,5 @@ def a_variance() -> Variance:
     in_sample = {"none": 411.1, "constant": 117.3, "residual_mu": 23.9, "regression": 17.04}
     return Variance(
         "m0003", 4, 4, 2048, 81234, **{name: getattr(result, name) for name in names}, in_sample=in_sample,
-        in_sample_version=5, mode="regression",
+        in_sample_version=5, mode="regression", features=("H", "sibling_mu"),
     )

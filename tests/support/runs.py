@@ -23,6 +23,7 @@ from ray_probe.probe_components import ProbeComponents
 from ray_probe.rollout.builder import build_rollout
 from ray_probe.rollout.rollout import Rollout
 from ray_probe.run.directory import RunDirectory
+from ray_probe.run.messages import ShardKey
 from ray_probe.run.plan import Plan, Shard
 from ray_probe.run.prepared import baseline_rule
 from ray_probe.run.progress import Progress
@@ -60,8 +61,25 @@ def rollout_of(config: ProbeConfig) -> Rollout:
     return build_rollout(config, Path(config.model.path), POLICY)
 
 
+def components_of(rollout: Rollout) -> ProbeComponents:
+    return rollout._components
+
+
 def processor_of(rollout: Rollout) -> SequenceProcessor:
-    return rollout._components.processor
+    return components_of(rollout).processor
+
+
+def gradient_of(rollout: Rollout) -> GradientSum:
+    return rollout._gradient
+
+
+def set_gradient(rollout: Rollout, gradient: GradientSum) -> None:
+    rollout._gradient = gradient
+
+
+def held_of(rollout: Rollout) -> dict[ShardKey, Any]:
+    """What a rollout holds of the shards that wait for their fit."""
+    return rollout._held
 
 
 @dataclasses.dataclass
@@ -88,7 +106,7 @@ class Job:
     @property
     def gradient(self) -> np.ndarray:
         """Summed over all responses of committed rounds."""
-        return self.backend._store.read(0, self.backend.layout.size)
+        return self.backend.store.read(0, self.backend.layout.size)
 
     @property
     def lines(self) -> list[dict[str, Any]]:

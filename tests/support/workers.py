@@ -7,11 +7,12 @@ from typing import Any
 
 from ray_probe.controller.local_backend import LocalBackend
 from ray_probe.controller.replies import Scaled
+from ray_probe.fitter.fitter import Fitter
 from ray_probe.gradient.layout import ParameterLayout
 from ray_probe.rollout.builder import RolloutBuilder
-from ray_probe.run.backend import RoundOutcome, StopCheck
+from ray_probe.run.backend import Commit, RoundOutcome, StopCheck
 from ray_probe.run.directory import RunDirectory
-from ray_probe.run.messages import ActorFacts, InSample
+from ray_probe.run.messages import ActorFacts
 from ray_probe.run.plan import Shard
 from ray_probe.run.prepared import PreparedRun, baseline_rule
 from ray_probe.run.progress_tracker import ProgressTracker
@@ -29,7 +30,7 @@ class InProcessWorkers:
         self.in_round = threading.Event()
         self.closed = False
         self._assembly = RolloutBuilder()
-        self._prepared: PreparedRun | None = None
+        self.prepared: PreparedRun | None = None
         self._backend: LocalBackend | None = None
 
     actors = property(lambda self: self.asked)
@@ -40,18 +41,6 @@ class InProcessWorkers:
         return self._rollout.layout
 
     @property
-    def gradient_norm_sq(self) -> float:
-        return self._at_work.gradient_norm_sq
-
-    @property
-    def gradient_cross(self) -> float:
-        return self._at_work.gradient_cross
-
-    @property
-    def gradient_sha256(self) -> str | None:
-        return self._at_work.gradient_sha256
-
-    @property
     def _at_work(self) -> LocalBackend:
         assert self._backend is not None, "a run directory is open"
         return self._backend
@@ -60,15 +49,15 @@ class InProcessWorkers:
         config, directory = prepared.config, prepared.checkpoint.directory
         self._rollout = self._assembly.load(config, directory, prepared.checkpoint.adapter, prepared.policy_id)
         self.ways.append(self._assembly.way)
-        self._prepared = prepared
+        self.prepared = prepared
         frozen, cache_gap = self._rollout.frozen, self._rollout.cache_gap
         self.info = ActorFacts(self.layout, "cpu", 1, 10**9, frozen=frozen, cache_gap=cache_gap)
 
     def open(self, directory: RunDirectory, finished: Sequence[Sequence[int]], held_positions: int = 0) -> None:
-        assert self._prepared is not None
-        rule = baseline_rule(self._prepared.config)
+        assert self.prepared is not None
+        rule = baseline_rule(self.prepared.config)
         self._backend = LocalBackend(
-            [self._rollout], rule, self._prepared.policy_id, directory, held_positions=held_positions
+            [self._rollout], rule, self.prepared.policy_id, directory, held_positions=held_positions
         )
 
     def run_round(self, shards: Sequence[Shard], tracker: ProgressTracker, stop: StopCheck) -> RoundOutcome:
@@ -77,7 +66,7 @@ class InProcessWorkers:
             pass
         return self._at_work.run_round(shards, tracker, stop)
 
-    def commit(self, window: int = 0) -> list[RoundOutcome]:
+    def commit(self, window: int = 0) -> Commit:
         return self._at_work.commit(window)
 
     def settle(self) -> None:
@@ -105,8 +94,6 @@ class InProcessWorkers:
             "nodes": 1, "resources": {}, "free": {}, "warnings": (),
         }  # fmt: skip
 
-    def beta_of(self, version: int | None) -> Beta:
-        return self._at_work._fitter.beta(version)
-
-    def in_sample(self) -> InSample:
-        return self._at_work._fitter.variance()
+    @property
+    def fitter(self) -> Fitter:
+        return self._at_work.fitter

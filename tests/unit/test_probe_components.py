@@ -8,6 +8,7 @@ import pytest
 import torch
 from support.enumeration import flat_gradient
 from support.models import EOS, probe_config, processor, save_checkpoint, tiny_gpt2, tiny_llama
+from support.runs import held_of, processor_of
 
 from ray_probe.core.estimator.baselines import MODES, BaselineRule, Mode, PublishedFit, ShardBaseline
 from ray_probe.core.estimator.records import position_bins
@@ -88,6 +89,9 @@ def test_every_response_is_counted_under_its_prompt():
     np.testing.assert_array_equal(sums.prompt_rows_P3[:, 2], [6, 7, 8])
     expected = [sum(h.sum() for h in group) for group in entropies]
     np.testing.assert_allclose(sums.prompt_rows_P3[:, 1], expected, rtol=1e-12)
+    sizes = [np.array([(h.sum(), len(h)) for h in group]) for group in entropies]
+    squares = [((x[:, 0] ** 2).sum(), x.prod(axis=1).sum(), (x[:, 1] ** 2).sum()) for x in sizes]
+    np.testing.assert_allclose(sums.prompt_squares_P3, squares, rtol=1e-12)
 
 
 @pytest.mark.parametrize("estimator", ["rb_residual", "naive"])
@@ -239,8 +243,8 @@ def test_a_job_of_two_prompts_and_two_responses_fills_the_features_and_tells_fou
         shards = Plan(("abc", "f"), (0, 1), 0, 2, 2, 1, 1, True).round(0)
         for shard in shards:
             fitter.accept(rollout.collect(shard).delivery)
-            sequences = rollout._held[shard.key].sequences
-            results = rollout._components.processor.teacher_force_logprobs(sequences, return_baseline_features=True)
+            sequences = held_of(rollout)[shard.key].sequences
+            results = processor_of(rollout).teacher_force_logprobs(sequences, return_baseline_features=True)
             assert results.shape == (1, 2)
             for g, length in enumerate(sequences.gen_lens[0]):
                 assert results.baseline_feats_torch[0][g].shape == (length, len(features))

@@ -3,11 +3,13 @@
 A union of sources would end responses at an ordinary token: LlamaConfig, for example, names id 2 by default.
 """
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from ray_probe.errors import CheckpointError, ConfigError, bad_value
+from ray_probe.system.json_object import JsonObject
 
 KEY = "generation.eos_token_ids"
 
@@ -29,58 +31,40 @@ class EosSource(NamedTuple):
 
 
 @dataclass(frozen=True)
-class EosIds:
-    """The ids that end a response, and the sources that disagree.
-
-    Attributes:
-        ids: ascending; empty if only the cap ends a response.
-        source: name of the source that decided.
-        others: names and ids of the sources with different ids.
-        texts: id and text of each token above.
-    """
+class Eos(JsonObject):
+    """The token ids that end a response."""
 
     ids: tuple[int, ...]
+    """Ascending; empty where only the cap ends a response."""
     source: str
-    others: tuple[tuple[str, tuple[int, ...]], ...] = ()
-    texts: tuple[tuple[int, str], ...] = ()
+    """The file or configuration key that decided."""
+    others: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    """Sources that name other ids, with those ids."""
+    texts: Mapping[str, str] = field(default_factory=dict)
+    """Text of each token above, by id."""
 
     def line(self) -> str:
         """Return ids, texts and source, as `0 '<eos>' (config.json)`."""
-        return f"{shown_ids(self.ids, dict(self.texts))} ({self.source})"
+        return f"{self._shown(self.ids)} ({self.source})"
 
     def differences(self) -> str:
-        """Return the sources that disagree, as `config.json names 2 'b'`."""
-        return shown_others(self.others, dict(self.texts))
+        """Return the sources that disagree, grouped by ids, as `config.json names 2 'b'`."""
+        names: dict[tuple[int, ...], list[str]] = {}
+        for name, ids in self.others.items():
+            names.setdefault(ids, []).append(name)
+        return "; ".join(
+            f"{', '.join(group)} name{'s' if len(group) == 1 else ''} {self._shown(ids)}"
+            for ids, group in names.items()
+        )
 
-    def to_json(self) -> dict[str, object]:
-        """Return plain JSON types for result.json; token ids that are keys become strings."""
-        return {
-            "ids": list(self.ids),
-            "source": self.source,
-            "others": {name: list(ids) for name, ids in self.others},
-            "texts": {str(token): text for token, text in self.texts},
-        }
-
-
-def shown_ids(ids: Iterable[int], texts: dict[int, str]) -> str:
-    """Format ids with the text of their tokens."""
-    return ", ".join(f"{token} {texts[token]!r}" if token in texts else str(token) for token in ids) or "no token"
-
-
-def shown_others(others: Iterable[tuple[str, Sequence[int]]], texts: dict[int, str]) -> str:
-    """Format sources with their ids, grouping sources with the same ids."""
-    names: dict[tuple[int, ...], list[str]] = {}
-    for name, ids in others:
-        names.setdefault(tuple(ids), []).append(name)
-    return "; ".join(
-        f"{', '.join(group)} name{'s' if len(group) == 1 else ''} {shown_ids(ids, texts)}"
-        for ids, group in names.items()
-    )
+    def _shown(self, ids: Sequence[int]) -> str:
+        texts = ((token, self.texts.get(str(token))) for token in ids)
+        return ", ".join(str(token) if text is None else f"{token} {text!r}" for token, text in texts) or "no token"
 
 
 def resolve_eos(
     explicit: Sequence[int] | None, sources: Sequence[EosSource], rows: int | None, text: TokenText
-) -> EosIds:
+) -> Eos:
     """Choose the ids that end a response.
 
     Args:
@@ -109,9 +93,9 @@ def resolve_eos(
     if rows is not None and any(token >= rows for token in ids):
         remedy = f"{taken.name} names ids past the {rows} embedding rows; correct it, or set {KEY}"
         raise CheckpointError(bad_value("eos_token_id", taken.value, remedy))
-    others = tuple((source.name, _ids(source)) for source in sources if _differs(source, ids, explicit is not None))
-    mentioned = sorted({*ids, *(token for _, named_ids in others for token in named_ids)})
-    return EosIds(ids, taken.name, others, tuple((token, text(token)) for token in mentioned))
+    others = {source.name: _ids(source) for source in sources if _differs(source, ids, explicit is not None)}
+    mentioned = sorted({*ids, *itertools.chain(*others.values())})
+    return Eos(ids, taken.name, others, {str(token): text(token) for token in mentioned})
 
 
 def token_text(tokenizer: Any) -> TokenText:

@@ -17,6 +17,7 @@ from ray_probe.fitter.host import FitterHost
 from ray_probe.run.messages import Delivery, FitterSession, InSample, Receipt
 from ray_probe.run.result import Beta
 
+QUERY_DEADLINE_S = 10.0
 FITTER_THREADS = {"queries": 2, "records": 16}
 """Threads by concurrency group, beside the actor's own: queries during a fit, and deliveries that share a write."""
 
@@ -148,11 +149,11 @@ class FitterHandle(RestartedHandle[FitterActor]):
         self._noted |= set(notes)
         return notes
 
-    def beta(self, version: int | None = None, deadline_s: float = ANSWER_DEADLINE_S) -> Beta:
+    def beta(self, version: int | None = None, deadline_s: float = QUERY_DEADLINE_S) -> Beta:
         """Return a global fit as results show it; None: the current one."""
         return self._call(self.actor.beta, version, deadline_s=deadline_s)
 
-    def variance(self, deadline_s: float = ANSWER_DEADLINE_S) -> InSample:
+    def variance(self, deadline_s: float = QUERY_DEADLINE_S) -> InSample:
         """Return how well the current fit explains its own rows."""
         return self._call(self.actor.variance, deadline_s=deadline_s)
 

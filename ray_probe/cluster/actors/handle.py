@@ -3,11 +3,9 @@
 from collections.abc import Callable
 from typing import Any, Generic, TypeVar
 
-import ray
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
 from ray_probe.cluster.actors.calls import ArgTs, ResultT, call, call_restarted, kill
 from ray_probe.cluster.actors.own_actors import OwnActor
+from ray_probe.cluster.connection.nodes import pinned_to, this_node
 from ray_probe.errors import ClusterError
 
 ANSWER_DEADLINE_S = 60.0
@@ -63,5 +61,4 @@ class RestartedHandle(ActorHandle[ActorT]):
 
 def on_this_node() -> dict[str, Any]:
     """Return options of an actor on this node that takes no CPU, without restarts."""
-    node = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    return {"num_cpus": 0, "max_restarts": 0, "scheduling_strategy": node}
+    return {"num_cpus": 0, "max_restarts": 0, "scheduling_strategy": pinned_to(this_node())}

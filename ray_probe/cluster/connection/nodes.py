@@ -69,7 +69,7 @@ def ask_nodes(
     references = [
         task.options(
             **{"num_cpus": 0, "max_retries": 0, **(resources or {})},
-            scheduling_strategy=NodeAffinitySchedulingStrategy(node.id, soft=False),
+            scheduling_strategy=pinned_to(node.id),
         ).remote(*args)
         for node in nodes
     ]
@@ -102,9 +102,9 @@ def this_node() -> str:
 
 def head_node() -> str:
     """Returns the id of the cluster's head node."""
-    for node in ray.nodes():
-        if node["Alive"] and HEAD_RESOURCE in node["Resources"]:
-            return str(node["NodeID"])
+    for node in alive_nodes():
+        if HEAD_RESOURCE in node.resources:
+            return node.id
     raise ClusterError("cluster: Ray names no head node; use a cluster of a Ray that ray_probe supports")
 
 

@@ -13,6 +13,7 @@ from support.adapter_kinds import KINDS, MODELS, QUERY, copied
 from support.adapters import write_adapter
 from support.models import probe_config, save_checkpoint, tiny_llama
 from support.oracle import row_gradient, row_statistics
+from support.runs import components_of, gradient_of
 
 from ray_probe.checkpoints.adapter.files import adapter_settings
 from ray_probe.checkpoints.adapter.load import attach_adapter
@@ -212,13 +213,13 @@ def test_tokens_that_a_short_text_would_miss_are_tried(tmp_path: Path):
 
 
 def measured(rollout: Rollout) -> list[Any]:
-    components = rollout._components
+    components = components_of(rollout)
     sequences = sampled(components.processor)
-    rollout._gradient.clear()
+    gradient_of(rollout).clear()
     components.accumulate_sum_X(sequences, None)
     assert sequences.sample_logprobs is not None
     log_q = [row.tolist() for group in sequences.sample_logprobs for row in group]
-    return [log_q, [parameter.grad.tolist() for parameter in rollout._gradient.parameters.values()]]
+    return [log_q, [parameter.grad.tolist() for parameter in gradient_of(rollout).parameters.values()]]
 
 
 def brought_in(assembly: RolloutBuilder, base: Path, adapter: Path) -> Rollout:

@@ -10,6 +10,7 @@ import pytest
 from support.adapters import write_adapter
 from support.jobs import job_on, write_jsonl
 from support.models import character_tokenizer, save_checkpoint, tiny_llama
+from support.runs import processor_of
 
 from ray_probe.checkpoints.fingerprint import adapter_fingerprint, check_fingerprint
 from ray_probe.checkpoints.inspection import inspect_checkpoint
@@ -122,7 +123,7 @@ def test_prompts_are_tokenized_and_rendered_by_the_adapter(adapter: Path):
     write_tokenizer(adapter, template=TEMPLATE, characters=CHARACTERS[::-1])
     prepared = prepare(a_job(adapter, data={"chat_template": True}))
     assert prepared.plan.texts[0] == "abc"
-    processor = build_rollout(prepared.config, adapter.parent / "c", "policy")._components.processor
+    processor = processor_of(build_rollout(prepared.config, adapter.parent / "c", "policy"))
     assert processor.encode("abc") == [26, 25, 24]
     checkpoint = written(prepared)["checkpoint"]
     assert (checkpoint["tokenizer_from"], checkpoint["chat_template_from"]) == ("model.adapter", "model.adapter")

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import transformers
 from support.models import character_tokenizer, probe_config, save_checkpoint, tiny_model
+from support.runs import processor_of
 from tokenizers import Tokenizer
 
 from ray_probe.checkpoints.inspection import inspect_checkpoint
@@ -42,7 +43,7 @@ def test_a_tokenizer_of_its_own_gives_the_ids_of_its_file(checkpoint: Path, name
     assert tokenizer(TEXT)["input_ids"] == ids == character_tokenizer(CHARACTERS)(TEXT)["input_ids"]
     assert len(tokenizer) == ROWS
     config = probe_config(checkpoint, data={"prompts": [TEXT]}, generation={"max_new_tokens": 4})
-    processor = build_rollout(prepare(config).config, checkpoint, "policy")._components.processor
+    processor = processor_of(build_rollout(prepare(config).config, checkpoint, "policy"))
     assert processor.encode(TEXT) == ids
 
 

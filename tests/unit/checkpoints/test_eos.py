@@ -9,9 +9,10 @@ import torch
 import transformers
 from support.jobs import job_on, write_jsonl
 from support.models import EOS, character_tokenizer, save_checkpoint, tiny_gpt2, tiny_llama
+from support.runs import processor_of
 
 from ray_probe.checkpoints.inspection import inspect_checkpoint
-from ray_probe.checkpoints.tokenizer.eos import KEY, EosIds, EosSource, resolve_eos
+from ray_probe.checkpoints.tokenizer.eos import KEY, Eos, EosSource, resolve_eos
 from ray_probe.checkpoints.tokenizer.eos_sources import written_sources
 from ray_probe.checkpoints.tokenizer.load import load_tokenizer
 from ray_probe.config.schema import GenerationSettings, ModelConfig, ProbeConfig
@@ -45,7 +46,7 @@ def name_all(directory: Path, generation: Any, config: Any, tokenizer: str | Non
     (directory / "tokenizer_config.json").write_text(json.dumps(raw | {"eos_token": tokenizer}))
 
 
-def found(directory: Path, explicit: list[int] | None = None) -> EosIds:
+def found(directory: Path, explicit: list[int] | None = None) -> Eos:
     return inspect_checkpoint(ModelConfig(path=str(directory)), hashed=False).eos(explicit)
 
 
@@ -65,7 +66,7 @@ def greedy(policy: SequenceProcessor, prompts: list[str]) -> list[list[int]]:
 
 def opened(directory: Path, **generation: Any) -> SequenceProcessor:
     config = a_job(directory, generation={"top_p": 1e-6, "max_new_tokens": CAP} | generation)
-    return build_rollout(config, directory, "policy")._components.processor
+    return processor_of(build_rollout(config, directory, "policy"))
 
 
 @pytest.mark.parametrize("several", [False, True])
@@ -116,9 +117,9 @@ def test_the_first_source_that_names_ids_decides_and_those_that_differ_are_kept(
 
 def test_the_key_comes_before_every_source_and_an_empty_list_leaves_the_cap(checkpoint: Path):
     name_all(checkpoint, 0, 2, "<eos>")
-    assert found(checkpoint, [5, 3]) == EosIds(
-        (3, 5), KEY, ((GENERATION, (0,)), (CONFIG, (2,)), ("tokenizer", (0,))),
-        ((0, "<eos>"), (2, "b"), (3, "c"), (5, "e")),
+    assert found(checkpoint, [5, 3]) == Eos(
+        (3, 5), KEY, {GENERATION: (0,), CONFIG: (2,), "tokenizer": (0,)},
+        {"0": "<eos>", "2": "b", "3": "c", "5": "e"},
     )  # fmt: skip
     assert found(checkpoint, []).line() == f"no token ({KEY})"
 

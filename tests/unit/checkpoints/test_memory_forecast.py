@@ -12,6 +12,7 @@ import transformers
 from support.adapters import write_adapter
 from support.architectures import tiny
 from support.models import probe_config, save_checkpoint, tiny_experts, tiny_llama, tiny_model
+from support.runs import components_of
 from torch.profiler import ProfilerActivity, profile
 
 from ray_probe.checkpoints.inspection import inspect_checkpoint
@@ -38,7 +39,7 @@ def demand_of(config: ProbeConfig, longest_prompt: int = PROMPT) -> MemoryDemand
 
 def measured_scoring(config: ProbeConfig) -> int:
     """Return the peak bytes of a second micro-batch, when `.grad` exists."""
-    components = build_rollout(config, Path(config.model.path), "policy")._components
+    components = components_of(build_rollout(config, Path(config.model.path), "policy"))
     model = components.processor.model
     rows = model.get_input_embeddings().weight.shape[0]
     prompts, responses = (torch.randint(2, rows, (MICRO_BATCH, width)).tolist() for width in (PROMPT, CAP))

@@ -13,6 +13,7 @@ import safetensors.torch
 import torch
 from support.adapters import write_adapter
 from support.models import probe_config, save_checkpoint, tiny_gpt2, tiny_llama, tiny_model
+from support.runs import components_of, gradient_of, processor_of
 
 from ray_probe.checkpoints.headers import weight_headers
 from ray_probe.checkpoints.swap import Architecture, Policy, can_swap, load_policy, release, swap_weights
@@ -52,14 +53,14 @@ def brought_in(assembly: RolloutBuilder, directory: Path, adapter: Path | None =
 
 def measured(rollout: Rollout) -> tuple[list[Any], dict[str, torch.Tensor]]:
     """Tokens, log q and gradient: all that a probe's numbers come from."""
-    components = rollout._components
+    components = components_of(rollout)
     sequences = components.processor.generate(["abc", "f"], 2, [[(b, g) for g in range(2)] for b in range(2)])
     assert sequences.sample_logprobs is not None
-    rollout._gradient.clear()
+    gradient_of(rollout).clear()
     components.accumulate_sum_X(sequences, None)
     model = components.processor.model
     found = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
-    rollout._gradient.clear()
+    gradient_of(rollout).clear()
     log_q = [row.tolist() for group in sequences.sample_logprobs for row in group]
     return [sequences.sequences.tolist(), log_q], found
 
@@ -141,9 +142,9 @@ def test_weights_and_adapter_are_swapped_together(
 
 def test_gradients_of_the_checkpoint_before_are_gone(checkpoints: tuple[Path, Path]):
     live = RolloutBuilder()
-    model = brought_in(live, checkpoints[0])._components.processor.model
+    model = processor_of(brought_in(live, checkpoints[0])).model
     model(input_ids=torch.tensor([[1, 2]])).logits.sum().backward()
-    assert brought_in(live, checkpoints[1])._components.processor.model is model
+    assert processor_of(brought_in(live, checkpoints[1])).model is model
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
@@ -259,7 +260,7 @@ def test_the_old_model_is_gone_before_the_new_one_is_loaded(
 ):
     another_config(second)
     live = RolloutBuilder()
-    model = brought_in(live, checkpoints[0])._components.processor.model
+    model = processor_of(brought_in(live, checkpoints[0])).model
     seen: list[int] = []
 
     def load(*arguments: Any) -> Policy:

@@ -1,6 +1,6 @@
 """What the command line refuses: one line on stderr that names field, value and remedy, and the exit code."""
 
-import inspect
+import contextlib
 import socket
 import subprocess
 import sys
@@ -162,12 +162,18 @@ def scaled_status(asked: int, alive: int, starting: int = 0, leaving: int = 0, m
     ],
 )  # fmt: skip
 def test_scale_says_what_there_is_with_those_that_leave_and_load(
-    monkeypatch: pytest.MonkeyPatch, statuses: list[Status], number: int, said: str, code: int
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    statuses: list[Status],
+    number: int,
+    said: str,
+    code: int,
 ) -> None:
-    monkeypatch.setattr(service, "SCALE_S", 0.5)
     client = Asked(*statuses)
-    answer = inspect.unwrap(service.scale)(client, number)
-    assert (answer.text(), answer.code) == (said, code)
+    monkeypatch.setattr(service, "SCALE_S", 0.5)
+    monkeypatch.setattr(service, "connected", lambda *where: contextlib.nullcontext(client))
+    assert service.scale(number) == code
+    assert capsys.readouterr().out == f"{said}\n"
     assert client.asked >= len(statuses)
 
 

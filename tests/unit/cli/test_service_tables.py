@@ -165,6 +165,10 @@ def test_paths_below_the_current_directory_are_shown_from_there() -> None:
     assert "m0003 runs/step-3 + lora/7" in one_line(of_status(measurement=info))
 
 
+def test_variance_names_what_the_regression_reads() -> None:
+    assert "regression reads H, sibling_mu" in one_line(variance_table(a_variance()))
+
+
 def test_beta_says_what_each_column_reads() -> None:
     beta = replace(a_beta(), features=("H", "sibling_mu", "position_mean"), values=(1.0, 2.0, 3.0))
     text = one_line(beta_table(beta))

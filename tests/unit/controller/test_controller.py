@@ -290,8 +290,8 @@ def test_what_goes_on_runs_on_the_actors_that_are_there_now(tmp_path: Path, conf
     again = Service(tmp_path / "demo", threads).begin()
     try:
         assert again.ended("m0001").state == "done"
-        assert again.workers._prepared is not None
-        assert again.workers._prepared.config.cluster.cpus_per_actor == 3
+        assert again.workers.prepared is not None
+        assert again.workers.prepared.config.cluster.cpus_per_actor == 3
     finally:
         again.controller.close(30.0)
 

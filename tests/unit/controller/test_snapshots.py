@@ -407,7 +407,7 @@ def test_files_that_move_while_they_are_pinned_are_refused(
             file.unlink()
         return original(*arguments)
 
-    name = {"link": "_link", "copy": "_copy"}[how]
+    name = {"link": "_link", "copy": "copy_file"}[how]
     original = getattr(pins, name)
     monkeypatch.setattr(pins, name, removing)
     with pytest.raises(CheckpointError, match=r"model\.path: got .*latest'; its files vanished while they were pinned"):
@@ -423,8 +423,8 @@ def test_a_file_that_is_written_while_it_is_copied_is_refused(
         with file.open("ab") as stream:
             stream.write(b" ")
 
-    copy = pins._copy
-    monkeypatch.setattr(pins, "_copy", writing)
+    copy = pins.copy_file
+    monkeypatch.setattr(pins, "copy_file", writing)
     with pytest.raises(CheckpointError, match="its files changed while they were pinned; probe it again once it is"):
         service.take(model__path=str(latest), model__snapshot="copy")
     assert no_pin_is_left(service)

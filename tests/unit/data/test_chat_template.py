@@ -199,13 +199,13 @@ def test_the_remedy_for_an_appended_eos_works(tmp_path: Path):
 
 def test_a_chat_template_is_not_blamed_for_what_the_tokenizer_would_append(tmp_path: Path):
     prepared = prepared_chat(tmp_path, ["why"], ending(f"{BOS} $A <eos>"))
-    assert prepared.prompts.after_eos == 0
+    assert prepared.prompts.ending_with_eos == 0
 
 
 @pytest.mark.parametrize(("text", "after"), [("why", 0), ("why<eos>", 1), ("<eos>why", 0)])
 def test_an_eos_that_the_text_itself_ends_with_is_kept_and_counted(tmp_path: Path, text: str, after: int):
     config = {"prompts": ["so", text], "chat_template": False}
-    assert prepared_chat(tmp_path, ["x"], data=config).prompts.after_eos == after
+    assert prepared_chat(tmp_path, ["x"], data=config).prompts.ending_with_eos == after
     ids = sampled_from(processor(chat_tokenizer(), chat=False), text)
     assert (ids[-1] == 0) is bool(after)
 
@@ -216,7 +216,7 @@ def test_an_eos_that_is_also_bos_begins_a_text(tmp_path: Path):
     tokenizer.bos_token = "<eos>"
     config = {"prompts": ["<eos>"], "chat_template": False}
     prepared = prepared_chat(tmp_path, ["x"], tokenizer, data=config, batch={"prompts_per_round": 1})
-    assert prepared.prompts.after_eos == 0
+    assert prepared.prompts.ending_with_eos == 0
 
 
 # What is refused

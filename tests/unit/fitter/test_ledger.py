@@ -19,6 +19,7 @@ from ray_probe.errors import LedgerError, OutputError
 from ray_probe.fitter.ledger import HEADER_START, Contents, read_ledger
 from ray_probe.fitter.ledger_file import LedgerFile
 from ray_probe.fitter.ledger_format import Accepted, Closed, Different, Entry, Opened, digest_of, encode
+from ray_probe.system.files import locked
 
 MADE_ON = "cpu of a kind"
 ORIGIN = {"run": "a run", "policy_id": "a policy", "ridge_lambda": 1e-3, "features": ["H", "top1"]}
@@ -229,12 +230,12 @@ def test_what_a_killed_process_had_not_synced_is_synced_before_anybody_relies_on
 ):
     written(path, some_entries()[:2])
     synced: list[int] = []
-    monkeypatch.setattr("os.fsync", synced.append)
+    monkeypatch.setattr("os.fsync", lambda descriptor: synced.append(os.fstat(descriptor).st_ino))
     ledger = LedgerFile(path, ORIGIN)
     ledger.read()
     assert not synced
     ledger.begin(0)
-    assert synced[0] == ledger._descriptor and len(synced) == 2, "the file, then its name"
+    assert synced == [path.stat().st_ino, path.parent.stat().st_ino], "the file, then its name"
 
 
 def begun(path: Path) -> LedgerFile:
@@ -381,8 +382,9 @@ def test_of_two_that_open_at_once_one_begins(path: Path):
 
 def test_a_ledger_that_is_held_elsewhere_for_long_is_told(path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("ray_probe.fitter.ledger_file.LOCK_WAIT_S", 0.0)
-    first, second = begun(path), begun(path)
-    with second._alone(), pytest.raises(OutputError, match="another process has held it for 0 s"):
+    first = begun(path)
+    with path.open("rb") as other, pytest.raises(OutputError, match="another process has held it for 0 s"):
+        assert locked(other.fileno(), 0.0)
         first.append(accepted(0, 0))
 
 

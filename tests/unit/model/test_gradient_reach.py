@@ -11,6 +11,7 @@ import torch
 import transformers
 from support.adapters import write_adapter
 from support.models import probe_config, save_checkpoint, tiny_experts, tiny_llama, tiny_model, tiny_vision
+from support.runs import components_of, gradient_of, processor_of
 from support.workers import InProcessWorkers
 
 from ray_probe.checkpoints.load import load_model
@@ -62,7 +63,7 @@ def brought_in(directory: Path, adapter: Path | None = None, **model: Any) -> Ro
 
 def differentiated(rollout: Rollout) -> dict[str, torch.Tensor]:
     """The gradient of a shard by name, after the check that follows the first commit."""
-    components, gradient = rollout._components, rollout._gradient
+    components, gradient = components_of(rollout), gradient_of(rollout)
     sequences = components.processor.generate(["abc", "f"], 2, [[(b, g) for g in range(2)] for b in range(2)])
     components.accumulate_sum_X(sequences, None)
     found = {name: p.grad.clone() for name, p in gradient.parameters.items() if p.grad is not None}
@@ -116,7 +117,7 @@ def test_the_remedy_keeps_what_was_asked_for(vision: Path, tmp_path: Path, train
         brought_in(vision, adapter, trainable=trainable)
     remedy = re.findall(r"model\.trainable: '(.*)'$", str(caught.value))[0]
     rollout = brought_in(vision, adapter, trainable=remedy)
-    model = rollout._components.processor.model
+    model = processor_of(rollout).model
     asked = {name for name in select_trainable(model, trainable) if "language_model" in name or "lm_head" in name}
     assert set(rollout.layout.names) == asked and asked
 

@@ -35,7 +35,7 @@ def run(path: Path, *settings: str) -> tuple[dict[str, Any], dict[str, np.ndarra
     rollout = build_rollout(config, prepared.checkpoint.directory, prepared.policy_id)
     backend = LocalBackend([rollout], baseline_rule(config), prepared.policy_id, directory)
     result = OfflineEntropyProbe(config, prepared.plan, backend, directory).run().to_json()
-    flat = backend._store.read(0, backend.layout.size)
+    flat = backend.store.read(0, backend.layout.size)
     return result, {name: flat[start:stop] for name, _, start, stop in backend.layout.ranges()}
 
 

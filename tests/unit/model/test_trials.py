@@ -9,6 +9,7 @@ from support.adapters import write_adapter
 from support.architectures import tiny
 from support.models import character_tokenizer, probe_config, save_checkpoint
 from support.reference import Gaps, worst_gaps
+from support.runs import processor_of
 from support.workers import InProcessWorkers
 from transformers import BertConfig, DynamicCache, cache_utils
 
@@ -245,7 +246,7 @@ def test_a_mixture_of_experts_with_its_auxiliary_loss_runs_with_any_head(
     adapter = write_adapter(tmp_path / "a", checkpoint, **lora)
     chosen = {"adapter": str(adapter), "trainable": "adapter", "dtype": dtype}
     config = probe_config(checkpoint, model=chosen, data={"prompts": PROMPTS}, generation={"eos_token_ids": list(ENDS)})
-    processor = build_rollout(config, checkpoint, "policy")._components.processor
+    processor = processor_of(build_rollout(config, checkpoint, "policy"))
     assert processor.forward.head is None
     found = worst_gaps(processor, PROMPTS)
     assert found.parity < TOLERANCE_NATS[dtype] and (dtype == "bfloat16" or worst(found) < 1e-4)

@@ -6,6 +6,7 @@ import pytest
 from rich.console import Console
 from support.results import a_result, set_in
 
+from ray_probe.core.estimator.intervals import NORMAL_SHARDS, interval
 from ray_probe.core.estimator.modes import Mode
 from ray_probe.report.caveats import caveats, worse_baseline
 from ray_probe.report.number_format import about, number, percent, with_error
@@ -208,8 +209,11 @@ def test_repeated_prompts_and_few_shards_are_warned_of_when_due() -> None:
     assert not any(text.startswith("FEW SHARDS") for text in caveats(Result.from_json(few)))
 
 
-def pair(mode: Mode, against: Mode, difference: float | None, error: float | None) -> PairedDifference:
-    return PairedDifference(mode, against, difference, error)
+def pair(
+    mode: Mode, against: Mode, difference: float | None, error: float | None, shards: int | None = None
+) -> PairedDifference:
+    ends = None if shards is None else interval(difference, error, shards, NORMAL_SHARDS)
+    return PairedDifference(mode, against, difference, error, ends)
 
 
 @pytest.mark.parametrize(
@@ -217,6 +221,10 @@ def pair(mode: Mode, against: Mode, difference: float | None, error: float | Non
     [
         ("regression", [pair("regression", "residual_mu", 44.0, 15.0)], "residual_mu"),
         ("regression", [pair("regression", "residual_mu", 29.9, 15.0)], None),
+        ("regression", [pair("regression", "residual_mu", 44.0, 15.0, 8)], "residual_mu"),
+        ("regression", [pair("regression", "residual_mu", 35.0, 15.0, 32)], "residual_mu"),
+        ("regression", [pair("regression", "residual_mu", 35.0, 15.0, 8)], None),  # 2.33 errors; Student's t asks 2.36
+        ("residual_mu", [pair("regression", "residual_mu", -35.0, 15.0, 8)], None),
         ("regression", [pair("regression", "residual_mu", -44.0, 15.0)], None),
         ("residual_mu", [pair("regression", "residual_mu", -44.0, 15.0)], "regression"),
         ("constant", [pair("regression", "residual_mu", 44.0, 15.0)], None),

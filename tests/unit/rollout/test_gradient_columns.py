@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support.runs import GROUP, POLICY, a_checkpoint, plan_of, settings
+from support.runs import GROUP, POLICY, a_checkpoint, held_of, plan_of, processor_of, settings
 
 from ray_probe.checkpoints.load import load_model
 from ray_probe.checkpoints.tokenizer.load import load_tokenizer
@@ -79,7 +79,7 @@ def test_the_record_of_the_gradients_rows_is_the_record_sent(
         fitter.accept(delivery)
     fit = fitter.close_round(0, range(len(shards)))
     for shard, delivery in zip(shards, delivered, strict=True):
-        sequences, components.rows = rollout._held[shard.key].sequences, []
+        sequences, components.rows = held_of(rollout)[shard.key].sequences, []
         rollout.accumulate(shard, fit)
         np.testing.assert_array_equal(rebuilt(components, shard, sequences, config), delivery.packed)
 
@@ -91,7 +91,7 @@ def test_the_library_scores_once_more_for_the_columns_of_siblings(checkpoint: Pa
     rollout.begin(GROUP)
     delivery = rollout.collect(shard).delivery
     fitter.accept(delivery)
-    sequences, components.rows = rollout._held[shard.key].sequences, []
+    sequences, components.rows = held_of(rollout)[shard.key].sequences, []
     components.accumulate_sum_X(sequences, fitter.close_round(0, [0]).for_shard(None))
     np.testing.assert_array_equal(rebuilt(components, shard, sequences, config), delivery.packed)
 
@@ -102,8 +102,18 @@ def test_the_columns_of_siblings_are_not_those_of_a_micro_batch_alone(checkpoint
     rollout, _ = watched(config)
     shard = plan_of(config).round(0)[0]
     rollout.collect(shard)
-    results = rollout._components.processor.teacher_force_logprobs(
-        rollout._held[shard.key].sequences, return_baseline_features=True
+    results = processor_of(rollout).teacher_force_logprobs(
+        held_of(rollout)[shard.key].sequences, return_baseline_features=True
     )
     column = config.columns.index("sibling_total")
     assert all((table_TD[:, column] > 0).all() for group in results.baseline_feats_torch for table_TD in group)
+
+
+def test_a_held_shard_takes_8_bytes_a_token_for_them(checkpoint: Path):
+    config = settings(checkpoint)
+    rollout, _ = watched(config)
+    shard = plan_of(config).round(0)[0]
+    tokens = rollout.collect(shard).tokens
+    held = rollout._held[shard.key]
+    assert sum(entropy_T.nbytes for group in held.entropies for entropy_T in group) == 8 * tokens
+    assert held.record.prompt_rows_P3.nbytes == 0, "its sums are of a fixed size"

@@ -18,7 +18,9 @@ from support.runs import (
     a_checkpoint,
     by_name,
     collected,
+    components_of,
     flat,
+    held_of,
     misscoring_rollout,
     plan_of,
     processor_of,
@@ -108,7 +110,7 @@ def test_the_written_advantages_are_those_of_the_scored_responses(checkpoint: Pa
     advantages: dict[str, list[float]] = {"none": [], "constant": [], "residual_mu": [], "regression": []}
     for shard in shards:
         results = processor_of(rollout).teacher_force_logprobs(
-            rollout._held[shard.key].sequences, compute_rb=True, return_baseline_features=True
+            held_of(rollout)[shard.key].sequences, compute_rb=True, return_baseline_features=True
         )
         for group, features in zip(results.rb_entropies, results.baseline_feats_torch, strict=True):
             for entropy, phi in zip(group, features, strict=True):
@@ -221,10 +223,10 @@ def test_the_sum_goes_on_over_the_rounds_of_a_group_and_a_new_group_starts_empty
 
 def test_what_is_needed_to_form_a_gradient_is_let_go_once_it_is_in(checkpoint: Path):
     rollout, shards, fit = collected(settings(checkpoint))
-    assert set(rollout._held) == {shard.key for shard in shards}
+    assert set(held_of(rollout)) == {shard.key for shard in shards}
     for shard in shards:
         rollout.accumulate(shard, fit)
-    assert not rollout._held
+    assert not held_of(rollout)
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -260,7 +262,7 @@ def test_the_record_that_counts_is_the_one_left_out(checkpoint: Path):
     assert [receipt.status for receipt in receipts] == ["different", "accepted", "accepted"]
     for shard, receipt in zip(shards, receipts, strict=True):
         rollout.acknowledge(shard, receipt)
-    records = [rollout._held[shard.key].record for shard in shards]
+    records = [held_of(rollout)[shard.key].record for shard in shards]
     first = Record.unpack(came_first.packed).without_prompts()
     np.testing.assert_array_equal(records[0].pack(), first.pack())
     rest = records[1] + records[2]
@@ -330,10 +332,10 @@ def test_a_run_stopped_in_a_round_and_resumed_ends_as_one_that_was_not(
 
 def summed_apart(rollout: Rollout, shards: Iterable[Shard]) -> np.ndarray:
     """Gradients of single responses, added in float64."""
-    components, total = rollout._components, np.zeros(rollout.layout.size)
+    components, total = components_of(rollout), np.zeros(rollout.layout.size)
     parameters = list(processor_of(rollout).model.parameters())
     for shard in shards:
-        sequences = rollout._held[shard.key].sequences
+        sequences = held_of(rollout)[shard.key].sequences
         for b, g in np.ndindex(*sequences.shape):
             prompt, tokens = sequences.tokens(b, g)
             response = pack_sequences([prompt.tolist()], [[tokens.tolist()]])
@@ -350,7 +352,7 @@ def test_gradients_of_bfloat16_weights_add_up_in_float32(checkpoint: Path):
     rollout, shards, fit = collected(config)
     model = processor_of(rollout).model
     assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
-    held, apart = dict(rollout._held), summed_apart(rollout, shards)
+    held, apart = dict(held_of(rollout)), summed_apart(rollout, shards)
     assert {parameter.grad.dtype for parameter in model.parameters()} == {torch.float32}
     for shard in shards:
         rollout.accumulate(shard, fit)
@@ -361,7 +363,7 @@ def test_gradients_of_bfloat16_weights_add_up_in_float32(checkpoint: Path):
     wide = settings(checkpoint, "none")
     reference = rollout_of(wide)
     processor_of(reference).model.load_state_dict(model.state_dict())
-    reference._held = held
+    held_of(reference).update(held)
     exact = summed_apart(reference, shards)
     assert np.linalg.norm(vector - exact) < 0.1 * np.linalg.norm(exact)
 
@@ -392,7 +394,7 @@ def test_held_graphs_give_the_gradient_and_the_record_of_two_passes(checkpoint: 
         sent = one.collect(shard, held_positions=room).delivery
         again = rollout_of(config).collect(shard).delivery
         assert sent.packed.tobytes() == again.packed.tobytes(), "whether there is a graph or not"
-    held = sum(entry.positions for entry in one._held.values())
+    held = sum(entry.positions for entry in held_of(one).values())
     assert (held > 60) if room == 10**9 else (held <= room)
     for shard in shards:
         for left, right in zip(
@@ -400,7 +402,7 @@ def test_held_graphs_give_the_gradient_and_the_record_of_two_passes(checkpoint: 
         ):
             np.testing.assert_equal(left, right)
     assert np.linalg.norm(flat(one) - flat(two)) <= 1e-6 * np.linalg.norm(flat(two))
-    assert not one._held
+    assert not held_of(one)
 
 
 @pytest.mark.parametrize("share", [1.0, 0.5, 0.0])
@@ -409,18 +411,18 @@ def test_nuclei_that_there_is_room_for_are_looked_for_once_and_the_others_again(
 ):
     config = settings(checkpoint)
     reference, shards, fit = collected(config)
-    room = int(share * sum(held.cached_bytes for held in reference._held.values()))
-    for held in reference._held.values():
+    room = int(share * sum(held.cached_bytes for held in held_of(reference).values()))
+    for held in held_of(reference).values():
         held.cached = ()
     monkeypatch.setitem(rollout_module.MAX_CACHED_BYTES, "cpu", room + 1)
     rollout, _, _ = collected(config)
-    assert sum(held.cached_bytes for held in rollout._held.values()) <= room
+    assert sum(held.cached_bytes for held in held_of(rollout).values()) <= room
     if share == 0.0:
         monkeypatch.setitem(rollout_module.MAX_CACHED_BYTES, "cpu", 0)
         monkeypatch.setattr("ray_probe.sequence_processor.score_and_keep", None)  # not even collected
         rollout, _, _ = collected(config)
-    missing = {key: sum(one is None for one in held.cached) for key, held in rollout._held.items()}
-    parts = sum(len(held.cached) for held in rollout._held.values())
+    missing = {key: sum(one is None for one in held.cached) for key, held in held_of(rollout).items()}
+    parts = sum(len(held.cached) for held in held_of(rollout).values())
     assert {
         1.0: sum(missing.values()) == 0,
         0.5: 0 < sum(missing.values()) < parts,
@@ -441,7 +443,7 @@ def test_nuclei_that_there_is_room_for_are_looked_for_once_and_the_others_again(
 def test_what_was_found_of_other_micro_batches_is_not_taken(checkpoint: Path):
     config = settings(checkpoint)
     rollout, (shard, *_), _ = collected(config)
-    held, processor = rollout._held[shard.key], processor_of(rollout)
+    held, processor = held_of(rollout)[shard.key], processor_of(rollout)
     assert len(held.cached) > 1
     with pytest.raises(ValueError, match="shorter"):
         list(processor.score_parts(held.sequences, True, True, cached=held.cached[:-1]))
@@ -523,12 +525,12 @@ def test_once_memory_has_run_out_no_graph_is_held_and_the_gradient_stays(
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     with monkeypatch.context() as patched, pytest.raises(torch.OutOfMemoryError):
-        patched.setattr(one._components, "accumulate_parts", full)
+        patched.setattr(components_of(one), "accumulate_parts", full)
         actor.accumulate(shards[0], fit)
     one.collect(shards[2], held_positions=10**9)
-    assert not any(held.parts for held in one._held.values())
+    assert not any(held.parts for held in held_of(one).values())
     one.collect(shards[2])
-    assert not any(held.cached_bytes for held in one._held.values())
+    assert not any(held.cached_bytes for held in held_of(one).values())
     for shard in shards[:3]:
         actor.accumulate(shard, fit)
         two.accumulate(shard, fit)
@@ -542,6 +544,6 @@ def test_another_error_than_of_memory_leaves_the_other_shards_graphs(checkpoint:
         raise RuntimeError("something else")
 
     with monkeypatch.context() as patched, pytest.raises(RuntimeError):
-        patched.setattr(one._components, "accumulate_parts", broken)
+        patched.setattr(components_of(one), "accumulate_parts", broken)
         actor.accumulate(shards[0], fit)
-    assert one._held[shards[1].key].parts is not None
+    assert held_of(one)[shards[1].key].parts is not None

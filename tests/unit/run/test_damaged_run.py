@@ -47,11 +47,11 @@ def light(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def resumed(path: Path) -> dict[str, Any]:
     """What `run --resume` does, but for Ray: everything that it refuses here it refuses before Ray is started."""
-    notes = run_once._Notes(lambda progress: None)
+    notes = run_once.Notes(lambda progress: None)
     config, directory = run_request.resolve(run_request.RunRequest(None, path, ()))
     assert directory is not None
-    prepared = run_once._prepared(config, directory, notes)
-    if (result := run_once._done(directory, prepared, notes)) is not None:
+    prepared = run_once.prepared_run(config, directory, notes)
+    if (result := run_once.finished_result(directory, prepared, notes)) is not None:
         return result.to_json()
     return measure(Job(prepared, resume=True), LightWorkers(), lambda progress: None, lambda: False).to_json()
 

@@ -266,6 +266,21 @@ def test_rounds_that_ended_before_the_gradient_are_blamed_and_not_the_gradient(d
     path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:2]))
     with pytest.raises(ConfigError, match=r"rounds.jsonl ends with round 1, and state/ has the gradient of a later"):
         directory.committed_rounds()
+    (directory.state / "gradient-000000.npy").touch()  # a window starts after the first round
+    with pytest.raises(ConfigError, match=r"rounds.jsonl ends with round 1, and state/ has the gradient of a later"):
+        directory.committed_rounds()
+
+
+def test_sums_that_another_version_wrote_are_refused_in_one_line(directory: RunDirectory):
+    totals = some_totals(0).to_json()
+    del totals["within"]
+    with pytest.MonkeyPatch.context() as earlier:
+        earlier.setattr(Totals, "to_json", lambda self: totals)
+        commit(directory, 0)
+    with pytest.raises(ConfigError) as refused:
+        directory.restore(1)
+    remedy = "another ray_probe wrote it; resume with that one, or start a new run"
+    assert str(refused.value) == f"--resume: got '{directory.path}'; round-000000.json has no 'within': {remedy}"
 
 
 @pytest.mark.parametrize(

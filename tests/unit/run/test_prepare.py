@@ -60,7 +60,7 @@ def test_the_context_counts_even_where_max_prompt_tokens_allows_more(job):
 @pytest.mark.parametrize(("limit", "skipped", "usable"), [(2, 2, (1, 3)), (3, 1, (0, 1, 3)), (20, 0, (0, 1, 2, 3))])
 def test_longer_prompts_are_skipped_and_counted_where_the_config_says_so(job, limit: int, skipped: int, usable: tuple):
     prepared = prepare(job(data={"max_prompt_tokens": limit, "on_long": "skip"}))
-    assert (prepared.prompts.skipped, prepared.plan.usable, prepared.prompts.count) == (skipped, usable, 4)
+    assert (prepared.prompts.skipped_as_too_long, prepared.plan.usable, prepared.prompts.count) == (skipped, usable, 4)
     used = {ref.index for n in range(2) for shard in prepared.plan.round(n) for ref in shard.prompts}
     assert used == set(usable)
 
@@ -185,3 +185,11 @@ def test_other_weights_are_another_policy(job, tmp_path: Path):
     before = prepare(job()).policy_id
     change_weights(tmp_path / "c")
     assert prepare(job()).policy_id != before
+
+
+def test_a_target_error_on_few_prompts_is_refused_in_one_line(job):
+    batch = {"rounds": None, "max_sequences": 4096, "target_error": {"of": "entropy", "relative": 0.1}}
+    with pytest.raises(PromptsError) as refused:
+        prepare(job(batch=batch))
+    assert "batch.target_error needs at least 64 prompts" in str(refused.value) and "\n" not in str(refused.value)
+    assert refused.value.exit_code == 2

@@ -88,7 +88,7 @@ def test_the_manifest_holds_what_fixes_the_result(job, tmp_path: Path):
     }  # fmt: skip
     assert found["prompts"] == {
         "source": str(tmp_path / "prompts.jsonl"), "sha256": prepared.prompts.sha256, "rendered_sha256": None,
-        "count": 4, "skipped_as_too_long": 0, "longest_tokens": prepared.prompts.longest,
+        "count": 4, "skipped_as_too_long": 0, "longest_tokens": prepared.prompts.longest_tokens,
         "ending_with_eos": 0,
     }  # fmt: skip
     assert found["policy_id"] == prepared.policy_id

@@ -151,6 +151,17 @@ def test_a_prompt_that_comes_back_is_one_cluster():
     assert len(merged([a_round(0), a_round(1, prompts=(100, 101))]).prompts) == 12
 
 
+def test_errors_for_these_very_prompts_add_up_over_uses_and_survive_the_disk():
+    parts = [Totals.from_json(json.loads(canonical(a_round(number)))) for number in range(2)]
+    whole = merged(parts)
+    uses, spread_3 = 2 * 3 * 2, np.array([1.0, 0.5, 0.5])  # two rounds, three shards, two prompts; G / (G - 1) is 2
+    np.testing.assert_allclose(whole.within_3, 2 * uses * spread_3, rtol=1e-12)
+    reported = entropy_estimate(whole)
+    scatter = 2 * uses * (1.0 - 2 * reported.per_token * 0.5 + reported.per_token**2 * 0.5)
+    assert reported.per_sequence_se_within == pytest.approx(np.sqrt(2 * uses * 1.0) / whole.sequences)
+    assert reported.per_token_se_within == pytest.approx(np.sqrt(scatter) / whole.tokens)
+
+
 def test_entropy_of_nothing_is_null():
     assert entropy_estimate(Totals(bins_3B=np.zeros((3, CAP)))) == Entropy()
 

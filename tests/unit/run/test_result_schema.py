@@ -11,10 +11,11 @@ import pytest
 from support.results import a_result
 from support.runs import Job, a_checkpoint, settings
 
+from ray_probe.checkpoints.tokenizer.eos import Eos
 from ray_probe.config.schema import BaselineConfig
 from ray_probe.core.estimator.modes import Fit, Mode
 from ray_probe.run.directory import as_json
-from ray_probe.run.result import Eos, Result
+from ray_probe.run.result import Result
 from ray_probe.system.json_object import JsonObject, json_schema
 
 SHIPPED = resources.files("ray_probe.run") / "result.schema.json"

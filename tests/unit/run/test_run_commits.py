@@ -12,7 +12,17 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 from support.models import ARCHITECTURES, processor, tiny_model
-from support.runs import Job, a_checkpoint, by_name, collected, misscoring_rollout, processor_of, rollout_of, settings
+from support.runs import (
+    Job,
+    a_checkpoint,
+    by_name,
+    collected,
+    misscoring_rollout,
+    processor_of,
+    rollout_of,
+    set_gradient,
+    settings,
+)
 
 from ray_probe.config import ProbeConfig
 from ray_probe.errors import GradientError, ParityError, ProbeError, ShardError
@@ -162,7 +172,7 @@ def job_with_experts(checkpoint: Path, path: Path, experts: int) -> Job:
     for rollout in job.rollouts:
         model = processor_of(rollout).model
         model.experts = torch.nn.ParameterList([torch.nn.Parameter(torch.zeros(())) for _ in range(experts)])
-        rollout._gradient = GradientSum(model, "all")
+        set_gradient(rollout, GradientSum(model, "all"))
     calls = iter(range(1000))
 
     def use_once(model: Any, _: Any, __: Any, output: Any) -> None:

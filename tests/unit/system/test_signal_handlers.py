@@ -31,7 +31,7 @@ def test_both_signals_raise_are_kept_and_put_back(number: signal.Signals) -> Non
 
 
 def test_who_follows_a_measurement_stops_though_the_exception_was_dropped() -> None:
-    controller = SimpleNamespace(name="demo")
+    controller = SimpleNamespace(name="demo", actor=None)
     client = ProbeClient(controller, "ray_probe", contextlib.ExitStack())
     asked = 0
 
@@ -42,7 +42,7 @@ def test_who_follows_a_measurement_stops_though_the_exception_was_dropped() -> N
             os.kill(os.getpid(), signal.SIGINT)
         return SimpleNamespace(cursor=0, events=(), info=SimpleNamespace(finished=None))
 
-    controller.follow = answer
+    client.follow = answer
     with signals_interrupt(), pytest.raises(KeyboardInterrupt):
         client.wait("m0001", stop=interrupted)
     assert asked == 1
