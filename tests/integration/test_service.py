@@ -315,15 +315,26 @@ def test_twenty_checkpoints_one_after_another_in_the_same_actor_and_memory(clien
     assert len(policies) == 20
 
 
-def test_an_actor_that_cannot_start_ends_up_with_its_cause_and_leaves_nothing(shell: Shell) -> None:
-    before = {process.pid for process in psutil.process_iter()}
+def heads_of(shell: Shell) -> set[int]:
+    """The processes of heads that its commands have started; other tests start theirs meanwhile."""
+    return {
+        process.pid
+        for process in psutil.process_iter(["cmdline", "environ"])
+        if (process.info["environ"] or {}).get("HOME") == str(shell.home)
+        and any("ray_probe.cluster.head" in word for word in process.info["cmdline"] or ())
+    }
+
+
+def test_an_actor_that_cannot_start_ends_up_with_its_cause_and_leaves_nothing(
+    shell: Shell, service: dict[str, Any]
+) -> None:
+    before = heads_of(shell)
+    assert before, "that of the service"
     too_much = ("--set", "generation.tf_batch_size=2000000000", "--set", "generation.tf_batch_tokens=2000000000")
     said = shell.run("up", "service.yaml", "--name", "large", *too_much, code=4)
     assert "memory: an actor needs" in said and "model.trainable: adapter" in said
     assert "nothing of that name is up" in shell.run("status", "--run", "large", code=2)
-    new = [process for process in psutil.process_iter(["cmdline"]) if process.pid not in before]
-    commands = [word for process in new for word in process.info["cmdline"] or ()]
-    assert not any("ray_probe.cluster.head" in word for word in commands)
+    assert heads_of(shell) == before
 
 
 @pytest.mark.slow  # another `up`; tests/unit/controller holds what the controller does with what it finds
