@@ -23,8 +23,8 @@ run: install
 test: install
 	@T=$$(mktemp -d /tmp/rpt-XXXX) && { $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --basetemp $$T/t; code=$$?; rm -rf $$T; exit $$code; }
 
-# Tests that take a minute or more each: lost heads, for which Ray waits long, and the oldest and newest supported Ray
-# (the first time pip installs both into ~/.cache/ray_probe-test-venvs, 600 MB).
+# Tests that take a minute or more, listed in CONTRIBUTING.md. For the oldest and newest supported Ray, pip installs both
+# into ~/.cache/ray_probe-test-venvs the first time (600 MB).
 test-slow: install
 	@T=$$(mktemp -d /tmp/rpt-XXXX) && { $(BIN)/python -m pytest -m slow --basetemp $$T/t; code=$$?; rm -rf $$T; exit $$code; }
 
