@@ -141,17 +141,27 @@ def of_logits(record: Record, names: tuple[str, ...]) -> Record:
 def trace_ratio(measured: Measured, reference: Measured, responses_S: Array, round_S: Array) -> Estimate:
     """Return the ratio of the gradient's covariance traces, with a jackknife error.
 
-    The jackknife leaves out one shard of both.
+    The jackknife leaves out one shard of both. Gradients are centred first: the trace of equal rounds stays, and a
+    round that lacks a shard does not count the mean gradient as noise.
     """
     shards = np.arange(len(round_S))
+    both = [replace(one, products_SS=centred(one.products_SS, responses_S)) for one in (measured, reference)]
 
     def ratio(kept: Array) -> float:
-        traces = [trace(one, responses_S, round_S, kept)[0] for one in (measured, reference)]
+        traces = [trace(one, responses_S, round_S, kept)[0] for one in both]
         return traces[0] / traces[1]
 
     left_out = np.array([ratio(np.delete(shards, shard)) for shard in shards])
     spread = ((left_out - left_out.mean()) ** 2).sum() * (len(shards) - 1) / len(shards)
     return Estimate(ratio(shards), float(np.sqrt(spread)))
+
+
+def centred(products_SS: Array, responses_S: Array) -> Array:
+    """Return the products of the gradients less their shards' shares of the mean gradient."""
+    share_S = responses_S / responses_S.sum()
+    of_total_S = products_SS.sum(axis=1)
+    across_SS = np.outer(of_total_S, share_S)
+    return np.asarray(products_SS - across_SS - across_SS.T + of_total_S.sum() * np.outer(share_S, share_S))
 
 
 def trace(measured: Measured, responses_S: Array, round_S: Array, kept: Array) -> tuple[float, float]:
@@ -171,7 +181,9 @@ def square_ratio(numerator_S: Array, denominator_S: Array) -> Estimate:
     return Estimate(float(value), float(error))
 
 
-def run_of(checkpoint: str | None, prompts: str | None, responses_per_prompt: int, rounds: int, shards: int) -> Runs:
+def run_of(
+    checkpoint: str | None, prompts: str | None, responses_per_prompt: int, rounds: int, shards: int, seed: int = 0
+) -> Runs:
     """Return a run with shards of 16 responses.
 
     Args:
@@ -180,11 +192,12 @@ def run_of(checkpoint: str | None, prompts: str | None, responses_per_prompt: in
         responses_per_prompt: G.
         rounds: number of rounds.
         shards: in a round.
+        seed: of responses, and of the order of prompts.
     """
     shard_prompts = 16 // responses_per_prompt
     settings = {
         "batch.responses_per_prompt": responses_per_prompt, "batch.shard_prompts": shard_prompts,
-        "batch.prompts_per_round": shards * shard_prompts, "batch.rounds": rounds,
+        "batch.prompts_per_round": shards * shard_prompts, "batch.rounds": rounds, "data.seed": seed,
         "estimator.baseline.features": "recommended", "model.path": checkpoint, "data.prompts": prompts,
     }  # fmt: skip
     return Runs(prepare_demo(*(f"{key}={value}" for key, value in settings.items() if value is not None)))

@@ -173,7 +173,7 @@ class RayBackend:
             self._group = CommitGroup(self.pool, self.fitter, tracker, stop, self._options, self._reported)
         return self._group.run_round(shards)
 
-    def commit(self, window: int = 0) -> Commit:
+    def commit(self, window: int) -> Commit:
         """Add up the actors' sums and put the total on disk beside the last state."""
         assert self._group is not None, "`run_round` comes first"
         reduction = Reduction(self.pool, self.writer, self.layout, self._bucket_numbers, self._group.stop, window)

@@ -105,7 +105,7 @@ class TargetError(_Section):
     @model_validator(mode="after")
     def _has_one_size(self) -> "TargetError":
         if (self.relative is None) == (self.nats is None):
-            raise refusal("need one of relative and nats", field="relative", value=self.relative)
+            raise refusal("set relative or nats, and not both", field="relative", value=self.relative)
         if self.of == "gradient" and self.nats is not None:
             raise refusal("need relative: the gradient has no error in nats", field="nats", value=self.nats)
         return self

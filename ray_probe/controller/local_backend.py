@@ -104,7 +104,7 @@ class LocalBackend:
         self._open.append(outcome)
         return outcome
 
-    def commit(self, window: int = 0) -> Commit:
+    def commit(self, window: int) -> Commit:
         """Writes the summed gradient of the open rounds."""
         if self._committed == 0:  # a parameter reached by one commit stays reached
             check_reached(self.layout, [rollout.gradient_report(self._group) for rollout in self._rollouts])

@@ -200,6 +200,8 @@ class GradientStore:
         for first, last in chunks(0, self._layout.size):
             window, earlier, now = (reader(first, last) for reader in read)
             products.append(float((earlier - window) @ (now - earlier)))
+        for rounds, one in zip((self._window, before, after), seen, strict=True):
+            self._check(rounds, one)
         return total(products)
 
     def _check(self, rounds: int, seen: FileDigest) -> None:

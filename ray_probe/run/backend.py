@@ -110,7 +110,7 @@ class Backend(Protocol):
         Raises Stopped within a second of the stop.
         """
 
-    def commit(self, window: int = 0) -> Commit:
+    def commit(self, window: int) -> Commit:
         """Write the summed gradient of the open rounds, beside the old state.
 
         Args:

@@ -90,7 +90,7 @@ def test_a_gradient_that_can_never_be_fetched_ends_the_run_with_its_cause(files:
     pool = LosesGradients()
     work = work_on(pool)
     work.run_round(shards(files))
-    reduction = Reduction(pool, None, None, BUCKET, work.stop)
+    reduction = Reduction(pool, None, None, BUCKET, work.stop, 0)
     with pytest.raises(ClusterError, match=r"round 1: .* could not be fetched 3 times, last: .*memory") as failed:
         work.commit(reduction, first=True)
     assert failed.value.exit_code == 4 and pool.lost == 3

@@ -103,7 +103,6 @@ def test_a_controller_that_hangs_ends_the_run_with_the_way_to_go_on(tmp_path: Pa
     )
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(300)  # three runs, each with a Ray of its own
 def test_ctrl_c_keeps_whole_rounds_and_resume_goes_on_to_the_uninterrupted_answer(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch

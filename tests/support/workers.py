@@ -66,7 +66,7 @@ class InProcessWorkers:
             pass
         return self._at_work.run_round(shards, tracker, stop)
 
-    def commit(self, window: int = 0) -> Commit:
+    def commit(self, window: int) -> Commit:
         return self._at_work.commit(window)
 
     def settle(self) -> None:

@@ -57,7 +57,7 @@ class Reduction:
 
     def __init__(
         self, pool: Pool, writer: WriterHandle, layout: ParameterLayout, bucket_numbers: int, stop: StopCheck,
-        window: int = 0,
+        window: int,
     ) -> None:  # fmt: skip
         self._pool = pool
         self._writer = writer

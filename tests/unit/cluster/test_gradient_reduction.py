@@ -57,7 +57,7 @@ class Cluster:
             raise self.fails
 
     def reduction(self, stop: Callable[[], bool] = lambda: False) -> Reduction:
-        return Reduction(self, self.writer, LAYOUT, BUCKET, stop)
+        return Reduction(self, self.writer, LAYOUT, BUCKET, stop, 0)
 
     def attempt(
         self, first: bool = False, stop: Callable[[], bool] = lambda: False, work: Reduction | None = None

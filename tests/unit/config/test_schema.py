@@ -318,8 +318,8 @@ def test_a_target_error_is_taken(good):
 @pytest.mark.parametrize(
     ("target", "changes", "said"),
     [
-        ({"of": "entropy"}, {}, "batch.target_error.relative: got None; need one of relative and nats"),
-        ({"of": "entropy", "nats": 1.0, "relative": 1.0}, {}, "need one of relative and nats"),
+        ({"of": "entropy"}, {}, "batch.target_error.relative: got None; set relative or nats, and not both"),
+        ({"of": "entropy", "nats": 1.0, "relative": 1.0}, {}, "relative: got 1.0; set relative or nats"),
         ({"of": "gradient", "nats": 1.0}, {}, "batch.target_error.nats: got 1.0; need relative"),
         ({"of": "entropy", "nats": -1.0}, {}, "batch.target_error.nats: got -1.0; need null or a finite number > 0"),
         ({"of": "norm", "relative": 1.0}, {}, "batch.target_error.of: got 'norm'; need 'gradient' or 'entropy'"),

@@ -514,3 +514,25 @@ def test_a_damaged_state_at_the_windows_start_is_refused(tmp_path: Path):
         store.add(staging, start, stop, part_of(3)[start:stop])
     with pytest.raises(ConfigError, match=rf"{path.name} is damaged: its sha256 is not the one"):
         store.commit(4)
+
+
+@pytest.mark.parametrize("damaged", ["gradient-000001.npy", "gradient-000002.npy"])
+def test_a_product_from_disk_is_refused_where_a_state_is_damaged(tmp_path: Path, damaged: str):
+    directory = tmp_path / "run" / "state"
+    directory.mkdir(parents=True)
+    store = opened(directory)
+    digests = {}
+    for number, window in enumerate(WINDOWS[:3]):
+        commit_in(store, number, window)
+        digests[number + 1] = store.sha256
+    staging = store.begin(2)
+    for start, stop in BUCKETS:
+        store.add(staging, start, stop, part_of(3)[start:stop])
+    store.commit(4)
+    path = directory / damaged
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 4]))
+    again = GradientStore(directory, LAYOUT)
+    again.go_on(3, digests, window=2)
+    with pytest.raises(ConfigError, match=rf"{damaged} is damaged: its sha256 is not the one"):
+        again.commit_once(staging, 4)
