@@ -8,6 +8,7 @@ from typing import NamedTuple
 from ray_probe.checkpoints.tokenizer.eos import Eos
 from ray_probe.config.loading import to_dict
 from ray_probe.config.schema import ProbeConfig
+from ray_probe.core.estimator.change import SIDES
 from ray_probe.core.estimator.parity import ParityStats, violation
 from ray_probe.core.estimator.records import position_bins
 from ray_probe.errors import ParityError
@@ -51,6 +52,7 @@ class OfflineEntropyProbe:
         listener: called with progress.
         stop: called at least once a second; true ends the run.
         eos: the ids that end a response, for the result; None: the result leaves them out.
+        moved_share: of a comparison, for the result.
     """
 
     def __init__(
@@ -62,6 +64,7 @@ class OfflineEntropyProbe:
         listener: Listener = lambda progress: None,
         stop: StopCheck = lambda: False,
         eos: Eos | None = None,
+        moved_share: float | None = None,
     ) -> None:
         self._config = config
         self._plan = plan
@@ -69,6 +72,7 @@ class OfflineEntropyProbe:
         self._directory = directory
         self._stop = stop
         self._eos = eos
+        self._moved_share = moved_share
         self._tracker = ProgressTracker(listener, plan.round_count, config.estimator.baseline.mode, backend.actors)
         lines = tuple(directory.finished_rounds())
         totals = merged(directory.restore(len(lines))) if lines else None
@@ -113,7 +117,8 @@ class OfflineEntropyProbe:
     def _built(self, committed: _Committed) -> Result:
         assert committed.totals is not None, "a round is committed"
         config, actors = to_dict(self._config), self._backend.actors
-        return build_result(config, committed.beta, committed.totals, committed.products, actors, self._eos)
+        found = committed.beta, committed.totals, committed.products, actors, self._eos, self._moved_share
+        return build_result(config, *found)
 
     def finish(self) -> Result:
         """Write result.json, and gradient.safetensors when configured."""
@@ -210,10 +215,20 @@ class OfflineEntropyProbe:
         if mode == "regression" and fallback is not None:
             self._tracker.note(f"round {outcome.round + 1}: beta could not be fitted; {fallback} replaces it")
 
+    def _parities(self) -> list[ParityStats]:
+        """Return the parity of the policy, or of each policy of a comparison."""
+        worked = self._worked()
+        if self._config.compare.against is None:
+            return [sum((part.parity for part in worked), start=ParityStats.zero())]
+        changes = [part.change for part in worked if part.change is not None]
+        return [sum((one.parity[side] for one in changes), start=ParityStats.zero()) for side in range(len(SIDES))]
+
     def _check_parity(self) -> None:
-        parity = sum((part.parity for part in self._worked()), start=ParityStats.zero())
-        problem = violation(parity, self._config.model.dtype, self._config.generation.parity_tolerance)
-        if problem is not None:
+        dtype, tolerance = self._config.model.dtype, self._config.generation.parity_tolerance
+        for parity in self._parities():
+            problem = violation(parity, dtype, tolerance)
+            if problem is None:
+                continue
             if self._open:
                 self._commit()
             self.finish()

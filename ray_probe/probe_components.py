@@ -2,7 +2,7 @@
 
 See docs/specification.md, "Score and pathwise terms" and "Baselines".
 
-Shape suffixes: T tokens of one response, B position bins, P prompts.
+Shape suffix: T tokens of one response.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -15,8 +15,7 @@ from torch import Tensor
 from ray_probe.core.arrays import Array
 from ray_probe.core.estimator.baselines import PublishedFit, ShardBaseline, mu_hat_by_mode
 from ray_probe.core.estimator.loss import response_loss
-from ray_probe.core.estimator.modes import MODES, Mode
-from ray_probe.core.estimator.records import PROMPT_COLUMNS, bin_of, position_bins
+from ray_probe.core.estimator.modes import Mode
 from ray_probe.core.estimator.targets import Estimator, advantages, baseline_target
 from ray_probe.core.policy.token_scores import ScoredTokens
 from ray_probe.errors import ConfigError
@@ -106,7 +105,7 @@ class ProbeComponents:
         shard_baseline = _shard_baseline(baseline)
         # A micro-batch may hold some siblings and not others, so the columns of siblings are made for the whole shard.
         columns = [] if shard_baseline is None else self._entropy_columns(sequences, entropies)
-        sums = self._empty_sums(sequences)
+        sums = SumsX.empty(sequences.shape[0], self.processor.generation.max_new_tokens)
         group = sequences.shape[1]
         for part in parts:
             results = results_of([part], 1, with_grad=True, compute_rb=True)
@@ -169,36 +168,15 @@ class ProbeComponents:
         ]
         return torch.stack(losses).sum()
 
-    def _empty_sums(self, sequences: BatchedSequences) -> SumsX:
-        bins = position_bins(self.processor.generation.max_new_tokens)
-        rows, squares = (np.zeros((sequences.shape[0], len(PROMPT_COLUMNS))) for _ in range(2))
-        return SumsX(rows, squares, 0, 0, {mode: np.zeros(2) for mode in MODES}, *(np.zeros(bins) for _ in range(3)))
-
     def _add_response(
         self, sums: SumsX, prompt: int, response: list[int], results: LogprobResults, b: int, term: ResponseTerms
     ) -> None:
         assert results.rb_entropies is not None
-        length = len(response)
-        ended = self.processor.ended(response)
-        entropy = results.rb_entropies[b][0].sum()
-        sums.prompt_rows_P3[prompt] += (1.0, entropy, length)
-        sums.prompt_squares_P3[prompt] += (entropy**2, entropy * length, length**2)
-        sums.eos_only += ended and length == 1
-        sums.truncated += not ended
-        for mode in list(sums.advantage):
-            if mode in term.advantage_by_mode:
-                values_T = term.advantage_by_mode[mode]
-                sums.advantage[mode] += (values_T.sum(), (values_T**2).sum())
-            else:
-                del sums.advantage[mode]
-        bins_T = bin_of(np.arange(length), self.processor.generation.max_new_tokens)
-        mu_hat_T = term.baseline_T.numpy() - results.rb_entropies[b][0]
-        for total_B, values in (
-            (sums.bin_weight_B, 1.0),
-            (sums.bin_target_B, term.target_T),
-            (sums.bin_mu_hat_B, mu_hat_T),
-        ):
-            np.add.at(total_B, bins_T, values)
+        entropy_T = results.rb_entropies[b][0]
+        sums.add_response(
+            prompt, entropy_T.sum(), self.processor.ended(response), term.target_T, term.baseline_T.numpy() - entropy_T,
+            term.advantage_by_mode, self.processor.generation.max_new_tokens,
+        )  # fmt: skip
 
 
 def _shard_baseline(baseline: Baseline) -> ShardBaseline | None:

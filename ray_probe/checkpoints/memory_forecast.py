@@ -52,17 +52,29 @@ class MemoryDemand:
         """All bytes, with the larger of sampling and scoring, which take turns."""
         return self.weights + self.gradients + max(self.activations + self.logits, self.cache)
 
+    def beside(self, other: "MemoryDemand") -> "MemoryDemand":
+        """Return the demand of an actor that holds this model and another, which work in turns."""
+        return MemoryDemand(
+            self.weights + other.weights,
+            self.gradients + other.gradients,
+            *(
+                max(getattr(self, name), getattr(other, name))
+                for name in ("activations", "logits", "cache", "held_a_position", "unknown", "held_a_batch")
+            ),
+        )
+
     def line(self) -> str:
         """Format the sum in one line."""
-        buffers = f"{BUFFERS} x {size(self.gradients // BUFFERS)}"
+        weights = f"weights {size(self.weights)}"
+        if self.gradients:
+            weights += f" + gradients {BUFFERS} x {size(self.gradients // BUFFERS)}"
         if self.unknown:
-            known = f"weights {size(self.weights)} + gradients {buffers} = {size(self.total)}"
-            return f"{known}, without activations, logits and cache ({self.unknown})"
+            return f"{weights} = {size(self.total)}, without activations, logits and cache ({self.unknown})"
         if self.cache > self.activations + self.logits:
             work = f"key-value cache {size(self.cache)}"
         else:
             work = f"activations {size(self.activations)} + logits {size(self.logits)}"
-        return f"weights {size(self.weights)} + gradients {buffers} + {work} = {size(self.total)}"
+        return f"{weights} + {work} = {size(self.total)}"
 
     def note(self) -> str:
         """Format the sum for the start of a run; a warning if part of it is unknown."""
@@ -79,8 +91,9 @@ def size(number: float) -> str:
 
 
 def estimate(
-    config: ProbeConfig, directory: Path, model_config: Any, longest_prompt: int, adapter: Path | None = None
-) -> MemoryDemand:
+    config: ProbeConfig, directory: Path, model_config: Any, longest_prompt: int, adapter: Path | None = None,
+    with_gradient: bool = True,
+) -> MemoryDemand:  # fmt: skip
     """Forecast what an actor of this run needs.
 
     Args:
@@ -89,6 +102,7 @@ def estimate(
         model_config: its transformers configuration; where that hides the shape, only weights and gradients are known.
         longest_prompt: of the run, in tokens.
         adapter: directory of the adapter on it, or None.
+        with_gradient: false for a comparison, which keeps no graph.
 
     Raises:
         CheckpointError: the headers cannot be read.
@@ -100,7 +114,7 @@ def estimate(
     copies = 0 if adapter is None else _expert_copies(adapter, added) * width
     trainable = _trainable(config.model.trainable, base, own)
     weights = sum(base.values()) * width + sum(own.values()) * max(4, width)
-    gradients = BUFFERS * max(4, width) * trainable
+    gradients = BUFFERS * max(4, width) * trainable if with_gradient else 0
     try:
         shape = DecoderShape.of(model_config)
     except Exception as error:  # configuration classes raise any type for a missing field
@@ -109,7 +123,7 @@ def estimate(
     generation = config.generation
     positions = longest_prompt + generation.max_new_tokens
     micro_batch = min(generation.tf_batch_size * positions, max(generation.tf_batch_tokens, positions))
-    recomputed = config.estimator.activation_checkpointing
+    recomputed = config.estimator.activation_checkpointing or not with_gradient  # without graph at most that much
     by_layer = shape.activation_bytes(width)
     held = shape.hidden * len(shape.layers) * width if recomputed else sum(by_layer)
     recomputing = max(by_layer) if recomputed else 0

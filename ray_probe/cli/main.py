@@ -1,9 +1,10 @@
 """The command line. Every refusal is one line on stderr and an exit code."""
 
 import contextlib
+import json
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -12,6 +13,9 @@ from ray_probe.cli.output import EXIT_INTERRUPTED, answered, of_result
 from ray_probe.cluster.connection.shadows import refuse_shadows
 from ray_probe.errors import InputError, OutputError, ProbeError
 from ray_probe.system.signals import at_last, ends_in_time
+
+if TYPE_CHECKING:
+    from ray_probe.service.run_request import RunRequest
 
 EXIT_USAGE = InputError.exit_code
 
@@ -41,11 +45,43 @@ def run(
 ) -> int:
     """Measure a checkpoint, then print a table of results."""
     from ray_probe.cli.options import overrides
+    from ray_probe.service.run_request import RunRequest
+
+    return _measured(RunRequest(config, resume, overrides(set_ or [], actors, address, out)), as_json, verbose)
+
+
+@app.command()
+def compare(
+    a: Annotated[str, typer.Argument(metavar="A", help="Directory of the earlier checkpoint.", show_default=False)],
+    b: Annotated[str, typer.Argument(metavar="B", help="Directory of the later checkpoint.", show_default=False)],
+    config: Annotated[Path | None, typer.Argument(help="YAML file of the run.", show_default=False)] = None,
+    adapter_a: Annotated[str | None, typer.Option(help="PEFT adapter on A.", show_default=False)] = None,
+    adapter_b: Annotated[str | None, typer.Option(help="PEFT adapter on B.", show_default=False)] = None,
+    prompts: Annotated[str | None, typer.Option(help="Other prompts (data.prompts).", show_default=False)] = None,
+    set_: options.Settings = None,
+    actors: options.Actors = None,
+    address: options.ConfigAddress = None,
+    out: options.Out = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print result.json instead of the table.")] = False,
+    verbose: options.Verbose = False,
+) -> int:
+    """Measure by how much the entropy changed from checkpoint A to checkpoint B, and why."""
+    from ray_probe.cli.options import overrides
+    from ray_probe.service.run_request import RunRequest
+
+    named = {"model.path": b, "model.adapter": adapter_b, "compare.against": a, "compare.adapter": adapter_a}
+    named |= {} if prompts is None else {"data.prompts": prompts}
+    asked = tuple(f"{key}={'null' if value is None else json.dumps(value)}" for key, value in named.items())
+    request = RunRequest(config, None, (*asked, *overrides(set_ or [], actors, address, out)), "compare")
+    return _measured(request, as_json, verbose)
+
+
+def _measured(request: "RunRequest", as_json: bool, verbose: bool) -> int:
+    """Run a request and print its result."""
     from ray_probe.report.progress_display import ProgressDisplay
     from ray_probe.service.run_once import execute
-    from ray_probe.service.run_request import Run, RunRequest
+    from ray_probe.service.run_request import Run
 
-    request = RunRequest(config, resume, overrides(set_ or [], actors, address, out))
     state = Run()
     with ends_in_time(), at_last(lambda: _interrupted(state.directory, state.finished_rounds)):
         try:

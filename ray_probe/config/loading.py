@@ -13,13 +13,15 @@ from ray_probe.config.strict_yaml import apply_override, dump_yaml_text, load_ya
 from ray_probe.errors import ConfigError, bad_value, cut
 
 
-def load_config(path: str | Path, overrides: Sequence[str] = ()) -> ProbeConfig:
+def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> ProbeConfig:
     """Read a YAML file, apply `dotted.key=value` overrides in order, and validate.
+
+    Without a file the overrides alone count.
 
     Raises:
         ConfigError: one line about the first error.
     """
-    raw = load_yaml(path)
+    raw = {} if path is None else load_yaml(path)
     for override in overrides:
         apply_override(raw, override)
     return config_from_dict(raw)
@@ -82,7 +84,7 @@ def _one_line(error: pydantic_core.ErrorDetails, source: str) -> str:
         return f"{dotted}: missing; need {what[0].lower()}{what[1:]}"
     if "field" in error.get("ctx", {}):
         about = error["ctx"]
-        return bad_value(f"{dotted}.{about['field']}", about["value"], about["remedy"])
+        return bad_value(".".join(filter(None, (dotted, about["field"]))), about["value"], about["remedy"])
     if kind == "model_type":
         remedy = f"need a mapping with keys from {_names(_section_at(location))}"
     elif kind == "literal_error":

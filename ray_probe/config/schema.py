@@ -95,12 +95,12 @@ class DataConfig(_Section):
 class TargetError(_Section):
     """The error at which a run is precise enough."""
 
-    of: Literal["gradient", "entropy"]
-    """What is to be known: the gradient as a vector, or the entropy per sequence."""
+    of: Literal["gradient", "entropy", "change"]
+    """What is to be known: the gradient as a vector, the entropy per sequence, or its change in a comparison."""
     relative: OptionalPositive = None
     """Standard error over the estimate; of the gradient sqrt(trace_cov / N) / norm_debiased."""
     nats: OptionalPositive = None
-    """Standard error of the entropy per sequence, nats, in the place of `relative`."""
+    """Standard error of the entropy per sequence or of its change, nats, in the place of `relative`."""
 
     @model_validator(mode="after")
     def _has_one_size(self) -> "TargetError":
@@ -127,7 +127,7 @@ class BatchConfig(_Section):
     max_seconds: OptionalPositive = None
     """No round starts once the earlier rounds took this many seconds; null: no limit."""
     target_error: TargetError | None = None
-    """The error that ends the run: of (gradient, entropy) and relative or nats; needs `rounds: null` and a budget."""
+    """The error that ends the run: of (gradient, entropy, change) and relative or nats; needs `rounds: null`."""
 
     @model_validator(mode="after")
     def _has_an_end(self) -> "BatchConfig":
@@ -222,6 +222,15 @@ class ClusterConfig(_Section):
         return max(self.actors, self.max_actors)
 
 
+class CompareConfig(_Section):
+    """The checkpoint A that `model`, B, is compared with. Without it a run measures one checkpoint."""
+
+    against: OptionalText = None
+    """Checkpoint directory of A; null: no comparison."""
+    adapter: OptionalText = None
+    """PEFT adapter directory of A; null: none."""
+
+
 class OutputConfig(_Section):
     """What a run leaves, and where."""
 
@@ -248,10 +257,34 @@ class ProbeConfig(_Section):
     """The sampling policy."""
     estimator: EstimatorConfig = EstimatorConfig()
     """The gradient estimator and its baseline."""
+    compare: CompareConfig = CompareConfig()
+    """A comparison of two checkpoints."""
     cluster: ClusterConfig = ClusterConfig()
     """Ray."""
     output: OutputConfig = OutputConfig()
     """The run directory."""
+
+    @model_validator(mode="after")
+    def _fits_what_is_measured(self) -> "ProbeConfig":
+        target, group = self.batch.target_error, self.batch.responses_per_prompt
+        if self.compare.against is None:
+            if self.compare.adapter is not None:
+                remedy = "need compare.against, its base model"
+                raise refusal(remedy, field="compare.adapter", value=self.compare.adapter)
+            if target is not None and target.of == "change":
+                raise refusal("need compare.against", field="batch.target_error.of", value=target.of)
+            return self
+        if group < 4 or group % 2:
+            remedy = "a comparison needs an even number, 4 or more: half of the responses come from each checkpoint"
+            raise refusal(remedy, field="batch.responses_per_prompt", value=group)
+        if target is not None and target.of == "gradient":
+            raise refusal("a comparison takes no gradient: use change", field="batch.target_error.of", value=target.of)
+        if self.estimator.x_estimator_mode != "rb_residual":
+            remedy = "a comparison needs rb_residual, the exact entropy of each step"
+            raise refusal(remedy, field="estimator.x_estimator_mode", value=self.estimator.x_estimator_mode)
+        if self.output.save_gradient:
+            raise refusal("a comparison takes no gradient: use false", field="output.save_gradient", value=True)
+        return self
 
     @property
     def columns(self) -> tuple[str, ...]:

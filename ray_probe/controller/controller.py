@@ -72,10 +72,13 @@ class Controller:
             OutputError: the checkpoint cannot be pinned.
         """
         from ray_probe.checkpoints.inspection import inspect_checkpoint  # brings transformers along
+        from ray_probe.run.against import inspect_against
 
         self.state.queue.refuse_draining(config.model.path)  # before steps that may take long
         checkpoint = inspect_checkpoint(config.model, hashed=False)
-        taken = self.intake.take(config, checkpoint.directory, checkpoint.adapter)
+        other = inspect_against(config, hashed=False)
+        against = None if other is None else (other.directory, other.adapter)
+        taken = self.intake.take(config, checkpoint.directory, checkpoint.adapter, against)
         try:
             return self.submit(to_dict(config), taken=taken)
         except BaseException:

@@ -62,18 +62,22 @@ class Intake:
         """Ends the thread after its current file, without waiting."""
         self._closing.set()
 
-    def take(self, config: ProbeConfig, directory: Path, adapter: Path | None) -> Taken:
+    def take(
+        self, config: ProbeConfig, directory: Path, adapter: Path | None,
+        against: tuple[Path, Path | None] | None = None,
+    ) -> Taken:  # fmt: skip
         """Stamps the files of a measurement, and pins them if the configuration says so.
 
         Args:
             config: of the measurement.
             directory: of its checkpoint.
             adapter: directory of its adapter, or None.
+            against: of a comparison, directories of checkpoint A and of its adapter.
 
         Raises:
             ProbeError: it cannot be pinned; leaves nothing behind.
         """
-        sources, how, pin = sources_of(config, directory, adapter), config.model.snapshot, None
+        sources, how, pin = sources_of(config, directory, adapter, against), config.model.snapshot, None
         if how is not None:
             assert self._state.directory is not None, "a service has a directory"
             own, sources = pins.pin(self._state.directory, sources, how)
@@ -125,8 +129,15 @@ class Intake:
 
 def _with_paths(config: ProbeConfig, sources: Sequence[Source], which: Literal["pinned", "place"]) -> ProbeConfig:
     """Returns the configuration with the pinned or original paths."""
-    paths = {source.field.removeprefix("model."): getattr(source, which) for source in sources if source.pinned}
-    return config.model_copy(update={"model": config.model.model_copy(update=paths)})
+    sections: dict[str, dict[str, object]] = {"model": {}, "compare": {}}
+    for source in sources:
+        if source.pinned:
+            section, _, key = source.field.partition(".")
+            sections[section][key] = getattr(source, which)
+    named = {"model": config.model, "compare": config.compare}
+    return config.model_copy(
+        update={name: section.model_copy(update=sections[name]) for name, section in named.items()}
+    )
 
 
 def _log_base(sources: Sequence[Source]) -> None:

@@ -77,7 +77,8 @@ def measure(
         ProbeError: the measurement failed; likewise.
     """
     config = job.prepared.config
-    tell(listener, f"loading {config.model.path} on {backend.actors} rollout actors")
+    both = "" if config.compare.against is None else f"{config.compare.against} and "
+    tell(listener, f"loading {both}{config.model.path} on {backend.actors} rollout actors")
     with warnings_to(listener):
         backend.load(job.prepared, stop)
     if stop():
@@ -92,8 +93,8 @@ def measure(
             tell(listener, f"warning: steps from this model's cache are {gap:.2g} nats a token from one pass over them")
         tell(listener, baseline_line(config))
         backend.open(directory, [entry.records for entry in finished], passes.held_positions)
-        plan, eos = job.prepared.plan, job.prepared.eos
-        probe = OfflineEntropyProbe(config, plan, backend, directory, log_to(listener), stop, eos)
+        plan, eos, moved = job.prepared.plan, job.prepared.eos, backend.info.moved_share
+        probe = OfflineEntropyProbe(config, plan, backend, directory, log_to(listener), stop, eos, moved)
         on_open(probe)
         return _finish(probe, directory)
 

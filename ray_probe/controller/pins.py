@@ -20,7 +20,11 @@ from ray_probe.errors import CheckpointError, ConfigError, OutputError, bad_valu
 from ray_probe.system.files import sync_directory, write_remedy
 
 PINS = "pins"
-_KINDS = {"model.path": "model", "model.adapter": "adapter"}
+_KINDS = {
+    "model.path": "model", "model.adapter": "adapter",
+    "compare.against": "against", "compare.adapter": "against-adapter",
+}  # fmt: skip
+_BASE_OF = {"model.adapter": "model.path", "compare.adapter": "compare.against"}
 
 
 def pin(directory: Path, sources: Sequence[Source], how: How) -> tuple[Path, list[Source]]:
@@ -40,12 +44,12 @@ def pin(directory: Path, sources: Sequence[Source], how: How) -> tuple[Path, lis
         OutputError: a copy cannot be written.
     """
     own = directory / PINS / secrets.token_hex(8)
-    has_adapter = any(source.field == "model.adapter" for source in sources)
+    bases = {_BASE_OF[source.field] for source in sources if source.field in _BASE_OF}
     pinned = []
     try:
         own.mkdir(mode=0o700, parents=True)
         for source in sources:
-            is_base = has_adapter and source.field == "model.path"
+            is_base = source.field in bases
             pinned.append(source if source.field not in _KINDS else _pinned(own, source, how, is_base))
         sync_directory(own.parent)
     except OSError as error:

@@ -17,9 +17,12 @@ from ray_probe.errors import CheckpointError, InputError, PromptsError, bad_valu
 from ray_probe.run.prepared import PreparedRun
 from ray_probe.system.digests import sha256_of
 
-Field = Literal["model.path", "model.adapter", "data.prompts"]
+Field = Literal["model.path", "model.adapter", "compare.against", "compare.adapter", "data.prompts"]
 How = Literal["link", "copy"]
-_PATTERNS: dict[Field, Sequence[str]] = {"model.path": CHECKPOINT_FILES, "model.adapter": ADAPTER_FILES}
+_PATTERNS: dict[Field, Sequence[str]] = {
+    "model.path": CHECKPOINT_FILES, "model.adapter": ADAPTER_FILES,
+    "compare.against": CHECKPOINT_FILES, "compare.adapter": ADAPTER_FILES,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -68,17 +71,21 @@ def stamp_of(files: Iterable[Path]) -> str:
     return hashlib.sha256(repr(seen).encode()).hexdigest()
 
 
-def sources_of(config: ProbeConfig, directory: Path, adapter: Path | None) -> list[Source]:
+def sources_of(
+    config: ProbeConfig, directory: Path, adapter: Path | None, against: tuple[Path, Path | None] | None = None
+) -> list[Source]:
     """Returns the sources of a measurement, without stamps.
 
     Args:
         config: of the measurement.
         directory: of its checkpoint.
         adapter: directory of its adapter, or None.
+        against: of a comparison, directories of checkpoint A and of its adapter.
     """
-    found = [Source("model.path", str(directory))]
-    if adapter is not None:
-        found.append(Source("model.adapter", str(adapter)))
+    places: list[tuple[Field, Path | None]] = [("model.path", directory), ("model.adapter", adapter)]
+    if against is not None:
+        places += [("compare.against", against[0]), ("compare.adapter", against[1])]
+    found = [Source(field, str(place)) for field, place in places if place is not None]
     prompts = config.data.prompts
     if isinstance(prompts, str) and Path(prompts).is_file():
         found.append(Source("data.prompts", str(Path(prompts).resolve())))
@@ -111,8 +118,10 @@ def check_unchanged(sources: Iterable[Source], queued: str, now: str) -> None:
 
 def check_measured(sources: Iterable[Source], prepared: PreparedRun, queued: str, now: str) -> None:
     """Raises InputError for a prepared run with other fingerprints than when queued."""
-    checkpoint = prepared.checkpoint
+    checkpoint, against = prepared.checkpoint, prepared.against
     measured = {"model.path": checkpoint.fingerprint, "model.adapter": checkpoint.adapter_fingerprint}
+    if against is not None:
+        measured |= {"compare.against": against.fingerprint, "compare.adapter": against.adapter_fingerprint}
     for source in sources:
         found = measured.get(source.field)
         if None not in (found, source.fingerprint) and found != source.fingerprint:

@@ -128,7 +128,7 @@ class Staging:
             reached = stop if start == reached else -1
         if reached != self._size:
             raise GradientError("gradient: not every bucket of it was written; nothing was committed")
-        if not self._moved:
+        if self._size and not self._moved:
             raise GradientError(
                 f"gradient: the sum over all responses is zero in each of {reached} numbers; nothing was committed; "
                 "look at generation.top_p and temperature (one token left a step has no entropy) and model.trainable"

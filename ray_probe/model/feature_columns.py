@@ -42,9 +42,14 @@ class FeatureColumns:
         recorded = made_from(names, "logits", "entropies")
         return cls(recorded, made_from(names, "logits"), made_from(names, "entropies"))
 
-    def from_entropies(self, entropies: Entropies) -> list[Array]:
-        """Return the columns `of_entropies` [T, D] by place b * G + g, nats."""
-        return [table_TD for group in entropies for table_TD in entropy_columns(self.of_entropies, group)]
+    def from_entropies(self, entropies: Entropies, policies: int = 1) -> list[Array]:
+        """Return the columns `of_entropies` [T, D] by place b * G + g, nats.
+
+        Args:
+            entropies: of all responses; of two policies their mean.
+            policies: 2 for responses that are half of one policy and half of another, paired in order.
+        """
+        return [table_TD for group in entropies for table_TD in entropy_columns(self.of_entropies, group, policies)]
 
     def join(self, logit_TD: Tensor | None, entropy_TD: Array) -> Tensor:
         """Return all columns of a response in order [T, D].

@@ -1,6 +1,6 @@
 """Builds rollouts from a configuration: model, processor, components, gradient."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,6 +16,7 @@ from ray_probe.gradient.shard_sum import GradientSum
 from ray_probe.model.activation_checkpointing import set_recompute
 from ray_probe.model.gradient_reach import refuse_unreached
 from ray_probe.probe_components import ProbeComponents
+from ray_probe.rollout.comparison import Comparison
 from ray_probe.rollout.rollout import Rollout
 from ray_probe.run.prepared import baseline_rule
 from ray_probe.sequence_processor import SequenceProcessor
@@ -24,8 +25,8 @@ from ray_probe.system.versions import made_on
 OnProgress = Callable[[int], None]
 
 
-class RolloutBuilder:
-    """Builds rollouts of one checkpoint after another; reuses a model if it can.
+class PolicySlot:
+    """Holds one model, and copies the next checkpoint into it if it can.
 
     Attributes:
         way: whether the last checkpoint was `loaded`, or `swapped` into the earlier model.
@@ -35,6 +36,39 @@ class RolloutBuilder:
 
     def __init__(self) -> None:
         self._policy: Policy | None = None
+
+    def bring_in(self, directory: Path, adapter: Path | None, dtype: str, device: str) -> Any:
+        """Return the model of a checkpoint; the earlier one must not be used from then on."""
+        architecture = Architecture.of(directory, adapter, dtype, device)
+        headers = weight_headers(directory)
+        policy, self._policy = self._policy, None  # an error below must not leave a model with mixed weights
+        if policy is not None and can_swap(policy, architecture, headers):
+            swap_weights(policy, directory, headers, adapter)
+            self._policy, self.way = policy, "swapped"
+            return policy.model
+        if policy is not None:
+            release(policy.model)
+        del policy
+        self._policy, self.way = load_policy(directory, adapter, architecture), "loaded"
+        return self._policy.model
+
+    def empty(self) -> None:
+        """Free the model."""
+        policy, self._policy = self._policy, None
+        if policy is not None:
+            release(policy.model)
+
+
+class RolloutBuilder:
+    """Builds rollouts of one checkpoint after another; reuses a model if it can."""
+
+    def __init__(self) -> None:
+        self._own, self._against = PolicySlot(), PolicySlot()
+
+    @property
+    def way(self) -> Literal["loaded", "swapped"]:
+        """Whether the last checkpoint was `loaded`, or `swapped` into the earlier model."""
+        return self._own.way
 
     def load(
         self,
@@ -62,36 +96,65 @@ class RolloutBuilder:
             CheckpointError: the directory holds no complete checkpoint.
             ConfigError: `model.trainable` selects no parameter, or one that text cannot reach.
         """
-        model = self._bring_in(directory, adapter, config.model.dtype, device)
+        self._against.empty()
+        model = self._own.bring_in(directory, adapter, config.model.dtype, device)
         set_recompute(model, config.estimator.activation_checkpointing)
-        found = open_tokenizer(directory, adapter, model.config)
-        rows = model.get_input_embeddings().weight.shape[0]
-        check_token_ids(found, rows)
-        explicit = config.generation.eos_token_ids
-        eos = resolve_eos(explicit, found.eos_sources, rows, token_text(found.tokenizer))
-        rule = baseline_rule(config)
-        chat, context = config.data.chat_template, config.data.context_length
-        processor = SequenceProcessor(
-            model, found.tokenizer, config.generation, rule.features, on_progress, chat, eos.ids, context
-        )
+        processor, rule = _processor(config, model, directory, adapter, on_progress), baseline_rule(config)
         components = ProbeComponents(processor, config.estimator.x_estimator_mode, config.generation.rb_requires_grad)
         gradient = GradientSum(model, config.model.trainable)
         refuse_unreached(model, gradient.parameters, config.model.trainable)
         return Rollout(components, gradient, rule, policy_id, made_on(device, torch.get_num_threads()))
 
-    def _bring_in(self, directory: Path, adapter: Path | None, dtype: str, device: str) -> Any:
-        architecture = Architecture.of(directory, adapter, dtype, device)
-        headers = weight_headers(directory)
-        policy, self._policy = self._policy, None  # an error below must not leave a model with mixed weights
-        if policy is not None and can_swap(policy, architecture, headers):
-            swap_weights(policy, directory, headers, adapter)
-            self._policy, self.way = policy, "swapped"
-            return policy.model
-        if policy is not None:
-            release(policy.model)
-        del policy
-        self._policy, self.way = load_policy(directory, adapter, architecture), "loaded"
-        return self._policy.model
+    def compare(
+        self,
+        config: ProbeConfig,
+        places: Sequence[tuple[Path, Path | None]],
+        policy_id: str,
+        device: str = "cpu",
+        on_progress: OnProgress = lambda tokens: None,
+    ) -> Comparison:
+        """Load two checkpoints and build their comparison; as `load`.
+
+        Args:
+            config: the run's configuration.
+            places: directories of checkpoint and adapter on this node, of A and of B.
+            policy_id: identifies both policies in records.
+            device: `cpu` or `cuda`.
+            on_progress: receives numbers of tokens done.
+        """
+        processors = []
+        for slot, (directory, adapter) in zip((self._against, self._own), places, strict=True):
+            model = slot.bring_in(directory, adapter, config.model.dtype, device)
+            set_recompute(model, False)
+            processors.append(_processor(config, model, directory, adapter, on_progress))
+        a, b = processors
+        adapted = any(adapter is not None for _, adapter in places)
+        moved = None if adapted else moved_share(a.model, b.model)
+        return Comparison((a, b), baseline_rule(config), policy_id, made_on(device, torch.get_num_threads()), moved)
+
+
+def _processor(
+    config: ProbeConfig, model: Any, directory: Path, adapter: Path | None, on_progress: OnProgress
+) -> SequenceProcessor:
+    found = open_tokenizer(directory, adapter, model.config)
+    rows = model.get_input_embeddings().weight.shape[0]
+    check_token_ids(found, rows)
+    explicit = config.generation.eos_token_ids
+    eos = resolve_eos(explicit, found.eos_sources, rows, token_text(found.tokenizer))
+    chat, context = config.data.chat_template, config.data.context_length
+    return SequenceProcessor(
+        model, found.tokenizer, config.generation, baseline_rule(config).features, on_progress, chat, eos.ids, context
+    )
+
+
+@torch.no_grad()
+def moved_share(a: torch.nn.Module, b: torch.nn.Module) -> float | None:
+    """Return the share of the parameters that differ; None for different architectures."""
+    first, second = dict(a.named_parameters()), dict(b.named_parameters())
+    if {name: p.shape for name, p in first.items()} != {name: p.shape for name, p in second.items()}:
+        return None
+    moved = sum(int((first[name] != second[name]).sum()) for name in first)
+    return moved / sum(p.numel() for p in first.values())
 
 
 def build_rollout(

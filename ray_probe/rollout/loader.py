@@ -22,6 +22,7 @@ from ray_probe.system.versions import check_versions, package_versions
 if TYPE_CHECKING:
     from ray_probe.checkpoints.node_cache import NodeCopy
     from ray_probe.rollout.builder import RolloutBuilder
+    from ray_probe.rollout.comparison import Comparison
     from ray_probe.rollout.rollout import Rollout
 
 
@@ -39,6 +40,7 @@ class LoadRequest:
         policy_id: identifies the policy in records.
         memory: what an actor needs on its device.
         versions: the driver's versions of packages.
+        against: of a comparison, the checkpoint A.
     """
 
     config: Mapping[str, Any]
@@ -46,13 +48,15 @@ class LoadRequest:
     policy_id: str
     memory: MemoryDemand
     versions: Mapping[str, str]
+    against: CheckpointId | None = None
 
     @classmethod
     def of(cls, prepared: PreparedRun) -> "LoadRequest":
         """Returns the request of a prepared run."""
         return cls(
-            to_dict(prepared.config), prepared.checkpoint, prepared.policy_id, prepared.memory, package_versions()
-        )
+            to_dict(prepared.config), prepared.checkpoint, prepared.policy_id, prepared.memory, package_versions(),
+            prepared.against,
+        )  # fmt: skip
 
 
 class Loader:
@@ -65,9 +69,9 @@ class Loader:
     def __init__(self, on_progress: Callable[[int], None]) -> None:
         self._on_progress = on_progress
         self._assembly: RolloutBuilder | None = None
-        self._copy: NodeCopy | None = None
+        self._copies: list[NodeCopy] = []
 
-    def load(self, order: LoadRequest, node: str) -> "tuple[Rollout, ActorFacts]":
+    def load(self, order: LoadRequest, node: str) -> "tuple[Rollout | Comparison, ActorFacts]":
         """Load a checkpoint; returns its rollout, and facts about this actor.
 
         Args:
@@ -101,25 +105,33 @@ class Loader:
             cache_gap=rollout.cache_gap,
             pid=os.getpid(),
             node=node,
+            moved_share=rollout.moved_share,
         )
 
-    def _brought_in(self, order: LoadRequest, config: ProbeConfig, device: str) -> "Rollout":
+    def _brought_in(self, order: LoadRequest, config: ProbeConfig, device: str) -> "Rollout | Comparison":
         from ray_probe.checkpoints.fingerprint import check_fingerprint
         from ray_probe.checkpoints.node_cache import node_copy
         from ray_probe.rollout.builder import RolloutBuilder
 
-        wanted = order.checkpoint
-        copy = node_copy(
-            config.model.cache_dir, wanted.directory, wanted.fingerprint, wanted.adapter, wanted.adapter_fingerprint
-        )
-        before, self._copy = self._copy, copy
-        if before is not None:
-            before.release()
+        wanted = [one for one in (order.against, order.checkpoint) if one is not None]
+        copies = [
+            node_copy(config.model.cache_dir, one.directory, one.fingerprint, one.adapter, one.adapter_fingerprint)
+            for one in wanted
+        ]
+        before, self._copies = self._copies, copies
+        for copy in before:
+            copy.release()
         if self._assembly is None:
             self._assembly = RolloutBuilder()
-        rollout = self._assembly.load(config, copy.directory, copy.adapter, order.policy_id, device, self._on_progress)
+        places = [(copy.directory, copy.adapter) for copy in copies]
+        rollout: Rollout | Comparison
+        if order.against is None:
+            rollout = self._assembly.load(config, *places[0], order.policy_id, device, self._on_progress)
+        else:
+            rollout = self._assembly.compare(config, places, order.policy_id, device, self._on_progress)
         # After loading, because a trainer may overwrite files during the load.
-        check_fingerprint(copy.directory, wanted.fingerprint, copy.adapter, wanted.adapter_fingerprint)
+        for one, place in zip(wanted, places, strict=True):
+            check_fingerprint(place[0], one.fingerprint, place[1], one.adapter_fingerprint)
         return rollout
 
 

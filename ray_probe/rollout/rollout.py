@@ -16,14 +16,14 @@ from ray_probe.core.arrays import Array
 from ray_probe.core.estimator.baselines import BaselineRule, PublishedFit
 from ray_probe.core.estimator.records import Record
 from ray_probe.core.policy.token_scores import ScoredTokens
-from ray_probe.errors import ShardError
 from ray_probe.gradient.layout import ParameterLayout
 from ray_probe.gradient.shard_sum import GradientSum, Vector
 from ray_probe.model.micro_batches import ScoredMicroBatch, entropies_of, results_of
 from ray_probe.model.sequences import BatchedSequences
 from ray_probe.probe_components import ProbeComponents
 from ray_probe.rollout.shard_record import parity_of, record_of_results
-from ray_probe.run.messages import Collected, Delivery, GradientReport, Receipt, ShardKey, ShardSums
+from ray_probe.rollout.shards import GroupShards
+from ray_probe.run.messages import Collected, Delivery, GradientReport, Receipt, ShardSums
 from ray_probe.run.plan import Shard
 
 MAX_CACHED_BYTES = {"cpu": 1 << 26}
@@ -71,11 +71,11 @@ class Rollout:
         self._rule = rule
         self._policy_id = policy_id
         self._made_on = made_on
-        self._group = ""
-        self._held: dict[ShardKey, _Held] = {}
-        self._added: dict[ShardKey, ShardSums] = {}
+        self._shards = GroupShards[_Held]()
         self.most_held = sys.maxsize
         """Positions whose graphs fit on this device."""
+        self.moved_share: float | None = None
+        """Of a comparison alone."""
         self._max_cached = MAX_CACHED_BYTES.get(components.processor.device.type, 0)
 
     @property
@@ -114,9 +114,7 @@ class Rollout:
         Args:
             group: names the group; a retry changes nothing.
         """
-        if group != self._group:
-            self._group = group
-            self._held, self._added = {}, {}
+        if self._shards.begin(group):
             self._gradient.reset()
 
     def collect(self, shard: Shard, held_positions: int = 0) -> Collected:
@@ -132,7 +130,7 @@ class Rollout:
         texts = [ref.text for ref in shard.prompts]
         sequences = processor.generate(texts, shard.responses_per_prompt, shard.response_seeds())
         generated = time.monotonic()
-        self._held.pop(shard.key, None)
+        self._shards.held.pop(shard.key, None)
         parts = self._scored(sequences, min(held_positions, self.most_held))
         entropies = entropies_of(parts, shard.responses_per_prompt)
         results = results_of(parts, shard.responses_per_prompt, with_grad=False, compute_rb=True)
@@ -142,7 +140,7 @@ class Rollout:
         kept = replace(sequences, sample_logprobs=None)
         graphs = parts if any(part.has_graph for part in parts) else None
         cached = [part.cached for part in parts]
-        self._held[shard.key] = _Held(kept, prompt_ids_P, record.without_prompts(), entropies, graphs, cached)
+        self._shards.held[shard.key] = _Held(kept, prompt_ids_P, record.without_prompts(), entropies, graphs, cached)
         packed, features = record.pack(), self._rule.features
         delivery = Delivery(self._policy_id, features, shard.round, shard.index, packed, self._made_on)
         finished = time.monotonic()
@@ -153,10 +151,10 @@ class Rollout:
         """Returns the scored shard, with its graphs if `most_held` leaves room."""
         processor = self._components.processor
         if most_held == 0:
-            room = max(0, self._max_cached - sum(held.cached_bytes for held in self._held.values()))
+            room = max(0, self._max_cached - sum(held.cached_bytes for held in self._shards.held.values()))
             return list(processor.score_parts(sequences, with_grad=False, with_features=True, keep_bytes=room))
         parts = processor.score_parts(sequences, with_grad=True, with_features=True, accumulate_into_grad=True)
-        room = most_held - sum(held.positions for held in self._held.values())
+        room = most_held - sum(held.positions for held in self._shards.held.values())
         if processor.positions(sequences) <= room:
             return list(parts)
         # Scored with graph all the same: the bits must not depend on the room.
@@ -168,22 +166,19 @@ class Rollout:
         Records keep their bits.
         """
         self.most_held, self._max_cached = 1, 0
-        for held in self._held.values():
+        for held in self._shards.held.values():
             held.parts, held.cached = None, ()
 
     def acknowledge(self, shard: Shard, receipt: Receipt) -> None:
         """Hold the record that the fitter counts: it is left out of this shard's fit."""
-        if receipt.kept is not None:
-            self._held[shard.key].record = Record.unpack(receipt.kept).without_prompts()
+        self._shards.acknowledge(shard, receipt)
 
     def accumulate(self, shard: Shard, fit: PublishedFit) -> ShardSums:
         """Add the shard's gradient under its round's fit to the sum; a retry adds nothing."""
-        if shard.key in self._added:
-            return self._added[shard.key]
-        if shard.key not in self._held:
-            raise ShardError(f"{shard.label}: was not collected here; collect it first")
+        if shard.key in self._shards.added:
+            return self._shards.added[shard.key]
+        held = self._shards.waiting(shard)
         started = time.monotonic()
-        held = self._held[shard.key]
         inside = fit.round >= shard.round
         own = held.record if inside and fit.rule.fit == "leave_one_out" else None
         baseline = fit.for_shard(own)
@@ -196,17 +191,17 @@ class Rollout:
             done = self._components.processor.on_progress
             sums = self._components.accumulate_parts(held.sequences, drained(parts, done), baseline, held.entropies)
         norm_sq = self._gradient.add_shard()
-        self._added[shard.key] = result = ShardSums(
-            shard.round, shard.index, fit.version, own is not None, baseline.fitted, held.prompt_ids_P, sums, norm_sq,
-            time.monotonic() - started,
+        return self._shards.finish(
+            shard,
+            ShardSums(
+                shard.round, shard.index, fit.version, own is not None, baseline.fitted, held.prompt_ids_P, sums,
+                norm_sq, time.monotonic() - started,
+            ),
         )  # fmt: skip
-        del self._held[shard.key]
-        return result
 
     def gradient_report(self, group: str) -> GradientReport:
         """Returns which shards of this group the sum holds; no shard of another group."""
-        shards = tuple(sorted(self._added)) if group == self._group else ()
-        return GradientReport(shards, self._gradient.unreached)
+        return GradientReport(self._shards.of(group), self._gradient.unreached)
 
     def bucket(self, start: int, stop: int, *others: Vector) -> Vector:
         """Returns a range of the flat gradient sum plus `others`; the sum is unchanged."""

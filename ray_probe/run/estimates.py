@@ -11,13 +11,16 @@ from typing import Any
 import numpy as np
 
 from ray_probe.checkpoints.tokenizer.eos import Eos
-from ray_probe.config.loading import load_config, to_dict
+from ray_probe.config.loading import config_from_dict, load_config, to_dict
 from ray_probe.core.arrays import Array
+from ray_probe.core.columns import COLUMNS
 from ray_probe.core.estimator.intervals import NORMAL_PROMPTS, NORMAL_SHARDS, interval
 from ray_probe.core.estimator.modes import MODES, Mode
 from ray_probe.core.estimator.parity import ParityStats
 from ray_probe.core.estimator.variance import clustered_ratio, errors_within, gradient_noise, noise_of_products
 from ray_probe.errors import ConfigError
+from ray_probe.run.change import Change
+from ray_probe.run.change_estimates import change_estimate
 from ray_probe.run.directory import RunDirectory
 from ray_probe.run.gradient_products import GradientProducts
 from ray_probe.run.result import (
@@ -115,6 +118,8 @@ def gradient_estimate(config: Mapping[str, Any], totals: Totals, products: Gradi
         repeated: prompts that were used more than once.
     """
     baseline = config["estimator"]["baseline"]
+    if totals.change is not None:
+        return Gradient(why_null="is not measured by a comparison")
     if (baseline["fit"] == "lagged" or baseline["mode"] == "none") and not repeated:
         noise = gradient_noise(products.norm_sq, totals.sizes_S3[:, 2], totals.sizes_S3[:, 0])
         needed = "needs two shards"
@@ -126,7 +131,7 @@ def gradient_estimate(config: Mapping[str, Any], totals: Totals, products: Gradi
 
 def build_result(
     config: Mapping[str, Any], beta: Beta, totals: Totals, products: GradientProducts, actors: int,
-    eos: Eos | None = None,
+    eos: Eos | None = None, moved_share: float | None = None,
 ) -> Result:  # fmt: skip
     """Return the result of a run.
 
@@ -137,6 +142,7 @@ def build_result(
         products: of the gradients of the commits.
         actors: rollout actors requested.
         eos: the ids that end a response; None: the result leaves them out.
+        moved_share: of a comparison (see `Change`).
     """
     repeated = totals.repeated_prompts(config["batch"]["responses_per_prompt"])
     # Shards that share a prompt are not independent, and an error of few shards is too small.
@@ -170,7 +176,19 @@ def build_result(
             **seconds, tokens_per_second=totals.tokens / seconds["seconds"] if seconds["seconds"] else None
         ),
         eos=eos,
+        change=_change(config, totals, moved_share),
     )  # fmt: skip
+
+
+def _change(config: Mapping[str, Any], totals: Totals, moved_share: float | None) -> Change | None:
+    """Return what a comparison found; None for a gradient."""
+    if totals.change is None:
+        return None
+    columns = config_from_dict(config).columns
+    shared = config["estimator"]["baseline"]["mode"] == "regression" and any(
+        COLUMNS[name].reads == "siblings" for name in columns
+    )
+    return change_estimate(totals.change, config["generation"]["max_new_tokens"], shared, moved_share)
 
 
 def write_kept_result(path: Path) -> None:

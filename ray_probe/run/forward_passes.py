@@ -45,6 +45,8 @@ def choose_pass(config: ProbeConfig, memory: MemoryDemand, longest_prompt: int, 
         spare_bytes: memory for held graphs that the first actor found; every actor keeps to its own limit too.
     """
     estimator, batch = config.estimator, config.batch
+    if config.compare.against is not None:
+        return Pass("two", 0, "a comparison scores each response once under each checkpoint, without gradient")
     room = held_room(config, memory, spare_bytes)
     if memory.unknown and estimator.pass_ == "auto":
         return Pass("two", 0, memory.unknown)

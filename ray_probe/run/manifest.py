@@ -12,7 +12,7 @@ from ray_probe.config.schema import ProbeConfig
 from ray_probe.errors import ConfigError, bad_value, cut
 from ray_probe.run.forward_passes import Pass, choose_pass
 from ray_probe.run.messages import ActorFacts
-from ray_probe.run.prepared import PreparedRun, PromptFacts
+from ray_probe.run.prepared import CheckpointId, PreparedRun, PromptFacts
 from ray_probe.system.json_object import JsonObject
 from ray_probe.system.versions import package_versions
 
@@ -31,6 +31,14 @@ class ManifestCheckpoint(JsonObject):
     tokenizer_from: str = "model.path"
     chat_template_from: str | None = None
 
+    @classmethod
+    def of(cls, path: str, adapter: str | None, found: CheckpointId) -> Self:
+        """Return the entry of a checkpoint named by these settings."""
+        return cls(
+            path=path, fingerprint=found.fingerprint, adapter=adapter, adapter_fingerprint=found.adapter_fingerprint,
+            tokenizer_from=found.tokenizer_from, chat_template_from=found.template_from,
+        )  # fmt: skip
+
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest(JsonObject):
@@ -47,6 +55,7 @@ class Manifest(JsonObject):
         threads_per_actor: of that actor.
         cluster: the Ray cluster that the run began on.
         checkpoint: with its fingerprints.
+        against: the checkpoint that it is compared with; None for a gradient.
         prompts: with their digests.
         policy_id: names checkpoint, adapter, sampling policy and target.
         memory: the forecast for one actor, one line.
@@ -79,6 +88,7 @@ class Manifest(JsonObject):
     frozen_parameters: tuple[str, ...] = ()
     seed: int = 0
     shard_plan: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    against: ManifestCheckpoint | None = None
 
     @classmethod
     def of(
@@ -101,10 +111,9 @@ class Manifest(JsonObject):
             device=actor.device,
             threads_per_actor=actor.threads,
             cluster=cluster,
-            checkpoint=ManifestCheckpoint(
-                path=config.model.path, fingerprint=checkpoint.fingerprint, adapter=config.model.adapter,
-                adapter_fingerprint=checkpoint.adapter_fingerprint, tokenizer_from=checkpoint.tokenizer_from,
-                chat_template_from=checkpoint.template_from,
+            checkpoint=ManifestCheckpoint.of(config.model.path, config.model.adapter, checkpoint),
+            against=None if prepared.against is None else ManifestCheckpoint.of(
+                str(config.compare.against), config.compare.adapter, prepared.against
             ),
             prompts=prompts,
             policy_id=prepared.policy_id,
@@ -161,6 +170,8 @@ def check_same_inputs(prepared: PreparedRun, earlier: Manifest) -> None:
     now = {
         "model.path": (checkpoint.fingerprint, earlier.checkpoint.fingerprint),
         "model.adapter": (checkpoint.adapter_fingerprint, earlier.checkpoint.adapter_fingerprint),
+        "compare.against": (_fingerprint(prepared.against), _fingerprint(earlier.against)),
+        "compare.adapter": (_adapter(prepared.against), _adapter(earlier.against)),
         "data.prompts": (prompts.sha256, earlier.prompts.sha256),
         "data.chat_template": (prompts.rendered_sha256, earlier.prompts.rendered_sha256),
         EOS_KEY: (list(prepared.eos.ids), list(earlier.eos_token_ids)),
@@ -176,6 +187,14 @@ def check_same_inputs(prepared: PreparedRun, earlier: Manifest) -> None:
             now_shown, then_shown = (value[:12] if isinstance(value, str) else value for value in (current, before))
             remedy = f"its content was {then_shown} when the run was started; restore it, or start a new run"
             raise ConfigError(bad_value(key, now_shown, remedy))
+
+
+def _fingerprint(found: CheckpointId | ManifestCheckpoint | None) -> str:
+    return "" if found is None else found.fingerprint
+
+
+def _adapter(found: CheckpointId | ManifestCheckpoint | None) -> str:
+    return "" if found is None else found.adapter_fingerprint
 
 
 def changed_settings(now: ProbeConfig, before: ProbeConfig) -> list[str]:

@@ -3,15 +3,18 @@
 Shape suffixes: B position bins, P prompts.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Self
 
 import numpy as np
 import numpy.typing as npt
 
 from ray_probe.core.arrays import Array
-from ray_probe.core.estimator.modes import Mode
+from ray_probe.core.estimator.change_sums import ChangeSums
+from ray_probe.core.estimator.modes import MODES, Mode
 from ray_probe.core.estimator.parity import ParityStats
+from ray_probe.core.estimator.records import PROMPT_COLUMNS, bin_of, position_bins
 from ray_probe.gradient.layout import ParameterLayout
 
 ShardKey = tuple[int, int]
@@ -41,6 +44,7 @@ class ActorFacts:
         cache_gap: mean gap of log p between cached steps and one pass, nats; 0.0 where it is rounding.
         pid: of the actor's process.
         node: address of its node.
+        moved_share: of a comparison, share of the parameters that differ between the checkpoints; None: not compared.
     """
 
     layout: ParameterLayout
@@ -53,6 +57,7 @@ class ActorFacts:
     cache_gap: float = 0.0
     pid: int = 0
     node: str = ""
+    moved_share: float | None = None
 
 
 @dataclass(frozen=True)
@@ -149,6 +154,7 @@ class SumsX:
         bin_weight_B: tokens by position bin.
         bin_target_B: sum of the target r by position bin, nats.
         bin_mu_hat_B: sum of the configured `mu_hat` by position bin, nats.
+        change: of a comparison, the sums of the change; None for a gradient.
     """
 
     prompt_rows_P3: Array
@@ -159,6 +165,49 @@ class SumsX:
     bin_weight_B: Array
     bin_target_B: Array
     bin_mu_hat_B: Array
+    change: ChangeSums | None = None
+
+    @classmethod
+    def empty(cls, prompts: int, cap: int) -> Self:
+        """Return the sums of no response.
+
+        Args:
+            prompts: number of prompts P.
+            cap: max_new_tokens.
+        """
+        bins = position_bins(cap)
+        rows, squares = (np.zeros((prompts, len(PROMPT_COLUMNS))) for _ in range(2))
+        advantage: dict[Mode, Array] = {mode: np.zeros(2) for mode in MODES}
+        return cls(rows, squares, 0, 0, advantage, np.zeros(bins), np.zeros(bins), np.zeros(bins))
+
+    def add_response(
+        self, prompt: int, entropy: float, ended: bool, target_T: Array, mu_hat_T: Array,
+        advantages: Mapping[Mode, Array], cap: int,
+    ) -> None:  # fmt: skip
+        """Add a response.
+
+        Args:
+            prompt: place of its prompt.
+            entropy: its total entropy, nats.
+            ended: it ended at an EOS token.
+            target_T: the target r at each token, nats.
+            mu_hat_T: the configured `mu_hat` at each token, nats.
+            advantages: A at each token by mode, nats; a mode that is absent once is absent from the sums.
+            cap: max_new_tokens.
+        """
+        length = len(target_T)
+        self.prompt_rows_P3[prompt] += (1.0, entropy, length)
+        self.prompt_squares_P3[prompt] += (entropy**2, entropy * length, length**2)
+        self.eos_only += ended and length == 1
+        self.truncated += not ended
+        for mode in set(self.advantage) - set(advantages):
+            del self.advantage[mode]
+        for mode, total_2 in self.advantage.items():
+            total_2 += (advantages[mode].sum(), (advantages[mode] ** 2).sum())
+        bins_T = bin_of(np.arange(length), cap)
+        by_bin = ((self.bin_weight_B, 1.0), (self.bin_target_B, target_T), (self.bin_mu_hat_B, mu_hat_T))
+        for total_B, values in by_bin:
+            np.add.at(total_B, bins_T, values)
 
     @property
     def sequences(self) -> int:

@@ -49,13 +49,18 @@ class Shard:
         """Index and round, the round from 1, as messages name the shard."""
         return shard_label(self.round, self.index)
 
-    def response_seeds(self) -> list[list[tuple[int, ...]]]:
-        """Return the seed of each response [B][G].
+    def response_seeds(self, side: int | None = None) -> list[list[tuple[int, ...]]]:
+        """Return the seed of each response [B][G], or of each of one policy's half of them [B][G / 2].
 
-        A seed is (run seed, pass over the file, index in the file, replicate).
+        A seed is (run seed, pass over the file, index in the file, replicate), and in a comparison the side.
+
+        Args:
+            side: 0 or 1, the policy of a comparison; None: a run of one policy.
         """
+        own = () if side is None else (side,)
+        count = self.responses_per_prompt // (1 if side is None else 2)
         return [
-            [(self.seed, ref.pass_number, ref.index, replicate) for replicate in range(self.responses_per_prompt)]
+            [(self.seed, ref.pass_number, ref.index, replicate, *own) for replicate in range(count)]
             for ref in self.prompts
         ]
 

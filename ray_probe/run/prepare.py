@@ -16,6 +16,7 @@ from ray_probe.data.prompts import PromptSet, absolute_source, load_prompts
 from ray_probe.data.tokenization import appended_eos, begins_with_two_bos, encode_prompts
 from ray_probe.errors import ConfigError, PromptsError, bad_value
 from ray_probe.model.context_length import limit_of, rope_switch
+from ray_probe.run.against import check_same_tokens, inspect_against
 from ray_probe.run.plan import Plan
 from ray_probe.run.prepared import CheckpointId, PreparedRun, PromptFacts
 from ray_probe.run.stopping import FIRST_PROMPTS
@@ -38,11 +39,17 @@ def prepare(
     """
     created = created or datetime.now(UTC).replace(microsecond=0)
     checkpoint = checkpoint or inspect_checkpoint(config.model)
+    against = inspect_against(config)
     eos = checkpoint.eos(config.generation.eos_token_ids)
     data, batch = config.data, config.batch
     render = ChatTemplate(checkpoint.tokenizer, created) if data.chat_template else None
     prompts = load_prompts(data.prompts, data.field, render, config.model.local_files_only, data.id_field)
+    if against is not None:
+        check_same_tokens(config, against, checkpoint, prompts, created)
     usable, facts = _usable(config, checkpoint, prompts, eos)
+    if against is not None and _usable(config, against, prompts, eos)[0] != usable:
+        remedy = "fewer prompts fit its context than that of model.path; lower data.max_prompt_tokens"
+        raise ConfigError(bad_value("compare.against", config.compare.against, remedy))
     plan = Plan(
         prompts.texts, usable, data.seed, batch.prompts_per_round, batch.responses_per_prompt,
         batch.shard_prompts, _rounds(config), data.repeat,
@@ -50,18 +57,28 @@ def prepare(
     if batch.target_error is not None and len(usable) < FIRST_PROMPTS:
         remedy = f"batch.target_error needs at least {FIRST_PROMPTS} prompts; add prompts, or leave it out"
         raise PromptsError(bad_value("data.prompts", len(usable), remedy))
+    policies = [checkpoint] if against is None else [checkpoint, against]
+    demands = [
+        estimate(config, one.directory, one.config, facts.longest_tokens, one.adapter, with_gradient=against is None)
+        for one in policies
+    ]
     return PreparedRun(
-        _absolute(config, checkpoint),
-        CheckpointId(
-            checkpoint.directory, checkpoint.fingerprint, checkpoint.adapter, checkpoint.adapter_fingerprint,
-            checkpoint.policy_tokenizer.tokenizer_from, checkpoint.policy_tokenizer.template_from,
-        ),
+        _absolute(config, checkpoint, against),
+        _id_of(checkpoint),
         facts,
         plan,
-        _policy_id(config, checkpoint, eos),
+        _policy_id(config, policies, eos),
         created,
-        estimate(config, checkpoint.directory, checkpoint.config, facts.longest_tokens, checkpoint.adapter),
+        demands[0] if against is None else demands[0].beside(demands[1]),
         eos,
+        None if against is None else _id_of(against),
+    )
+
+
+def _id_of(checkpoint: Checkpoint) -> CheckpointId:
+    return CheckpointId(
+        checkpoint.directory, checkpoint.fingerprint, checkpoint.adapter, checkpoint.adapter_fingerprint,
+        checkpoint.policy_tokenizer.tokenizer_from, checkpoint.policy_tokenizer.template_from,
     )  # fmt: skip
 
 
@@ -74,29 +91,34 @@ def _rounds(config: ProbeConfig) -> int | None:
     return min(allowed, default=None)
 
 
-def _absolute(config: ProbeConfig, checkpoint: Checkpoint) -> ProbeConfig:
+def _absolute(config: ProbeConfig, checkpoint: Checkpoint, against: Checkpoint | None) -> ProbeConfig:
     """Return the configuration with absolute paths, resolved on the driver."""
-    adapter = None if checkpoint.adapter is None else str(checkpoint.adapter)
     cache = config.model.cache_dir
-    paths = {"path": str(checkpoint.directory), "adapter": adapter, "local_files_only": True}
+    paths = {"path": str(checkpoint.directory), "adapter": _text(checkpoint.adapter), "local_files_only": True}
     paths |= {"cache_dir": None if cache is None else str(Path(cache).resolve())}
+    other = {} if against is None else {"against": str(against.directory), "adapter": _text(against.adapter)}
     prompts = config.data.prompts
     source = {"prompts": absolute_source(prompts)} if isinstance(prompts, str) else {}
     output = {"dir": str(Path(config.output.dir).resolve())}
     return config.model_copy(
         update={
             "model": config.model.model_copy(update=paths),
+            "compare": config.compare.model_copy(update=other),
             "data": config.data.model_copy(update=source),
             "output": config.output.model_copy(update=output),
         }
     )
 
 
-def _policy_id(config: ProbeConfig, checkpoint: Checkpoint, eos: Eos) -> str:
-    """Return the name of checkpoint, adapter and sampling policy."""
+def _text(path: Path | None) -> str | None:
+    return None if path is None else str(path)
+
+
+def _policy_id(config: ProbeConfig, policies: Sequence[Checkpoint], eos: Eos) -> str:
+    """Return the name of the checkpoints with their adapters and of the sampling policy."""
     generation = config.generation
     parts = [
-        checkpoint.fingerprint, checkpoint.adapter_fingerprint, config.model.dtype,
+        *(part for one in policies for part in (one.fingerprint, one.adapter_fingerprint)), config.model.dtype,
         generation.temperature, generation.top_p, generation.max_new_tokens, eos.ids,
         config.estimator.x_estimator_mode,
     ]  # fmt: skip

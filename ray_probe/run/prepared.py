@@ -13,6 +13,7 @@ from ray_probe.checkpoints.memory_forecast import MemoryDemand
 from ray_probe.checkpoints.tokenizer.eos import Eos
 from ray_probe.config.schema import ProbeConfig
 from ray_probe.core.estimator.baselines import BaselineRule
+from ray_probe.core.estimator.change import SIDES
 from ray_probe.run.plan import Plan
 from ray_probe.system.json_object import JsonObject
 
@@ -74,6 +75,7 @@ class PreparedRun:
         created: when the run was created, UTC, whole seconds.
         memory: what an actor needs on its device.
         eos: the ids that end a response, and their source.
+        against: of a comparison, the checkpoint A; None for a gradient.
     """
 
     config: ProbeConfig
@@ -84,6 +86,7 @@ class PreparedRun:
     created: datetime
     memory: MemoryDemand
     eos: Eos
+    against: CheckpointId | None = None
 
     @property
     def plan_id(self) -> str:
@@ -120,5 +123,5 @@ def baseline_rule(config: ProbeConfig) -> BaselineRule:
     baseline = config.estimator.baseline
     return BaselineRule(
         baseline.mode, baseline.fit, baseline.ridge_lambda, baseline.ema_decay, config.columns,
-        config.generation.max_new_tokens,
+        config.generation.max_new_tokens, targets=1 if config.compare.against is None else len(SIDES),
     )  # fmt: skip

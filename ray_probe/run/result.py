@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Literal, Self
 from ray_probe.checkpoints.tokenizer.eos import Eos
 from ray_probe.core.estimator.modes import Mode
 from ray_probe.errors import ShardError
+from ray_probe.run.change import Change
 from ray_probe.system.json_object import JsonObject, json_schema
 
 EXIT_PARTIAL = 3
@@ -233,7 +234,7 @@ class Settings:
 class Result(JsonObject):
     """The estimates of the committed rounds of a run: result.json."""
 
-    OMITTED: ClassVar[frozenset[str]] = frozenset({"eos"})
+    OMITTED: ClassVar[frozenset[str]] = frozenset({"eos", "change"})
 
     schema_version: int = 1
     """Version of this format."""
@@ -271,6 +272,8 @@ class Result(JsonObject):
     """Where the time went."""
     eos: Eos | None = None
     """The token ids that end a response; absent in a result that was written without its checkpoint."""
+    change: Change | None = None
+    """Of a comparison, the change of entropy between two checkpoints; absent for a gradient."""
 
     @classmethod
     def from_json(cls, raw: object) -> Self:

@@ -34,7 +34,7 @@ class Look:
     """The finding of a look at the error.
 
     Attributes:
-        of: `gradient` or `entropy`.
+        of: `gradient`, `entropy` or `change`.
         error: relative or in nats, as the target is; None: not known.
         floor: what any number of further passes over these prompts would leave of it; None: not known.
         target: the error that ends the run.
@@ -85,8 +85,12 @@ class StopRule:
         """Look at the error of the committed rounds."""
         target = self._batch.target_error
         assert target is not None, "`is_look` is true"
-        of_gradient = target.of == "gradient"
-        error, floor, scale = self._gradient(result, rounds) if of_gradient else self._entropy(result, target)
+        if target.of == "gradient":
+            error, floor, scale = self._gradient(result, rounds)
+        elif target.of == "entropy":
+            error, floor, scale = self._entropy(result, target)
+        else:
+            error, floor, scale = self._change(result, target)
         size = target.relative if target.nats is None else target.nats
         assert size is not None
         if scale is None or not scale > 0:
@@ -110,6 +114,15 @@ class StopRule:
         if error is not None and within is not None and self._passes(result) >= 1.0:
             floor = math.sqrt(max(0.0, error**2 - within**2))
         return error, floor, entropy.per_sequence if target.nats is None else 1.0
+
+    def _change(
+        self, result: Result, target: TargetError
+    ) -> tuple[float | None, float | None, float | None]:
+        """Return the error of the change, what more passes leave of it (not known), and what it is relative to."""
+        assert result.change is not None, "the configuration asks for a comparison"
+        total = result.change.total
+        size = None if total.value is None else abs(total.value)
+        return total.se, None, size if target.nats is None else 1.0
 
     def _gradient(
         self, result: Result, rounds: Sequence[FinishedRound]

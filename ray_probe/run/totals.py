@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from ray_probe.core.arrays import Array
+from ray_probe.core.estimator.change_sums import ChangeSums
 from ray_probe.core.estimator.modes import MODES
 from ray_probe.core.estimator.parity import ParityStats
 from ray_probe.core.estimator.variance import within_scatter
@@ -37,6 +38,7 @@ class Totals:
         seconds: see `SECONDS`; busy times are summed over actors.
         given_up: ids of shards that were given up.
         conflicts: ids of shards whose second record had other bytes, made on the same kind of CPU.
+        change: of a comparison, the sums of the change; None for a gradient.
     """
 
     bins_3B: Array
@@ -51,6 +53,7 @@ class Totals:
     seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(SECONDS, 0.0))
     given_up: list[str] = field(default_factory=list)
     conflicts: list[str] = field(default_factory=list)
+    change: ChangeSums | None = None
 
     @property
     def sequences(self) -> int:
@@ -81,6 +84,11 @@ class Totals:
         self.counts["truncated"] += sums.truncated
         self.counts["unfitted_shards"] += not report.fitted
         self.seconds["backward_s"] += report.backward_s
+        self._add_change(sums.change)
+
+    def _add_change(self, change: ChangeSums | None) -> None:
+        if change is not None:
+            self.change = change if self.change is None else self.change + change
 
     def add_collected(self, report: Collected) -> None:
         """Add the parity and the times of a shard."""
@@ -90,7 +98,6 @@ class Totals:
 
     def to_json(self) -> dict[str, object]:
         """Return the totals in plain JSON types."""
-        parity = self.parity
         return {
             "rounds": self.rounds,
             "shards": self.shards,
@@ -101,15 +108,16 @@ class Totals:
             "within": [as_number(x) for x in self.within_3.tolist()],
             "prompts": {str(prompt_id): row.tolist() for prompt_id, row in self.prompts.items()},
             "bins": self.bins_3B.tolist(),
-            "parity": [parity.tokens, parity.outside, parity.gap_sum, parity.gap_max, parity.histogram.tolist()],
+            "parity": self.parity.to_json(),
             "counts": self.counts,
             "seconds": self.seconds,
+            "change": None if self.change is None else self.change.to_json(),
         }
 
     @classmethod
     def from_json(cls, raw: Mapping[str, Any]) -> "Totals":
         """Read what `to_json` returned."""
-        tokens, outside, gap_sum, gap_max, histogram = raw["parity"]
+        change = raw.get("change")
         return cls(
             bins_3B=np.array(raw["bins"]),
             rounds=raw["rounds"],
@@ -118,11 +126,12 @@ class Totals:
             advantage_SM2=np.array(raw["advantage"], np.float64).reshape(-1, len(MODES), 2),
             within_3=np.array(raw["within"], np.float64),
             prompts={int(prompt_id): np.array(row) for prompt_id, row in raw["prompts"].items()},
-            parity=ParityStats(tokens, outside, gap_sum, gap_max, np.array(histogram, np.int64)),
+            parity=ParityStats.from_json(raw["parity"]),
             counts=raw["counts"],
             seconds=raw["seconds"],
             given_up=raw["given_up"],
             conflicts=raw["conflicts"],
+            change=None if change is None else ChangeSums.from_json(change),
         )
 
 
@@ -138,6 +147,7 @@ def merged(parts: Sequence[Totals]) -> Totals:
         result.given_up += part.given_up
         result.conflicts += part.conflicts
         result.parity = result.parity + part.parity
+        result._add_change(part.change)
         for prompt_id, row in part.prompts.items():
             result.prompts[prompt_id] = result.prompts.get(prompt_id, np.zeros(3)) + row
         for name in COUNTS:

@@ -20,11 +20,13 @@ class RunRequest:
         config: YAML file; None to resume.
         resume: directory of the run to resume, or None.
         overrides: `dotted.key=value` settings, applied in order.
+        name: begins the name of the run's directory; empty: the name of the file.
     """
 
     config: Path | None
     resume: Path | None
     overrides: tuple[str, ...]
+    name: str = ""
 
 
 @dataclass
@@ -58,15 +60,14 @@ def resolve(request: RunRequest) -> tuple[ProbeConfig, RunDirectory | None]:
     Raises:
         InputError: the request is wrong.
     """
-    if (request.config is None) == (request.resume is None):
+    if (request.config is None) == (request.resume is None) and not request.name:
         raise ConfigError("CONFIG: give either a config file or --resume RUN_DIR")
-    if request.config is not None:
+    if request.resume is None:
         config = load_config(request.config, request.overrides)
         if config.output.name is None:
-            named = config.output.model_copy(update={"name": default_name(request.config)})
+            named = config.output.model_copy(update={"name": default_name(Path(request.name or str(request.config)))})
             config = config.model_copy(update={"output": named})
         return config, None
-    assert request.resume is not None
     for override in request.overrides:
         if override.split(".", 1)[0] not in FREE_SECTIONS:
             raise ConfigError(bad_value("--set", override, "a resumed run takes only cluster.* and output.* settings"))

@@ -79,7 +79,7 @@ def set_gradient(rollout: Rollout, gradient: GradientSum) -> None:
 
 def held_of(rollout: Rollout) -> dict[ShardKey, Any]:
     """What a rollout holds of the shards that wait for their fit."""
-    return rollout._held
+    return rollout._shards.held
 
 
 @dataclasses.dataclass

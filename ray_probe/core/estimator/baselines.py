@@ -28,7 +28,8 @@ POSITION_MEAN = "position_mean"
 class BaselineRule:
     """The configured baseline: mode, source of its data, and constants.
 
-    `features` are names of `ray_probe.core.columns.COLUMNS`.
+    `features` are names of `ray_probe.core.columns.COLUMNS`. A gradient has one target, the comparison of two policies
+    has two (see `ray_probe.core.estimator.change`).
     """
 
     mode: Mode
@@ -37,6 +38,7 @@ class BaselineRule:
     ema_decay: float
     features: tuple[str, ...]
     cap: int
+    targets: int = 1
 
     @property
     def recorded(self) -> tuple[str, ...]:
@@ -56,33 +58,38 @@ class BaselineRule:
     @property
     def shape(self) -> Shape:
         """Sizes of this run's records."""
-        return Shape(len(self.recorded), 1, position_bins(self.cap))
+        return Shape(len(self.recorded), self.targets, position_bins(self.cap))
 
 
 @dataclass(frozen=True, eq=False)
 class PositionAverage:
-    """Averages the target by position bin over rounds, exponentially.
+    """Averages each target by position bin over rounds, exponentially.
 
-    `mean_B` are its values, nats; `seen_B` marks the bins that a token has reached.
+    `mean_BK` are its values, in the targets' unit; `seen_B` marks the bins that a token has reached.
     """
 
-    mean_B: Array
+    mean_BK: Array
     seen_B: npt.NDArray[np.bool_]
 
-    @classmethod
-    def empty(cls, bins: int) -> "PositionAverage":
-        """The average of nothing: 0 everywhere, no bin seen."""
-        return cls(np.zeros(bins), np.zeros(bins, bool))
+    @property
+    def mean_B(self) -> Array:
+        """The average of the first target, nats."""
+        return self.mean_BK[:, TARGET]
 
-    def updated(self, sum_B: Array, weight_B: Array, decay: float) -> "PositionAverage":
+    @classmethod
+    def empty(cls, shape: Shape) -> "PositionAverage":
+        """The average of nothing: 0 everywhere, no bin seen."""
+        return cls(np.zeros((shape.bins, shape.targets)), np.zeros(shape.bins, bool))
+
+    def updated(self, sum_BK: Array, weight_B: Array, decay: float) -> "PositionAverage":
         """Return the average one round further.
 
         `decay` is the share of the old value. A bin starts at its first mean.
         """
-        present_B = weight_B > 0
-        round_B = np.divide(sum_B, weight_B, out=np.zeros_like(sum_B), where=present_B)
-        blended_B = np.where(self.seen_B, decay * self.mean_B + (1.0 - decay) * round_B, round_B)
-        return PositionAverage(np.where(present_B, blended_B, self.mean_B), self.seen_B | present_B)
+        present_B1, weight_B1 = (weight_B > 0)[:, None], weight_B[:, None]
+        round_BK = np.divide(sum_BK, weight_B1, out=np.zeros_like(sum_BK), where=present_B1)
+        blended_BK = np.where(self.seen_B[:, None], decay * self.mean_BK + (1.0 - decay) * round_BK, round_BK)
+        return PositionAverage(np.where(present_B1, blended_BK, self.mean_BK), self.seen_B | present_B1[:, 0])
 
 
 @dataclass(frozen=True, eq=False)
@@ -158,7 +165,7 @@ class PublishedFit:
     def empty(cls, rule: BaselineRule, policy_id: str) -> "PublishedFit":
         """The fit before any record."""
         zero = Record.zero(rule.shape)
-        return cls(rule, policy_id, 0, -1, zero, zero, PositionAverage.empty(rule.shape.bins), None)
+        return cls(rule, policy_id, 0, -1, zero, zero, PositionAverage.empty(rule.shape), None)
 
     def after_round(self, latest: Record) -> "PublishedFit":
         """The next fit: one more round's summed record."""
@@ -178,31 +185,32 @@ class PublishedFit:
     def position_average(self, own: Record | None = None) -> PositionAverage:
         """The position average through this round, without the shard `own` of this round."""
         latest = self.latest if own is None else self.latest - own
-        return self.before.updated(latest.bin_sum_BK[:, TARGET], latest.bin_weight_B, self.rule.ema_decay)
+        return self.before.updated(latest.bin_sum_BK, latest.bin_weight_B, self.rule.ema_decay)
 
-    def for_shard(self, own: Record | None) -> ShardBaseline:
+    def for_shard(self, own: Record | None, target: int = TARGET) -> ShardBaseline:
         """The baseline of one shard.
 
         Args:
             own: the shard's record exactly as it was sent, when it is inside this fit; it is left out with
                 `leave_one_out`. None with `lagged`, whose fit ends before the shard's round.
+            target: number of the target.
         """
         if self.rule.fit != "leave_one_out":
             own = None
         rest = self.total if own is None else self.total - own
-        beta_E = self._beta(rest, own)
-        constant = float(rest.target_sum_K[TARGET] / rest.weight) if rest.tokens else 0.0
-        average = self.position_average(own)
-        column_C = position_means(rest)[:, TARGET] if self.rule.with_position_mean else None
-        return ShardBaseline(self.rule.mode, constant, average.mean_B, beta_E, self.rule.cap, rest.tokens > 0, column_C)
+        beta_EK = self._beta(rest, own)
+        beta_E = None if beta_EK is None else beta_EK[:, target]
+        constant = float(rest.target_sum_K[target] / rest.weight) if rest.tokens else 0.0
+        mean_B = self.position_average(own).mean_BK[:, target]
+        column_C = position_means(rest)[:, target] if self.rule.with_position_mean else None
+        return ShardBaseline(self.rule.mode, constant, mean_B, beta_E, self.rule.cap, rest.tokens > 0, column_C)
 
     def _beta(self, rest: Record, own: Record | None) -> Array | None:
         if own is None:
-            return None if self.ridge is None else self.ridge.beta_EK[:, TARGET]
+            return None if self.ridge is None else self.ridge.beta_EK
         if rest.tokens == 0:
             return None
-        beta_EK = coefficients(rest, self.rule.ridge_lambda, self.rule.with_position_mean)
-        return None if beta_EK is None else beta_EK[:, TARGET]
+        return coefficients(rest, self.rule.ridge_lambda, self.rule.with_position_mean)
 
 
 def mu_hat_by_mode(baseline: ShardBaseline, position_T: IntArray, phi_TD: Array | None) -> Mapping[Mode, Array]:

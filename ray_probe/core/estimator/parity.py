@@ -1,7 +1,9 @@
 """The parity gate: compares the scored policy with the sampling one. numpy only."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -54,6 +56,16 @@ class ParityStats:
             float(np.maximum(self.gap_max, other.gap_max)),
             self.histogram + other.histogram,
         )
+
+    def to_json(self) -> list[object]:
+        """Return the statistics in plain JSON types."""
+        return [self.tokens, self.outside, self.gap_sum, self.gap_max, self.histogram.tolist()]
+
+    @classmethod
+    def from_json(cls, raw: Sequence[Any]) -> "ParityStats":
+        """Read what `to_json` returned."""
+        tokens, outside, gap_sum, gap_max, histogram = raw
+        return cls(tokens, outside, gap_sum, gap_max, np.array(histogram, np.int64))
 
     @property
     def mean_gap(self) -> float:

@@ -114,6 +114,6 @@ def test_a_held_shard_takes_8_bytes_a_token_for_them(checkpoint: Path):
     rollout, _ = watched(config)
     shard = plan_of(config).round(0)[0]
     tokens = rollout.collect(shard).tokens
-    held = rollout._held[shard.key]
+    held = rollout._shards.held[shard.key]
     assert sum(entropy_T.nbytes for group in held.entropies for entropy_T in group) == 8 * tokens
     assert held.record.prompt_rows_P3.nbytes == 0, "its sums are of a fixed size"
