@@ -81,6 +81,10 @@ def probe(
     snapshot_copy: Annotated[
         bool, typer.Option("--snapshot-copy", help="Pin a copy, for trainers that write into their files.")
     ] = False,
+    against: Annotated[
+        str | None, typer.Option(help="Compare with this checkpoint: measure the change.", show_default=False)
+    ] = None,
+    against_adapter: Annotated[str | None, typer.Option(help="PEFT adapter on it.", show_default=False)] = None,
     name: Name = None,
     address: Address = None,
     namespace: Namespace = None,
@@ -92,7 +96,7 @@ def probe(
     settings = dict(override_of(setting) for setting in set_ or [])
     how: Literal["link", "copy"] | None = "copy" if snapshot_copy else "link" if snapshot else None
     with connected(name, address, namespace, "service") as client:
-        identity = client.probe(checkpoint, adapter, prompts, settings, how)
+        identity = client.probe(checkpoint, adapter, prompts, settings, how, against, against_adapter)
         result = _waited(client, identity) if wait else None
         info, _ = client.measured(identity)
     if result is not None:

@@ -27,6 +27,7 @@ from ray_probe.report.table_parts import (
     utc,
     warned,
 )
+from ray_probe.run.change import ChangeFigure
 from ray_probe.run.progress import Progress
 from ray_probe.run.result import EXIT_PARTIAL, Entropy, Gradient
 
@@ -109,7 +110,9 @@ def results_table(items: Sequence[MeasurementInfo]) -> RenderableType:
     """Return a row a measurement; below, why measurements failed."""
     if not items:
         return Prose("no measurement yet; queue one: probe CHECKPOINT")
-    table = FittedTable(_RESULT_COLUMNS, map(_result_row, items), gap=1)
+    compared = any(item.against is not None for item in items)
+    columns = [*_RESULT_COLUMNS[:6], *([_CHANGE_COLUMN] if compared else []), *_RESULT_COLUMNS[6:]]
+    table = FittedTable(columns, [_result_row(item, compared) for item in items], gap=1)
     lost = any(item.gradient is not None and norm_debiased(item.gradient) is None for item in items)
     mark = [Prose("norm_debiased n/a: not above the noise, or not known", "dim")] if lost else []
     ends = [Prose(line, style) for line, style in filter(None, map(_end, items))]
@@ -122,6 +125,9 @@ _RESULT_COLUMNS = (
     Column("entropy,\nnats", right=True), Column("norm_debiased", right=True), Column("snr", right=True),
     Column("when, UTC", rank=Rank.SECONDARY),
 )  # fmt: skip
+
+
+_CHANGE_COLUMN = Column("change,\nnats", right=True)
 
 
 def _asked(status: Status) -> Row:
@@ -158,6 +164,7 @@ def _work(status: Status) -> list[RenderableType]:
         ask = status.kind == "service" and not status.queued and not status.draining
         return [figures([("Work", "none", "queue one: probe CHECKPOINT" if ask else "", "")])]
     adapter = "" if info.adapter is None else f" + {shown_path(info.adapter)}"
+    adapter += "" if info.against is None else f" against {shown_path(info.against)}"
     heading = Prose(f"{shown_path(info.checkpoint)}{adapter}", label=Text(f"{info.id}   ", "bold"))
     rows: list[Row] = _progress(progress) if progress else [("Work", "round", "before its first shard", "")]
     rows += [
@@ -165,6 +172,8 @@ def _work(status: Status) -> list[RenderableType]:
         ("", "whole rounds", number(info.rounds), "so far"),
         ("", "responses", number(info.sequences), "in whole rounds"),
     ]
+    if info.change is not None:
+        rows.append(("", "change", f"{with_error(info.change.value, info.change.se, plus=True)} nats", "per response"))
     if info.entropy is not None:
         rows.append(("", "entropy", f"{_entropy(info)} nats", "per response"))
     return [below(heading), figures(rows)]
@@ -222,13 +231,15 @@ def _modes(variance: Variance, own: bool) -> RenderableType:
     return below(FittedTable(columns, rows))
 
 
-def _result_row(item: MeasurementInfo) -> list[Cell]:
-    gradient = item.gradient or Gradient()
+def _result_row(item: MeasurementInfo, compared: bool) -> list[Cell]:
+    gradient, change = item.gradient or Gradient(), item.change or ChangeFigure()
     checkpoint = "/".join(Path(item.checkpoint).parts[-2:])
     checkpoint += "" if item.adapter is None else f"\n+ {Path(item.adapter).name}"
+    checkpoint += "" if item.against is None else f"\nagainst {'/'.join(Path(item.against).parts[-2:])}"
+    changed = [with_error(change.value, change.se, plus=True)] if compared else []
     return [
         item.id, checkpoint, Text(item.state, STYLES.get(item.state, "")), number(item.rounds),
-        number(item.sequences), _entropy(item), number(norm_debiased(gradient), 3), number(gradient.snr, 3),
+        number(item.sequences), _entropy(item), *changed, number(norm_debiased(gradient), 3), number(gradient.snr, 3),
         utc(item.finished or item.started or item.submitted)[5:16],
     ]  # fmt: skip
 

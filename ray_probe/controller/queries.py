@@ -9,12 +9,13 @@ from ray_probe.controller.replies import BetaReply, Followed, MeasurementInfo, S
 from ray_probe.controller.state import ControllerState, summary
 from ray_probe.errors import ConfigError, bad_value
 from ray_probe.offline_entropy_probe import OfflineEntropyProbe
+from ray_probe.run.change import ChangeFigure
 from ray_probe.run.directory import RunDirectory
 from ray_probe.run.messages import InSample
 from ray_probe.run.result import Beta, Counts, Entropy, Gradient, Result
 from ray_probe.system.json_object import JsonObject
 
-SUMMARISED: Mapping[str, type[JsonObject]] = {"entropy": Entropy, "gradient": Gradient}
+SUMMARISED: Mapping[str, type[JsonObject]] = {"entropy": Entropy, "gradient": Gradient, "change": ChangeFigure}
 
 
 class FitterQueries(Protocol):
@@ -130,11 +131,11 @@ class Queries:
     def info(self, item: Measurement) -> MeasurementInfo:
         """Returns a measurement as queries show it."""
         found = dict(item.summary or summary(self._board.result(item)))
-        figures = {key: kind.from_json(found[key]) for key, kind in SUMMARISED.items() if found[key] is not None}
+        figures = {key: kind.from_json(found[key]) for key, kind in SUMMARISED.items() if found.get(key)}
         return MeasurementInfo(
             id=item.id, checkpoint=item.checkpoint, adapter=item.adapter, state=item.state, directory=item.directory,
             submitted=item.submitted, started=item.started, finished=item.finished, cause=item.cause,
-            exit_code=item.exit_code, **(found | figures),
+            exit_code=item.exit_code, against=item.against, **(found | figures),
         )  # fmt: skip
 
     def _at(self, identity: str | None) -> tuple[Measurement, OfflineEntropyProbe | None]:

@@ -56,6 +56,12 @@ class Measurement:
         return str(self.config["model"]["path"])
 
     @property
+    def against(self) -> str | None:
+        """Directory of the checkpoint that it is compared with, if any."""
+        against: str | None = self.config.get("compare", {}).get("against")
+        return against
+
+    @property
     def adapter(self) -> str | None:
         """Directory of the adapter, if any."""
         adapter: str | None = self.config["model"]["adapter"]

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
 from ray_probe.core.estimator.modes import Mode
+from ray_probe.run.change import ChangeFigure
 from ray_probe.run.progress import Progress
 from ray_probe.run.result import Beta, Entropy, Estimate, Gradient, PairedDifference
 
@@ -55,6 +56,8 @@ class MeasurementInfo(Reply):
         finished: when it ended.
         cause: why it failed or was cancelled.
         exit_code: exit code of a `run` of it; None while it is open.
+        against: of a comparison, the checkpoint A.
+        change: of a comparison, the total change so far, nats a response; None before a round is committed.
     """
 
     id: str
@@ -72,6 +75,8 @@ class MeasurementInfo(Reply):
     finished: str | None
     cause: str | None
     exit_code: int | None
+    against: str | None = None
+    change: ChangeFigure | None = None
 
 
 @dataclass(frozen=True)

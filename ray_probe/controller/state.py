@@ -153,4 +153,5 @@ def summary(result: Result | None) -> dict[str, Any]:
         "entropy": None if result is None else result.entropy.to_json(),
         "gradient": None if result is None else result.gradient.to_json(),
         "beta_version": None if result is None else result.beta.version,
+        "change": None if result is None or result.change is None else result.change.total.to_json(),
     }

@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 
 from ray_probe.checkpoints.tokenizer.eos import KEY as EOS_KEY
+from ray_probe.report.change_verdict import change_caveats
 from ray_probe.report.number_format import count, number, percent, with_error
 from ray_probe.run.result import FEW_SHARDS, Beta, PairedDifference, Result
 
@@ -19,7 +20,9 @@ _SHARD_ID = re.compile(r"(\d+)/(\d+)")
 
 def caveats(result: Result) -> list[str]:
     """Return the warnings that are due for this result, worst first."""
-    return [*_of_shards(result), *_of_the_estimator(result), *_of_the_plan(result), *_of_responses(result)]
+    of_change = [] if result.change is None else change_caveats(result.change)
+    own = *_of_the_estimator(result), *of_change, *_of_the_plan(result), *_of_responses(result)
+    return [*_of_shards(result), *own]
 
 
 def ended_early(result: Result) -> bool:

@@ -11,6 +11,7 @@ from ray_probe.report.number_format import number, with_error
 from ray_probe.report.result_table import heading_lines
 from ray_probe.report.table_parts import norm_debiased
 from ray_probe.report.verdict import verdict
+from ray_probe.run.change import Change
 from ray_probe.run.result import Entropy, Estimate, Gradient, Result
 
 Value = str | int | float | None
@@ -70,6 +71,7 @@ def figures_of(result: Result) -> Iterator[Figure]:
         yield Figure(f"beta.{feature}", coefficient, None, f"nats per unit of {feature}")
     yield Figure("beta.r2", beta.r2, None, "")
     yield Figure("beta.condition_number", beta.condition_number, None, "")
+    yield from change_figures(result.change)
     entropy = result.entropy
     yield Figure("entropy.per_sequence", entropy.per_sequence, entropy.per_sequence_se, NATS)
     yield Figure("entropy.per_token", entropy.per_token, entropy.per_token_se, NATS)
@@ -83,6 +85,23 @@ def figures_of(result: Result) -> Iterator[Figure]:
         yield Figure(f"timing.{key}", seconds, None, "tokens/s" if key == "tokens_per_second" else "s")
     yield Figure("partial", len(result.partial or ()), None, "shards")
     yield Figure("conflicts", len(result.conflicts), None, "shards")
+
+
+def change_figures(change: Change | None) -> Iterator[Figure]:
+    """Yield the figures of a comparison; none for a gradient."""
+    if change is None:
+        return
+    for name in ("total", "pathwise", "visitation", "entropy_a", "entropy_b"):
+        found = getattr(change, name)
+        yield Figure(f"change.{name}", found.value, found.se, NATS)
+    for name, unit in (("per_token", NATS), ("length", "tokens")):
+        for side, found in vars(getattr(change, name)).items():
+            yield Figure(f"change.{name}.{side}", found.value, found.se, unit)
+    for name in ("js", "effective_sample_share", "moved_share"):
+        yield Figure(f"change.{name}", getattr(change, name), None, NATS if name == "js" else "share")
+    for name in ("positions", "token_entropy"):
+        for part in getattr(change, name):
+            yield Figure(f"change.{name}.{part.first:g}-{part.last:g}", part.value, part.se, NATS)
 
 
 def entropy_figures(entropy: Entropy) -> dict[str, float | None]:

@@ -23,8 +23,22 @@ def number(value: float | None, digits: int = 4) -> str:
     return f"{value:,.{max(0, digits - 1 - _exponent(value))}f}"
 
 
-def with_error(value: float | None, se: float | None) -> str:
-    """Return `value ± se`, both to the second significant digit of the error."""
+def signed(value: float | None, digits: int = 4) -> str:
+    """Return a number with its sign."""
+    text = number(value, digits)
+    return text if value is None or is_missing(value) or value < 0 else f"+{text}"
+
+
+def with_error(value: float | None, se: float | None, plus: bool = False) -> str:
+    """Return `value ± se`, both to the second significant digit of the error.
+
+    Args:
+        value: the figure.
+        se: its error.
+        plus: write the sign of a positive figure too.
+    """
+    if plus and value is not None and value > 0:
+        return f"+{with_error(value, se)}"
     if value is None or se is None or math.isnan(value) or not math.isfinite(se) or se == 0:
         return NOT_AVAILABLE if is_missing(value) else f"{number(value)} ± {number(se)}"
     decimals = 1 - _exponent(se)

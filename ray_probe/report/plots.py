@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
+from ray_probe.report.change_plots import change_plots
 from ray_probe.report.number_format import number, with_error
 from ray_probe.report.plot_style import (
     BLUE,
@@ -69,6 +70,7 @@ def figures(result: Result, rounds: Rounds) -> dict[str, Figure]:
         "residual_by_position": residual_by_position(result),
         "entropy_by_round": entropy_by_round(result, rounds),
         "advantage_by_round": advantage_by_round(result, rounds),
+        **({} if result.change is None else change_plots(result.change)),
     }
     for figure in drawn.values():
         caption(figure.axes[0], caption_of(result))

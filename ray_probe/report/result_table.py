@@ -9,6 +9,7 @@ from ray_probe.core.columns import COLUMNS
 from ray_probe.core.estimator.intervals import NORMAL_PROMPTS
 from ray_probe.core.estimator.modes import MODES, Mode
 from ray_probe.report.caveats import caveats, ill_conditioned
+from ray_probe.report.change_table import change_details, change_rows, change_tables
 from ray_probe.report.column_layout import Column, Figures, FittedTable, Prose, Rank
 from ray_probe.report.number_format import NOT_AVAILABLE, about, count, is_missing, number, percent, with_error
 from ray_probe.report.table_parts import SNR_RESOLVED, Row, below, figures, gradient_rows, page, shown_path, warned
@@ -31,13 +32,27 @@ def result_table(result: Result, verbose: bool = False) -> RenderableType:
     todo = judged.advice or ("see below" if wrong else "nothing")
     parts: list[RenderableType] = [*heading(result), Text(), _labelled("Verdict", judged.text)]
     if verbose:
-        entropy = _entropy(result) + _entropy_errors(result.entropy)
-        parts += [figures(entropy + _gradient(result.gradient)), _advantage(result), figures(_paired(result))]
+        parts += [*_measured(result), _advantage(result), figures(_paired(result))]
         parts += [_beta(result), figures(_parity(result) + _counts(result) + _timing(result)), Text()]
     else:
-        parts.append(Figures(_entropy(result) + _short_gradient(result.gradient) + _noise_left(result)))
+        parts.append(Figures(_short(result) + _noise_left(result)))
     parts += [_labelled("Wrong", "see below" if wrong else "nothing that this run can see"), _labelled("To do", todo)]
     return page(*parts, *warned(wrong, "read before use"))
+
+
+def _measured(result: Result) -> list[RenderableType]:
+    """Return all figures of what was measured: entropy and gradient, or the change."""
+    if result.change is None:
+        entropy = _entropy(result) + _entropy_errors(result.entropy)
+        return [figures(entropy + _gradient(result.gradient))]
+    change = result.change
+    return [figures(change_rows(change)), figures(change_details(change)), *change_tables(change)]
+
+
+def _short(result: Result) -> list[Row]:
+    if result.change is not None:
+        return change_rows(result.change)
+    return _entropy(result) + _short_gradient(result.gradient)
 
 
 def heading(result: Result) -> list[RenderableType]:
@@ -53,9 +68,14 @@ def heading_lines(result: Result) -> list[str]:
     path = shown_path(settings.path or "a checkpoint")
     adapter = "none" if settings.adapter is None else shown_path(settings.adapter)
     mode = settings.mode or NOT_AVAILABLE
+    title, adapters = f"Entropy of responses and its gradient: {path}", f"adapter {adapter}"
+    if settings.against is not None:
+        title = f"Change of the entropy of responses: from A = {shown_path(settings.against)} to B = {path}"
+        other = "none" if settings.adapter_a is None else shown_path(settings.adapter_a)
+        adapters = f"adapter of A {other}, of B {adapter}"
     return [
-        f"Entropy of responses and its gradient: {path}",
-        f"adapter {adapter}, trainable {settings.trainable or NOT_AVAILABLE}, dtype {settings.dtype or NOT_AVAILABLE}, "
+        title,
+        f"{adapters}, trainable {settings.trainable or NOT_AVAILABLE}, dtype {settings.dtype or NOT_AVAILABLE}, "
         f"temperature {_setting(settings.temperature)}, top_p {_setting(settings.top_p)}, "
         f"cap {number(settings.max_new_tokens)} tokens",
         f"{count(counts.sequences, 'response')} in {count(counts.rounds, 'round')}, "

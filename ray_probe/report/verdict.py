@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass
 
 from ray_probe.report.caveats import ended_early
+from ray_probe.report.change_verdict import change_advice, change_text
 from ray_probe.report.number_format import about, is_missing, number
 from ray_probe.report.table_parts import SNR_RESOLVED, duration, norm_debiased
 from ray_probe.run.result import Gradient, Result
@@ -18,8 +19,8 @@ class Verdict:
     """A judgement of a result.
 
     Attributes:
-        text: on the entropy and on the gradient's direction.
-        advice: what to do about the direction; None where there is nothing to do, or a caveat says it.
+        text: on the entropy and on the gradient's direction, or on the change.
+        advice: what to do about it; None where there is nothing to do, or a caveat says it.
     """
 
     text: str
@@ -28,8 +29,10 @@ class Verdict:
 
 def verdict(result: Result) -> Verdict:
     """Judge a result by its own errors."""
-    direction, advice = _direction(result)
     partial = "PARTIAL, so perhaps biased: " if result.partial else ""
+    if result.change is not None:
+        return Verdict(f"{partial}{change_text(result.change)}", change_advice(result))
+    direction, advice = _direction(result)
     return Verdict(f"{partial}{_entropy(result)}; {direction}", advice)
 
 

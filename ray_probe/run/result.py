@@ -198,7 +198,7 @@ class Settings:
     """The settings that reports read from a result's configuration.
 
     Attributes are None where the configuration lacks them. Their names are the configuration's keys; `mode`, `fit`
-    and `features` are those of `estimator.baseline`.
+    and `features` are those of `estimator.baseline`, `against` and `adapter_a` those of `compare`.
     """
 
     path: str | None = None
@@ -219,6 +219,8 @@ class Settings:
     mode: str | None = None
     fit: str | None = None
     features: str | Sequence[str] | None = None
+    against: str | None = None
+    adapter_a: str | None = None
 
     @classmethod
     def of(cls, config: Mapping[str, Any]) -> Self:
@@ -226,7 +228,9 @@ class Settings:
         model, batch, generation, estimator = (
             config.get(name, {}) for name in ("model", "batch", "generation", "estimator")
         )
-        found = {**model, **batch, **generation, **estimator, **estimator.get("baseline", {})}
+        compare = config.get("compare", {})
+        other = {"against": compare.get("against"), "adapter_a": compare.get("adapter")}
+        found = {**model, **batch, **generation, **estimator, **estimator.get("baseline", {}), **other}
         return cls(**{item.name: found[item.name] for item in fields(cls) if found.get(item.name) is not None})
 
 

@@ -110,6 +110,8 @@ class ProbeClient(ControllerHandle):
         prompts: str | Path | Sequence[str] | None = None,
         settings: Mapping[str, Any] | None = None,
         snapshot: Literal["link", "copy"] | None = None,
+        against: str | Path | None = None,
+        against_adapter: str | Path | None = None,
     ) -> str:
         """Queue a measurement of a checkpoint as it is now; returns its id.
 
@@ -123,12 +125,17 @@ class ProbeClient(ControllerHandle):
             settings: further settings by dotted key, of model, data, batch, generation and estimator.
             snapshot: pin it in the service's directory: link (hard links, fast) or copy (for a trainer that writes
                 into existing files); None: the service's `model.snapshot`.
+            against: compare with this checkpoint: measure the change of entropy from it; None: take the gradient.
+            against_adapter: PEFT adapter directory on `against`, or None.
 
         Raises:
             InputError: the checkpoint or a setting is wrong, or it cannot be hard-linked; nothing is queued.
             OutputError: it cannot be copied; nothing is queued.
         """
         asked: dict[str, object] = {"model.path": _place(checkpoint), "model.adapter": adapter and _place(adapter)}
+        if against is not None:
+            asked |= {"compare.against": _place(against)}
+            asked |= {"compare.adapter": against_adapter and _place(against_adapter)}
         if prompts is not None:
             asked["data.prompts"] = _place(prompts) if isinstance(prompts, str | Path) else list(prompts)
         if snapshot is not None:

@@ -128,7 +128,8 @@ def expectation(policies: Policies, others: Policies, target: int = ENTROPY) -> 
 def mass_outside(policies: Policies) -> float:
     """The share of B's responses that A cannot sample."""
     possible = set(policies.exact[0].responses)
-    return sum(p for y, p in zip(policies.exact[1].responses, policies.exact[1].probabilities, strict=True) if y not in possible)
+    pairs = zip(policies.exact[1].responses, policies.exact[1].probabilities, strict=True)
+    return sum(probability for response, probability in pairs if response not in possible)
 
 
 @pytest.mark.parametrize("target", [ENTROPY, LENGTH], ids=["entropy", "length"])

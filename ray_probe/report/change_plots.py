@@ -1,0 +1,98 @@
+"""The plots of a comparison: its parts, and where the change is made."""
+
+from collections.abc import Sequence
+from statistics import NormalDist
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from ray_probe.report.number_format import number, with_error
+from ray_probe.report.plot_style import BLUE, INK, PURPLE, SMALL, VERMILION, canvas, floats, nothing
+from ray_probe.run.change import Change, ChangePart
+
+LEVEL = 0.05
+"""Of a figure as a whole: the bars that Holm's method marks differ from 0."""
+UNIT = "change of entropy, nats a response"
+
+
+def change_plots(change: Change) -> dict[str, Figure]:
+    """Return the figures of a comparison by file name without suffix."""
+    positions = [(f"{part.first:g}-{part.last - 1:g}", part) for part in change.positions]
+    levels = [
+        ("no\nchoice" if part.first == part.last else f"{number(part.first, 2)}-\n{number(part.last, 2)}", part)
+        for part in change.token_entropy
+    ]
+    return {
+        "change": change_bars(change),
+        "change_by_position": parts_figure("Where the change is made, by position", "position of the token", positions),
+        "change_by_entropy": parts_figure(
+            "Where the change is made, by the token's entropy", "mean entropy of both checkpoints, nats", levels
+        ),
+    }
+
+
+def change_bars(change: Change) -> Figure:
+    """Draw the total change and its two parts with their errors."""
+    figure, axes = canvas("Change of the entropy of responses, B less A", "", UNIT)
+    parts = (("total", change.total, PURPLE), ("pathwise", change.pathwise, BLUE),
+             ("visitation", change.visitation, VERMILION))  # fmt: skip
+    values, errors = floats(part.value for _, part, _ in parts), floats(part.se for _, part, _ in parts)
+    axes.bar(range(len(parts)), values, width=0.6, color=[color for *_, color in parts])
+    axes.errorbar(range(len(parts)), values, errors, fmt="none", ecolor=INK, elinewidth=1.4, capsize=4)
+    for place, (value, error) in enumerate(zip(values, errors, strict=True)):
+        below = value < 0
+        edge = value - np.nan_to_num(error) if below else value + np.nan_to_num(error)
+        axes.annotate(
+            with_error(float(value), float(error), plus=True), (place, edge), (0, -5 if below else 5),
+            textcoords="offset points", ha="center", va="top" if below else "bottom", fontsize=SMALL, color=INK,
+        )  # fmt: skip
+    names = ("total", "pathwise\nat the states visited", "visitation\nwhich states are visited")
+    axes.set_xticks(range(len(parts)), names)
+    axes.axhline(0.0, color=INK, linewidth=0.9)
+    axes.margins(y=0.2)
+    axes.grid(axis="x", visible=False)
+    return figure
+
+
+def parts_figure(title: str, x_label: str, parts: Sequence[tuple[str, ChangePart]]) -> Figure:
+    """Draw parts that add up to the total, with errors; a star marks those that Holm's method tells from 0."""
+    figure, axes = canvas(title, x_label, UNIT)
+    if not parts:
+        return nothing(figure, axes, "no response")
+    values, errors = floats(part.value for _, part in parts), floats(part.se for _, part in parts)
+    marked = holm([(float(value), float(error)) for value, error in zip(values, errors, strict=True)])
+    colors = [VERMILION if value < 0 else BLUE for value in values]
+    axes.bar(range(len(parts)), values, width=0.68, color=colors)
+    axes.errorbar(range(len(parts)), values, errors, fmt="none", ecolor=INK, elinewidth=1.2, capsize=3)
+    for place, star in enumerate(marked):
+        below = values[place] < 0
+        edge = values[place] + np.nan_to_num(errors[place]) * (-1 if below else 1)
+        axes.annotate(
+            "*" if star else "", (place, edge), (0, -4 if below else 2), textcoords="offset points", ha="center",
+            va="top" if below else "bottom", color=INK,
+        )  # fmt: skip
+    axes.set_xticks(range(len(parts)), [name for name, _ in parts])
+    axes.axhline(0.0, color=INK, linewidth=0.9)
+    axes.set_xlabel(f"{x_label}\n* differs from 0: Holm's method, {LEVEL:.0%} over all bars", fontsize=SMALL)
+    axes.margins(y=0.2)
+    axes.grid(axis="x", visible=False)
+    return figure
+
+
+def holm(parts: Sequence[tuple[float, float]], level: float = LEVEL) -> list[bool]:
+    """Return which estimates differ from 0, with the chance of any false mark at most `level`.
+
+    Args:
+        parts: value and standard error of each; an error of 0 or NaN marks nothing.
+        level: of all tests together.
+    """
+    tails = [
+        2.0 * (1.0 - NormalDist().cdf(abs(value) / error)) if error > 0 and np.isfinite(value) else 1.0
+        for value, error in parts
+    ]
+    marked = [False] * len(parts)
+    for rank, place in enumerate(sorted(range(len(parts)), key=tails.__getitem__)):
+        if tails[place] > level / (len(parts) - rank):
+            break
+        marked[place] = True
+    return marked
