@@ -105,13 +105,14 @@ def change_figures(change: Change | None) -> Iterator[Figure]:
 
 
 def entropy_figures(entropy: Entropy) -> dict[str, float | None]:
-    """Return the figures of the entropy by name."""
-    return {f"entropy.{key}": value for key, value in vars(entropy).items()}
+    """Return the figures of the entropy by name, without intervals, which are no single number."""
+    return {f"entropy.{key}": value for key, value in vars(entropy).items() if not key.endswith("_interval")}
 
 
 def gradient_figures(gradient: Gradient) -> dict[str, float | None]:
     """Return the figures of the gradient by name, the one to use first."""
-    others = {f"gradient.{key}": value for key, value in vars(gradient).items() if key != "norm_debiased"}
+    found = vars(gradient).items()
+    others = {f"gradient.{key}": value for key, value in found if key not in ("norm_debiased", "why_null")}
     return {"gradient.norm_debiased": norm_debiased(gradient), **others}
 
 

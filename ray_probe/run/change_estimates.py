@@ -94,7 +94,7 @@ def change_estimate(
         truncated=Shares(*(sums.truncated_2 / halves).tolist()),
         js=sums.js / responses,
         kl=Divergence(None if infinite[0] else float(ab), None if infinite[1] else float(ba)),
-        effective_sample_share=float(np.exp(2.0 * sums.log_weight_2[0] - sums.log_weight_2[1]) / halves[0]),
+        effective_sample_share=_sample_share(sums, float(halves[0])),
         outside=OutsideShares(float(outside[0]), float(outside[1])),
         moved_share=moved_share,
         clusters=clusters,
@@ -102,6 +102,12 @@ def change_estimate(
         token_entropy=_by_entropy(rows, sums, len(ROW) + bins),
         prompts=_by_prompt(rows, total_P, responses),
     )
+
+
+def _sample_share(sums: ChangeSums, responses: float) -> float:
+    """Return (sum of w)^2 over responses times the sum of w^2; 0 where B can give none of A's responses."""
+    weight, square = sums.log_weight_2.tolist()
+    return math.exp(2.0 * weight - square) / responses if math.isfinite(square) else 0.0
 
 
 def _per_token(entropies_P: tuple[Array, Array], lengths_P: tuple[Array, Array]) -> AtBoth:

@@ -23,7 +23,7 @@ from ray_probe.cluster.head.environment import env_to_start, environment, privat
 from ray_probe.config.loading import config_from_dict
 from ray_probe.config.schema import ProbeConfig
 from ray_probe.errors import CheckpointError, ClusterError
-from ray_probe.rollout.builder import build_rollout
+from ray_probe.rollout.builder import RolloutBuilder, build_rollout
 from ray_probe.run.prepare import prepare
 from ray_probe.run.prepared import PreparedRun
 from ray_probe.run.progress import Listener, Progress
@@ -93,6 +93,45 @@ def test_any_number_of_actors_gives_the_in_process_answer(
     assert answer.result["counts"]["shards_retried"] == 0
     assert answer.result["counts"]["actors"] == actors
     assert any(len(line.shards_by_actor) == actors for line in answer.rounds), "all of them took part"
+
+
+@pytest.fixture(scope="module")
+def against(files: Path) -> dict[str, dict[str, Any]]:
+    """Sections of a comparison with another checkpoint."""
+    return {
+        "compare": {"against": str(write_checkpoint(files / "earlier", seed=1))},
+        "batch": {"responses_per_prompt": 4},
+    }
+
+
+@pytest.fixture(scope="module")
+def compared(files: Path, against: dict[str, dict[str, Any]]) -> Answer:
+    prepared = prepare(configured(files, **against))
+    assert prepared.against is not None
+    places = [(one.directory, one.adapter) for one in (prepared.against, prepared.checkpoint)]
+    comparison = RolloutBuilder().compare(prepared.config, places, prepared.policy_id)
+    return run_here(prepared, "compared", [comparison])
+
+
+@pytest.mark.parametrize("actors", [1, 3, 2])
+def test_any_number_of_actors_finds_the_same_change_to_the_bit(
+    shared: RayBackend, files: Path, against: dict[str, dict[str, Any]], compared: Answer, actors: int
+) -> None:
+    answer = run_on(shared, prepare(configured(files, actors, **against)), f"compared-{actors}", quiet)
+    assert answer.result["change"]["total"]["value"] != 0
+    answer.assert_same(compared)
+    answer.assert_each_record_once()
+
+
+def test_a_killed_actor_changes_nothing_in_a_comparison(
+    shared: RayBackend, files: Path, against: dict[str, dict[str, Any]], compared: Answer
+) -> None:
+    killed: list[int] = []
+    killer = killer_of(killed, lambda progress: progress.round == 1 and progress.accumulated >= 2)
+    answer = run_on(shared, prepare(configured(files, **against)), "compared-killed", killer)
+    assert killed and answer.result["counts"]["shards_retried"] >= 1
+    answer.assert_same(compared)
+    answer.assert_each_record_once()
 
 
 @pytest.mark.parametrize("room", [10**9, 40])

@@ -1,0 +1,199 @@
+"""A comparison's rollout: what it sends and sums, on real models in this process."""
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+from support.models import character_tokenizer, save_checkpoint, tiny_gpt2, tiny_llama
+from support.runs import GROUP, POLICY, TEXTS, OtherScorer, plan_of, settings, untimed
+
+from ray_probe.config import ProbeConfig
+from ray_probe.controller.local_backend import LocalBackend
+from ray_probe.core.estimator.change_sums import ROW, ChangeSums
+from ray_probe.core.estimator.records import Record
+from ray_probe.errors import ParityError, ShardError
+from ray_probe.fitter.fitter import Fitter
+from ray_probe.offline_entropy_probe import OfflineEntropyProbe
+from ray_probe.rollout.builder import RolloutBuilder, moved_share
+from ray_probe.rollout.comparison import Comparison
+from ray_probe.run.directory import RunDirectory
+from ray_probe.run.messages import Receipt
+from ray_probe.run.prepared import baseline_rule
+from ray_probe.run.progress import Progress
+from ray_probe.sequence_processor import SequenceProcessor
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    directory = tmp_path_factory.mktemp("compared")
+    models = (tiny_llama(8, seed=0), tiny_llama(8, seed=1))
+    a, b = (save_checkpoint(directory / name, model, "abcdef") for name, model in zip("ab", models, strict=True))
+    return a, b
+
+
+def config_of(a: Path, b: Path, group: int = 4, **sections: dict[str, object]) -> ProbeConfig:
+    config = settings(b, **sections)
+    batch = config.batch.model_copy(update={"responses_per_prompt": group})
+    compare = config.compare.model_copy(update={"against": str(a)})
+    return config.model_copy(update={"batch": batch, "compare": compare})
+
+
+def comparison_of(config: ProbeConfig) -> Comparison:
+    places = [(Path(str(config.compare.against)), None), (Path(config.model.path), None)]
+    return RolloutBuilder().compare(config, places, POLICY)
+
+
+def change_of(config: ProbeConfig, comparison: Comparison, fitter: Fitter | None = None) -> ChangeSums:
+    """The sums of the first round."""
+    fitter = fitter or Fitter(baseline_rule(config), POLICY)
+    shards = plan_of(config).round(0)
+    comparison.begin(GROUP)
+    for shard in shards:
+        comparison.acknowledge(shard, fitter.accept(comparison.collect(shard).delivery))
+    fit = fitter.close_round(0, [shard.index for shard in shards]).for_broadcast()
+    reports = [comparison.accumulate(shard, fit) for shard in shards]
+    total = ChangeSums.zero(config.generation.max_new_tokens, 8)
+    for report in reports:
+        assert report.sums.change is not None and report.own_left_out and report.gradient_norm_sq == 0.0
+        total = total + report.sums.change
+    assert comparison.gradient_report(GROUP).shards == tuple(shard.key for shard in shards)
+    assert comparison.gradient_report("another").shards == ()
+    return total
+
+
+def test_a_record_has_both_targets_and_the_same_bits_each_time(checkpoints: tuple[Path, Path]):
+    config = config_of(*checkpoints)
+    first, other = comparison_of(config), comparison_of(config)
+    shard = plan_of(config).round(0)[1]
+    for comparison in (first, other):
+        comparison.begin(GROUP)
+    sent = [comparison.collect(shard).delivery.packed.tobytes() for comparison in (first, first, other)]
+    assert len(set(sent)) == 1
+    report = first.collect(shard)
+    record = Record.unpack(report.delivery.packed)
+    assert record.shape.targets == 2 and record.sequences == len(shard.prompts) * 4
+    assert record.tokens == report.tokens == report.parity.tokens
+
+
+def test_half_of_the_responses_come_from_each_checkpoint_with_seeds_of_its_own(checkpoints: tuple[Path, Path]):
+    config = config_of(*checkpoints)
+    shard = plan_of(config).round(0)[0]
+    seeds = [seed for side in (0, 1) for group in shard.response_seeds(side) for seed in group]
+    assert len(set(seeds)) == len(seeds) == len(shard.prompts) * 4
+    assert not set(seeds) & {seed for group in shard.response_seeds() for seed in group}
+    total = change_of(config, comparison_of(config))
+    assert {row[ROW.index("responses")] for row in total.rows.values()} == {4.0}
+    assert (total.tokens_2 > 0).all()
+    assert total.parity[0].tokens == total.tokens_2[0] and total.parity[1].tokens == total.tokens_2[1]
+    assert max(part.mean_gap for part in total.parity) < 1e-5
+
+
+def test_a_retry_returns_the_same_sums_and_a_shard_of_elsewhere_is_refused(checkpoints: tuple[Path, Path]):
+    config = config_of(*checkpoints)
+    comparison, fitter = comparison_of(config), Fitter(baseline_rule(config), POLICY)
+    shards = plan_of(config).round(0)
+    comparison.begin(GROUP)
+    for shard in shards[:2]:
+        comparison.acknowledge(shard, fitter.accept(comparison.collect(shard).delivery))
+    fit = fitter.close_round(0, [0, 1]).for_broadcast()
+    report = comparison.accumulate(shards[0], fit)
+    assert comparison.accumulate(shards[0], fit) is report
+    with pytest.raises(ShardError, match="was not collected here"):
+        comparison.accumulate(shards[2], fit)
+    comparison.begin("next")
+    assert comparison.gradient_report("next").shards == ()
+
+
+def test_the_record_that_the_fitter_kept_is_left_out(checkpoints: tuple[Path, Path]):
+    config = config_of(*checkpoints)
+    shards = plan_of(config).round(0)[:2]
+    found = []
+    for kept in (False, True):
+        comparison, fitter = comparison_of(config), Fitter(baseline_rule(config), POLICY)
+        comparison.begin(GROUP)
+        reports = [comparison.collect(shard) for shard in shards]
+        for report in reports:
+            fitter.accept(report.delivery)
+        if kept:
+            comparison.acknowledge(shards[0], Receipt("different", reports[1].delivery.packed))
+        fit = fitter.close_round(0, [0, 1]).for_broadcast()
+        found.append(comparison.accumulate(shards[0], fit).sums.advantage["regression"].tolist())
+    assert found[0] != found[1]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_checkpoint_against_itself_changes_by_exactly_nothing(checkpoints: tuple[Path, Path], dtype: str):
+    config = config_of(checkpoints[0], checkpoints[0], model={"dtype": dtype})
+    total = change_of(config, comparison_of(config))
+    for row in total.rows.values():
+        assert not row[[ROW.index(name) for name in ("pathwise", "visitation", "length")]].any()
+        assert not row[len(ROW) :].any()
+    assert not total.within_4.any() and total.js == 0.0 and not total.impossible_2.any()
+
+
+def test_a_bfloat16_pair_is_near_the_float32_pair(checkpoints: tuple[Path, Path]):
+    totals = []
+    for dtype in ("float32", "bfloat16"):
+        config = config_of(*checkpoints, model={"dtype": dtype}, generation={"top_p": 1.0})
+        total = change_of(config, comparison_of(config))
+        assert total.parity[0].mean_gap < 0.05
+        totals.append(sum(row[ROW.index("pathwise")] for row in total.rows.values()) / (4 * len(total.rows)))
+    assert totals[0] == pytest.approx(totals[1], abs=0.3) and totals[0] != totals[1]
+
+
+def test_different_architectures_over_the_same_tokens_are_compared(checkpoints: tuple[Path, Path], tmp_path: Path):
+    other = save_checkpoint(tmp_path / "gpt2", tiny_gpt2(8, torch.float32), "abcdef")
+    comparison = comparison_of(config_of(other, checkpoints[1]))
+    assert comparison.moved_share is None
+    total = change_of(config_of(other, checkpoints[1]), comparison)
+    assert any(row[ROW.index("pathwise")] for row in total.rows.values())
+
+
+def test_the_share_of_moved_parameters_counts_single_numbers():
+    first = tiny_llama(8)
+    second = copy.deepcopy(first)
+    assert moved_share(first, second) == 0.0
+    with torch.no_grad():
+        second.lm_head.weight[0, :3] += 1.0
+    assert moved_share(first, second) == pytest.approx(3 / sum(p.numel() for p in first.parameters()))
+
+
+def run(config: ProbeConfig, path: Path, comparison: Comparison, stop_after: int | None = None):
+    if not path.exists():
+        RunDirectory.create(path.parent, path.name)
+    directory, rounds = RunDirectory(path), []
+    backend = LocalBackend([comparison], baseline_rule(config), POLICY, directory)
+
+    def listen(progress: Progress) -> None:
+        rounds.append(progress.round)
+
+    stop = (lambda: rounds[-1] >= stop_after) if stop_after is not None else (lambda: False)
+    return OfflineEntropyProbe(config, plan_of(config), backend, directory, listen, stop).run()
+
+
+def test_a_resumed_comparison_has_the_result_of_one_that_ran_through(checkpoints: tuple[Path, Path], tmp_path: Path):
+    config = config_of(*checkpoints)
+    whole = run(config, tmp_path / "whole", comparison_of(config))
+    with pytest.raises(Exception, match="stop"):
+        run(config, tmp_path / "cut", comparison_of(config), stop_after=1)
+    assert len(RunDirectory(tmp_path / "cut").finished_rounds()) == 1
+    resumed = run(config, tmp_path / "cut", comparison_of(config))
+    assert untimed(resumed.to_json()) == untimed(whole.to_json())
+    assert whole.change is not None and whole.change.total.se is not None
+    assert whole.gradient.why_null == "is not measured by a comparison" and whole.gradient.norm_raw is None
+    assert len(TEXTS) == whole.change.clusters
+
+
+def test_the_parity_gate_looks_at_each_policy(checkpoints: tuple[Path, Path], tmp_path: Path):
+    config = config_of(*checkpoints)
+    for side in (0, 1):
+        comparison = comparison_of(config)
+        own = comparison.processors[side]
+        features = baseline_rule(config).features
+        scorer = OtherScorer(own.model, character_tokenizer("abcdef"), config.generation, features)
+        pair = list[SequenceProcessor](comparison.processors)
+        pair[side] = scorer
+        comparison.processors = (pair[0], pair[1])
+        with pytest.raises(ParityError):
+            run(config, tmp_path / f"side-{side}", comparison)
