@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: install run test test-slow lint docs bench demo clean
+.PHONY: install run compare test test-slow lint docs bench demo clean
 
 install: $(STAMP)
 
@@ -19,6 +19,9 @@ $(STAMP): pyproject.toml constraints.txt
 
 run: install
 	$(BIN)/python launch.py run configs/tiny.yaml
+
+compare: install
+	$(BIN)/python launch.py compare configs/models/tiny configs/models/tiny-rl configs/tiny.yaml
 
 test: install
 	@T=$$(mktemp -d /tmp/rpt-XXXX) && { $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --basetemp $$T/t; code=$$?; rm -rf $$T; exit $$code; }
@@ -41,9 +44,10 @@ docs: install
 bench: install
 	$(BIN)/python -m benchmarks
 
-# Trains the demo checkpoint again and writes its prompts (about 4 minutes on 2 cores); both are shipped.
+# Trains the demo checkpoints again and writes the prompts (about 5 minutes on 2 cores); all are shipped.
 demo: install
 	$(BIN)/python configs/make_tiny.py
+	$(BIN)/python configs/make_tiny_rl.py
 
 clean:
 	rm -rf $(VENV) build *.egg-info

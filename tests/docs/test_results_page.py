@@ -12,6 +12,7 @@ from support.pages import ROOT, page
 from ray_probe import errors
 from ray_probe.checkpoints.tokenizer.eos import Eos
 from ray_probe.core.estimator.baselines import MODES
+from ray_probe.run.change import Change
 
 PAGE = page("docs/results.md")
 FIELDS = set(re.findall(r"^\| `([\w.]+)` \|", PAGE.section("result.json"), re.MULTILINE))
@@ -33,6 +34,8 @@ def test_every_field_of_a_result_is_described_and_no_other(run_directory: Path) 
     result = json.loads((run_directory / "result.json").read_text())
     assert "eos" not in result, "this run has no EOS ids of its own"
     result["eos"] = Eos((1,), "config.json", {"tokenizer": (2,)}, {"1": "a", "2": "b"}).to_json()
+    assert "change" not in result, "this run is no comparison"
+    result["change"] = Change().to_json()
     assert set(fields(result)) == FIELDS
 
 
