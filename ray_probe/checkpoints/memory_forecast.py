@@ -7,7 +7,7 @@ scoring on a CPU, for five architectures in float32 and bfloat16, are 0.8 to 1.4
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,7 @@ class MemoryDemand:
         held_a_position: part of `activations` that grows by each position.
         unknown: why `activations`, `logits` and `cache` are unknown and 0; empty if they are known.
         held_a_batch: part of `activations` that each micro-batch takes, however short it is.
+        in_turns: weights of the larger model of a comparison, which can hold one at a time; None: no comparison.
     """
 
     weights: int
@@ -46,6 +47,13 @@ class MemoryDemand:
     held_a_position: int
     unknown: str = ""
     held_a_batch: int = 0
+    in_turns: int | None = None
+
+    @property
+    def one_at_a_time(self) -> "MemoryDemand":
+        """The demand of a comparison that holds one model at a time."""
+        assert self.in_turns is not None, "of a comparison"
+        return replace(self, weights=self.in_turns)
 
     @property
     def total(self) -> int:
@@ -54,14 +62,12 @@ class MemoryDemand:
 
     def beside(self, other: "MemoryDemand") -> "MemoryDemand":
         """Return the demand of an actor that holds this model and another, which work in turns."""
-        return MemoryDemand(
-            self.weights + other.weights,
-            self.gradients + other.gradients,
-            *(
-                max(getattr(self, name), getattr(other, name))
-                for name in ("activations", "logits", "cache", "held_a_position", "unknown", "held_a_batch")
-            ),
-        )
+        pairs = [pair for pair in zip(astuple(self), astuple(other), strict=True) if None not in pair]
+        larger = MemoryDemand(*map(max, pairs))
+        return replace(
+            larger, weights=self.weights + other.weights, gradients=self.gradients + other.gradients,
+            in_turns=larger.weights,
+        )  # fmt: skip
 
     def line(self) -> str:
         """Format the sum in one line."""
@@ -143,8 +149,10 @@ def estimate(
     )
 
 
-def check_fits(demand: MemoryDemand, device_bytes: int, device_name: str) -> None:
+def check_fits(demand: MemoryDemand, device_bytes: int, device_name: str) -> bool:
     """Refuse a run that needs more memory than its device has.
+
+    Returns whether a comparison must hold one model at a time.
 
     Args:
         demand: of one actor.
@@ -154,11 +162,16 @@ def check_fits(demand: MemoryDemand, device_bytes: int, device_name: str) -> Non
     Raises:
         ClusterError: with both numbers.
     """
-    if demand.total > device_bytes:
-        raise ClusterError(
-            f"memory: an actor needs {demand.line()}, and {device_name} has {size(device_bytes)}; set model.trainable: "
-            "adapter (with model.adapter), lower generation.tf_batch_size or gen_batch_size, or use a larger device"
-        )
+    if demand.total <= device_bytes:
+        return False
+    least = demand if demand.in_turns is None else demand.one_at_a_time
+    if least.total <= device_bytes:
+        return True
+    smaller = "set model.trainable: adapter (with model.adapter), " if demand.in_turns is None else ""
+    raise ClusterError(
+        f"memory: an actor needs {least.line()}, and {device_name} has {size(device_bytes)}; {smaller}"
+        "lower generation.tf_batch_size or gen_batch_size, or use a larger device"
+    )
 
 
 def _sizes(headers: Mapping[str, TensorHeader]) -> dict[str, int]:

@@ -35,6 +35,8 @@ def log_start(config: ProbeConfig, backend: LoadingBackend, finished: int, passe
         )  # fmt: skip
     if backend.info.why_no_head:
         logger.info("teacher forcing holds the logits of a micro-batch: %s", backend.info.why_no_head)
+    if backend.info.in_turns:
+        logger.warning("both models do not fit on the device: it holds one at a time, and loads each once a shard")
     if not backend.info.takes_padding:
         logger.info("padding changes what this model says: prompts of one length are sampled at once, and no others")
     if baseline.mode != "none" and baseline.fit == "in_sample":

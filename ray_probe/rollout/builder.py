@@ -16,7 +16,7 @@ from ray_probe.gradient.shard_sum import GradientSum
 from ray_probe.model.activation_checkpointing import set_recompute
 from ray_probe.model.gradient_reach import refuse_unreached
 from ray_probe.probe_components import ProbeComponents
-from ray_probe.rollout.comparison import Comparison
+from ray_probe.rollout.comparison import Comparison, InTurns
 from ray_probe.rollout.rollout import Rollout
 from ray_probe.run.prepared import baseline_rule
 from ray_probe.sequence_processor import SequenceProcessor
@@ -112,6 +112,7 @@ class RolloutBuilder:
         policy_id: str,
         device: str = "cpu",
         on_progress: OnProgress = lambda tokens: None,
+        in_turns: bool = False,
     ) -> Comparison:
         """Load two checkpoints and build their comparison; as `load`.
 
@@ -121,16 +122,26 @@ class RolloutBuilder:
             policy_id: identifies both policies in records.
             device: `cpu` or `cuda`.
             on_progress: receives numbers of tokens done.
+            in_turns: hold one model at a time, and load the other where it is needed: the same bits, in half the
+                memory, with two loads a shard.
         """
-        processors = []
-        for slot, (directory, adapter) in zip((self._against, self._own), places, strict=True):
-            model = slot.bring_in(directory, adapter, config.model.dtype, device)
+        slots = (self._own if in_turns else self._against, self._own)
+        if in_turns:
+            self._against.empty()
+
+        def bring_in(side: int) -> SequenceProcessor:
+            directory, adapter = places[side]
+            model = slots[side].bring_in(directory, adapter, config.model.dtype, device)
             set_recompute(model, False)
-            processors.append(_processor(config, model, directory, adapter, on_progress))
-        a, b = processors
+            return _processor(config, model, directory, adapter, on_progress)
+
+        rule, made = baseline_rule(config), made_on(device, torch.get_num_threads())
+        if in_turns:
+            return Comparison(InTurns(bring_in), rule, policy_id, made)
+        a, b = bring_in(0), bring_in(1)
         adapted = any(adapter is not None for _, adapter in places)
         moved = None if adapted else moved_share(a.model, b.model)
-        return Comparison((a, b), baseline_rule(config), policy_id, made_on(device, torch.get_num_threads()), moved)
+        return Comparison((a, b), rule, policy_id, made, moved)
 
 
 def _processor(

@@ -8,8 +8,9 @@ Shape suffixes: S the two policies (A, B), T tokens of one response, D columns, 
 
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -31,7 +32,33 @@ from ray_probe.run.messages import Collected, Delivery, GradientReport, Receipt,
 from ray_probe.run.plan import Shard
 from ray_probe.sequence_processor import SequenceProcessor
 
-Processors = tuple[SequenceProcessor, SequenceProcessor]
+
+class Policies(Protocol):
+    """The processors of A (0) and of B (1): both in memory, or in turns."""
+
+    def __getitem__(self, side: int, /) -> SequenceProcessor:
+        """Return a processor; the other one may not be used any more."""
+
+
+class InTurns:
+    """Two policies of which one is in memory at a time.
+
+    Args:
+        bring_in: loads the policy of a side in the place of the other one.
+    """
+
+    def __init__(self, bring_in: Callable[[int], SequenceProcessor]) -> None:
+        self._bring_in = bring_in
+        self._side: int | None = None
+        self._processor: SequenceProcessor | None = None
+
+    def __getitem__(self, side: int, /) -> SequenceProcessor:
+        """Return the processor of a side, loaded if need be."""
+        if self._processor is None or side != self._side:
+            self._side, self._processor = None, None  # frees the processor's hold on the other model
+            self._processor = self._bring_in(side)
+            self._side = side
+        return self._processor
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,7 +81,7 @@ class ComparedResponses:
         return record_of_responses(phi_TD, [one.target_TK for one in flat], entropies, prompt_ids_P, cap)
 
 
-def compared(processors: Processors, sequences: BatchedSequences) -> ComparedResponses:
+def compared(processors: Policies, sequences: BatchedSequences) -> ComparedResponses:
     """Score responses under both policies.
 
     A logit column is the mean of both policies' values, each under its own q. Columns made from entropies are of the
@@ -64,10 +91,10 @@ def compared(processors: Processors, sequences: BatchedSequences) -> ComparedRes
         processors: of A and of B.
         sequences: the responses; the first half of each prompt's were sampled from A, the second from B.
     """
-    scores = [_scores(processor, sequences) for processor in processors]
+    columns = processors[1].columns
+    scores = [_scores(processors[side], sequences) for side in (1, 0)][::-1]  # B was sampled last, A comes next
     groups, group = sequences.shape
     responses = [[_response(scores, b, g, int(g >= group // 2)) for g in range(group)] for b in range(groups)]
-    columns = processors[0].columns
     means = [[one.mean_entropy_T for one in row] for row in responses]
     made = iter(columns.from_entropies(means, policies=len(SIDES)))
     joined = [
@@ -127,42 +154,34 @@ class Comparison:
         policy_id: identifies both policies in records.
         made_on: identifies the device in records.
         moved_share: share of the parameters that differ; None: not compared.
+
+    Attributes:
+        eos_ids: ids that end a response.
+        why_no_head: why teacher forcing holds whole logits, in one line; empty where it does not.
+        takes_padding: both models sample prompts of different length in one batch.
+        cache_gap: the larger mean gap of log p between cached steps and one pass, nats; 0.0: rounding.
     """
 
     layout = ParameterLayout((), ())
     frozen: tuple[str, ...] = ()
 
     def __init__(
-        self, processors: Processors, rule: BaselineRule, policy_id: str, made_on: str,
+        self, processors: Policies, rule: BaselineRule, policy_id: str, made_on: str,
         moved_share: float | None = None,
     ) -> None:  # fmt: skip
         self.processors = processors
         self.moved_share = moved_share
         self.most_held = sys.maxsize
+        first = processors[0]
+        self.eos_ids, self._rows = first.eos_ids, first.rows
+        found = [first.forward, processors[1].forward]
+        self.why_no_head = next(filter(None, (one.why_no_head for one in found)), "")
+        self.takes_padding = all(one.takes_padding for one in found)
+        self.cache_gap = max(one.cache_gap for one in found)
         self._rule = rule
         self._policy_id = policy_id
         self._made_on = made_on
         self._shards = GroupShards[HeldComparison]()
-
-    @property
-    def eos_ids(self) -> tuple[int, ...]:
-        """Ids that end a response."""
-        return self.processors[0].eos_ids
-
-    @property
-    def why_no_head(self) -> str:
-        """Why teacher forcing holds whole logits, in one line; empty where it does not."""
-        return next(filter(None, (one.forward.why_no_head for one in self.processors)), "")
-
-    @property
-    def takes_padding(self) -> bool:
-        """Whether both models sample prompts of different length in one batch."""
-        return all(one.forward.takes_padding for one in self.processors)
-
-    @property
-    def cache_gap(self) -> float:
-        """The larger mean gap of log p between cached steps and one pass, nats; 0.0: rounding."""
-        return max(one.forward.cache_gap for one in self.processors)
 
     def begin(self, group: str) -> None:
         """Start a commit group, and drop all that is held or summed of the earlier one."""
@@ -185,7 +204,7 @@ class Comparison:
         record = found.record(prompt_ids_P, self._rule.cap)
         groups, group = sequences.shape
         ended = [
-            [self.processors[0].ended(sequences.tokens(b, g)[1].tolist()) for g in range(group)] for b in range(groups)
+            [int(sequences.tokens(b, g)[1][-1]) in self.eos_ids for g in range(group)] for b in range(groups)
         ]
         self._shards.held[shard.key] = HeldComparison(record.without_prompts(), found, prompt_ids_P, ended, parity)
         delivery = Delivery(
@@ -199,8 +218,7 @@ class Comparison:
         """Returns the responses of both policies; A's come first in each group."""
         texts, half = [ref.text for ref in shard.prompts], shard.responses_per_prompt // len(SIDES)
         sides = [
-            processor.generate(texts, half, shard.response_seeds(side))
-            for side, processor in enumerate(self.processors)
+            self.processors[side].generate(texts, half, shard.response_seeds(side)) for side in range(len(SIDES))
         ]
         prompts = [sides[0].tokens(b, 0)[0].tolist() for b in range(len(texts))]
         tokens = [[one.tokens(b, g)[1].tolist() for one in sides for g in range(half)] for b in range(len(texts))]
@@ -234,7 +252,7 @@ class Comparison:
     def _sums(self, held: HeldComparison, baselines: Sequence[ShardBaseline]) -> SumsX:
         cap = self._rule.cap
         sums = SumsX.empty(len(held.prompt_ids_P), cap)
-        change = replace(ChangeSums.zero(cap, self.processors[0].rows), parity=held.parity)
+        change = replace(ChangeSums.zero(cap, self._rows), parity=held.parity)
         for b, (prompt, group) in enumerate(zip(held.prompt_ids_P.tolist(), held.compared.responses, strict=True)):
             mu_hats = []
             for response, phi_TD, ended in zip(group, held.compared.columns[b], held.ended[b], strict=True):

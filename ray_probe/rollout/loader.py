@@ -88,8 +88,8 @@ class Loader:
         config = config_from_dict(order.config)
         pin_threads(config.cluster.cpus_per_actor)
         device, device_name, device_bytes = _device(config, node)
-        check_fits(order.memory, device_bytes, device_name)
-        rollout = self._brought_in(order, config, device)
+        in_turns = check_fits(order.memory, device_bytes, device_name)
+        rollout = self._brought_in(order, config, device, in_turns)
         spare_bytes = int(HELD_SHARE * _free_bytes(config, device))
         rollout.most_held = held_room(config, order.memory, spare_bytes)
         import torch
@@ -106,9 +106,12 @@ class Loader:
             pid=os.getpid(),
             node=node,
             moved_share=rollout.moved_share,
+            in_turns=in_turns,
         )
 
-    def _brought_in(self, order: LoadRequest, config: ProbeConfig, device: str) -> "Rollout | Comparison":
+    def _brought_in(
+        self, order: LoadRequest, config: ProbeConfig, device: str, in_turns: bool
+    ) -> "Rollout | Comparison":
         from ray_probe.checkpoints.fingerprint import check_fingerprint
         from ray_probe.checkpoints.node_cache import node_copy
         from ray_probe.rollout.builder import RolloutBuilder
@@ -128,7 +131,7 @@ class Loader:
         if order.against is None:
             rollout = self._assembly.load(config, *places[0], order.policy_id, device, self._on_progress)
         else:
-            rollout = self._assembly.compare(config, places, order.policy_id, device, self._on_progress)
+            rollout = self._assembly.compare(config, places, order.policy_id, device, self._on_progress, in_turns)
         # After loading, because a trainer may overwrite files during the load.
         for one, place in zip(wanted, places, strict=True):
             check_fingerprint(place[0], one.fingerprint, place[1], one.adapter_fingerprint)

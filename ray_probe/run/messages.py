@@ -45,6 +45,7 @@ class ActorFacts:
         pid: of the actor's process.
         node: address of its node.
         moved_share: of a comparison, share of the parameters that differ between the checkpoints; None: not compared.
+        in_turns: of a comparison, both models do not fit on the device: it holds one at a time.
     """
 
     layout: ParameterLayout
@@ -58,6 +59,7 @@ class ActorFacts:
     pid: int = 0
     node: str = ""
     moved_share: float | None = None
+    in_turns: bool = False
 
 
 @dataclass(frozen=True)

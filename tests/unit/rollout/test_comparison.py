@@ -122,6 +122,22 @@ def test_the_record_that_the_fitter_kept_is_left_out(checkpoints: tuple[Path, Pa
     assert found[0] != found[1]
 
 
+def test_one_model_at_a_time_gives_the_same_bits(checkpoints: tuple[Path, Path]):
+    config = config_of(*checkpoints)
+    places = [(Path(str(config.compare.against)), None), (Path(config.model.path), None)]
+    builder = RolloutBuilder()
+    turns = builder.compare(config, places, POLICY, in_turns=True)
+    both = comparison_of(config)
+    shard = plan_of(config).round(0)[0]
+    for comparison in (turns, both):
+        comparison.begin(GROUP)
+    sent = [one.collect(shard).delivery.packed.tobytes() for one in (turns, both)]
+    assert sent[0] == sent[1] and builder.way == "swapped"
+    assert change_of(config, turns).to_json() == change_of(config, both).to_json()
+    assert (turns.moved_share, both.moved_share) == (None, both.moved_share) and both.moved_share > 0.9
+    assert (turns.eos_ids, turns.takes_padding, turns.cache_gap) == (both.eos_ids, both.takes_padding, both.cache_gap)
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_checkpoint_against_itself_changes_by_exactly_nothing(checkpoints: tuple[Path, Path], dtype: str):
     config = config_of(checkpoints[0], checkpoints[0], model={"dtype": dtype})

@@ -11,9 +11,10 @@ from support.adapters import write_adapter
 from support.jobs import chat_checkpoint, chat_tokenizer, job_on, plain_job, write_jsonl
 from support.models import save_checkpoint, tiny_gpt2, tiny_llama
 
+from ray_probe.checkpoints.memory_forecast import check_fits
 from ray_probe.config import ProbeConfig
 from ray_probe.config.loading import config_from_dict, to_dict
-from ray_probe.errors import ConfigError, InputError
+from ray_probe.errors import ClusterError, ConfigError, InputError
 from ray_probe.gradient.layout import ParameterLayout
 from ray_probe.run.manifest import Manifest, check_same_inputs
 from ray_probe.run.messages import ActorFacts
@@ -53,6 +54,11 @@ def test_a_comparison_is_prepared_with_both_checkpoints(job, tmp_path: Path):
     assert both.policy_id != alone.policy_id and both.checkpoint == alone.checkpoint
     assert both.memory.weights == 2 * alone.memory.weights and both.memory.gradients == 0
     assert "gradients" not in both.memory.line() and "gradients" in alone.memory.line()
+    assert both.memory.one_at_a_time.weights == alone.memory.weights
+    both_fit, one_fits = both.memory.total, both.memory.one_at_a_time.total
+    assert not check_fits(both.memory, both_fit, "it") and check_fits(both.memory, both_fit - 1, "it")
+    with pytest.raises(ClusterError, match="memory: an actor needs weights"):
+        check_fits(both.memory, one_fits - 1, "it")
     assert (baseline_rule(both.config).targets, baseline_rule(alone.config).targets) == (2, 1)
 
 
