@@ -13,6 +13,8 @@ from ray_probe.cli.output import Answer, answered, of_result
 from ray_probe.errors import ConfigError, bad_value
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from ray_probe.controller.replies import MeasurementInfo
     from ray_probe.run.result import Result
 
@@ -75,6 +77,7 @@ def results(
 ) -> int:
     """Show all measurements of a service, or one, or a finished run's directory."""
     from ray_probe.cli.finished import result_json, run_directory
+    from ray_probe.run.chain import step_directories
     from ray_probe.run.result import Result
 
     if as_json and form not in (Format.TABLE, Format.JSON):
@@ -82,6 +85,8 @@ def results(
     form = Format.JSON if as_json else form
     of_a_service = (name, address, namespace) != (None, None, None)
     directory = None if identity is None or of_a_service else run_directory(identity)
+    if directory is not None and step_directories(directory):
+        return _chain(directory, form)
     if directory is not None:
         raw = result_json(directory)  # printed as it is: another version may have written other keys
         finished = Result.from_json(raw)
@@ -100,6 +105,20 @@ def results(
         values = [item.to_json() for item in items]
         answer = Answer(values if identity is None else values[0], lambda: _tables().results_table(items))
     return answered(_formatted(answer, form, items if result is None else result), form == Format.JSON)
+
+
+def _chain(directory: "Path", form: Format) -> int:
+    """Show the chain of comparisons whose steps lie in a directory."""
+    from ray_probe.cli.measure import of_chain
+    from ray_probe.report import chain_report
+    from ray_probe.run.chain import read_chain
+
+    chain = read_chain(directory)
+    answer = of_chain(chain.to_json(), directory)
+    if form in (Format.CSV, Format.MD):
+        text = chain_report.chain_csv(chain) if form == Format.CSV else chain_report.chain_markdown(chain)
+        answer = replace(answer, text=lambda: text.removesuffix("\n"), last_lines=())
+    return answered(answer, form == Format.JSON)
 
 
 def _formatted(answer: Answer, form: Format, found: "Result | Sequence[MeasurementInfo]") -> Answer:

@@ -229,6 +229,8 @@ class CompareConfig(_Section):
     """Checkpoint directory of A; null: no comparison."""
     adapter: OptionalText = None
     """PEFT adapter directory of A; null: none."""
+    side: Literal[0, 1] = 0
+    """Side of A in the seeds of responses; 1 at odd places of a chain, so that both neighbours share its responses."""
 
 
 class OutputConfig(_Section):

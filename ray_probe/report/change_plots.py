@@ -7,7 +7,8 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from ray_probe.report.number_format import number, with_error
-from ray_probe.report.plot_style import BLUE, INK, PURPLE, SMALL, VERMILION, canvas, floats, nothing
+from ray_probe.report.plot_style import BLUE, INK, PURPLE, SMALL, VERMILION, canvas, dress, floats, nothing
+from ray_probe.run.chain import Chain, names_of
 from ray_probe.run.change import Change, ChangePart
 
 LEVEL = 0.05
@@ -76,6 +77,31 @@ def parts_figure(title: str, x_label: str, parts: Sequence[tuple[str, ChangePart
     axes.set_xlabel(f"{x_label}\n* differs from 0: Holm's method, {LEVEL:.0%} over all bars", fontsize=SMALL)
     axes.margins(y=0.2)
     axes.grid(axis="x", visible=False)
+    return figure
+
+
+def chain_figure(chain: Chain) -> Figure:
+    """Draw the entropy of each checkpoint of a chain as a band, and the parts of each step as bars."""
+    figure = Figure(figsize=(7.2, 6.2), layout="constrained")
+    upper, lower = figure.subplots(2, 1, sharex=True)
+    dress(upper, "Entropy of responses along the chain", "", "nats a response")
+    dress(lower, "", "", UNIT)
+    names = names_of([chain.steps[0].a, *(step.b for step in chain.steps)])
+    levels = [chain.entropy_first, *(step.entropy for step in chain.steps)]
+    values, errors = floats(one.value for one in levels), np.nan_to_num(floats(one.se for one in levels))
+    at = np.arange(len(names))
+    upper.fill_between(at, values - errors, values + errors, color=PURPLE, alpha=0.18, linewidth=0, label="± 1 se")
+    upper.plot(at, values, "o-", color=PURPLE, label="first, and the changes since")
+    upper.legend(frameon=False, fontsize=SMALL)
+    for shift, name, color in ((-0.17, "pathwise", BLUE), (0.17, "visitation", VERMILION)):
+        parts = [getattr(step, name) for step in chain.steps]
+        heights, bars = floats(part.value for part in parts), floats(part.se for part in parts)
+        lower.bar(at[1:] - 0.5 + shift, heights, width=0.32, color=color, label=name)
+        lower.errorbar(at[1:] - 0.5 + shift, heights, bars, fmt="none", ecolor=INK, elinewidth=1.2, capsize=3)
+    lower.axhline(0.0, color=INK, linewidth=0.9)
+    lower.legend(frameon=False, fontsize=SMALL)
+    lower.set_xticks(at, names)
+    figure.align_ylabels()
     return figure
 
 

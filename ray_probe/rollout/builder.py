@@ -137,11 +137,11 @@ class RolloutBuilder:
 
         rule, made = baseline_rule(config), made_on(device, torch.get_num_threads())
         if in_turns:
-            return Comparison(InTurns(bring_in), rule, policy_id, made)
+            return Comparison(InTurns(bring_in), rule, policy_id, made, side=config.compare.side)
         a, b = bring_in(0), bring_in(1)
         adapted = any(adapter is not None for _, adapter in places)
         moved = None if adapted else moved_share(a.model, b.model)
-        return Comparison((a, b), rule, policy_id, made, moved)
+        return Comparison((a, b), rule, policy_id, made, moved, config.compare.side)
 
 
 def _processor(

@@ -154,6 +154,7 @@ class Comparison:
         policy_id: identifies both policies in records.
         made_on: identifies the device in records.
         moved_share: share of the parameters that differ; None: not compared.
+        side: of A in the seeds of responses.
 
     Attributes:
         eos_ids: ids that end a response.
@@ -167,7 +168,7 @@ class Comparison:
 
     def __init__(
         self, processors: Policies, rule: BaselineRule, policy_id: str, made_on: str,
-        moved_share: float | None = None,
+        moved_share: float | None = None, side: int = 0,
     ) -> None:  # fmt: skip
         self.processors = processors
         self.moved_share = moved_share
@@ -181,6 +182,7 @@ class Comparison:
         self._rule = rule
         self._policy_id = policy_id
         self._made_on = made_on
+        self._first_side = side
         self._shards = GroupShards[HeldComparison]()
 
     def begin(self, group: str) -> None:
@@ -218,7 +220,8 @@ class Comparison:
         """Returns the responses of both policies; A's come first in each group."""
         texts, half = [ref.text for ref in shard.prompts], shard.responses_per_prompt // len(SIDES)
         sides = [
-            self.processors[side].generate(texts, half, shard.response_seeds(side)) for side in range(len(SIDES))
+            self.processors[side].generate(texts, half, shard.response_seeds(side ^ self._first_side))
+            for side in range(len(SIDES))
         ]
         prompts = [sides[0].tokens(b, 0)[0].tolist() for b in range(len(texts))]
         tokens = [[one.tokens(b, g)[1].tolist() for one in sides for g in range(half)] for b in range(len(texts))]

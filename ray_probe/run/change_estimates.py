@@ -4,6 +4,7 @@ Shape suffixes: F columns of a prompt's row, P prompts, C cells.
 """
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -28,15 +29,16 @@ MOST_PROMPTS = 10
 """Prompts listed each way."""
 
 
-class _Rows:
+class PromptRows:
     """The rows of all prompts, by column.
 
     Args:
         sums: of the comparison.
+        prompts: the prompts; None: all, ascending.
     """
 
-    def __init__(self, sums: ChangeSums) -> None:
-        self.ids = sorted(sums.rows)
+    def __init__(self, sums: ChangeSums, prompts: Sequence[int] | None = None) -> None:
+        self.ids = sorted(sums.rows) if prompts is None else list(prompts)
         self.table_FP: Array = np.stack([sums.rows[prompt] for prompt in self.ids], axis=1)
         self.responses_P: Array = self.table_FP[0]
 
@@ -49,6 +51,12 @@ class _Rows:
     def total_P(self) -> Array:
         """The whole change."""
         return self["pathwise"] + self["visitation"]
+
+    @property
+    def entropies_P(self) -> tuple[Array, Array]:
+        """Entropy at A and at B: the mean of both, less and plus half of the change."""
+        own_P = self["entropy_a"] + self["entropy_b"]
+        return own_P - self.total_P / 2.0, own_P + self.total_P / 2.0
 
     def mean(self, column_P: Array) -> Figure:
         """Return the mean of a column over responses."""
@@ -67,7 +75,7 @@ def change_estimate(
         shares_baselines: the baseline has columns of siblings, so responses of a prompt depend on each other.
         moved_share: share of the parameters that differ; None: not compared.
     """
-    rows = _Rows(sums)
+    rows = PromptRows(sums)
     responses, clusters = float(rows.responses_P.sum()), len(rows.ids)
     within = dict(zip(WITHIN, np.sqrt(sums.within_4) / responses, strict=True))
 
@@ -76,9 +84,8 @@ def change_estimate(
         bounds = interval(found.value, found.se, clusters, NORMAL_PROMPTS)
         return ChangeFigure(found.value, found.se, None if shared else float(within[name]), bounds)
 
-    own_P, total_P = rows["entropy_a"] + rows["entropy_b"], rows.total_P
+    total_P, entropies_P = rows.total_P, rows.entropies_P
     tokens_P, length_P = rows["tokens_a"] + rows["tokens_b"], rows["length"]
-    entropies_P = own_P - total_P / 2.0, own_P + total_P / 2.0
     lengths_P = tokens_P - length_P / 2.0, tokens_P + length_P / 2.0
     halves, bins = np.full(2, responses / 2.0), len(sums.position_tokens_B)
     (ab, ba), infinite = sums.log_ratio_4[:2] / halves, sums.log_ratio_4[2:]
@@ -125,7 +132,7 @@ def _per_token(entropies_P: tuple[Array, Array], lengths_P: tuple[Array, Array])
     return AtBoth(a, b, Figure(b.value - a.value, change_se))
 
 
-def _by_position(rows: _Rows, sums: ChangeSums, cap: int) -> tuple[ChangePart, ...]:
+def _by_position(rows: PromptRows, sums: ChangeSums, cap: int) -> tuple[ChangePart, ...]:
     edges, parts = position_edges(cap), []
     for place, tokens in enumerate(sums.position_tokens_B.tolist()):
         found = rows.mean(rows.table_FP[len(ROW) + place])
@@ -133,7 +140,7 @@ def _by_position(rows: _Rows, sums: ChangeSums, cap: int) -> tuple[ChangePart, .
     return tuple(parts)
 
 
-def _by_entropy(rows: _Rows, sums: ChangeSums, first: int) -> tuple[ChangePart, ...]:
+def _by_entropy(rows: PromptRows, sums: ChangeSums, first: int) -> tuple[ChangePart, ...]:
     """Return the tokens without a choice, then fifths of the others by their mean entropy."""
     width = cell_width(sums.vocabulary)
     tokens_C = sums.cell_tokens_C
@@ -157,7 +164,7 @@ def _fifths(tokens_C: Array) -> list[tuple[int, int]]:
     return list(zip([0, *stops[:-1]], stops, strict=True))
 
 
-def _by_prompt(rows: _Rows, total_P: Array, responses: float) -> tuple[PromptChange, ...]:
+def _by_prompt(rows: PromptRows, total_P: Array, responses: float) -> tuple[PromptChange, ...]:
     """Return the prompts with the largest parts each way, and the rest as one."""
     order = np.argsort(total_P, kind="stable").tolist()
     lowest, highest = order[:MOST_PROMPTS], order[MOST_PROMPTS:][-MOST_PROMPTS:]

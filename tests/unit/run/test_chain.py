@@ -1,0 +1,155 @@
+"""A chain of comparisons: the same responses for both neighbours of a checkpoint, sums with errors, its reports."""
+
+import io
+import json
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+from rich.console import Console
+from support.models import save_checkpoint, tiny_llama
+from support.runs import POLICY, plan_of, settings
+
+from ray_probe.config import ProbeConfig
+from ray_probe.config.loading import config_from_dict, dump_yaml, to_dict
+from ray_probe.controller.local_backend import LocalBackend
+from ray_probe.core.estimator.change_sums import ROW
+from ray_probe.errors import ConfigError
+from ray_probe.offline_entropy_probe import OfflineEntropyProbe
+from ray_probe.report.chain_report import chain_csv, chain_markdown, chain_table
+from ray_probe.report.change_plots import chain_figure
+from ray_probe.report.number_format import with_error
+from ray_probe.rollout.builder import RolloutBuilder
+from ray_probe.run.chain import Chain, names_of, read_chain, step_directories
+from ray_probe.run.directory import RunDirectory, as_json
+from ray_probe.run.manifest import Manifest
+from ray_probe.run.messages import ActorFacts
+from ray_probe.run.prepare import prepare
+from ray_probe.run.prepared import baseline_rule
+from ray_probe.service.chain import chain_directory, step_request, write_chain
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    directory = tmp_path_factory.mktemp("chain")
+    return [save_checkpoint(directory / f"step-{n}", tiny_llama(8, seed=n), "abcdef") for n in range(3)]
+
+
+def config_of(a: Path, b: Path, side: int) -> ProbeConfig:
+    raw = to_dict(settings(b))
+    raw["batch"] |= {"responses_per_prompt": 4, "rounds": 2}
+    raw["compare"] |= {"against": str(a), "side": side}
+    return config_from_dict(raw)
+
+
+def step(directory: Path, number: int, a: Path, b: Path, side: int | None = None) -> None:
+    """One step of a chain, run in this process."""
+    config = config_of(a, b, (number - 1) % 2 if side is None else side)
+    prepared = prepare(config)
+    comparison = RolloutBuilder().compare(config, [(a, None), (b, None)], POLICY)
+    manifest = Manifest.of(prepared, ActorFacts(comparison.layout, "cpu", 1, 0), {})
+    files = {"config.yaml": dump_yaml(config), "manifest.json": as_json(manifest.to_json())}
+    run = RunDirectory.create(directory, f"step-{number}", files)
+    backend = LocalBackend([comparison], baseline_rule(config), POLICY, run)
+    OfflineEntropyProbe(config, plan_of(config), backend, run).run()
+
+
+@pytest.fixture(scope="module")
+def chain_of_three(checkpoints: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("steps")
+    for number, (a, b) in enumerate(pairwise(checkpoints), start=1):
+        step(directory, number, a, b)
+    return directory
+
+
+def columns(directory: Path, number: int, name: str) -> np.ndarray:
+    """A column of the sums of a step's prompts."""
+    totals = RunDirectory(directory / f"step-{number}").restore(2)
+    rows = sum((part.change for part in totals[1:]), start=totals[0].change).rows
+    return np.array([rows[prompt][ROW.index(name)] for prompt in sorted(rows)])
+
+
+def test_a_checkpoint_in_the_middle_gives_the_same_responses_to_both_steps(chain_of_three: Path):
+    np.testing.assert_array_equal(columns(chain_of_three, 1, "tokens_b"), columns(chain_of_three, 2, "tokens_a"))
+    np.testing.assert_allclose(
+        columns(chain_of_three, 1, "entropy_b"), columns(chain_of_three, 2, "entropy_a"), rtol=1e-5
+    )
+
+
+def test_sums_over_steps_have_errors_from_the_sums_of_each_prompt(chain_of_three: Path):
+    chain = read_chain(chain_of_three)
+    first, second = chain.steps
+    assert first.since_first.value == pytest.approx(first.total.value)
+    assert first.since_first.se == pytest.approx(first.total.se)
+    assert second.since_first.value == pytest.approx(first.total.value + second.total.value)
+    totals = sum(columns(chain_of_three, n, name) for n in (1, 2) for name in ("pathwise", "visitation"))
+    responses = columns(chain_of_three, 1, "responses")
+    residual = totals - second.since_first.value * responses
+    clusters = len(totals)
+    error = np.sqrt((residual**2).sum() * clusters / (clusters - 1)) / responses.sum()
+    assert second.since_first.se == pytest.approx(error)
+    assert second.since_first.se != pytest.approx(np.hypot(first.total.se, second.total.se), rel=1e-3)
+    assert second.entropy.value == pytest.approx(chain.entropy_first.value + second.since_first.value)
+    assert chain.rounds == 2
+
+
+def test_swapping_the_checkpoints_of_a_run_changes_the_sign_of_its_result(checkpoints: list[Path], tmp_path: Path):
+    a, b = checkpoints[:2]
+    step(tmp_path / "forth", 1, a, b, side=0)
+    step(tmp_path / "back", 1, b, a, side=1)
+    forth, back = (RunDirectory(tmp_path / name / "step-1").result().change for name in ("forth", "back"))
+    for name in ("total", "pathwise", "visitation"):
+        there, here = getattr(forth, name), getattr(back, name)
+        assert there.value == pytest.approx(-here.value, rel=1e-6, abs=1e-9) and there.value != 0
+        assert there.se == pytest.approx(here.se, rel=1e-6)
+    assert forth.entropy_a.value == pytest.approx(back.entropy_b.value)
+    assert (forth.js, forth.kl.ab) == (pytest.approx(back.js), pytest.approx(back.kl.ba))
+
+
+def test_the_chain_is_written_and_shown(chain_of_three: Path):
+    chain = write_chain(chain_of_three)
+    assert Chain.from_json(json.loads((chain_of_three / "chain.json").read_text())) == chain
+    assert (chain_of_three / "chain.png").read_bytes()[:4] == b"\x89PNG"
+    lines = chain_csv(chain).splitlines()
+    assert len(lines) == 3 and lines[0].startswith("a,b,run,total,total_se")
+    assert float(lines[1].split(",")[3]) == chain.steps[0].total.value
+    assert chain_markdown(chain).count("±") == 12
+    assert len(chain_figure(chain).axes) == 2
+
+
+@pytest.mark.parametrize("width", [40, 60, 80, 100, 200])
+def test_no_number_of_a_chain_is_cut(chain_of_three: Path, width: int):
+    stream = io.StringIO()
+    chain = read_chain(chain_of_three)
+    Console(file=stream, width=width, _environ={}).print(chain_table(chain))
+    text = " ".join(stream.getvalue().split())
+    for one in chain.steps:
+        for figure, plus in ((one.total, True), (one.since_first, True), (one.entropy, False)):
+            assert with_error(figure.value, figure.se, plus) in text
+    assert max(map(len, stream.getvalue().splitlines())) <= width
+
+
+def test_what_is_no_chain_or_has_no_round_is_refused_in_one_line(tmp_path: Path):
+    assert step_directories(tmp_path) == []
+    with pytest.raises(ConfigError, match="step-1 has no finished round yet"):
+        read_chain(tmp_path)
+
+
+def test_a_step_has_the_side_of_its_place_and_is_resumed_where_it_was_begun(tmp_path: Path):
+    config = tmp_path / "c.yaml"
+    config.write_text("data: {prompts: p.jsonl}\n")
+    asked = ("cluster.actors=3", f"output.dir={tmp_path}", "output.name=mine")
+    directory = chain_directory(config, asked)
+    assert directory == tmp_path / "mine"
+    requests = [step_request(directory, number, "a", "b", config, asked) for number in (1, 2, 3)]
+    assert [request.overrides[-1] for request in requests] == [f"compare.side={side}" for side in (0, 1, 0)]
+    assert requests[1].overrides[:3] == asked and 'output.name="step-2"' in requests[1].overrides
+    (directory / "step-2").mkdir(parents=True)
+    again = step_request(directory, 2, "a", "b", config, asked)
+    assert (again.config, again.resume, again.overrides) == (None, directory / "step-2", ("cluster.actors=3",))
+
+
+def test_names_tell_checkpoints_apart():
+    assert names_of(["/x/run/step-1", "/x/run/step-2"]) == ["step-1", "step-2"]
+    assert names_of(["/x/a/last", "/x/b/last"]) == ["a/last", "b/last"]
