@@ -29,6 +29,7 @@ from ray_probe.fitter.ledger import read_ledger
 from ray_probe.rollout.builder import build_rollout
 from ray_probe.run.directory import RunDirectory
 from ray_probe.run.prepare import prepare
+from ray_probe.run.result import Result
 from ray_probe.system.failpoints import VARIABLE
 
 pytestmark = [pytest.mark.cluster, pytest.mark.own_cluster, pytest.mark.slow, pytest.mark.timeout(360)]
@@ -168,7 +169,7 @@ def uninterrupted(home: Path, rounds: int) -> Answer:
 
 
 def assert_undisturbed(command: Command, last: Ended, expected: Answer) -> None:
-    answer = Answer(json.loads(last.out), RunDirectory.open(command.path))
+    answer = Answer(Result.from_json(json.loads(last.out)), RunDirectory.open(command.path))
     answer.assert_same(expected)
     assert answer.result["partial"] is False
     assert answer.result["entropy"] == expected.result["entropy"]
