@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import astuple, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from ray_probe.checkpoints.decoder_shape import DecoderShape
 from ray_probe.checkpoints.files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, read_json
@@ -19,6 +19,8 @@ from ray_probe.core.chunks import CHUNK_ELEMENTS
 from ray_probe.errors import ClusterError
 
 BUFFERS = 2  # of gradients: `.grad` of the current shard, and the sum
+GradientUse = Literal["summed", "multiplied", "none"]
+"""Whether a policy's gradient is summed, multiplied and freed parameter by parameter, or not taken."""
 WIDTH = {"float32": 4, "bfloat16": 2, "float64": 8}  # bytes of an element by model.dtype
 CHUNK_BYTES = 32  # of the tables of a chunk (values, indices, masses), for each of its logits
 
@@ -98,7 +100,7 @@ def size(number: float) -> str:
 
 def estimate(
     config: ProbeConfig, directory: Path, model_config: Any, longest_prompt: int, adapter: Path | None = None,
-    with_gradient: bool = True,
+    gradient: GradientUse = "summed",
 ) -> MemoryDemand:  # fmt: skip
     """Forecast what an actor of this run needs.
 
@@ -108,7 +110,7 @@ def estimate(
         model_config: its transformers configuration; where that hides the shape, only weights and gradients are known.
         longest_prompt: of the run, in tokens.
         adapter: directory of the adapter on it, or None.
-        with_gradient: false for a comparison, which keeps no graph.
+        gradient: what becomes of the gradient; the two policies of a comparison take none and keep no graph.
 
     Raises:
         CheckpointError: the headers cannot be read.
@@ -118,9 +120,8 @@ def estimate(
     added = {} if adapter is None else file_headers(adapter, adapter / ADAPTER_WEIGHTS, "model.adapter")
     own = _sizes(added)
     copies = 0 if adapter is None else _expert_copies(adapter, added) * width
-    trainable = _trainable(config.model.trainable, base, own)
     weights = sum(base.values()) * width + sum(own.values()) * max(4, width)
-    gradients = BUFFERS * max(4, width) * trainable if with_gradient else 0
+    gradients = BUFFERS * max(4, width) * _buffered(gradient, config.model.trainable, base, own)
     try:
         shape = DecoderShape.of(model_config)
     except Exception as error:  # configuration classes raise any type for a missing field
@@ -129,7 +130,7 @@ def estimate(
     generation = config.generation
     positions = longest_prompt + generation.max_new_tokens
     micro_batch = min(generation.tf_batch_size * positions, max(generation.tf_batch_tokens, positions))
-    recomputed = config.estimator.activation_checkpointing or not with_gradient  # without graph at most that much
+    recomputed = config.estimator.activation_checkpointing or gradient == "none"  # without graph at most that much
     by_layer = shape.activation_bytes(width)
     held = shape.hidden * len(shape.layers) * width if recomputed else sum(by_layer)
     recomputing = max(by_layer) if recomputed else 0
@@ -190,6 +191,13 @@ def _expert_copies(adapter: Path, headers: Mapping[str, TensorHeader]) -> int:
         experts = max(1, down.shape[0] // int(settings["r"]))
         total += experts * down.shape[1] * up.shape[0]
     return total
+
+
+def _buffered(gradient: GradientUse, trainable: str, base: Mapping[str, int], own: Mapping[str, int]) -> int:
+    """Count the elements of a gradient that are held at once."""
+    if gradient == "multiplied":  # the current parameter's, and the head's
+        return max(base.values(), default=0)
+    return _trainable(trainable, base, own) if gradient == "summed" else 0
 
 
 def _trainable(trainable: str, base: Mapping[str, int], own: Mapping[str, int]) -> int:

@@ -27,10 +27,11 @@ _LAYER = re.compile(r"\.(\d+)(?:\.|$)")
 
 
 def group_of(name: str) -> str:
-    """Return the group of a parameter that is neither the input embedding nor the head.
+    """Return the group of a parameter by its name.
 
-    `layer 3 q` for q of the layer with number 3, from 0; `norms` for a norm outside the layers. A name that no pattern
-    knows falls into a group named after its module.
+    The input embedding and the head are not recognised by name, see `parameter_groups`. A group is `layer 3 q` for
+    q of the layer with number 3, from 0, and `norms` for a norm outside the layers. A name that no pattern knows falls
+    into a group named after its module.
     """
     kind = next((kind for kind, pattern in _PATTERNS.items() if pattern.match(name)), None)
     if kind is None:

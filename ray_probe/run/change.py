@@ -96,6 +96,18 @@ class PromptChange(JsonObject):
 
 
 @dataclass(frozen=True)
+class PartChange(JsonObject):
+    """The part that a group of parameters makes, to first order at (A + B) / 2."""
+
+    group: str = ""
+    """Parameters of the group: embedding, head, norms, or a layer's q, k, v, o, qkv, mlp or norms."""
+    value: float | None = None
+    """Nats a response: the gradient at (A + B) / 2 times B - A, over these parameters."""
+    se: float | None = None
+    """Its standard error, shards as clusters; null below 8 shards, or where they share prompts."""
+
+
+@dataclass(frozen=True)
 class Change(JsonObject):
     """The change of the entropy of responses from checkpoint A to checkpoint B."""
 
@@ -133,3 +145,9 @@ class Change(JsonObject):
     """By the token's entropy, the mean of both policies: no choice, then fifths of the other tokens."""
     prompts: tuple[PromptChange, ...] = ()
     """The ten largest parts each way, and the rest."""
+    parts: tuple[PartChange, ...] = ()
+    """By group of parameters, where `compare.parts` is set; with the remainder they add up to the total."""
+    remainder: Figure = field(default_factory=Figure)
+    """The total less its parts: what first order leaves out; for `top_p < 1` also tokens that enter or leave a nucleus.
+
+    Its error takes both as independent, which is too large rather than too small: they share prompts."""
