@@ -155,7 +155,7 @@ class RolloutBuilder:
         return Comparison((a, b), rule, policy_id, made, moved, midpoint)
 
     def _midpoint(self, config: ProbeConfig, a: Any, b: Any, directory: Path, on_progress: OnProgress) -> Midpoint:
-        """Build the policy halfway between two models; `directory` holds its tokenizer."""
+        """Build the policy between two models; `directory` holds its tokenizer."""
         self._middle = midpoint_of(a, b)
         set_recompute(self._middle, config.estimator.activation_checkpointing)
         along = GradientAlongUpdate(self._middle, a, b)

@@ -210,8 +210,8 @@ class Comparison:
         parity = _parity(found, sequences.sample_logprobs)
         held, whole = None, parity[0] + parity[1]
         if self._midpoint is not None and halfway is not None:
-            held, third = self._midpoint.scored(halfway)
-            whole += third
+            held = self._midpoint.scored(halfway)
+            whole += held.parity
         prompt_ids_P = np.array([ref.index for ref in shard.prompts], np.int64)
         record = found.record(prompt_ids_P, self._rule.cap)
         groups, group = sequences.shape

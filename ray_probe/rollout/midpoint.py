@@ -39,10 +39,12 @@ class HeldMidpoint:
     Attributes:
         sequences: G responses a prompt.
         entropies: H of each of their tokens [b][g], nats.
+        parity: log q when sampled against log q when scored.
     """
 
     sequences: BatchedSequences
     entropies: list[list[Array]]
+    parity: ParityStats
 
 
 class Midpoint:
@@ -63,12 +65,12 @@ class Midpoint:
         texts = [ref.text for ref in shard.prompts]
         return self.processor.generate(texts, shard.responses_per_prompt, shard.response_seeds(MIDPOINT))
 
-    def scored(self, sequences: BatchedSequences) -> tuple[HeldMidpoint, ParityStats]:
-        """Return what is held of sampled responses, and their parity."""
+    def scored(self, sequences: BatchedSequences) -> HeldMidpoint:
+        """Return what is held of sampled responses."""
         group = sequences.shape[1]
         parts = list(self.processor.score_parts(sequences, with_grad=False, with_features=False))
         parity = parity_of(sequences, results_of(parts, group, with_grad=False, compute_rb=False))
-        return HeldMidpoint(replace(sequences, sample_logprobs=None), entropies_of(parts, group)), parity
+        return HeldMidpoint(replace(sequences, sample_logprobs=None), entropies_of(parts, group), parity)
 
     def parts(self, held: HeldMidpoint, baseline: ShardBaseline) -> PartSums:
         """Return the products of a shard's gradient with the update.
@@ -83,4 +85,5 @@ class Midpoint:
         self._along.clear()
         self._components.accumulate_sum_X(held.sequences, baseline, (), held.entropies)
         groups, group = held.sequences.shape
-        return PartSums(self._along.groups, np.array([float(groups * group)]), self._along.taken()[None])
+        product_SG = self._along.taken()[None]
+        return PartSums(self._along.groups, np.array([float(groups * group)]), product_SG, held.parity)

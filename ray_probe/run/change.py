@@ -19,6 +19,10 @@ class Figure(JsonObject):
 class ChangeFigure(Figure):
     """A part of the change of entropy, nats a response."""
 
+    value: float | None = None
+    """The estimate."""
+    se: float | None = None
+    """Its standard error for prompts like these, prompts as clusters; null for one prompt."""
     se_within: float | None = None
     """Standard error for these very prompts; null where responses of a prompt share baselines (columns of siblings)."""
     interval: tuple[float, float] | None = None

@@ -82,7 +82,7 @@ def test_the_mean_over_all_responses_is_the_gradient_along_the_update():
     expected = float(exact.gradient @ update_of(a, b))
     assert abs(expected) > 1e-2
     probability = dict(zip(exact.responses, exact.probabilities, strict=True))
-    uses = {use: halfway.scored(sampled([list(use)]))[0] for use in product(probability, repeat=GROUP)}
+    uses = {use: halfway.scored(sampled([list(use)])) for use in product(probability, repeat=GROUP)}
     for baseline in baselines():
         mean_G = np.zeros(len(along.groups))
         for use, held in uses.items():
@@ -102,7 +102,7 @@ def test_control_a_baseline_that_reads_the_own_responses_is_biased():
     for use in product(probability, repeat=GROUP):
         own = compared(pair, pack_sequences([PROMPT], [[*use, *use]])).record(np.array([0]), CAP)
         baseline = PublishedFit.empty(RULE, "toy").after_round(own).for_shard(None, ENTROPY)
-        held, _ = halfway.scored(sampled([list(use)]))
+        held = halfway.scored(sampled([list(use)]))
         mean += probability[use[0]] * probability[use[1]] * halfway.parts(held, baseline).product_SG.sum() / GROUP
     assert abs(mean - expected) > 1e-3 * abs(expected)
 
@@ -121,7 +121,7 @@ def test_the_groups_add_up_to_the_product_of_the_whole_gradient(architecture: st
         for parameter in b.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))  # norms and biases are equal as they are made
     halfway, along, middle = midpoint(a, b, tf_batch_size=2, top_p=1.0)
-    held, _ = halfway.scored(sampled([[(1, 2), (2, 0)], [(1, 1), (0,)]]))
+    held = halfway.scored(sampled([[(1, 2), (2, 0)], [(1, 1), (0,)]]))
     baseline = baselines()[0]
     found_G = halfway.parts(held, baseline).product_SG[0]
     plain = copy.deepcopy(middle)
@@ -141,7 +141,7 @@ def test_a_gradient_is_freed_as_soon_as_it_is_ready():
     """Only an untied head, which adds to its own gradient, is still there after backward."""
     a, b = (tiny_model("llama", VOCABULARY, seed).double() for seed in (0, 1))
     halfway, _, middle = midpoint(a, b, top_p=1.0)
-    held, _ = halfway.scored(sampled([[(1, 2), (2, 0)]]))
+    held = halfway.scored(sampled([[(1, 2), (2, 0)]]))
     halfway._components.accumulate_sum_X(held.sequences, baselines()[0], (), held.entropies)
     assert {name for name, parameter in middle.named_parameters() if parameter.grad is not None} <= {"lm_head.weight"}
 
