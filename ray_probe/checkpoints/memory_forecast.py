@@ -38,7 +38,9 @@ class MemoryDemand:
         held_a_position: part of `activations` that grows by each position.
         unknown: why `activations`, `logits` and `cache` are unknown and 0; empty if they are known.
         held_a_batch: part of `activations` that each micro-batch takes, however short it is.
-        in_turns: weights of the larger model of a comparison, which can hold one at a time; None: no comparison.
+        with_midpoint: a comparison measures parts, so it holds both models and their midpoint.
+        in_turns: weights of the larger model of a comparison, which can hold one at a time; None: it cannot, or there
+            is no comparison.
     """
 
     weights: int
@@ -49,6 +51,7 @@ class MemoryDemand:
     held_a_position: int
     unknown: str = ""
     held_a_batch: int = 0
+    with_midpoint: bool = False
     in_turns: int | None = None
 
     @property
@@ -168,7 +171,8 @@ def check_fits(demand: MemoryDemand, device_bytes: int, device_name: str) -> boo
     least = demand if demand.in_turns is None else demand.one_at_a_time
     if least.total <= device_bytes:
         return True
-    smaller = "set model.trainable: adapter (with model.adapter), " if demand.in_turns is None else ""
+    alone = "set model.trainable: adapter (with model.adapter), " if demand.in_turns is None else ""
+    smaller = "set compare.parts: false, " if demand.with_midpoint else alone
     raise ClusterError(
         f"memory: an actor needs {least.line()}, and {device_name} has {size(device_bytes)}; {smaller}"
         "lower generation.tf_batch_size or gen_batch_size, or use a larger device"

@@ -1,8 +1,7 @@
 """The rollout of a comparison: two policies, each samples half of a prompt's responses, and both score all of them.
 
-It takes no gradient of either, so it needs the memory of inference. In between the halves of its work it holds a few
-numbers a token (see `HeldComparison`). Where the parts of the update are asked for, it has a third policy too (see
-`ray_probe.rollout.midpoint`).
+It takes no gradient of either, so it needs the memory of inference. Between the halves of its work it holds a few
+numbers a token (see `HeldComparison`). For parts of the update there is a third policy, see `rollout.midpoint`.
 
 Shape suffixes: S the two policies (A, B), T tokens of one response, D columns, K targets.
 """
@@ -218,8 +217,8 @@ class Comparison:
         ended = [
             [int(sequences.tokens(b, g)[1][-1]) in self.eos_ids for g in range(group)] for b in range(groups)
         ]
-        kept = HeldComparison(record.without_prompts(), found, prompt_ids_P, ended, parity, held)
-        self._shards.held[shard.key] = kept
+        kept = record.without_prompts()
+        self._shards.held[shard.key] = HeldComparison(kept, found, prompt_ids_P, ended, parity, held)
         delivery = Delivery(
             self._policy_id, self._rule.features, shard.round, shard.index, record.pack(), self._made_on
         )

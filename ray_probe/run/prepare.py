@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from functools import reduce
 from pathlib import Path
@@ -77,10 +78,12 @@ def _memory(config: ProbeConfig, policies: Sequence[Checkpoint], longest_tokens:
     """Return what an actor needs with these policies, and with a midpoint."""
     wanted: list[tuple[Checkpoint, GradientUse]]
     wanted = [(one, "summed" if len(policies) == 1 else "none") for one in policies]
-    if config.compare.parts:
+    parts = config.compare.parts
+    if parts:
         wanted.append((policies[0], "multiplied"))
     demands = (estimate(config, one.directory, one.config, longest_tokens, one.adapter, use) for one, use in wanted)
-    return reduce(MemoryDemand.beside, demands)
+    demand = reduce(MemoryDemand.beside, demands)
+    return replace(demand, with_midpoint=True, in_turns=None) if parts else demand
 
 
 def _id_of(checkpoint: Checkpoint) -> CheckpointId:

@@ -107,6 +107,9 @@ def test_parts_need_one_architecture_and_the_memory_of_a_third_model(job, tmp_pa
     assert with_parts.memory.weights == 3 * without.memory.weights // 2
     assert 0 < with_parts.memory.gradients < prepare(job()).memory.gradients
     assert with_parts.memory.activations >= without.memory.activations
+    assert without.memory.in_turns is not None and with_parts.memory.in_turns is None
+    with pytest.raises(ClusterError, match=r"set compare\.parts: false, lower"):
+        check_fits(with_parts.memory, with_parts.memory.total - 1, "this device")
     other = save_checkpoint(tmp_path / "llama", tiny_llama(8, positions=CONTEXT), CHARACTERS)
     assert prepare(against(job(), other)).against is not None
     text = refused(against(job(), other, **asked))
