@@ -215,7 +215,7 @@ class OfflineEntropyProbe:
             self._tracker.note(f"round {outcome.round + 1}: beta could not be fitted; {fallback} replaces it")
 
     def _parities(self) -> list[ParityStats]:
-        """Return the parity of each policy: one, or two of a comparison and their midpoint."""
+        """Return the parity of each policy; a comparison has two and their midpoint."""
         worked = self._worked()
         if self._config.compare.against is None:
             return [sum((part.parity for part in worked), start=ParityStats.zero())]

@@ -179,7 +179,7 @@ def _by_prompt(rows: _Rows, total_P: Array, responses: float) -> tuple[PromptCha
 
 
 def _with_parts(change: Change, sums: PartSums, independent: bool) -> Change:
-    """Return a change with its parts by group of parameters, and the total less their sum."""
+    """Return a change with its parts by group of parameters and the remainder."""
     total = change.total
     if not sums.groups or total.value is None:
         return change
