@@ -8,7 +8,6 @@ from typing import NamedTuple
 from ray_probe.checkpoints.tokenizer.eos import Eos
 from ray_probe.config.loading import to_dict
 from ray_probe.config.schema import ProbeConfig
-from ray_probe.core.estimator.change import SIDES
 from ray_probe.core.estimator.parity import ParityStats, violation
 from ray_probe.core.estimator.records import position_bins
 from ray_probe.errors import ParityError
@@ -216,12 +215,13 @@ class OfflineEntropyProbe:
             self._tracker.note(f"round {outcome.round + 1}: beta could not be fitted; {fallback} replaces it")
 
     def _parities(self) -> list[ParityStats]:
-        """Return the parity of the policy, or of each policy of a comparison."""
+        """Return the parity of each policy; a comparison has two and their midpoint."""
         worked = self._worked()
         if self._config.compare.against is None:
             return [sum((part.parity for part in worked), start=ParityStats.zero())]
         changes = [part.change for part in worked if part.change is not None]
-        return [sum((one.parity[side] for one in changes), start=ParityStats.zero()) for side in range(len(SIDES))]
+        by_policy = zip(*((*one.parity, one.parts.parity) for one in changes), strict=True)
+        return [sum(parities, start=ParityStats.zero()) for parities in by_policy]
 
     def _check_parity(self) -> None:
         dtype, tolerance = self._config.model.dtype, self._config.generation.parity_tolerance

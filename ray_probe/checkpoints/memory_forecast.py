@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import astuple, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from ray_probe.checkpoints.decoder_shape import DecoderShape
 from ray_probe.checkpoints.files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, read_json
@@ -19,6 +19,8 @@ from ray_probe.core.chunks import CHUNK_ELEMENTS
 from ray_probe.errors import ClusterError
 
 BUFFERS = 2  # of gradients: `.grad` of the current shard, and the sum
+GradientUse = Literal["summed", "multiplied", "none"]
+"""Whether a policy's gradient is summed, multiplied and freed parameter by parameter, or not taken."""
 WIDTH = {"float32": 4, "bfloat16": 2, "float64": 8}  # bytes of an element by model.dtype
 CHUNK_BYTES = 32  # of the tables of a chunk (values, indices, masses), for each of its logits
 
@@ -36,7 +38,9 @@ class MemoryDemand:
         held_a_position: part of `activations` that grows by each position.
         unknown: why `activations`, `logits` and `cache` are unknown and 0; empty if they are known.
         held_a_batch: part of `activations` that each micro-batch takes, however short it is.
-        in_turns: weights of the larger model of a comparison, which can hold one at a time; None: no comparison.
+        with_midpoint: a comparison measures parts, so it holds both models and their midpoint.
+        in_turns: weights of the larger model of a comparison, which can hold one at a time; None: it cannot, or there
+            is no comparison.
     """
 
     weights: int
@@ -47,6 +51,7 @@ class MemoryDemand:
     held_a_position: int
     unknown: str = ""
     held_a_batch: int = 0
+    with_midpoint: bool = False
     in_turns: int | None = None
 
     @property
@@ -98,7 +103,7 @@ def size(number: float) -> str:
 
 def estimate(
     config: ProbeConfig, directory: Path, model_config: Any, longest_prompt: int, adapter: Path | None = None,
-    with_gradient: bool = True,
+    gradient: GradientUse = "summed",
 ) -> MemoryDemand:  # fmt: skip
     """Forecast what an actor of this run needs.
 
@@ -108,7 +113,7 @@ def estimate(
         model_config: its transformers configuration; where that hides the shape, only weights and gradients are known.
         longest_prompt: of the run, in tokens.
         adapter: directory of the adapter on it, or None.
-        with_gradient: false for a comparison, which keeps no graph.
+        gradient: what becomes of the gradient; the two policies of a comparison take none and keep no graph.
 
     Raises:
         CheckpointError: the headers cannot be read.
@@ -118,9 +123,8 @@ def estimate(
     added = {} if adapter is None else file_headers(adapter, adapter / ADAPTER_WEIGHTS, "model.adapter")
     own = _sizes(added)
     copies = 0 if adapter is None else _expert_copies(adapter, added) * width
-    trainable = _trainable(config.model.trainable, base, own)
     weights = sum(base.values()) * width + sum(own.values()) * max(4, width)
-    gradients = BUFFERS * max(4, width) * trainable if with_gradient else 0
+    gradients = BUFFERS * max(4, width) * _buffered(gradient, config.model.trainable, base, own)
     try:
         shape = DecoderShape.of(model_config)
     except Exception as error:  # configuration classes raise any type for a missing field
@@ -129,7 +133,7 @@ def estimate(
     generation = config.generation
     positions = longest_prompt + generation.max_new_tokens
     micro_batch = min(generation.tf_batch_size * positions, max(generation.tf_batch_tokens, positions))
-    recomputed = config.estimator.activation_checkpointing or not with_gradient  # without graph at most that much
+    recomputed = config.estimator.activation_checkpointing or gradient == "none"  # without graph at most that much
     by_layer = shape.activation_bytes(width)
     held = shape.hidden * len(shape.layers) * width if recomputed else sum(by_layer)
     recomputing = max(by_layer) if recomputed else 0
@@ -167,7 +171,8 @@ def check_fits(demand: MemoryDemand, device_bytes: int, device_name: str) -> boo
     least = demand if demand.in_turns is None else demand.one_at_a_time
     if least.total <= device_bytes:
         return True
-    smaller = "set model.trainable: adapter (with model.adapter), " if demand.in_turns is None else ""
+    alone = "set model.trainable: adapter (with model.adapter), " if demand.in_turns is None else ""
+    smaller = "set compare.parts: false, " if demand.with_midpoint else alone
     raise ClusterError(
         f"memory: an actor needs {least.line()}, and {device_name} has {size(device_bytes)}; {smaller}"
         "lower generation.tf_batch_size or gen_batch_size, or use a larger device"
@@ -190,6 +195,13 @@ def _expert_copies(adapter: Path, headers: Mapping[str, TensorHeader]) -> int:
         experts = max(1, down.shape[0] // int(settings["r"]))
         total += experts * down.shape[1] * up.shape[0]
     return total
+
+
+def _buffered(gradient: GradientUse, trainable: str, base: Mapping[str, int], own: Mapping[str, int]) -> int:
+    """Count the elements of a gradient that are held at once."""
+    if gradient == "multiplied":  # the current parameter's, and the head's
+        return max(base.values(), default=0)
+    return _trainable(trainable, base, own) if gradient == "summed" else 0
 
 
 def _trainable(trainable: str, base: Mapping[str, int], own: Mapping[str, int]) -> int:

@@ -4,6 +4,7 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
+from ray_probe.config.comparison_checks import check_comparison
 from ray_probe.config.field_types import (
     Address,
     Count,
@@ -231,6 +232,9 @@ class CompareConfig(_Section):
     """PEFT adapter directory of A; null: none."""
     side: Literal[0, 1] = 0
     """Side of A in the seeds of responses; 1 at odd places of a chain, so that both neighbours share its responses."""
+    parts: bool = False
+    """Also tell the parts of the change by group of parameters: to first order at (A + B) / 2, a third policy in memory
+    with as many responses of its own. Needs full weights of one architecture."""
 
 
 class OutputConfig(_Section):
@@ -268,24 +272,7 @@ class ProbeConfig(_Section):
 
     @model_validator(mode="after")
     def _fits_what_is_measured(self) -> "ProbeConfig":
-        target, group = self.batch.target_error, self.batch.responses_per_prompt
-        if self.compare.against is None:
-            if self.compare.adapter is not None:
-                remedy = "need compare.against, its base model"
-                raise refusal(remedy, field="compare.adapter", value=self.compare.adapter)
-            if target is not None and target.of == "change":
-                raise refusal("need compare.against", field="batch.target_error.of", value=target.of)
-            return self
-        if group < 4 or group % 2:
-            remedy = "a comparison needs an even number, 4 or more: half of the responses come from each checkpoint"
-            raise refusal(remedy, field="batch.responses_per_prompt", value=group)
-        if target is not None and target.of == "gradient":
-            raise refusal("a comparison takes no gradient: use change", field="batch.target_error.of", value=target.of)
-        if self.estimator.x_estimator_mode != "rb_residual":
-            remedy = "a comparison needs rb_residual, the exact entropy of each step"
-            raise refusal(remedy, field="estimator.x_estimator_mode", value=self.estimator.x_estimator_mode)
-        if self.output.save_gradient:
-            raise refusal("a comparison takes no gradient: use false", field="output.save_gradient", value=True)
+        check_comparison(self)
         return self
 
     @property
@@ -295,5 +282,3 @@ class ProbeConfig(_Section):
         if features == "recommended":
             return recommended(self.batch.responses_per_prompt)
         return LOGIT_COLUMNS if features == "logits" else tuple(features)
-
-

@@ -12,11 +12,14 @@ from ray_probe.checkpoints.tokenizer.eos import resolve_eos, token_text
 from ray_probe.checkpoints.tokenizer.load import open_tokenizer
 from ray_probe.checkpoints.tokenizer.token_ids import check_token_ids
 from ray_probe.config import ProbeConfig
+from ray_probe.gradient.along_update import GradientAlongUpdate
 from ray_probe.gradient.shard_sum import GradientSum
 from ray_probe.model.activation_checkpointing import set_recompute
 from ray_probe.model.gradient_reach import refuse_unreached
+from ray_probe.model.midpoint import midpoint_of
 from ray_probe.probe_components import ProbeComponents
 from ray_probe.rollout.comparison import Comparison, InTurns
+from ray_probe.rollout.midpoint import Midpoint
 from ray_probe.rollout.rollout import Rollout
 from ray_probe.run.prepared import baseline_rule
 from ray_probe.sequence_processor import SequenceProcessor
@@ -64,6 +67,7 @@ class RolloutBuilder:
 
     def __init__(self) -> None:
         self._own, self._against = PolicySlot(), PolicySlot()
+        self._middle: Any = None
 
     @property
     def way(self) -> Literal["loaded", "swapped"]:
@@ -97,6 +101,7 @@ class RolloutBuilder:
             ConfigError: `model.trainable` selects no parameter, or one that text cannot reach.
         """
         self._against.empty()
+        self._free_middle()
         model = self._own.bring_in(directory, adapter, config.model.dtype, device)
         set_recompute(model, config.estimator.activation_checkpointing)
         processor, rule = _processor(config, model, directory, adapter, on_progress), baseline_rule(config)
@@ -123,8 +128,13 @@ class RolloutBuilder:
             device: `cpu` or `cuda`.
             on_progress: receives numbers of tokens done.
             in_turns: hold one model at a time, and load the other where it is needed: the same bits, in half the
-                memory, with two loads a shard.
+                memory, with two loads a shard. Not with `compare.parts`, which needs both and their midpoint.
+
+        Raises:
+            ConfigError: `compare.parts` is set and the models differ in more than the values of their weights.
         """
+        assert not (in_turns and config.compare.parts), "parts need both models and their midpoint"
+        self._free_middle()
         slots = (self._own if in_turns else self._against, self._own)
         if in_turns:
             self._against.empty()
@@ -141,7 +151,20 @@ class RolloutBuilder:
         a, b = bring_in(0), bring_in(1)
         adapted = any(adapter is not None for _, adapter in places)
         moved = None if adapted else moved_share(a.model, b.model)
-        return Comparison((a, b), rule, policy_id, made, moved, config.compare.side)
+        midpoint = self._midpoint(config, a.model, b.model, places[0][0], on_progress) if config.compare.parts else None
+        return Comparison((a, b), rule, policy_id, made, moved, config.compare.side, midpoint)
+
+    def _midpoint(self, config: ProbeConfig, a: Any, b: Any, directory: Path, on_progress: OnProgress) -> Midpoint:
+        """Build the policy between two models; `directory` holds its tokenizer."""
+        self._middle = midpoint_of(a, b)
+        set_recompute(self._middle, config.estimator.activation_checkpointing)
+        along = GradientAlongUpdate(self._middle, a, b)
+        return Midpoint(_processor(config, self._middle, directory, None, on_progress), along)
+
+    def _free_middle(self) -> None:
+        middle, self._middle = self._middle, None
+        if middle is not None:
+            release(middle)
 
 
 def _processor(

@@ -1,7 +1,7 @@
 """The rollout of a comparison: two policies, each samples half of a prompt's responses, and both score all of them.
 
-It takes no gradient, so it needs the memory of inference. In between the halves of its work it holds a few numbers a
-token (see `HeldComparison`).
+It takes no gradient of either, so it needs the memory of inference. Between the halves of its work it holds a few
+numbers a token (see `HeldComparison`). For parts of the update there is a third policy, see `rollout.midpoint`.
 
 Shape suffixes: S the two policies (A, B), T tokens of one response, D columns, K targets.
 """
@@ -26,6 +26,7 @@ from ray_probe.gradient.layout import ParameterLayout
 from ray_probe.gradient.shard_sum import Vector
 from ray_probe.model.micro_batches import results_of, to_float64
 from ray_probe.model.sequences import BatchedSequences, LogprobResults, pack_sequences
+from ray_probe.rollout.midpoint import HeldMidpoint, Midpoint
 from ray_probe.rollout.shard_record import record_of_responses
 from ray_probe.rollout.shards import GroupShards
 from ray_probe.run.messages import Collected, Delivery, GradientReport, Receipt, ShardSums, SumsX
@@ -134,6 +135,7 @@ class HeldComparison:
         prompt_ids_P: index of each prompt in the file.
         ended: whether each response ended at an EOS token [b][g].
         parity: of each policy.
+        midpoint: its responses, where parts are measured.
     """
 
     record: Record
@@ -141,6 +143,7 @@ class HeldComparison:
     prompt_ids_P: npt.NDArray[np.int64]
     ended: list[list[bool]]
     parity: tuple[ParityStats, ParityStats]
+    midpoint: HeldMidpoint | None = None
 
 
 class Comparison:
@@ -155,6 +158,7 @@ class Comparison:
         made_on: identifies the device in records.
         moved_share: share of the parameters that differ; None: not compared.
         side: of A in the seeds of responses.
+        midpoint: measures the parts of the update; None: they are not measured.
 
     Attributes:
         eos_ids: ids that end a response.
@@ -168,14 +172,16 @@ class Comparison:
 
     def __init__(
         self, processors: Policies, rule: BaselineRule, policy_id: str, made_on: str,
-        moved_share: float | None = None, side: int = 0,
+        moved_share: float | None = None, side: int = 0, midpoint: Midpoint | None = None,
     ) -> None:  # fmt: skip
         self.processors = processors
+        self._midpoint = midpoint
         self.moved_share = moved_share
         self.most_held = sys.maxsize
         first = processors[0]
         self.eos_ids, self._rows = first.eos_ids, first.rows
-        found = [first.forward, processors[1].forward]
+        third = [] if midpoint is None else [midpoint.processor.forward]
+        found = [first.forward, processors[1].forward, *third]
         self.why_no_head = next(filter(None, (one.why_no_head for one in found)), "")
         self.takes_padding = all(one.takes_padding for one in found)
         self.cache_gap = max(one.cache_gap for one in found)
@@ -198,23 +204,28 @@ class Comparison:
         """
         started = time.monotonic()
         sequences = self._sampled(shard)
+        halfway = None if self._midpoint is None else self._midpoint.sampled(shard)
         generated = time.monotonic()
         found = compared(self.processors, sequences)
         assert sequences.sample_logprobs is not None
         parity = _parity(found, sequences.sample_logprobs)
+        held, whole = None, parity[0] + parity[1]
+        if self._midpoint is not None and halfway is not None:
+            held = self._midpoint.scored(halfway)
+            whole += held.parity
         prompt_ids_P = np.array([ref.index for ref in shard.prompts], np.int64)
         record = found.record(prompt_ids_P, self._rule.cap)
         groups, group = sequences.shape
         ended = [
             [int(sequences.tokens(b, g)[1][-1]) in self.eos_ids for g in range(group)] for b in range(groups)
         ]
-        self._shards.held[shard.key] = HeldComparison(record.without_prompts(), found, prompt_ids_P, ended, parity)
+        kept = record.without_prompts()
+        self._shards.held[shard.key] = HeldComparison(kept, found, prompt_ids_P, ended, parity, held)
         delivery = Delivery(
             self._policy_id, self._rule.features, shard.round, shard.index, record.pack(), self._made_on
         )
         finished = time.monotonic()
-        both = parity[0] + parity[1]
-        return Collected(delivery, both, record.tokens, generated - started, finished - generated)
+        return Collected(delivery, whole, record.tokens, generated - started, finished - generated)
 
     def _sampled(self, shard: Shard) -> BatchedSequences:
         """Returns the responses of both policies; A's come first in each group."""
@@ -268,6 +279,8 @@ class Comparison:
                 change.truncated_2[response.side] += not ended
                 mu_hats.append(mu_hat_TK)
             change.add_use(prompt, group, mu_hats, cap)
+        if self._midpoint is not None and held.midpoint is not None:
+            change.parts = self._midpoint.parts(held.midpoint, baselines[ENTROPY])
         sums.change = change
         return sums
 

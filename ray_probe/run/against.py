@@ -1,13 +1,15 @@
 """The checkpoint A of a comparison: inspected, and over the same tokens and prompts as B."""
 
+import json
 from datetime import datetime
 
 from ray_probe.checkpoints.inspection import Checkpoint, inspect_checkpoint
+from ray_probe.checkpoints.swap import Architecture
 from ray_probe.config.schema import ModelConfig, ProbeConfig
 from ray_probe.data.chat_template import ChatTemplate
 from ray_probe.data.prompts import PromptSet, load_prompts
 from ray_probe.data.tokenization import encode_prompts
-from ray_probe.errors import ConfigError, InputError, bad_value
+from ray_probe.errors import ConfigError, InputError, bad_value, some
 
 FIELDS = {"model.path": "compare.against", "model.adapter": "compare.adapter"}
 CHECKED = 1_000
@@ -78,6 +80,29 @@ def check_same_tokens(config: ProbeConfig, a: Checkpoint, b: Checkpoint, prompts
             place = next(index for index, (one, other) in enumerate(zip(ours, others, strict=True)) if one != other)
             where = prompts.where(start + place)
             raise _refused(config, f"its chat template or tokenizer makes another prompt of {where}")
+
+
+def check_same_architecture(config: ProbeConfig, a: Checkpoint, b: Checkpoint) -> None:
+    """Refuse checkpoints that have no midpoint, where `compare.parts` asks for one.
+
+    Args:
+        config: of the run.
+        a: the checkpoint of `compare.against`.
+        b: the checkpoint of `model`.
+
+    Raises:
+        ConfigError: their config.json differ, one line.
+    """
+    if not config.compare.parts:
+        return
+    here, there = (
+        json.loads(Architecture.of(one.directory, None, config.model.dtype, "cpu").config) for one in (b, a)
+    )
+    differ = sorted(key for key in here.keys() | there.keys() if here.get(key) != there.get(key))
+    if differ:
+        what = f"config.json of compare.against and of model.path differ in {some(differ)}"
+        remedy = "parts need checkpoints of one architecture; compare such checkpoints, or set it to false"
+        raise ConfigError(bad_value("compare.parts", True, f"{what}; {remedy}"))
 
 
 def _refused(config: ProbeConfig, why: str) -> ConfigError:

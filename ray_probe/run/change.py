@@ -19,6 +19,10 @@ class Figure(JsonObject):
 class ChangeFigure(Figure):
     """A part of the change of entropy, nats a response."""
 
+    value: float | None = None
+    """The estimate."""
+    se: float | None = None
+    """Its standard error for prompts like these, prompts as clusters; null for one prompt."""
     se_within: float | None = None
     """Standard error for these very prompts; null where responses of a prompt share baselines (columns of siblings)."""
     interval: tuple[float, float] | None = None
@@ -96,6 +100,18 @@ class PromptChange(JsonObject):
 
 
 @dataclass(frozen=True)
+class PartChange(JsonObject):
+    """The part that a group of parameters makes, to first order at (A + B) / 2."""
+
+    group: str = ""
+    """Parameters of the group: embedding, head, norms, or a layer's q, k, v, o, qkv, mlp or norms."""
+    value: float | None = None
+    """Nats a response: the gradient at (A + B) / 2 times B - A, over these parameters."""
+    se: float | None = None
+    """Its standard error, shards as clusters; null below 8 shards, or where they share prompts."""
+
+
+@dataclass(frozen=True)
 class Change(JsonObject):
     """The change of the entropy of responses from checkpoint A to checkpoint B."""
 
@@ -133,3 +149,9 @@ class Change(JsonObject):
     """By the token's entropy, the mean of both policies: no choice, then fifths of the other tokens."""
     prompts: tuple[PromptChange, ...] = ()
     """The ten largest parts each way, and the rest."""
+    parts: tuple[PartChange, ...] = ()
+    """By group of parameters, where `compare.parts` is set; with the remainder they add up to the total."""
+    remainder: Figure = field(default_factory=Figure)
+    """The total less its parts: what first order leaves out; for `top_p < 1` also tokens that enter or leave a nucleus.
+
+    Its error takes both as independent, which is too large rather than too small: they share prompts."""

@@ -1,16 +1,18 @@
 """Builds the section `change` of a result from its sums.
 
-Shape suffixes: F columns of a prompt's row, P prompts, C cells.
+Shape suffixes: F columns of a prompt's row, P prompts, C cells, S shards, G groups of parameters.
 """
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
 from ray_probe.core.arrays import Array
 from ray_probe.core.estimator.change_sums import ROW, WITHIN, ChangeSums, cell_width, position_edges
 from ray_probe.core.estimator.intervals import NORMAL_PROMPTS, interval
+from ray_probe.core.estimator.part_sums import PartSums
 from ray_probe.core.estimator.variance import clustered_ratio
 from ray_probe.run.change import (
     AtBoth,
@@ -20,6 +22,7 @@ from ray_probe.run.change import (
     Divergence,
     Figure,
     OutsideShares,
+    PartChange,
     PromptChange,
     Shares,
 )
@@ -65,8 +68,9 @@ class PromptRows:
 
 
 def change_estimate(
-    sums: ChangeSums, cap: int, shares_baselines: bool, moved_share: float | None = None
-) -> Change:
+    sums: ChangeSums, cap: int, shares_baselines: bool, moved_share: float | None = None,
+    independent_shards: bool = False,
+) -> Change:  # fmt: skip
     """Return what a comparison found.
 
     Args:
@@ -74,6 +78,7 @@ def change_estimate(
         cap: max_new_tokens.
         shares_baselines: the baseline has columns of siblings, so responses of a prompt depend on each other.
         moved_share: share of the parameters that differ; None: not compared.
+        independent_shards: shards are enough, and share no prompt, so parts have errors.
     """
     rows = PromptRows(sums)
     responses, clusters = float(rows.responses_P.sum()), len(rows.ids)
@@ -90,7 +95,7 @@ def change_estimate(
     halves, bins = np.full(2, responses / 2.0), len(sums.position_tokens_B)
     (ab, ba), infinite = sums.log_ratio_4[:2] / halves, sums.log_ratio_4[2:]
     outside = sums.impossible_2 / sums.tokens_2
-    return Change(
+    found = Change(
         total=part(total_P, "total", shares_baselines),
         pathwise=part(rows["pathwise"], "pathwise", shared=False),
         visitation=part(rows["visitation"], "visitation", shares_baselines),
@@ -109,6 +114,7 @@ def change_estimate(
         token_entropy=_by_entropy(rows, sums, len(ROW) + bins),
         prompts=_by_prompt(rows, total_P, responses),
     )
+    return _with_parts(found, sums.parts, independent_shards)
 
 
 def _sample_share(sums: ChangeSums, responses: float) -> float:
@@ -177,6 +183,20 @@ def _by_prompt(rows: PromptRows, total_P: Array, responses: float) -> tuple[Prom
     if rest:
         found.append(PromptChange(None, int(rows.responses_P[rest].sum()), float(total_P[rest].sum()) / responses))
     return tuple(found)
+
+
+def _with_parts(change: Change, sums: PartSums, independent: bool) -> Change:
+    """Return a change with its parts by group of parameters and the remainder."""
+    total = change.total
+    if not sums.groups or total.value is None:
+        return change
+    values_GS = np.vstack([sums.product_SG.T, sums.product_SG.sum(axis=1)])
+    found, errors = clustered_ratio(values_GS, np.broadcast_to(sums.responses_S, values_GS.shape))
+    se = [_finite(float(error)) if independent else None for error in errors]
+    figures = [Figure(float(value), error) for value, error in zip(found, se, strict=True)]
+    parts = tuple(PartChange(group, one.value, one.se) for group, one in zip(sums.groups, figures[:-1], strict=True))
+    error = None if se[-1] is None or total.se is None else math.hypot(total.se, se[-1])
+    return replace(change, parts=parts, remainder=Figure(total.value - float(found[-1]), error))
 
 
 def _finite(value: float) -> float | None:

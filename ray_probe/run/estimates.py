@@ -176,11 +176,13 @@ def build_result(
             **seconds, tokens_per_second=totals.tokens / seconds["seconds"] if seconds["seconds"] else None
         ),
         eos=eos,
-        change=_change(config, totals, moved_share),
+        change=_change(config, totals, moved_share, independent),
     )  # fmt: skip
 
 
-def _change(config: Mapping[str, Any], totals: Totals, moved_share: float | None) -> Change | None:
+def _change(
+    config: Mapping[str, Any], totals: Totals, moved_share: float | None, independent_shards: bool
+) -> Change | None:
     """Return what a comparison found; None for a gradient."""
     if totals.change is None:
         return None
@@ -188,7 +190,8 @@ def _change(config: Mapping[str, Any], totals: Totals, moved_share: float | None
     shared = config["estimator"]["baseline"]["mode"] == "regression" and any(
         COLUMNS[name].reads == "siblings" for name in columns
     )
-    return change_estimate(totals.change, config["generation"]["max_new_tokens"], shared, moved_share)
+    cap = config["generation"]["max_new_tokens"]
+    return change_estimate(totals.change, cap, shared, moved_share, independent_shards)
 
 
 def write_kept_result(path: Path) -> None:

@@ -46,7 +46,8 @@ def choose_pass(config: ProbeConfig, memory: MemoryDemand, longest_prompt: int, 
     """
     estimator, batch = config.estimator, config.batch
     if config.compare.against is not None:
-        return Pass("two", 0, "a comparison scores each response once under each checkpoint, without gradient")
+        also = "; the midpoint's own once more with gradient" if config.compare.parts else ""
+        return Pass("two", 0, f"a comparison scores each response once under each checkpoint, without gradient{also}")
     room = held_room(config, memory, spare_bytes)
     if memory.unknown and estimator.pass_ == "auto":
         return Pass("two", 0, memory.unknown)

@@ -50,15 +50,16 @@ class Shard:
         return shard_label(self.round, self.index)
 
     def response_seeds(self, side: int | None = None) -> list[list[tuple[int, ...]]]:
-        """Return the seed of each response [B][G], or of each of one policy's half of them [B][G / 2].
+        """Return the seed of each response [B][G], or of each of one side's half of them [B][G / 2].
 
         A seed is (run seed, pass over the file, index in the file, replicate), and in a comparison the side.
 
         Args:
-            side: 0 or 1, the policy of a comparison; None: a run of one policy.
+            side: of a comparison, 0 or 1 for a policy with half of the responses, 2 for the midpoint with G of its
+                own; None: a run of one policy.
         """
         own = () if side is None else (side,)
-        count = self.responses_per_prompt // (1 if side is None else 2)
+        count = self.responses_per_prompt // (2 if side in (0, 1) else 1)
         return [
             [(self.seed, ref.pass_number, ref.index, replicate, *own) for replicate in range(count)]
             for ref in self.prompts

@@ -3,12 +3,14 @@
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
 from ray_probe.checkpoints.inspection import Checkpoint, inspect_checkpoint
-from ray_probe.checkpoints.memory_forecast import estimate
+from ray_probe.checkpoints.memory_forecast import GradientUse, MemoryDemand, estimate
 from ray_probe.checkpoints.tokenizer.eos import Eos
 from ray_probe.config import ProbeConfig
 from ray_probe.data.chat_template import ChatTemplate
@@ -16,7 +18,7 @@ from ray_probe.data.prompts import PromptSet, absolute_source, load_prompts
 from ray_probe.data.tokenization import appended_eos, begins_with_two_bos, encode_prompts
 from ray_probe.errors import ConfigError, PromptsError, bad_value
 from ray_probe.model.context_length import limit_of, rope_switch
-from ray_probe.run.against import check_same_tokens, inspect_against
+from ray_probe.run.against import check_same_architecture, check_same_tokens, inspect_against
 from ray_probe.run.plan import Plan
 from ray_probe.run.prepared import CheckpointId, PreparedRun, PromptFacts
 from ray_probe.run.stopping import FIRST_PROMPTS
@@ -45,6 +47,7 @@ def prepare(
     render = ChatTemplate(checkpoint.tokenizer, created) if data.chat_template else None
     prompts = load_prompts(data.prompts, data.field, render, config.model.local_files_only, data.id_field)
     if against is not None:
+        check_same_architecture(config, against, checkpoint)
         check_same_tokens(config, against, checkpoint, prompts, created)
     usable, facts = _usable(config, checkpoint, prompts, eos)
     if against is not None and _usable(config, against, prompts, eos)[0] != usable:
@@ -58,10 +61,6 @@ def prepare(
         remedy = f"batch.target_error needs at least {FIRST_PROMPTS} prompts; add prompts, or leave it out"
         raise PromptsError(bad_value("data.prompts", len(usable), remedy))
     policies = [checkpoint] if against is None else [checkpoint, against]
-    demands = [
-        estimate(config, one.directory, one.config, facts.longest_tokens, one.adapter, with_gradient=against is None)
-        for one in policies
-    ]
     return PreparedRun(
         _absolute(config, checkpoint, against),
         _id_of(checkpoint),
@@ -69,10 +68,22 @@ def prepare(
         plan,
         _policy_id(config, policies, eos),
         created,
-        demands[0] if against is None else demands[0].beside(demands[1]),
+        _memory(config, policies, facts.longest_tokens),
         eos,
         None if against is None else _id_of(against),
     )
+
+
+def _memory(config: ProbeConfig, policies: Sequence[Checkpoint], longest_tokens: int) -> MemoryDemand:
+    """Return what an actor needs with these policies, and with a midpoint."""
+    wanted: list[tuple[Checkpoint, GradientUse]]
+    wanted = [(one, "summed" if len(policies) == 1 else "none") for one in policies]
+    parts = config.compare.parts
+    if parts:
+        wanted.append((policies[0], "multiplied"))
+    demands = (estimate(config, one.directory, one.config, longest_tokens, one.adapter, use) for one, use in wanted)
+    demand = reduce(MemoryDemand.beside, demands)
+    return replace(demand, with_midpoint=True, in_turns=None) if parts else demand
 
 
 def _id_of(checkpoint: Checkpoint) -> CheckpointId:

@@ -22,6 +22,8 @@ from ray_probe.core.arrays import Array
 from ray_probe.core.estimator.targets import future_sum
 
 SIDES = ("a", "b")
+MIDPOINT = len(SIDES)
+"""The side of the policy halfway between both, in seeds."""
 ENTROPY, LENGTH = 0, 1
 """The targets of a comparison's baseline: the mean entropy to come, and the tokens to come."""
 

@@ -14,6 +14,7 @@ import numpy as np
 from ray_probe.core.arrays import Array
 from ray_probe.core.estimator.change import ENTROPY, LENGTH, SIDES, ComparedResponse
 from ray_probe.core.estimator.parity import ParityStats
+from ray_probe.core.estimator.part_sums import PartSums
 
 ROW = ("responses", "pathwise", "visitation", "length", "entropy_a", "entropy_b", "tokens_a", "tokens_b")
 """Columns of a prompt's row; the changes by position and by the token's entropy follow, nats."""
@@ -66,6 +67,7 @@ class ChangeSums:
         position_tokens_B: tokens by position bin.
         cell_tokens_C: tokens by cell.
         parity: log q when sampled against log q when scored, of each policy.
+        parts: products of the midpoint's gradient with the update; empty where they are not measured.
     """
 
     vocabulary: int
@@ -80,6 +82,7 @@ class ChangeSums:
     position_tokens_B: Array = field(default_factory=lambda: np.zeros(0))
     cell_tokens_C: Array = field(default_factory=lambda: np.zeros(CELLS))
     parity: tuple[ParityStats, ParityStats] = field(default_factory=lambda: (ParityStats.zero(), ParityStats.zero()))
+    parts: PartSums = field(default_factory=PartSums)
 
     def to_json(self) -> dict[str, object]:
         """Return the sums in plain JSON types; -inf is None."""
@@ -88,7 +91,7 @@ class ChangeSums:
         rows = {str(prompt): row_F.tolist() for prompt, row_F in self.rows.items()}
         parity = [part.to_json() for part in self.parity]
         scalars = {"vocabulary": self.vocabulary, "js": self.js, "log_weight_2": weights}
-        return {"rows": rows, "parity": parity, **scalars, **vectors}
+        return {"rows": rows, "parity": parity, "parts": self.parts.to_json(), **scalars, **vectors}
 
     @classmethod
     def from_json(cls, raw: Mapping[str, Any]) -> Self:
@@ -100,6 +103,7 @@ class ChangeSums:
             js=raw["js"],
             log_weight_2=np.array([-np.inf if value is None else value for value in raw["log_weight_2"]]),
             parity=(a, b),
+            parts=PartSums.from_json(raw["parts"]),
             **{name: np.array(raw[name], np.float64) for name in VECTORS},
         )
 
@@ -125,6 +129,7 @@ class ChangeSums:
             self.position_tokens_B + other.position_tokens_B,
             self.cell_tokens_C + other.cell_tokens_C,
             (self.parity[0] + other.parity[0], self.parity[1] + other.parity[1]),
+            self.parts + other.parts,
         )
 
     def add_use(

@@ -214,6 +214,7 @@ def test_the_defaults_are_those_of_the_specification():
                       "activation_checkpointing": False, "baseline": {
             "mode": "regression", "fit": "leave_one_out", "ridge_lambda": 1e-3, "features": "recommended",
             "ema_decay": 0.9}},
+        "compare": {"against": None, "adapter": None, "parts": False},
         "cluster": {"address": None, "namespace": "ray_probe", "actors": 2, "max_actors": 4, "gpus_per_actor": 0,
                     "cpus_per_actor": 1, "resources": {}, "runtime_env": {}},
         "output": {"dir": "runs", "name": None, "save_gradient": False, "commit_rounds": 1},
@@ -322,7 +323,7 @@ def test_a_target_error_is_taken(good):
         ({"of": "entropy", "nats": 1.0, "relative": 1.0}, {}, "relative: got 1.0; set relative or nats"),
         ({"of": "gradient", "nats": 1.0}, {}, "batch.target_error.nats: got 1.0; need relative"),
         ({"of": "entropy", "nats": -1.0}, {}, "batch.target_error.nats: got -1.0; need null or a finite number > 0"),
-        ({"of": "norm", "relative": 1.0}, {}, "batch.target_error.of: got 'norm'; need 'gradient' or 'entropy'"),
+        ({"of": "norm", "relative": 1.0}, {}, "batch.target_error.of: got 'norm'; need 'gradient', 'entropy' or"),
         ({"off": "entropy"}, {}, "did you mean 'batch.target_error.of'?"),
         (0.1, {}, "batch.target_error: got 0.1; need a mapping with keys from of, relative, nats"),
         ({"of": "entropy", "nats": 1.0}, {"rounds": 4}, "batch.rounds: got 4; need null"),

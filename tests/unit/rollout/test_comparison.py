@@ -39,6 +39,10 @@ def config_of(a: Path, b: Path, group: int = 4, **sections: dict[str, object]) -
     return config.model_copy(update={"batch": batch, "compare": compare})
 
 
+def asking_for_parts(config: ProbeConfig) -> ProbeConfig:
+    return config.model_copy(update={"compare": config.compare.model_copy(update={"parts": True})})
+
+
 def comparison_of(config: ProbeConfig) -> Comparison:
     places = [(Path(str(config.compare.against)), None), (Path(config.model.path), None)]
     return RolloutBuilder().compare(config, places, POLICY)
@@ -201,6 +205,40 @@ def test_a_resumed_comparison_has_the_result_of_one_that_ran_through(checkpoints
     assert len(TEXTS) == whole.change.clusters
 
 
+def test_a_run_with_parts_says_what_one_without_says_and_which_part_did_it(
+    checkpoints: tuple[Path, Path], tmp_path: Path
+):
+    plain = config_of(*checkpoints)
+    config = asking_for_parts(plain)
+    without, comparison = run(plain, tmp_path / "plain", comparison_of(plain)), comparison_of(config)
+    before = [copy.deepcopy(one.model.state_dict()) for one in comparison.processors]
+    with_parts = run(config, tmp_path / "parts", comparison)
+    for one, earlier in zip(comparison.processors, before, strict=True):
+        assert all(torch.equal(tensor, earlier[name]) for name, tensor in one.model.state_dict().items())
+        assert all(parameter.grad is None for parameter in one.model.parameters())
+    assert without.change is not None and with_parts.change is not None
+    assert not without.change.parts and without.change.total == with_parts.change.total
+    parts, remainder = with_parts.change.parts, with_parts.change.remainder
+    assert [part.group for part in parts][:2] == ["embedding", "layer 0 q"] and parts[-1].group == "head"
+    values = [part.value for part in parts if part.value is not None]
+    assert len(values) == len(parts) and remainder.value is not None
+    assert sum(values) + remainder.value == pytest.approx(with_parts.change.total.value)
+    assert with_parts.parity.mean_gap is not None and with_parts.counts.sequences == without.counts.sequences
+
+
+def test_the_next_comparison_frees_the_midpoint_of_the_last(checkpoints: tuple[Path, Path]):
+    plain = config_of(*checkpoints)
+    config = asking_for_parts(plain)
+    places = [(path, None) for path in checkpoints]
+    builder = RolloutBuilder()
+    builder.compare(config, places, POLICY)
+    middle = builder._middle
+    builder.compare(config, places, POLICY)
+    assert builder._middle is not middle and not any(p.numel() for p in middle.parameters())
+    builder.load(plain, checkpoints[0], None, POLICY)
+    assert builder._middle is None
+
+
 def test_the_parity_gate_looks_at_each_policy(checkpoints: tuple[Path, Path], tmp_path: Path):
     config = config_of(*checkpoints)
     for side in (0, 1):
@@ -213,3 +251,14 @@ def test_the_parity_gate_looks_at_each_policy(checkpoints: tuple[Path, Path], tm
         comparison.processors = (pair[0], pair[1])
         with pytest.raises(ParityError):
             run(config, tmp_path / f"side-{side}", comparison)
+
+
+def test_the_parity_gate_looks_at_the_midpoint_too(checkpoints: tuple[Path, Path], tmp_path: Path):
+    plain = config_of(*checkpoints)
+    config = asking_for_parts(plain)
+    comparison = comparison_of(config)
+    assert comparison._midpoint is not None
+    model, features = comparison._midpoint.processor.model, baseline_rule(config).features
+    comparison._midpoint.processor = OtherScorer(model, character_tokenizer("abcdef"), config.generation, features)
+    with pytest.raises(ParityError):
+        run(config, tmp_path / "run", comparison)

@@ -33,8 +33,9 @@ def job(tmp_path: Path) -> Callable[..., ProbeConfig]:
 def against(config: ProbeConfig, place: Path, group: int = 4, **sections: dict[str, Any]) -> ProbeConfig:
     raw = to_dict(config)
     own = {"compare": {"against": str(place)}, "batch": {"responses_per_prompt": group}}
-    for name, values in (own | sections).items():
-        raw[name] |= values
+    for part in (own, sections):
+        for name, values in part.items():
+            raw[name] |= values
     return config_from_dict(raw)
 
 
@@ -74,6 +75,12 @@ def test_a_comparison_with_itself_is_allowed(job, tmp_path: Path):
         ({"estimator": {"x_estimator_mode": "naive"}}, "estimator.x_estimator_mode: got 'naive'; a comparison needs"),
         ({"output": {"save_gradient": True}}, "output.save_gradient: got True; a comparison takes no gradient"),
         ({"compare": {"against": None, "adapter": "x"}}, "compare.adapter: got 'x'; need compare.against"),
+        ({"compare": {"against": None, "parts": True}}, "compare.parts: got True; need compare.against"),
+        ({"compare": {"parts": True, "adapter": "x"}}, "compare.parts: got True; parts need full weights, compare"),
+        (
+            {"compare": {"parts": True}, "model": {"adapter": "x"}},
+            "compare.parts: got True; parts need full weights, model.adapter is x; merge adapters into checkpoints, or",
+        ),
         (
             {"batch": {"rounds": None, "max_seconds": 9.0, "target_error": {"of": "gradient", "relative": 0.1}}},
             "batch.target_error.of: got 'gradient'; a comparison takes no gradient: use change",
@@ -91,6 +98,23 @@ def test_a_target_for_the_change_needs_a_comparison(job):
     raw["batch"] |= {"rounds": None, "max_seconds": 9.0, "target_error": {"of": "change", "nats": 0.1}}
     with pytest.raises(ConfigError, match=r"batch\.target_error\.of: got 'change'; need compare\.against"):
         config_from_dict(raw)
+
+
+def test_parts_need_one_architecture_and_the_memory_of_a_third_model(job, tmp_path: Path):
+    asked = {"compare": {"parts": True}}
+    same = save_checkpoint(tmp_path / "a", tiny_gpt2(8, torch.float32, seed=1, positions=CONTEXT), CHARACTERS)
+    with_parts, without = prepare(against(job(), same, **asked)), prepare(against(job(), same))
+    assert with_parts.memory.weights == 3 * without.memory.weights // 2
+    assert 0 < with_parts.memory.gradients < prepare(job()).memory.gradients
+    assert with_parts.memory.activations >= without.memory.activations
+    assert without.memory.in_turns is not None and with_parts.memory.in_turns is None
+    with pytest.raises(ClusterError, match=r"set compare\.parts: false, lower"):
+        check_fits(with_parts.memory, with_parts.memory.total - 1, "this device")
+    other = save_checkpoint(tmp_path / "llama", tiny_llama(8, positions=CONTEXT), CHARACTERS)
+    assert prepare(against(job(), other)).against is not None
+    text = refused(against(job(), other, **asked))
+    assert text.startswith("compare.parts: got True; config.json of compare.against and of model.path differ in ")
+    assert text.endswith("parts need checkpoints of one architecture; compare such checkpoints, or set it to false")
 
 
 def test_another_vocabulary_is_refused_with_the_first_token_that_differs(job, tmp_path: Path):

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,7 +10,8 @@ import pytest
 from ray_probe.core.estimator.change import ComparedResponse
 from ray_probe.core.estimator.change_sums import ChangeSums, cell_of, position_edges
 from ray_probe.core.estimator.intervals import t_quantile
-from ray_probe.run.change import Change
+from ray_probe.core.estimator.part_sums import PartSums
+from ray_probe.run.change import Change, Figure
 from ray_probe.run.change_estimates import change_estimate
 
 CAP, VOCABULARY = 12, 32
@@ -147,6 +149,47 @@ def test_sums_add_in_any_grouping_and_come_back_from_json():
 def test_the_section_comes_back_from_json():
     found = estimate(sums_of(20))
     assert Change.from_json(json.loads(json.dumps(found.to_json()))) == found
+
+
+def with_parts(shards: int, product: float = -0.5) -> ChangeSums:
+    """Sums with parts of two groups, in `shards` shards of four responses."""
+    generator, sums = np.random.default_rng(3), sums_of(20)
+    for _ in range(shards):
+        part = PartSums(("embedding", "layer 0 q"), np.array([4.0]), product + generator.standard_normal((1, 2)))
+        sums = sums + replace(ChangeSums.zero(CAP, VOCABULARY), parts=part)
+    return sums
+
+
+def test_parts_and_remainder_add_up_to_the_total_with_shards_as_clusters():
+    sums = with_parts(9)
+    found = change_estimate(sums, CAP, False, independent_shards=True)
+    assert [part.group for part in found.parts] == ["embedding", "layer 0 q"]
+    whole = sum(part.value for part in found.parts) + found.remainder.value
+    assert whole == pytest.approx(found.total.value, abs=1e-12)
+    product_SG = sums.parts.product_SG
+    for place, part in enumerate(found.parts):
+        by_shard = product_SG[:, place] / 4.0
+        assert (part.value, part.se) == pytest.approx((by_shard.mean(), by_shard.std(ddof=1) / 3.0))
+    of_parts = (product_SG.sum(axis=1) / 4.0).std(ddof=1) / 3.0
+    assert found.remainder.se == pytest.approx(math.hypot(found.total.se, of_parts))
+    assert Change.from_json(json.loads(json.dumps(found.to_json()))) == found
+
+
+def test_parts_of_few_or_dependent_shards_have_no_error_and_a_change_without_parts_has_none():
+    for found in (change_estimate(with_parts(9), CAP, False), change_estimate(with_parts(1), CAP, False)):
+        assert all(part.se is None and part.value is not None for part in found.parts) and len(found.parts) == 2
+        assert found.remainder.se is None and found.remainder.value is not None
+    plain = estimate(sums_of(20))
+    assert plain.parts == () and plain.remainder == Figure()
+
+
+def test_sums_of_parts_come_back_from_json():
+    sums = with_parts(3)
+    read = ChangeSums.from_json(json.loads(json.dumps(sums.to_json(), allow_nan=False)))
+    assert read.to_json() == sums.to_json() and read.parts.groups == sums.parts.groups
+    assert (read + sums).parts.responses_S.tolist() == [4.0] * 6
+    empty = PartSums.from_json(json.loads(json.dumps(PartSums().to_json())))
+    assert empty.groups == () and (empty + read.parts).to_json() == read.parts.to_json()
 
 
 def test_far_ratios_do_not_overflow():
