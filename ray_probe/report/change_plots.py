@@ -1,5 +1,6 @@
 """The plots of a comparison: its parts, and where the change is made."""
 
+import re
 from collections.abc import Sequence
 from statistics import NormalDist
 
@@ -9,8 +10,10 @@ from matplotlib.figure import Figure
 from ray_probe.report.number_format import number, with_error
 from ray_probe.report.plot_style import BLUE, INK, PURPLE, SMALL, VERMILION, canvas, dress, floats, nothing
 from ray_probe.run.chain import Chain, names_of
-from ray_probe.run.change import Change, ChangePart
+from ray_probe.run.change import Change, ChangePart, PartChange
+from ray_probe.run.change import Figure as Figures
 
+_LAYER = re.compile(r"layer (\d+) (.+)")
 LEVEL = 0.05
 """Of a figure as a whole: the bars that Holm's method marks differ from 0."""
 UNIT = "change of entropy, nats a response"
@@ -23,7 +26,8 @@ def change_plots(change: Change) -> dict[str, Figure]:
         ("no\nchoice" if part.first == part.last else f"{number(part.first, 2)}-\n{number(part.last, 2)}", part)
         for part in change.token_entropy
     ]
-    return {
+    update = {"change_by_part": update_figure(change)} if change.parts else {}
+    return update | {
         "change": change_bars(change),
         "change_by_position": parts_figure("Where the change is made, by position", "position of the token", positions),
         "change_by_entropy": parts_figure(
@@ -77,6 +81,40 @@ def parts_figure(title: str, x_label: str, parts: Sequence[tuple[str, ChangePart
     axes.set_xlabel(f"{x_label}\n* differs from 0: Holm's method, {LEVEL:.0%} over all bars", fontsize=SMALL)
     axes.margins(y=0.2)
     axes.grid(axis="x", visible=False)
+    return figure
+
+
+def update_figure(change: Change) -> Figure:
+    """Draw the parts of the update: layers by kinds as a map, the other groups and the remainder as bars."""
+    figure = Figure(figsize=(9.0, 5.0), layout="constrained")
+    left, right = figure.subplots(1, 2, width_ratios=(2, 1))
+    dress(left, "Change by part of the update, to first order", "", "layer")
+    cells = {match.group(1, 2): part for part in change.parts if (match := _LAYER.fullmatch(part.group))}
+    layers, kinds = sorted({int(layer) for layer, _ in cells}), list(dict.fromkeys(kind for _, kind in cells))
+    if cells:
+        found = [[cells.get((str(layer), kind)) for kind in kinds] for layer in layers]
+        values = np.array([[np.nan if part is None else float(part.value or 0.0) for part in row] for row in found])
+        most = float(np.nanmax(np.abs(values))) or 1.0
+        image = left.imshow(values, cmap="RdBu", vmin=-most, vmax=most, aspect="auto")
+        figure.colorbar(image, ax=left, label="nats a response")
+        tested = [(float(part.value or 0.0), float(part.se or 0.0)) for part in cells.values()]
+        stars = dict(zip(cells, holm(tested), strict=True))
+        for (layer, kind), star in stars.items():
+            place = kinds.index(kind), layers.index(int(layer))
+            dark = abs(values[place[1], place[0]]) > most / 2.0
+            left.text(*place, "*" if star else "", ha="center", va="center", color="white" if dark else INK)
+    left.set_xticks(range(len(kinds)), kinds)
+    left.set_yticks(range(len(layers)), [str(layer) for layer in layers])
+    left.grid(visible=False)
+    rest = [(part.group, part) for part in change.parts if not _LAYER.fullmatch(part.group)]
+    others: list[tuple[str, PartChange | Figures]] = [*rest, ("remainder", change.remainder)]
+    dress(right, "", "nats a response", "")
+    values_N, errors_N = floats(part.value for _, part in others), floats(part.se for _, part in others)
+    right.barh(range(len(others)), values_N, color=[VERMILION if value < 0 else BLUE for value in values_N])
+    right.errorbar(values_N, range(len(others)), xerr=errors_N, fmt="none", ecolor=INK, elinewidth=1.2, capsize=3)
+    right.set_yticks(range(len(others)), [name for name, _ in others])
+    right.invert_yaxis()
+    right.axvline(0.0, color=INK, linewidth=0.9)
     return figure
 
 

@@ -50,10 +50,18 @@ def change_tables(change: Change) -> list[RenderableType]:
     """Return where the change is made: by position and by the token's entropy."""
     positions = [(f"{part.first:g} to {part.last - 1:g}", part) for part in change.positions]
     levels = [(_level(part), part) for part in change.token_entropy]
-    return [
+    tables = [
         below(_parts_table("Change by position", positions)),
         below(_parts_table("Change by the token's entropy, nats", levels)),
     ]
+    return [*tables, below(_update_table(change))] if change.parts else tables
+
+
+def _update_table(change: Change) -> FittedTable:
+    """Return the parts of the update, to first order, and what they leave out."""
+    columns = [Column("Change by part of the update", prefers=30, least=12), Column(NATS, right=True)]
+    rows = [(f"  {part.group}", with_error(part.value, part.se, plus=True)) for part in change.parts]
+    return FittedTable(columns, [*rows, ("  remainder", _signed(change.remainder))])
 
 
 def _parts_table(title: str, parts: Sequence[tuple[str, ChangePart]]) -> FittedTable:

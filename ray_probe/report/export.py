@@ -99,6 +99,10 @@ def change_figures(change: Change | None) -> Iterator[Figure]:
             yield Figure(f"change.{name}.{side}", found.value, found.se, unit)
     for name in ("js", "effective_sample_share", "moved_share"):
         yield Figure(f"change.{name}", getattr(change, name), None, NATS if name == "js" else "share")
+    for part in change.parts:
+        yield Figure(f"change.parts.{part.group}", part.value, part.se, NATS)
+    if change.parts:
+        yield Figure("change.remainder", change.remainder.value, change.remainder.se, NATS)
     for name in ("positions", "token_entropy"):
         for part in getattr(change, name):
             yield Figure(f"change.{name}.{part.first:g}-{part.last:g}", part.value, part.se, NATS)

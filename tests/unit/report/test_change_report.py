@@ -25,6 +25,7 @@ from ray_probe.run.change import (
     Divergence,
     Figure,
     OutsideShares,
+    PartChange,
     PromptChange,
     Shares,
 )
@@ -151,6 +152,28 @@ def test_plots_of_a_comparison_are_written_beside_the_others(tmp_path: Path) -> 
     assert {"change.png", "change_by_position.png", "change_by_entropy.png", "entropy_by_round.png"} <= names
     bars = change_plots(a_change())["change"].axes[0].patches
     assert [bar.get_height() for bar in bars] == [-0.4631, -0.3294, -0.1337]
+
+
+def with_parts() -> Change:
+    parts = [PartChange(f"layer {n} {kind}", -0.01 * n, 0.002) for n in range(1, 3) for kind in ("q", "mlp")]
+    return a_change(parts=(PartChange("embedding", 0.003, 0.004), *parts), remainder=Figure(-0.4031, 0.044))
+
+
+def test_the_parts_of_the_update_are_shown_with_their_errors_and_what_they_leave_out() -> None:
+    result = replace(a_result(), change=with_parts())
+    text = shown(result, verbose=True)
+    for expected in ("layer 2 mlp", "-0.0200 ± 0.0020", "+0.0030 ± 0.0040", "remainder", "-0.403 ± 0.044"):
+        assert expected in text, expected
+    assert "remainder" not in shown(a_result(), verbose=True)
+    named = {figure.name: figure.value for figure in figures_of(result)}
+    assert (named["change.parts.layer 1 q"], named["change.remainder"]) == (-0.01, -0.4031)
+    figure = change_plots(with_parts())["change_by_part"]
+    left, right = figure.axes[:2]
+    assert [label.get_text() for label in left.get_xticklabels()] == ["q", "mlp"]
+    assert left.get_images()[0].get_array().tolist() == [[-0.01, -0.01], [-0.02, -0.02]]
+    assert [text.get_text() for text in left.texts] == ["*"] * 4
+    assert [label.get_text() for label in right.get_yticklabels()] == ["embedding", "remainder"]
+    assert "change_by_part" not in change_plots(a_change())
 
 
 def test_holm_marks_what_differs_from_0_over_all_bars() -> None:
