@@ -35,11 +35,10 @@ class Update(NamedTuple):
 
 
 SMALL = tuple(
-    Update(f"{steps} step{'s' if steps > 1 else ''}", steps, make_tiny_rl.LEARNING_RATE, prompts)
-    for steps, prompts in ((1, 128), (5, 192), (20, 192))
+    Update(f"{steps} step{'s' if steps > 1 else ''}", steps, make_tiny_rl.LEARNING_RATE, 512) for steps in (1, 5, 20)
 )
 LARGE = tuple(
-    Update(f"KL about {kl}", 1, learning_rate, 64) for kl, learning_rate in ((2, 6.5e-4), (5, 9.7e-4), (10, 1.34e-3))
+    Update(f"KL about {kl}", 1, learning_rate, 128) for kl, learning_rate in ((2, 6.5e-4), (5, 9.7e-4), (10, 1.34e-3))
 )
 
 

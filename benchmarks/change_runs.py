@@ -6,6 +6,7 @@ Shape suffixes: P prompts.
 import functools
 import operator
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from ray_probe.core.arrays import Array
 from ray_probe.core.estimator.change_sums import ROW, ChangeSums
 from ray_probe.core.estimator.variance import clustered_ratio
 from ray_probe.fitter.fitter import Fitter
+from ray_probe.model.sequences import BatchedSequences, pack_sequences
 from ray_probe.rollout.builder import RolloutBuilder
 from ray_probe.rollout.comparison import Comparison
 from ray_probe.run.change import Change
@@ -25,6 +27,7 @@ from ray_probe.run.change_estimates import change_estimate
 from ray_probe.run.plan import Shard
 from ray_probe.run.prepare import PreparedRun
 from ray_probe.run.prepared import baseline_rule
+from ray_probe.sequence_processor import SequenceProcessor
 
 START = ROOT / "configs" / "models" / "tiny"
 GROUP, SHARD_PROMPTS = 4, 4
@@ -110,10 +113,14 @@ def measure(checkpoint: Path, prompts: int) -> Measured:
     places = [(one.directory, None) for one in (prepared.against, prepared.checkpoint)]
     comparison = RolloutBuilder().compare(prepared.config, places, prepared.policy_id)
     shards, cap = prepared.plan.round(0), prepared.config.generation.max_new_tokens
-    sums, seconds = compare(prepared, comparison, shards)
     started = time.monotonic()
-    common_P = entropies_with_seeds_of_a(comparison, shards)
-    seconds["common"] = time.monotonic() - started
+    common = sampled(comparison.processors[1], shards, 0)
+    for side, processor in enumerate(comparison.processors):
+        sample_at_once(processor, shards, side)
+    sample_s = time.monotonic() - started
+    common_P = entropy_by_prompt(comparison.processors[1], common)
+    sums = compare(prepared, comparison, shards)
+    seconds = {"sample": sample_s, "score_and_fit": time.monotonic() - started - sample_s}
     prompt_ids = [ref.index for shard in shards for ref in shard.prompts]
     rows_PF = np.stack([sums.rows[prompt] for prompt in prompt_ids])
     column = {name: rows_PF[:, place] for place, name in enumerate(ROW)}
@@ -125,29 +132,54 @@ def measure(checkpoint: Path, prompts: int) -> Measured:
     return Measured(change_estimate(sums, cap, shares_baselines=True), values, seconds)
 
 
-def compare(
-    prepared: PreparedRun, comparison: Comparison, shards: tuple[Shard, ...]
-) -> tuple[ChangeSums, dict[str, float]]:
-    """Return the sums of all shards, each under the fit without it, and seconds by what took them."""
+def sampled(processor: SequenceProcessor, shards: Sequence[Shard], side: int) -> BatchedSequences:
+    """Return a policy's half of all responses, from the seeds of one side."""
+    texts = [ref.text for shard in shards for ref in shard.prompts]
+    return processor.generate(texts, GROUP // 2, seeds_of(shards, side))
+
+
+def seeds_of(shards: Sequence[Shard], side: int) -> list[list[tuple[int, ...]]]:
+    """Return the seeds of one side of all shards."""
+    return [group for shard in shards for group in shard.response_seeds(side)]
+
+
+def sample_at_once(processor: SequenceProcessor, shards: Sequence[Shard], side: int) -> None:
+    """Sample a policy's half of all responses; from then on `generate` gives them out by their seeds.
+
+    A response depends on its seed and not on its batch, and small shards would sample in small batches.
+    """
+    found = sampled(processor, shards, side)
+    log_q = found.sample_logprobs
+    assert log_q is not None
+    places = {seed: (b, g) for b, group in enumerate(seeds_of(shards, side)) for g, seed in enumerate(group)}
+
+    def given_out(
+        texts: Sequence[str], responses_per_prompt: int, seeds: Sequence[Sequence[tuple[int, ...]]]
+    ) -> BatchedSequences:
+        rows = [[places[seed] for seed in group] for group in seeds]
+        tokens = [[found.tokens(b, g) for b, g in row] for row in rows]
+        return pack_sequences(
+            [row[0][0].tolist() for row in tokens],
+            [[response.tolist() for _, response in row] for row in tokens],
+            [[log_q[b][g] for b, g in row] for row in rows],
+        )
+
+    processor.generate = given_out
+
+
+def compare(prepared: PreparedRun, comparison: Comparison, shards: Sequence[Shard]) -> ChangeSums:
+    """Return the sums of all shards, each under the fit without it."""
     fitter = Fitter(baseline_rule(prepared.config), prepared.policy_id)
     comparison.begin("benchmark")
-    sample_s = score_s = 0.0
     for shard in shards:
-        report = comparison.collect(shard)
-        comparison.acknowledge(shard, fitter.accept(report.delivery))
-        sample_s, score_s = sample_s + report.generate_s, score_s + report.teacher_force_s
-    started = time.monotonic()
+        comparison.acknowledge(shard, fitter.accept(comparison.collect(shard).delivery))
     fit = fitter.close_round(0, [shard.index for shard in shards])
     found = [comparison.accumulate(shard, fit) for shard in shards]
     assert all(one.own_left_out for one in found)
-    sums = functools.reduce(operator.add, (one.sums.change for one in found))
-    return sums, {"sample": sample_s, "score": score_s, "fit_and_sum": time.monotonic() - started}
+    return functools.reduce(operator.add, (one.sums.change for one in found))
 
 
-def entropies_with_seeds_of_a(comparison: Comparison, shards: tuple[Shard, ...]) -> Array:
-    """Return each prompt's total entropy of B's responses that take the seeds of A's [P], nats."""
-    texts = [ref.text for shard in shards for ref in shard.prompts]
-    seeds = [group for shard in shards for group in shard.response_seeds(0)]
-    b = comparison.processors[1]
-    entropies = b.entropies(b.generate(texts, GROUP // 2, seeds))
+def entropy_by_prompt(processor: SequenceProcessor, sequences: BatchedSequences) -> Array:
+    """Return the total entropy of each prompt's responses under their policy [P], nats."""
+    entropies = processor.entropies(sequences)
     return np.array([sum(float(entropy_T.sum()) for entropy_T in group) for group in entropies])
