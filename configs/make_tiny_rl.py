@@ -9,7 +9,9 @@ import argparse
 import json
 import re
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from sum_examples import draw_prompts
@@ -37,24 +39,23 @@ def rewards_of(prompts: list[str], responses: list[str]) -> torch.Tensor:
     return (centred / (rewards.std(dim=1, keepdim=True) + 1e-6)).flatten()
 
 
-def main() -> None:
-    """Train, then write the model and the tokenizer."""
-    here = Path(__file__).parent
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--start", type=Path, default=here / "models" / "tiny", help="checkpoint to start from")
-    parser.add_argument("--out", type=Path, default=here / "models" / "tiny-rl", help="directory of the new checkpoint")
-    parser.add_argument("--steps", type=int, default=5, help="optimizer steps")
-    parser.add_argument("--seed", type=int, default=0, help="seed of prompts and responses")
-    args = parser.parse_args()
-    torch.set_num_threads(2)
-    torch.manual_seed(args.seed)
-    torch.use_deterministic_algorithms(True)
-    tokenizer = AutoTokenizer.from_pretrained(args.start, local_files_only=True)
-    model = AutoModelForCausalLM.from_pretrained(args.start, local_files_only=True).eval()
-    optimizer = torch.optim.Adam(model.parameters(), lr=LEARNING_RATE)
-    drawn = draw_prompts(args.steps * PROMPTS_A_STEP, args.seed + 2)
-    for step in range(args.steps):
-        prompts = drawn[step * PROMPTS_A_STEP : (step + 1) * PROMPTS_A_STEP]
+def train(model: Any, tokenizer: Any, steps: int, seed: int, learning_rate: float = LEARNING_RATE) -> Iterator[float]:
+    """Train by Adam; yields after each step, with the share of its responses whose sums are right.
+
+    With the same seed, fewer steps are the first of more.
+
+    Args:
+        model: in evaluation mode; trained in place.
+        tokenizer: pads on the left.
+        steps: of the optimizer.
+        seed: of prompts and responses.
+        learning_rate: of Adam.
+    """
+    torch.manual_seed(seed)
+    optimizer = torch.optim.Adam(model.parameters(), lr=learning_rate)
+    drawn = draw_prompts(steps * PROMPTS_A_STEP, seed + 2)
+    for first in range(0, len(drawn), PROMPTS_A_STEP):
+        prompts = drawn[first : first + PROMPTS_A_STEP]
         batch = tokenizer(prompts, return_tensors="pt", padding=True)
         with torch.no_grad():
             sequences = model.generate(
@@ -73,12 +74,33 @@ def main() -> None:
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        right = sum(is_correct(prompts[place // GROUP], text) for place, text in enumerate(texts))
-        print(f"step {step + 1}/{args.steps}  {right / len(texts):.0%} of the sums are right", flush=True)
-    model.save_pretrained(args.out)
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        shutil.copyfile(args.start / name, args.out / name)
+        yield sum(is_correct(prompts[place // GROUP], text) for place, text in enumerate(texts)) / len(texts)
+
+
+def main() -> None:
+    """Train, then write the model and the tokenizer."""
+    here = Path(__file__).parent
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--start", type=Path, default=here / "models" / "tiny", help="checkpoint to start from")
+    parser.add_argument("--out", type=Path, default=here / "models" / "tiny-rl", help="directory of the new checkpoint")
+    parser.add_argument("--steps", type=int, default=5, help="optimizer steps")
+    parser.add_argument("--seed", type=int, default=0, help="seed of prompts and responses")
+    args = parser.parse_args()
+    torch.set_num_threads(2)
+    torch.use_deterministic_algorithms(True)
+    tokenizer = AutoTokenizer.from_pretrained(args.start, local_files_only=True)
+    model = AutoModelForCausalLM.from_pretrained(args.start, local_files_only=True).eval()
+    for step, right in enumerate(train(model, tokenizer, args.steps, args.seed), start=1):
+        print(f"step {step}/{args.steps}  {right:.0%} of the sums are right", flush=True)
+    save(model, args.start, args.out)
     print(json.dumps({"parameters": model.num_parameters(), "directory": str(args.out)}))
+
+
+def save(model: Any, start: Path, directory: Path) -> None:
+    """Write the model, and the tokenizer of the checkpoint that it started from."""
+    model.save_pretrained(directory)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copyfile(start / name, directory / name)
 
 
 if __name__ == "__main__":
