@@ -23,7 +23,7 @@ ROUNDS = 2
 def measure(prompts: int) -> float:
     """Return the peak above the loaded model in this process, MB."""
     from ray_probe.fitter.fitter import Fitter
-    from ray_probe.run.prepared import baseline_rule
+    from ray_probe.run.preparation.prepared import baseline_rule
 
     prepared = prepare_demo(f"batch.prompts_per_round={prompts}", f"batch.rounds={ROUNDS}")
     rollout = build(prepared)

@@ -23,9 +23,9 @@ from ray_probe.gradient.shard_sum import GradientSum
 from ray_probe.model.sequences import BatchedSequences
 from ray_probe.probe_components import ProbeComponents
 from ray_probe.rollout.shard_record import record_of_results
-from ray_probe.run.plan import Shard
-from ray_probe.run.prepare import PreparedRun
-from ray_probe.run.prepared import baseline_rule
+from ray_probe.run.preparation.plan import Shard
+from ray_probe.run.preparation.prepare import PreparedRun
+from ray_probe.run.preparation.prepared import baseline_rule
 from ray_probe.sequence_processor import SequenceProcessor
 
 BASELINES = ("none", "constant", "residual_mu", "logits", "recommended")

@@ -22,11 +22,11 @@ from ray_probe.fitter.fitter import Fitter
 from ray_probe.model.sequences import BatchedSequences, pack_sequences
 from ray_probe.rollout.builder import RolloutBuilder
 from ray_probe.rollout.comparison import Comparison
-from ray_probe.run.change import Change
-from ray_probe.run.change_estimates import change_estimate
-from ray_probe.run.plan import Shard
-from ray_probe.run.prepare import PreparedRun
-from ray_probe.run.prepared import baseline_rule
+from ray_probe.run.comparison.change import Change
+from ray_probe.run.comparison.estimates import change_estimate
+from ray_probe.run.preparation.plan import Shard
+from ray_probe.run.preparation.prepare import PreparedRun
+from ray_probe.run.preparation.prepared import baseline_rule
 from ray_probe.sequence_processor import SequenceProcessor
 
 START = ROOT / "configs" / "models" / "tiny"

@@ -13,8 +13,8 @@ from ray_probe.rollout.builder import build_rollout
 from ray_probe.rollout.loader import pin_threads
 from ray_probe.rollout.rollout import Rollout
 from ray_probe.run.directory import RunDirectory
-from ray_probe.run.prepare import PreparedRun, prepare
-from ray_probe.run.prepared import baseline_rule
+from ray_probe.run.preparation.prepare import PreparedRun, prepare
+from ray_probe.run.preparation.prepared import baseline_rule
 
 DEMO = ROOT / "configs" / "tiny.yaml"
 

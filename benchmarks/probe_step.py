@@ -27,7 +27,7 @@ from ray_probe.gradient.shard_sum import GradientSum
 from ray_probe.model.sequences import BatchedSequences, TokenRow
 from ray_probe.probe_components import ProbeComponents
 from ray_probe.rollout.rollout import Rollout
-from ray_probe.run.plan import Plan, Shard
+from ray_probe.run.preparation.plan import Plan, Shard
 from ray_probe.sequence_processor import Seed, SequenceProcessor
 
 SHARD = 8  # sequences of a shard

@@ -22,8 +22,8 @@ from ray_probe.controller.local_backend import LocalBackend
 from ray_probe.offline_entropy_probe import OfflineEntropyProbe
 from ray_probe.run.backend import Backend
 from ray_probe.run.directory import RunDirectory
-from ray_probe.run.prepare import PreparedRun
-from ray_probe.run.prepared import baseline_rule
+from ray_probe.run.preparation.prepare import PreparedRun
+from ray_probe.run.preparation.prepared import baseline_rule
 
 ROUNDS = 5
 MEASUREMENT = ("batch.rounds=2", "batch.prompts_per_round=32", "estimator.pass=one")

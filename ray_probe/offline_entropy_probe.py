@@ -15,7 +15,7 @@ from ray_probe.run.backend import Backend, RoundOutcome, StopCheck
 from ray_probe.run.directory import RunDirectory
 from ray_probe.run.estimates import build_result, round_summary
 from ray_probe.run.gradient_products import GradientProducts, window_of
-from ray_probe.run.plan import Plan
+from ray_probe.run.preparation.plan import Plan
 from ray_probe.run.progress import Listener
 from ray_probe.run.progress_tracker import ProgressTracker
 from ray_probe.run.result import Beta, Result, StoppedBy

@@ -66,7 +66,7 @@ class MemoryDemand:
         return self.weights + self.gradients + max(self.activations + self.logits, self.cache)
 
     def beside(self, other: "MemoryDemand") -> "MemoryDemand":
-        """Return the demand of an actor that holds this model and another, which work in turns."""
+        """Return the demand of an actor that holds this model and another."""
         pairs = [pair for pair in zip(astuple(self), astuple(other), strict=True) if None not in pair]
         larger = MemoryDemand(*map(max, pairs))
         return replace(

@@ -6,7 +6,7 @@ from ray_probe.controller.replies import MeasurementInfo
 from ray_probe.report.export import csv_text, entropy_figures, gradient_figures, markdown_cell, markdown_table
 from ray_probe.report.number_format import number, with_error
 from ray_probe.report.table_parts import norm_debiased
-from ray_probe.run.change import ChangeFigure
+from ray_probe.run.comparison.change import ChangeFigure
 from ray_probe.run.result import Entropy, Gradient
 
 _LISTED = ("id", "state", "checkpoint", "adapter", "against", "rounds", "sequences")

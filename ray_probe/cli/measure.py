@@ -1,4 +1,4 @@
-"""The commands that measure without a service: a checkpoint, or a comparison of two or more."""
+"""The commands that measure without a service: run and compare."""
 
 import contextlib
 import json
@@ -109,7 +109,7 @@ def of_chain(value: object, directory: Path, code: int = 0) -> Answer:
 
     def table() -> "RenderableType":
         from ray_probe.report.chain_report import chain_table
-        from ray_probe.run.chain import read_chain
+        from ray_probe.run.comparison.chain import read_chain
 
         return chain_table(read_chain(directory))
 

@@ -77,7 +77,7 @@ def results(
 ) -> int:
     """Show all measurements of a service, or one, or a finished run's directory."""
     from ray_probe.cli.finished import result_json, run_directory
-    from ray_probe.run.chain import step_directories
+    from ray_probe.run.comparison.chain import step_directories
     from ray_probe.run.result import Result
 
     if as_json and form not in (Format.TABLE, Format.JSON):
@@ -111,7 +111,7 @@ def _chain(directory: "Path", form: Format) -> int:
     """Show the chain of comparisons whose steps lie in a directory."""
     from ray_probe.cli.measure import of_chain
     from ray_probe.report import chain_report
-    from ray_probe.run.chain import read_chain
+    from ray_probe.run.comparison.chain import read_chain
 
     chain = read_chain(directory)
     answer = of_chain(chain.to_json(), directory)

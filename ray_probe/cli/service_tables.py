@@ -27,7 +27,7 @@ from ray_probe.report.table_parts import (
     utc,
     warned,
 )
-from ray_probe.run.change import ChangeFigure
+from ray_probe.run.comparison.change import ChangeFigure
 from ray_probe.run.progress import Progress
 from ray_probe.run.result import EXIT_PARTIAL, Entropy, Gradient
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from ray_probe.config import ProbeConfig
     from ray_probe.controller.measurement import Job
-    from ray_probe.run.prepared import PreparedRun
+    from ray_probe.run.preparation.prepared import PreparedRun
 
 logger = logging.getLogger("ray_probe")
 SERVICE_CONFIG = "service.yaml"
@@ -274,6 +274,8 @@ class ControllerHandle(ActorHandle[ControllerActor]):
 
 
 def _prepare(config: "ProbeConfig", created: "datetime | None") -> "PreparedRun":
-    from ray_probe.run.prepare import prepare  # imports transformers, which only a service's new measurement needs
+    from ray_probe.run.preparation.prepare import (
+        prepare,  # imports transformers, which only a service's new measurement needs
+    )
 
     return prepare(config, created)

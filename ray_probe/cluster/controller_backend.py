@@ -9,7 +9,7 @@ from ray_probe.cluster.backend import RayBackend
 from ray_probe.cluster.connection.demand import Demand, room
 from ray_probe.cluster.connection.nodes import alive_nodes
 from ray_probe.controller.replies import Scaled
-from ray_probe.run.prepared import few_shards
+from ray_probe.run.preparation.prepared import few_shards
 
 OF_RAY = ("memory", "object_store_memory")
 

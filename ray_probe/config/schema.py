@@ -224,7 +224,7 @@ class ClusterConfig(_Section):
 
 
 class CompareConfig(_Section):
-    """The checkpoint A that `model`, B, is compared with. Without it a run measures one checkpoint."""
+    """The checkpoint A that `model`, B, is compared with, if any."""
 
     against: OptionalText = None
     """Checkpoint directory of A; null: no comparison."""

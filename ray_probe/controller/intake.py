@@ -18,7 +18,7 @@ from ray_probe.controller.measurement import Prepare
 from ray_probe.controller.queue import OPEN, Measurement
 from ray_probe.controller.sources import Source, check_measured, check_unchanged, sources_of
 from ray_probe.controller.state import ControllerState
-from ray_probe.run.prepared import PreparedRun
+from ray_probe.run.preparation.prepared import PreparedRun
 from ray_probe.system.clock import utc_now
 
 logger = logging.getLogger("ray_probe")

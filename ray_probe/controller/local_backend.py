@@ -11,7 +11,7 @@ from ray_probe.gradient.layout import BUCKET_NUMBERS, ParameterLayout
 from ray_probe.gradient.store import GradientStore
 from ray_probe.run.backend import Commit, RoundOutcome, StopCheck, new_group, refuse_if_stopped
 from ray_probe.run.directory import RunDirectory
-from ray_probe.run.plan import Shard
+from ray_probe.run.preparation.plan import Shard
 from ray_probe.run.progress_tracker import ProgressTracker
 from ray_probe.run.result import Beta
 from ray_probe.run.round_checks import check_baseline, check_reached, ids_of, told_with

@@ -28,7 +28,7 @@ from ray_probe.offline_entropy_probe import OfflineEntropyProbe
 from ray_probe.run.backend import LoadingBackend, StopCheck, Stopped
 from ray_probe.run.directory import MANIFEST, RunDirectory, as_json
 from ray_probe.run.manifest import Manifest, check_same_inputs
-from ray_probe.run.prepared import PreparedRun
+from ray_probe.run.preparation.prepared import PreparedRun
 from ray_probe.run.progress import Listener
 from ray_probe.run.result import Result
 from ray_probe.system.failpoints import fail_at

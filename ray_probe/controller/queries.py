@@ -9,7 +9,7 @@ from ray_probe.controller.replies import BetaReply, Followed, MeasurementInfo, S
 from ray_probe.controller.state import ControllerState, summary
 from ray_probe.errors import ConfigError, bad_value
 from ray_probe.offline_entropy_probe import OfflineEntropyProbe
-from ray_probe.run.change import ChangeFigure
+from ray_probe.run.comparison.change import ChangeFigure
 from ray_probe.run.directory import RunDirectory
 from ray_probe.run.messages import InSample
 from ray_probe.run.result import Beta, Counts, Entropy, Gradient, Result

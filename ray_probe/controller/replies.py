@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
 from ray_probe.core.estimator.modes import Mode
-from ray_probe.run.change import ChangeFigure
+from ray_probe.run.comparison.change import ChangeFigure
 from ray_probe.run.progress import Progress
 from ray_probe.run.result import Beta, Entropy, Estimate, Gradient, PairedDifference
 

@@ -9,8 +9,8 @@ from ray_probe.checkpoints.tokenizer.eos import KEY as EOS_KEY
 from ray_probe.config.schema import ProbeConfig
 from ray_probe.errors import some
 from ray_probe.run.backend import LoadingBackend
-from ray_probe.run.forward_passes import Pass
-from ray_probe.run.prepared import PreparedRun
+from ray_probe.run.preparation.forward_passes import Pass
+from ray_probe.run.preparation.prepared import PreparedRun
 from ray_probe.run.progress import Listener, Progress
 
 logger = logging.getLogger("ray_probe")

@@ -14,7 +14,7 @@ from ray_probe.checkpoints.files import ADAPTER_FILES, CHECKPOINT_FILES, matchin
 from ray_probe.checkpoints.fingerprint import fingerprint
 from ray_probe.config import ProbeConfig
 from ray_probe.errors import CheckpointError, InputError, PromptsError, bad_value
-from ray_probe.run.prepared import PreparedRun
+from ray_probe.run.preparation.prepared import PreparedRun
 from ray_probe.system.digests import sha256_of
 
 Field = Literal["model.path", "model.adapter", "compare.against", "compare.adapter", "data.prompts"]

@@ -13,7 +13,7 @@ from ray_probe.errors import InputError, ProbeError
 if TYPE_CHECKING:
     from ray_probe.checkpoints.inspection import Checkpoint
     from ray_probe.cluster.connection.nodes import Node
-    from ray_probe.run.prepared import PreparedRun
+    from ray_probe.run.preparation.prepared import PreparedRun
 
 Status = Literal["ok", "warning", "failed", "skipped", "omitted"]
 

@@ -19,7 +19,7 @@ OTHER_BYTES = 64 * 2**20  # records, rounds, plots, log
 def checkpoint(case: Case) -> Finding:
     """Check that checkpoint and adapter are whole and finite, without loading them."""
     from ray_probe.checkpoints.inspection import inspect_checkpoint
-    from ray_probe.run.prepare import prepare
+    from ray_probe.run.preparation.prepare import prepare
 
     found = inspect_checkpoint(case.run.model)
     found.eos(case.run.generation.eos_token_ids)

@@ -10,7 +10,7 @@ from ray_probe.doctor.checks import Case, Finding
 from ray_probe.doctor.devices import free_device
 from ray_probe.errors import ParityError
 from ray_probe.fitter.fitter import Fitter
-from ray_probe.run.prepared import PreparedRun, baseline_rule
+from ray_probe.run.preparation.prepared import PreparedRun, baseline_rule
 
 TRIAL_PROMPTS, TRIAL_RESPONSES, TRIAL_TOKENS = 2, 2, 16
 LEFT_OUT = "whether the loaded model can be sampled, scored and differentiated"

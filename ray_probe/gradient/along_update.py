@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ray_probe.core.arrays import Array
 from ray_probe.errors import NonFiniteError
-from ray_probe.model.parameter_groups import parameter_groups
+from ray_probe.gradient.parameter_groups import parameter_groups
 from ray_probe.model.trainable import select_trainable
 
 PIECE = {"cpu": 1 << 16}

@@ -8,14 +8,14 @@ from ray_probe.report.column_layout import Column, FittedTable, Prose, Rank
 from ray_probe.report.export import csv_text, markdown_table
 from ray_probe.report.number_format import with_error
 from ray_probe.report.table_parts import below, page
-from ray_probe.run.chain import Chain, names_of
-from ray_probe.run.change import Figure
+from ray_probe.run.comparison.chain import Chain, names_of
+from ray_probe.run.comparison.change import Figure
 
 COLUMNS = ("total", "pathwise", "visitation", "per_token", "since_first", "entropy")
 
 
 def chain_table(chain: Chain) -> RenderableType:
-    """Return a row a step: the change, its parts, and what has changed since the first checkpoint."""
+    """Return a row a step: the change, its parts, and what has changed in all."""
     first = chain.entropy_first
     columns = [
         Column("step", least=10), Column("change,\nnats a response", right=True),

@@ -9,9 +9,9 @@ from matplotlib.figure import Figure
 
 from ray_probe.report.number_format import number, with_error
 from ray_probe.report.plot_style import BLUE, INK, PURPLE, SMALL, VERMILION, canvas, dress, floats, nothing
-from ray_probe.run.chain import Chain, names_of
-from ray_probe.run.change import Change, ChangePart, PartChange
-from ray_probe.run.change import Figure as Figures
+from ray_probe.run.comparison.chain import Chain, names_of
+from ray_probe.run.comparison.change import Change, ChangePart, PartChange
+from ray_probe.run.comparison.change import Figure as Figures
 
 _LAYER = re.compile(r"layer (\d+) (.+)")
 LEVEL = 0.05
@@ -60,7 +60,7 @@ def change_bars(change: Change) -> Figure:
 
 
 def parts_figure(title: str, x_label: str, parts: Sequence[tuple[str, ChangePart]]) -> Figure:
-    """Draw parts that add up to the total, with errors; a star marks those that Holm's method tells from 0."""
+    """Draw parts that add up to the total; a star marks those that differ from 0."""
     figure, axes = canvas(title, x_label, UNIT)
     if not parts:
         return nothing(figure, axes, "no response")
@@ -85,7 +85,7 @@ def parts_figure(title: str, x_label: str, parts: Sequence[tuple[str, ChangePart
 
 
 def update_figure(change: Change) -> Figure:
-    """Draw the parts of the update: layers by kinds as a map, the other groups and the remainder as bars."""
+    """Draw the parts of the update: a map of layers and kinds, bars for the rest."""
     figure = Figure(figsize=(9.0, 5.0), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=(2, 1))
     dress(left, "Change by part of the update, to first order", "", "layer")
@@ -119,7 +119,7 @@ def update_figure(change: Change) -> Figure:
 
 
 def chain_figure(chain: Chain) -> Figure:
-    """Draw the entropy of each checkpoint of a chain as a band, and the parts of each step as bars."""
+    """Draw the entropy along a chain as a band, and the parts of each step as bars."""
     figure = Figure(figsize=(7.2, 6.2), layout="constrained")
     upper, lower = figure.subplots(2, 1, sharex=True)
     dress(upper, "Entropy of responses along the chain", "", "nats a response")
@@ -144,7 +144,9 @@ def chain_figure(chain: Chain) -> Figure:
 
 
 def holm(parts: Sequence[tuple[float, float]], level: float = LEVEL) -> list[bool]:
-    """Return which estimates differ from 0, with the chance of any false mark at most `level`.
+    """Return which estimates differ from 0, by Holm's method.
+
+    The chance of any false mark is at most `level`.
 
     Args:
         parts: value and standard error of each; an error of 0 or NaN marks nothing.

@@ -7,7 +7,7 @@ from rich.console import RenderableType
 from ray_probe.report.column_layout import Column, FittedTable, Rank
 from ray_probe.report.number_format import NOT_AVAILABLE, number, percent, with_error
 from ray_probe.report.table_parts import Row, below
-from ray_probe.run.change import AtBoth, Change, ChangeFigure, ChangePart, Figure
+from ray_probe.run.comparison.change import AtBoth, Change, ChangeFigure, ChangePart, Figure
 
 NATS = "nats a response"
 

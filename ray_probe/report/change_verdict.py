@@ -1,7 +1,7 @@
 """What a comparison found, in a sentence, and what to do next."""
 
 from ray_probe.report.number_format import about, is_missing, number, signed, with_error
-from ray_probe.run.change import Change, ChangeFigure
+from ray_probe.run.comparison.change import Change, ChangeFigure
 from ray_probe.run.result import Result
 
 LOW_SAMPLE_SHARE = 0.1

@@ -11,7 +11,7 @@ from ray_probe.report.number_format import number, with_error
 from ray_probe.report.result_table import heading_lines
 from ray_probe.report.table_parts import norm_debiased
 from ray_probe.report.verdict import verdict
-from ray_probe.run.change import Change
+from ray_probe.run.comparison.change import Change
 from ray_probe.run.result import Entropy, Estimate, Gradient, Result
 
 Value = str | int | float | None
@@ -109,7 +109,7 @@ def change_figures(change: Change | None) -> Iterator[Figure]:
 
 
 def entropy_figures(entropy: Entropy) -> dict[str, float | None]:
-    """Return the figures of the entropy by name, without intervals, which are no single number."""
+    """Return the figures of the entropy by name, without intervals."""
     return {f"entropy.{key}": value for key, value in vars(entropy).items() if not key.endswith("_interval")}
 
 

@@ -14,7 +14,8 @@ from ray_probe.report.column_layout import Column, Figures, FittedTable, Prose, 
 from ray_probe.report.number_format import NOT_AVAILABLE, about, count, is_missing, number, percent, with_error
 from ray_probe.report.table_parts import SNR_RESOLVED, Row, below, figures, gradient_rows, page, shown_path, warned
 from ray_probe.report.verdict import responses_for_snr, verdict
-from ray_probe.run.result import Beta, Entropy, Estimate, Gradient, Result, Settings
+from ray_probe.run.result import Beta, Entropy, Estimate, Gradient, Result
+from ray_probe.run.settings import Settings
 
 SNR_TEN_PERCENT = 100.0
 LABEL_CHARS = 11

@@ -18,10 +18,11 @@ from ray_probe.model.activation_checkpointing import set_recompute
 from ray_probe.model.gradient_reach import refuse_unreached
 from ray_probe.model.midpoint import midpoint_of
 from ray_probe.probe_components import ProbeComponents
-from ray_probe.rollout.comparison import Comparison, InTurns
+from ray_probe.rollout.comparison import Comparison
 from ray_probe.rollout.midpoint import Midpoint
+from ray_probe.rollout.policies import InTurns
 from ray_probe.rollout.rollout import Rollout
-from ray_probe.run.prepared import baseline_rule
+from ray_probe.run.preparation.prepared import baseline_rule
 from ray_probe.sequence_processor import SequenceProcessor
 from ray_probe.system.versions import made_on
 
@@ -183,7 +184,7 @@ def _processor(
 
 @torch.no_grad()
 def moved_share(a: torch.nn.Module, b: torch.nn.Module) -> float | None:
-    """Return the share of the parameters that differ; None for different architectures."""
+    """Return the share of parameters that differ; None for other architectures."""
     first, second = dict(a.named_parameters()), dict(b.named_parameters())
     if {name: p.shape for name, p in first.items()} != {name: p.shape for name, p in second.items()}:
         return None

@@ -1,4 +1,6 @@
-"""The rollout of a comparison: two policies, each samples half of a prompt's responses, and both score all of them.
+"""The rollout of a comparison: two policies sample, and both score all responses.
+
+Each samples half of a prompt's responses.
 
 It takes no gradient of either, so it needs the memory of inference. Between the halves of its work it holds a few
 numbers a token (see `HeldComparison`). For parts of the update there is a third policy, see `rollout.midpoint`.
@@ -8,9 +10,8 @@ Shape suffixes: S the two policies (A, B), T tokens of one response, D columns, 
 
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -27,39 +28,12 @@ from ray_probe.gradient.shard_sum import Vector
 from ray_probe.model.micro_batches import results_of, to_float64
 from ray_probe.model.sequences import BatchedSequences, LogprobResults, pack_sequences
 from ray_probe.rollout.midpoint import HeldMidpoint, Midpoint
+from ray_probe.rollout.policies import Policies
 from ray_probe.rollout.shard_record import record_of_responses
 from ray_probe.rollout.shards import GroupShards
 from ray_probe.run.messages import Collected, Delivery, GradientReport, Receipt, ShardSums, SumsX
-from ray_probe.run.plan import Shard
+from ray_probe.run.preparation.plan import Shard
 from ray_probe.sequence_processor import SequenceProcessor
-
-
-class Policies(Protocol):
-    """The processors of A (0) and of B (1): both in memory, or in turns."""
-
-    def __getitem__(self, side: int, /) -> SequenceProcessor:
-        """Return a processor; the other one may not be used any more."""
-
-
-class InTurns:
-    """Two policies of which one is in memory at a time.
-
-    Args:
-        bring_in: loads the policy of a side in the place of the other one.
-    """
-
-    def __init__(self, bring_in: Callable[[int], SequenceProcessor]) -> None:
-        self._bring_in = bring_in
-        self._side: int | None = None
-        self._processor: SequenceProcessor | None = None
-
-    def __getitem__(self, side: int, /) -> SequenceProcessor:
-        """Return the processor of a side, loaded if need be."""
-        if self._processor is None or side != self._side:
-            self._side, self._processor = None, None  # frees the processor's hold on the other model
-            self._processor = self._bring_in(side)
-            self._side = side
-        return self._processor
 
 
 @dataclass(frozen=True, eq=False)

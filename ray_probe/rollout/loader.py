@@ -14,9 +14,9 @@ from ray_probe.checkpoints.memory_forecast import MemoryDemand, check_fits
 from ray_probe.config.loading import config_from_dict, to_dict
 from ray_probe.config.schema import ProbeConfig
 from ray_probe.errors import ClusterError
-from ray_probe.run.forward_passes import held_room
 from ray_probe.run.messages import ActorFacts
-from ray_probe.run.prepared import CheckpointId, PreparedRun
+from ray_probe.run.preparation.forward_passes import held_room
+from ray_probe.run.preparation.prepared import CheckpointId, PreparedRun
 from ray_probe.system.versions import check_versions, package_versions
 
 if TYPE_CHECKING:

@@ -28,7 +28,7 @@ from ray_probe.model.micro_batches import entropies_of, results_of
 from ray_probe.model.sequences import BatchedSequences
 from ray_probe.probe_components import ProbeComponents
 from ray_probe.rollout.shard_record import parity_of
-from ray_probe.run.plan import Shard
+from ray_probe.run.preparation.plan import Shard
 from ray_probe.sequence_processor import SequenceProcessor
 
 

@@ -24,7 +24,7 @@ from ray_probe.probe_components import ProbeComponents
 from ray_probe.rollout.shard_record import parity_of, record_of_results
 from ray_probe.rollout.shards import GroupShards
 from ray_probe.run.messages import Collected, Delivery, GradientReport, Receipt, ShardSums
-from ray_probe.run.plan import Shard
+from ray_probe.run.preparation.plan import Shard
 
 MAX_CACHED_BYTES = {"cpu": 1 << 26}
 """Bytes of scored nuclei, by device, that shards waiting for a fit may cache; the rest are recomputed."""

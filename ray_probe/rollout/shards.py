@@ -5,7 +5,7 @@ from typing import Generic, Protocol, TypeVar
 from ray_probe.core.estimator.records import Record
 from ray_probe.errors import ShardError
 from ray_probe.run.messages import Receipt, ShardKey, ShardSums
-from ray_probe.run.plan import Shard
+from ray_probe.run.preparation.plan import Shard
 
 
 class WithRecord(Protocol):
@@ -18,7 +18,9 @@ HeldT = TypeVar("HeldT", bound=WithRecord)
 
 
 class GroupShards(Generic[HeldT]):
-    """The shards of one commit group on an actor: held until their fit is there, then summed.
+    """The shards of one commit group on an actor.
+
+    They are held until their fit is there, then summed.
 
     Attributes:
         held: shards that wait for their fit.
@@ -44,7 +46,10 @@ class GroupShards(Generic[HeldT]):
             self.held[shard.key].record = Record.unpack(receipt.kept).without_prompts()
 
     def waiting(self, shard: Shard) -> HeldT:
-        """Return what is held of a shard. Raises ShardError where it was not collected here."""
+        """Return what is held of a shard.
+
+        Raises ShardError where it was not collected here.
+        """
         if shard.key not in self.held:
             raise ShardError(f"{shard.label}: was not collected here; collect it first")
         return self.held[shard.key]

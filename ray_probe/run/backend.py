@@ -14,8 +14,8 @@ from ray_probe.errors import ShardError
 from ray_probe.gradient.layout import ParameterLayout
 from ray_probe.run.directory import RunDirectory
 from ray_probe.run.messages import ActorFacts, Collected, ShardSums
-from ray_probe.run.plan import Shard
-from ray_probe.run.prepared import PreparedRun
+from ray_probe.run.preparation.plan import Shard
+from ray_probe.run.preparation.prepared import PreparedRun
 from ray_probe.run.progress_tracker import ProgressTracker
 from ray_probe.run.result import Beta
 

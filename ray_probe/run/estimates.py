@@ -19,8 +19,8 @@ from ray_probe.core.estimator.modes import MODES, Mode
 from ray_probe.core.estimator.parity import ParityStats
 from ray_probe.core.estimator.variance import clustered_ratio, errors_within, gradient_noise, noise_of_products
 from ray_probe.errors import ConfigError
-from ray_probe.run.change import Change
-from ray_probe.run.change_estimates import change_estimate
+from ray_probe.run.comparison.change import Change
+from ray_probe.run.comparison.estimates import change_estimate
 from ray_probe.run.directory import RunDirectory
 from ray_probe.run.gradient_products import GradientProducts
 from ray_probe.run.result import (

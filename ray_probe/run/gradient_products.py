@@ -10,7 +10,7 @@ Commits in a row that share no prompt form a window. A commit that repeats a pro
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ray_probe.run.plan import Plan
+from ray_probe.run.preparation.plan import Plan
 from ray_probe.run.rounds_file import FinishedRound
 
 

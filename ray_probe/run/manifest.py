@@ -10,9 +10,9 @@ from ray_probe.checkpoints.tokenizer.eos import KEY as EOS_KEY
 from ray_probe.config.loading import config_from_dict, to_dict
 from ray_probe.config.schema import ProbeConfig
 from ray_probe.errors import ConfigError, bad_value, cut
-from ray_probe.run.forward_passes import Pass, choose_pass
 from ray_probe.run.messages import ActorFacts
-from ray_probe.run.prepared import CheckpointId, PreparedRun, PromptFacts
+from ray_probe.run.preparation.forward_passes import Pass, choose_pass
+from ray_probe.run.preparation.prepared import CheckpointId, PreparedRun, PromptFacts
 from ray_probe.system.json_object import JsonObject
 from ray_probe.system.versions import package_versions
 
@@ -22,7 +22,7 @@ FREE_SECTIONS = ("cluster", "output")
 
 @dataclass(frozen=True, kw_only=True)
 class ManifestCheckpoint(JsonObject):
-    """The checkpoint of a run; see `ray_probe.run.prepared.CheckpointId`."""
+    """The checkpoint of a run; see `ray_probe.run.preparation.prepared.CheckpointId`."""
 
     path: str = ""
     fingerprint: str

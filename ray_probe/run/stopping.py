@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from ray_probe.config.schema import BatchConfig, TargetError
 from ray_probe.run.gradient_products import GradientProducts
-from ray_probe.run.plan import Plan
+from ray_probe.run.preparation.plan import Plan
 from ray_probe.run.result import Result, StoppedBy
 from ray_probe.run.rounds_file import FinishedRound
 
@@ -118,7 +118,7 @@ class StopRule:
     def _change(
         self, result: Result, target: TargetError
     ) -> tuple[float | None, float | None, float | None]:
-        """Return the error of the change, what more passes leave of it (not known), and what it is relative to."""
+        """Return the error of the change, None for what more passes leave, and its scale."""
         assert result.change is not None, "the configuration asks for a comparison"
         total = result.change.total
         size = None if total.value is None else abs(total.value)

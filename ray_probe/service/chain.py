@@ -1,11 +1,11 @@
-"""Drives a chain of comparisons: each checkpoint with the next, one run directory a step."""
+"""Drives a chain of comparisons, one run directory a step."""
 
 import json
 from pathlib import Path
 
 from ray_probe.config.loading import load_config
 from ray_probe.config.strict_yaml import override_of
-from ray_probe.run.chain import STEP, Chain, read_chain
+from ray_probe.run.comparison.chain import STEP, Chain, read_chain
 from ray_probe.run.directory import as_json, default_name
 from ray_probe.service.run_request import RunRequest
 from ray_probe.system.files import write_atomically

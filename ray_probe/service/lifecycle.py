@@ -17,7 +17,7 @@ from ray_probe.config.schema import ProbeConfig
 from ray_probe.errors import ClusterError, ConfigError, NoClusterError, bad_value
 from ray_probe.rollout.loader import check_fits_here
 from ray_probe.run.directory import default_name
-from ray_probe.run.prepared import PreparedRun, few_shards
+from ray_probe.run.preparation.prepared import PreparedRun, few_shards
 from ray_probe.service import registry
 from ray_probe.service.client import CLOSE_S, ProbeClient
 from ray_probe.service.ending import forget_lost_head
@@ -67,7 +67,7 @@ def up(config_path: Path, overrides: Sequence[str], name: str | None, tell: Tell
     refuse_live_name(name)
     refuse_shadows(config.cluster.runtime_env)
     check_room(config.cluster.address, Demand.of(config.cluster))
-    from ray_probe.run.prepare import prepare  # imports transformers
+    from ray_probe.run.preparation.prepare import prepare  # imports transformers
 
     prepared = prepare(config)
     check_fits_here(config, prepared.memory)

@@ -23,7 +23,7 @@ from ray_probe.controller.run_check import check_run
 from ray_probe.errors import ClusterError, ConfigError, ProbeError
 from ray_probe.rollout.loader import check_fits_here
 from ray_probe.run.directory import RunDirectory
-from ray_probe.run.prepared import PreparedRun, few_shards
+from ray_probe.run.preparation.prepared import PreparedRun, few_shards
 from ray_probe.run.progress import Listener, Progress
 from ray_probe.run.result import Result
 from ray_probe.service import registry
@@ -92,7 +92,7 @@ def prepared_run(config: ProbeConfig, directory: RunDirectory | None, notes: Not
     """Returns the checked run, without a connection to the cluster."""
     if directory is None and config.cluster.address is not None:  # the checkpoint takes seconds
         check_room(config.cluster.address, Demand.of(config.cluster))
-    from ray_probe.run.prepare import prepare
+    from ray_probe.run.preparation.prepare import prepare
 
     if directory is None:
         prepared = prepare(config)

@@ -12,7 +12,7 @@ from support.runs import Job, a_checkpoint, settings
 
 from ray_probe.core.estimator.modes import MODES
 from ray_probe.run.directory import RunDirectory
-from ray_probe.run.prepare import prepare
+from ray_probe.run.preparation.prepare import prepare
 from ray_probe.run.totals import merged
 
 SETTINGS: dict[str, dict[str, Any]] = {

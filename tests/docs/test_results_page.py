@@ -12,7 +12,7 @@ from support.pages import ROOT, page
 from ray_probe import errors
 from ray_probe.checkpoints.tokenizer.eos import Eos
 from ray_probe.core.estimator.baselines import MODES
-from ray_probe.run.change import Change
+from ray_probe.run.comparison.change import Change
 
 PAGE = page("docs/results.md")
 FIELDS = set(re.findall(r"^\| `([\w.]+)` \|", PAGE.section("result.json"), re.MULTILINE))

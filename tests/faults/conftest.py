@@ -16,7 +16,7 @@ from support.ray_runs import own, run_here
 
 from ray_probe.cluster.backend import RayBackend
 from ray_probe.cluster.head.environment import env_to_start, environment, private_dir
-from ray_probe.run.prepared import baseline_rule
+from ray_probe.run.preparation.prepared import baseline_rule
 
 FAST = {"timeout_ms_task_wait_for_death_info": 100, "core_worker_internal_heartbeat_ms": 100}
 """How long Ray keeps a call of a dead actor to itself: by default 1 to 2 s, in which the next life is long there."""

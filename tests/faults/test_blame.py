@@ -21,7 +21,7 @@ from ray_probe.cluster.pool.failure_policy import LESS_MEMORY
 from ray_probe.cluster.rounds import commit_group
 from ray_probe.cluster.rounds.fitter_monitor import FitterMonitor
 from ray_probe.errors import NonFiniteError, OutputError
-from ray_probe.run.prepared import PreparedRun
+from ray_probe.run.preparation.prepared import PreparedRun
 from ray_probe.run.progress import Listener, Progress
 
 pytestmark = pytest.mark.cluster

@@ -28,7 +28,7 @@ from ray_probe.config.loading import config_from_dict
 from ray_probe.fitter.ledger import read_ledger
 from ray_probe.rollout.builder import build_rollout
 from ray_probe.run.directory import RunDirectory
-from ray_probe.run.prepare import prepare
+from ray_probe.run.preparation.prepare import prepare
 from ray_probe.run.result import Result
 from ray_probe.system.failpoints import VARIABLE
 

@@ -12,7 +12,7 @@ from ray_probe.errors import OutputError
 from ray_probe.offline_entropy_probe import OfflineEntropyProbe
 from ray_probe.run.backend import Stopped
 from ray_probe.run.directory import RunDirectory
-from ray_probe.run.prepared import baseline_rule
+from ray_probe.run.preparation.prepared import baseline_rule
 from ray_probe.run.progress import Listener, Progress
 
 pytestmark = pytest.mark.cluster

@@ -13,7 +13,7 @@ from support.ray_runs import noted, run_on
 from ray_probe.cluster.backend import RayBackend
 from ray_probe.errors import ClusterError, RecordError
 from ray_probe.run.messages import Delivery
-from ray_probe.run.prepared import PreparedRun, baseline_rule
+from ray_probe.run.preparation.prepared import PreparedRun, baseline_rule
 from ray_probe.run.progress import Listener, Progress
 
 pytestmark = pytest.mark.cluster

@@ -20,7 +20,7 @@ from support.processes import actors_of
 from support.ray_runs import run_here
 
 from ray_probe.run.directory import RunDirectory
-from ray_probe.run.prepared import baseline_rule
+from ray_probe.run.preparation.prepared import baseline_rule
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(450)]
 

@@ -19,7 +19,7 @@ from ray_probe.offline_entropy_probe import OfflineEntropyProbe
 from ray_probe.run.backend import Stopped
 from ray_probe.run.directory import RunDirectory
 from ray_probe.run.messages import ShardSums
-from ray_probe.run.prepared import PreparedRun, baseline_rule
+from ray_probe.run.preparation.prepared import PreparedRun, baseline_rule
 from ray_probe.run.progress import Progress
 from ray_probe.run.round_checks import check_baseline
 

@@ -15,7 +15,7 @@ from ray_probe.cluster.rounds.gradient_reduction import Reduction
 from ray_probe.errors import ClusterError, ShardError
 from ray_probe.fitter.fitter import Counts
 from ray_probe.run.backend import Stopped
-from ray_probe.run.plan import Shard
+from ray_probe.run.preparation.plan import Shard
 from ray_probe.run.progress_tracker import ProgressTracker
 
 pytestmark = pytest.mark.cluster

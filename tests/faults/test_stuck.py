@@ -15,7 +15,7 @@ from support.ray_runs import noted, own, run_here, run_on
 
 from ray_probe.cluster.backend import RayBackend
 from ray_probe.errors import ClusterError
-from ray_probe.run.prepared import baseline_rule
+from ray_probe.run.preparation.prepared import baseline_rule
 from ray_probe.run.progress import Listener, Progress
 
 pytestmark = pytest.mark.cluster

@@ -18,7 +18,7 @@ from ray_probe.cluster.actors import writer
 from ray_probe.cluster.backend import RayBackend
 from ray_probe.cluster.rounds.schedule import MAX_ATTEMPTS
 from ray_probe.errors import ClusterError
-from ray_probe.run.prepared import PreparedRun, baseline_rule
+from ray_probe.run.preparation.prepared import PreparedRun, baseline_rule
 from ray_probe.run.progress import Progress
 
 pytestmark = pytest.mark.cluster

@@ -19,7 +19,7 @@ from ray_probe.config.loading import config_from_dict
 from ray_probe.fitter.ledger import read_ledger
 from ray_probe.rollout.builder import build_rollout
 from ray_probe.run.directory import RunDirectory
-from ray_probe.run.prepare import prepare
+from ray_probe.run.preparation.prepare import prepare
 
 pytestmark = [pytest.mark.cluster, pytest.mark.own_cluster, pytest.mark.slow, pytest.mark.timeout(400)]
 

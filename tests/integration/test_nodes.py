@@ -33,7 +33,7 @@ from ray_probe.cluster.head.environment import env_to_start, environment, on_loo
 from ray_probe.controller.replies import Status
 from ray_probe.offline_entropy_probe import OfflineEntropyProbe
 from ray_probe.run.directory import RunDirectory
-from ray_probe.run.prepared import PreparedRun, baseline_rule
+from ray_probe.run.preparation.prepared import PreparedRun, baseline_rule
 from ray_probe.run.progress import Progress
 from ray_probe.system.clock import utc_now
 

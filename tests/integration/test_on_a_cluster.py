@@ -24,8 +24,8 @@ from ray_probe.config.loading import config_from_dict
 from ray_probe.config.schema import ProbeConfig
 from ray_probe.errors import CheckpointError, ClusterError
 from ray_probe.rollout.builder import RolloutBuilder, build_rollout
-from ray_probe.run.prepare import prepare
-from ray_probe.run.prepared import PreparedRun
+from ray_probe.run.preparation.prepare import prepare
+from ray_probe.run.preparation.prepared import PreparedRun
 from ray_probe.run.progress import Listener, Progress
 
 pytestmark = pytest.mark.cluster

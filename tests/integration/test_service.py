@@ -25,8 +25,8 @@ from ray_probe.fitter.ledger import read_ledger
 from ray_probe.offline_entropy_probe import OfflineEntropyProbe
 from ray_probe.rollout.builder import build_rollout
 from ray_probe.run.directory import RunDirectory
-from ray_probe.run.prepare import prepare
-from ray_probe.run.prepared import baseline_rule
+from ray_probe.run.preparation.prepare import prepare
+from ray_probe.run.preparation.prepared import baseline_rule
 from ray_probe.service import registry
 from ray_probe.service.client import ProbeClient
 

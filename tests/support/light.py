@@ -16,8 +16,8 @@ from ray_probe.config.schema import ProbeConfig
 from ray_probe.core.estimator.baselines import BaselineRule
 from ray_probe.rollout.loader import LoadRequest
 from ray_probe.run.messages import ActorFacts
-from ray_probe.run.plan import Plan
-from ray_probe.run.prepared import CheckpointId, PreparedRun, PromptFacts, baseline_rule
+from ray_probe.run.preparation.plan import Plan
+from ray_probe.run.preparation.prepared import CheckpointId, PreparedRun, PromptFacts, baseline_rule
 from ray_probe.system.failpoints import fail_at
 from support.light_rollout import LAYOUT, LightRollout
 

@@ -20,7 +20,7 @@ from ray_probe.core.estimator.records import Record, bin_of, position_bins, reco
 from ray_probe.errors import ShardError
 from ray_probe.gradient.layout import ParameterLayout
 from ray_probe.run.messages import Collected, Delivery, GradientReport, Receipt, ShardKey, ShardSums, SumsX
-from ray_probe.run.plan import Shard
+from ray_probe.run.preparation.plan import Shard
 from ray_probe.system.versions import made_on
 
 DIRECTIONS = 6

@@ -3,7 +3,7 @@
 from ray_probe.gradient.layout import ParameterLayout
 from ray_probe.run.backend import StopCheck
 from ray_probe.run.messages import ActorFacts
-from ray_probe.run.prepared import PreparedRun, baseline_rule
+from ray_probe.run.preparation.prepared import PreparedRun, baseline_rule
 from support.light_rollout import LAYOUT, LightRollout
 from support.workers import InProcessWorkers
 

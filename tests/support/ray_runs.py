@@ -9,7 +9,7 @@ from ray_probe.cluster.backend import RayBackend
 from ray_probe.controller.local_backend import LocalBackend
 from ray_probe.offline_entropy_probe import OfflineEntropyProbe
 from ray_probe.run.directory import RunDirectory
-from ray_probe.run.prepared import PreparedRun, baseline_rule
+from ray_probe.run.preparation.prepared import PreparedRun, baseline_rule
 from ray_probe.run.progress import Listener
 from support.answers import Answer
 

@@ -24,8 +24,8 @@ from ray_probe.rollout.builder import build_rollout
 from ray_probe.rollout.rollout import Rollout
 from ray_probe.run.directory import RunDirectory
 from ray_probe.run.messages import ShardKey
-from ray_probe.run.plan import Plan, Shard
-from ray_probe.run.prepared import baseline_rule
+from ray_probe.run.preparation.plan import Plan, Shard
+from ray_probe.run.preparation.prepared import baseline_rule
 from ray_probe.run.progress import Progress
 from ray_probe.sequence_processor import SequenceProcessor
 from support.models import probe_config, save_checkpoint, tiny_llama

@@ -9,7 +9,7 @@ from ray_probe.config.loading import to_dict
 from ray_probe.config.schema import ProbeConfig
 from ray_probe.controller.controller import Controller
 from ray_probe.controller.measurement_config import measurement_config
-from ray_probe.run.prepare import prepare
+from ray_probe.run.preparation.prepare import prepare
 from support.workers import InProcessWorkers
 
 

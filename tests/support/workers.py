@@ -13,8 +13,8 @@ from ray_probe.rollout.builder import RolloutBuilder
 from ray_probe.run.backend import Commit, RoundOutcome, StopCheck
 from ray_probe.run.directory import RunDirectory
 from ray_probe.run.messages import ActorFacts
-from ray_probe.run.plan import Shard
-from ray_probe.run.prepared import PreparedRun, baseline_rule
+from ray_probe.run.preparation.plan import Shard
+from ray_probe.run.preparation.prepared import PreparedRun, baseline_rule
 from ray_probe.run.progress_tracker import ProgressTracker
 from ray_probe.run.result import Beta
 

@@ -19,7 +19,7 @@ from ray_probe.model.sequences import BatchedSequences, LogprobResults, pack_seq
 from ray_probe.probe_components import ProbeComponents
 from ray_probe.rollout.builder import build_rollout
 from ray_probe.rollout.shard_record import record_of_results
-from ray_probe.run.plan import Plan
+from ray_probe.run.preparation.plan import Plan
 
 CAP = 5
 CHARACTERS = "abcdef"

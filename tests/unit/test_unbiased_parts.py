@@ -21,14 +21,14 @@ from ray_probe.core.estimator.change import ENTROPY
 from ray_probe.core.estimator.records import Record, position_bins
 from ray_probe.errors import ConfigError
 from ray_probe.gradient.along_update import GradientAlongUpdate
+from ray_probe.gradient.parameter_groups import parameter_groups
 from ray_probe.model.midpoint import midpoint_of
-from ray_probe.model.parameter_groups import parameter_groups
 from ray_probe.model.sequences import pack_sequences
 from ray_probe.probe_components import ProbeComponents
 from ray_probe.rollout.comparison import Comparison, compared
 from ray_probe.rollout.midpoint import Midpoint
 from ray_probe.run.messages import ShardSums
-from ray_probe.run.plan import PromptRef, Shard
+from ray_probe.run.preparation.plan import PromptRef, Shard
 from ray_probe.run.totals import Totals, summed
 
 CAP, VOCABULARY, GROUP = 2, 3, 2

@@ -13,7 +13,7 @@ from ray_probe.cluster.actors.task_errors import is_of_memory
 from ray_probe.core.estimator.baselines import PublishedFit
 from ray_probe.rollout.loader import Loader, LoadRequest
 from ray_probe.run.messages import ActorFacts, Collected, FitterSession, GradientReport, ShardSums
-from ray_probe.run.plan import Shard
+from ray_probe.run.preparation.plan import Shard
 from ray_probe.system.failpoints import fail_at
 
 

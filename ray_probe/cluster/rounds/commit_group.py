@@ -16,7 +16,7 @@ from ray_probe.errors import ClusterError
 from ray_probe.fitter.fitter import Counts
 from ray_probe.run.backend import RoundOutcome, StopCheck, new_group, refuse_if_stopped
 from ray_probe.run.messages import Collected, ShardKey, ShardSums
-from ray_probe.run.plan import Shard
+from ray_probe.run.preparation.plan import Shard
 from ray_probe.run.progress_tracker import ProgressTracker
 from ray_probe.run.result import Beta
 from ray_probe.run.round_checks import check_baseline, ids_of, told_with

@@ -13,7 +13,7 @@ from typing import Literal
 
 from ray_probe.cluster.pool.failure_policy import LESS_MEMORY, MAX_ATTEMPTS, Blame, is_charged
 from ray_probe.run.messages import ShardKey
-from ray_probe.run.plan import Shard
+from ray_probe.run.preparation.plan import Shard
 
 State = Literal["waiting", "collecting", "held", "accumulating", "accumulated", "given_up"]
 

@@ -1,4 +1,4 @@
-"""The change of response entropy between two policies A and B, from responses of both. numpy only.
+"""The change of response entropy between two policies A and B. numpy only.
 
 With `d_j` the log ratio log p_B - log p_A of the prefix before token j, `m_j = 2 tanh(d_j / 2)` and the mean entropy
 `Hbar = (H_A + H_B) / 2`, the mean over responses drawn half from A and half from B of
@@ -71,7 +71,10 @@ class ComparedResponse:
 
     @cached_property
     def log_ratio_T(self) -> Array:
-        """The log ratio of the response through each token, B over A, nats; infinite from an impossible token on."""
+        """Log ratio of the prefix through each token, B over A, nats.
+
+        It is infinite from a token on that one policy cannot sample.
+        """
         ratio_T: Array = np.cumsum(self.log_q_ST[1] - self.log_q_ST[0])
         return ratio_T
 

@@ -1,4 +1,6 @@
-"""The sums that a comparison's estimates are made of: additive over shards and rounds. numpy only.
+"""The sums that a comparison's estimates are made of. numpy only.
+
+They are additive over shards and rounds.
 
 Shape suffixes: P prompts, F columns of a prompt's row, T tokens, B position bins, C cells of the token's entropy, K
 targets.
@@ -32,7 +34,7 @@ VECTORS = (
 
 
 def position_edges(cap: int) -> list[int]:
-    """Return the edges of the position bins, doubling: 0, 4, 8, 16, ... to the cap, tokens."""
+    """Return the edges of the position bins: 0, 4, 8, 16, ... to the cap, tokens."""
     edges = [0]
     while edges[-1] < cap:
         edges.append(min(cap, max(FIRST_POSITION, 2 * edges[-1])))

@@ -22,7 +22,7 @@ from ray_probe.gradient.layout import ParameterLayout
 from ray_probe.rollout.builder import RolloutBuilder, build_rollout
 from ray_probe.run.manifest import Manifest, check_same_inputs
 from ray_probe.run.messages import ActorFacts
-from ray_probe.run.prepare import prepare
+from ray_probe.run.preparation.prepare import prepare
 
 CHARACTERS = "abcdefghijklmnopqrstuvwxyz"
 ROWS = len(CHARACTERS) + 2

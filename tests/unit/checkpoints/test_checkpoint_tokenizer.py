@@ -15,7 +15,7 @@ from ray_probe.checkpoints.tokenizer.load import load_tokenizer
 from ray_probe.config.schema import ModelConfig
 from ray_probe.errors import CheckpointError
 from ray_probe.rollout.builder import build_rollout
-from ray_probe.run.prepare import prepare
+from ray_probe.run.preparation.prepare import prepare
 
 CHARACTERS = "abcdefghijklmnopqrstuvwxyz"
 ROWS = len(CHARACTERS) + 2

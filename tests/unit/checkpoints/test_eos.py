@@ -18,7 +18,7 @@ from ray_probe.checkpoints.tokenizer.load import load_tokenizer
 from ray_probe.config.schema import GenerationSettings, ModelConfig, ProbeConfig
 from ray_probe.errors import CheckpointError, ConfigError
 from ray_probe.rollout.builder import build_rollout
-from ray_probe.run.prepare import prepare
+from ray_probe.run.preparation.prepare import prepare
 from ray_probe.sequence_processor import SequenceProcessor
 
 CHARACTERS = "abcdefghijklmnopqrstuv"

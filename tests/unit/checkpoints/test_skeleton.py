@@ -18,7 +18,7 @@ from ray_probe.checkpoints.inspection import inspect_checkpoint
 from ray_probe.config import ProbeConfig
 from ray_probe.errors import CheckpointError, ClusterError, ConfigError, ProbeError
 from ray_probe.rollout.loader import check_fits_here
-from ray_probe.run.prepare import prepare
+from ray_probe.run.preparation.prepare import prepare
 
 CHARACTERS = "abcdef"
 WEIGHTS, ADAPTER_WEIGHTS = "model.safetensors", "adapter_model.safetensors"

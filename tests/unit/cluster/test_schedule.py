@@ -14,7 +14,7 @@ import pytest
 from ray_probe.cluster.pool.failure_policy import LESS_MEMORY, MAX_ATTEMPTS, MAX_SPARED, Blame
 from ray_probe.cluster.rounds.schedule import Schedule, Task
 from ray_probe.run.messages import ShardKey
-from ray_probe.run.plan import Shard
+from ray_probe.run.preparation.plan import Shard
 
 SEEDS = range(2500)
 ROUND = 7

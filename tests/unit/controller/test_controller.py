@@ -19,8 +19,8 @@ from ray_probe.errors import ConfigError, OutputError
 from ray_probe.report.caveats import caveats
 from ray_probe.run.directory import RunDirectory
 from ray_probe.run.estimates import advantage_by_mode
-from ray_probe.run.prepare import prepare
-from ray_probe.run.prepared import PreparedRun
+from ray_probe.run.preparation.prepare import prepare
+from ray_probe.run.preparation.prepared import PreparedRun
 from ray_probe.run.result import Result
 from ray_probe.run.totals import merged
 
@@ -214,7 +214,7 @@ def test_a_service_in_the_place_of_a_run_gives_the_same_bits(service: Service, c
     from ray_probe.controller.local_backend import LocalBackend
     from ray_probe.offline_entropy_probe import OfflineEntropyProbe
     from ray_probe.rollout.builder import build_rollout
-    from ray_probe.run.prepared import baseline_rule
+    from ray_probe.run.preparation.prepared import baseline_rule
 
     service.begin()
     identity = service.probe()

@@ -16,7 +16,7 @@ import pytest
 
 from ray_probe.core.estimator.change import ComparedResponse
 from ray_probe.core.estimator.change_sums import ROW, ChangeSums
-from ray_probe.run.change_estimates import change_estimate
+from ray_probe.run.comparison.estimates import change_estimate
 
 KINDS, CAP, TOKENS, EOS = 12, 4, 4, 0
 PAIRS, REPLICATES = 2, 500

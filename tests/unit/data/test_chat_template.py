@@ -17,8 +17,8 @@ from ray_probe.data.prompts import load_prompts
 from ray_probe.data.tokenization import begins_with_two_bos, encode_prompts
 from ray_probe.errors import ConfigError, InputError, PromptsError
 from ray_probe.rollout.builder import build_rollout
-from ray_probe.run.prepare import prepare
-from ray_probe.run.prepared import PreparedRun
+from ray_probe.run.preparation.prepare import prepare
+from ray_probe.run.preparation.prepared import PreparedRun
 from ray_probe.sequence_processor import SequenceProcessor
 
 SECRET = "attack at dawn"

@@ -13,7 +13,7 @@ from ray_probe.config import GenerationSettings
 from ray_probe.errors import ConfigError, PromptsError
 from ray_probe.model.context_length import context_length, limit_of, rope_switch
 from ray_probe.model.sequences import pack_sequences
-from ray_probe.run.prepare import prepare
+from ray_probe.run.preparation.prepare import prepare
 from ray_probe.sequence_processor import SequenceProcessor
 
 CHARACTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789"

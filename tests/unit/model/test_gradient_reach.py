@@ -22,7 +22,7 @@ from ray_probe.model.gradient_reach import refuse_unreached
 from ray_probe.model.trainable import mark_adapter, mark_frozen, select_trainable
 from ray_probe.rollout.builder import RolloutBuilder
 from ray_probe.rollout.rollout import Rollout
-from ray_probe.run.prepare import prepare
+from ray_probe.run.preparation.prepare import prepare
 from ray_probe.run.round_checks import check_reached
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated")  # peft asks transformers

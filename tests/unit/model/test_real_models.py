@@ -13,8 +13,8 @@ from ray_probe.core.estimator.parity import TOLERANCE_NATS
 from ray_probe.offline_entropy_probe import OfflineEntropyProbe
 from ray_probe.rollout.builder import build_rollout
 from ray_probe.run.directory import RunDirectory
-from ray_probe.run.prepare import prepare
-from ray_probe.run.prepared import baseline_rule
+from ray_probe.run.preparation.prepare import prepare
+from ray_probe.run.preparation.prepared import baseline_rule
 
 ROOT = Path(__file__).parents[3]
 SMALL = ["batch.rounds=2", "batch.prompts_per_round=4", "batch.shard_prompts=2", "generation.max_new_tokens=32"]

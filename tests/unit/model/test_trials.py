@@ -21,7 +21,7 @@ from ray_probe.errors import CheckpointError, ParityError
 from ray_probe.model import trials
 from ray_probe.model.forward import Forward
 from ray_probe.rollout.builder import build_rollout
-from ray_probe.run.prepare import prepare
+from ray_probe.run.preparation.prepare import prepare
 from ray_probe.sequence_processor import SequenceProcessor
 
 CHARACTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789"

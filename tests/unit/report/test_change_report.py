@@ -17,7 +17,7 @@ from ray_probe.report.number_format import signed, with_error
 from ray_probe.report.plots import write_plots
 from ray_probe.report.result_table import result_table
 from ray_probe.report.verdict import verdict
-from ray_probe.run.change import (
+from ray_probe.run.comparison.change import (
     AtBoth,
     Change,
     ChangeFigure,

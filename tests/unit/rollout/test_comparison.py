@@ -19,7 +19,7 @@ from ray_probe.rollout.builder import RolloutBuilder, moved_share
 from ray_probe.rollout.comparison import Comparison
 from ray_probe.run.directory import RunDirectory
 from ray_probe.run.messages import Receipt
-from ray_probe.run.prepared import baseline_rule
+from ray_probe.run.preparation.prepared import baseline_rule
 from ray_probe.run.progress import Progress
 from ray_probe.sequence_processor import SequenceProcessor
 

@@ -18,8 +18,8 @@ from ray_probe.model.sequences import LogprobResults
 from ray_probe.probe_components import ProbeComponents, ResponseTerms
 from ray_probe.rollout.rollout import Rollout
 from ray_probe.rollout.shard_record import record_of_results
-from ray_probe.run.plan import Shard
-from ray_probe.run.prepared import baseline_rule
+from ray_probe.run.preparation.plan import Shard
+from ray_probe.run.preparation.prepared import baseline_rule
 from ray_probe.sequence_processor import SequenceProcessor
 
 ALL_AT_ONCE = 64

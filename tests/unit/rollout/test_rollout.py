@@ -40,8 +40,8 @@ from ray_probe.model.sequences import pack_sequences
 from ray_probe.rollout import rollout as rollout_module
 from ray_probe.rollout.rollout import Rollout
 from ray_probe.run.messages import GradientReport
-from ray_probe.run.plan import Shard
-from ray_probe.run.prepared import baseline_rule
+from ray_probe.run.preparation.plan import Shard
+from ray_probe.run.preparation.prepared import baseline_rule
 from ray_probe.run.progress import Progress
 from ray_probe.sequence_processor import SequenceProcessor
 

@@ -18,8 +18,8 @@ from ray_probe.errors import ShardError
 from ray_probe.fitter.fitter import Fitter
 from ray_probe.rollout.rollout import Rollout
 from ray_probe.run.messages import Collected, Receipt
-from ray_probe.run.plan import Shard
-from ray_probe.run.prepared import baseline_rule
+from ray_probe.run.preparation.plan import Shard
+from ray_probe.run.preparation.prepared import baseline_rule
 
 METHODS = ("begin", "collect", "hold_no_graphs", "acknowledge", "accumulate", "gradient_report", "bucket")
 FEATURES = ["H", "top1", "pos_frac"]

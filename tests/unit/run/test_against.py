@@ -18,8 +18,8 @@ from ray_probe.errors import ClusterError, ConfigError, InputError
 from ray_probe.gradient.layout import ParameterLayout
 from ray_probe.run.manifest import Manifest, check_same_inputs
 from ray_probe.run.messages import ActorFacts
-from ray_probe.run.prepare import prepare
-from ray_probe.run.prepared import baseline_rule
+from ray_probe.run.preparation.prepare import prepare
+from ray_probe.run.preparation.prepared import baseline_rule
 
 CHARACTERS, CONTEXT = "abcdef", 32
 PROMPTS = ["abc", "f", "dd", "e"]

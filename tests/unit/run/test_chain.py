@@ -21,12 +21,12 @@ from ray_probe.report.chain_report import chain_csv, chain_markdown, chain_table
 from ray_probe.report.change_plots import chain_figure
 from ray_probe.report.number_format import with_error
 from ray_probe.rollout.builder import RolloutBuilder
-from ray_probe.run.chain import Chain, names_of, read_chain, step_directories
+from ray_probe.run.comparison.chain import Chain, names_of, read_chain, step_directories
 from ray_probe.run.directory import RunDirectory, as_json
 from ray_probe.run.manifest import Manifest
 from ray_probe.run.messages import ActorFacts
-from ray_probe.run.prepare import prepare
-from ray_probe.run.prepared import baseline_rule
+from ray_probe.run.preparation.prepare import prepare
+from ray_probe.run.preparation.prepared import baseline_rule
 from ray_probe.service.chain import chain_directory, step_request, write_chain
 
 

@@ -11,8 +11,8 @@ from ray_probe.core.estimator.change import ComparedResponse
 from ray_probe.core.estimator.change_sums import ChangeSums, cell_of, position_edges
 from ray_probe.core.estimator.intervals import t_quantile
 from ray_probe.core.estimator.part_sums import PartSums
-from ray_probe.run.change import Change, Figure
-from ray_probe.run.change_estimates import change_estimate
+from ray_probe.run.comparison.change import Change, Figure
+from ray_probe.run.comparison.estimates import change_estimate
 
 CAP, VOCABULARY = 12, 32
 

@@ -18,10 +18,10 @@ from ray_probe.config import ProbeConfig
 from ray_probe.controller.measurement import Job, measure
 from ray_probe.errors import InputError
 from ray_probe.report import plots
-from ray_probe.run import prepare
 from ray_probe.run.backend import Stopped
 from ray_probe.run.directory import RunDirectory
-from ray_probe.run.prepared import PreparedRun
+from ray_probe.run.preparation import prepare
+from ray_probe.run.preparation.prepared import PreparedRun
 from ray_probe.run.progress import Progress
 from ray_probe.service import run_once, run_request
 from ray_probe.system.digests import SUMS, chained, sha256_of

@@ -10,8 +10,8 @@ from ray_probe.controller.local_backend import LocalBackend
 from ray_probe.offline_entropy_probe import OfflineEntropyProbe
 from ray_probe.rollout.builder import build_rollout
 from ray_probe.run.directory import RunDirectory
-from ray_probe.run.prepare import prepare
-from ray_probe.run.prepared import baseline_rule
+from ray_probe.run.preparation.prepare import prepare
+from ray_probe.run.preparation.prepared import baseline_rule
 
 ROOT = Path(__file__).parents[3]
 

@@ -8,7 +8,7 @@ import pytest
 from ray_probe.checkpoints.memory_forecast import MemoryDemand
 from ray_probe.config.loading import config_from_dict
 from ray_probe.config.schema import ProbeConfig
-from ray_probe.run.forward_passes import Pass, choose_pass
+from ray_probe.run.preparation.forward_passes import Pass, choose_pass
 
 GB = 10**9
 MEMORY = MemoryDemand(weights=1 * GB, gradients=2 * GB, activations=1 * GB, logits=0, cache=0, held_a_position=100_000)

@@ -10,7 +10,7 @@ from support.runs import Job, a_checkpoint, rollout_of, settings
 
 from ray_probe.config import ProbeConfig
 from ray_probe.run.gradient_products import GradientProducts, window_of
-from ray_probe.run.plan import Plan
+from ray_probe.run.preparation.plan import Plan
 from ray_probe.run.progress import Progress
 from ray_probe.run.rounds_file import FinishedRound
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from ray_probe.errors import PromptsError
-from ray_probe.run.plan import Plan, PromptRef, Shard
+from ray_probe.run.preparation.plan import Plan, PromptRef, Shard
 
 
 def plan(prompts: int = 10, usable: tuple[int, ...] | None = None, **changes: Any) -> Plan:

@@ -12,7 +12,7 @@ from support.jobs import change_weights, plain_job
 
 from ray_probe.config import ProbeConfig
 from ray_probe.errors import CheckpointError, ConfigError, PromptsError
-from ray_probe.run.prepare import prepare
+from ray_probe.run.preparation.prepare import prepare
 
 CHARACTERS = "abcdef"
 CONTEXT = 32

@@ -21,8 +21,8 @@ from ray_probe.errors import ConfigError
 from ray_probe.gradient.layout import ParameterLayout
 from ray_probe.run.manifest import Manifest, changed_settings, check_same_inputs
 from ray_probe.run.messages import ActorFacts
-from ray_probe.run.prepare import prepare
-from ray_probe.run.prepared import PreparedRun, few_shards
+from ray_probe.run.preparation.prepare import prepare
+from ray_probe.run.preparation.prepared import PreparedRun, few_shards
 from ray_probe.system import versions
 
 PROMPTS = ["abc", "f", "a" * 20, "dd"]
@@ -53,7 +53,7 @@ from pathlib import Path
 from ray_probe.gradient.layout import ParameterLayout
 from ray_probe.run.manifest import Manifest
 from ray_probe.run.messages import ActorFacts
-from ray_probe.run.prepared import few_shards
+from ray_probe.run.preparation.prepared import few_shards
 prepared = pickle.loads(Path({str(tmp_path / "prepared.pickle")!r}).read_bytes())
 found = Manifest.of(prepared, {ACTOR!r}, {{}}).to_json()
 few_shards(prepared.config)

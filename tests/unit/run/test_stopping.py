@@ -10,7 +10,7 @@ from support.runs import TEXTS, Job, a_checkpoint, rollout_of, settings
 from ray_probe.config import ProbeConfig
 from ray_probe.config.schema import BatchConfig, TargetError
 from ray_probe.report.caveats import caveats
-from ray_probe.run.plan import Plan
+from ray_probe.run.preparation.plan import Plan
 from ray_probe.run.progress import Progress
 from ray_probe.run.result import Counts, Entropy, Gradient, Result
 from ray_probe.run.rounds_file import FinishedRound

@@ -1,4 +1,4 @@
-"""The types of the section `change` of result.json: what a comparison of two checkpoints found."""
+"""The types of the section `change` of result.json."""
 
 from dataclasses import dataclass, field
 
@@ -73,7 +73,10 @@ class Divergence(JsonObject):
 
 @dataclass(frozen=True)
 class ChangePart(JsonObject):
-    """The part of the change that is made in some range; the parts of a list add up to the total."""
+    """The part of the change that is made in some range.
+
+    The parts of a list add up to the total.
+    """
 
     first: float = 0.0
     """Start of the range: a position, from 0, or an entropy, nats."""

@@ -1,4 +1,4 @@
-"""The checkpoint A of a comparison: inspected, and over the same tokens and prompts as B."""
+"""The checkpoint A of a comparison: inspected, and of the same tokens as B."""
 
 import json
 from datetime import datetime
@@ -44,7 +44,7 @@ def inspect_against(config: ProbeConfig, hashed: bool = True) -> Checkpoint | No
 
 
 def check_same_tokens(config: ProbeConfig, a: Checkpoint, b: Checkpoint, prompts: PromptSet, created: datetime) -> None:
-    """Refuse checkpoints that do not sample responses of the same tokens to the same prompts.
+    """Refuse checkpoints of different tokens, ends of responses or prompts.
 
     Args:
         config: of the run.

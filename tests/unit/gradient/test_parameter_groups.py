@@ -3,7 +3,7 @@
 import pytest
 from support.models import tiny_experts, tiny_model
 
-from ray_probe.model.parameter_groups import group_of, parameter_groups
+from ray_probe.gradient.parameter_groups import group_of, parameter_groups
 
 
 def layered(*kinds: str) -> set[str]:

@@ -14,7 +14,7 @@ from ray_probe.core.estimator.change_sums import ROW, WITHIN, ChangeSums, cell_w
 from ray_probe.core.estimator.intervals import NORMAL_PROMPTS, interval
 from ray_probe.core.estimator.part_sums import PartSums
 from ray_probe.core.estimator.variance import clustered_ratio
-from ray_probe.run.change import (
+from ray_probe.run.comparison.change import (
     AtBoth,
     Change,
     ChangeFigure,
@@ -118,7 +118,10 @@ def change_estimate(
 
 
 def _sample_share(sums: ChangeSums, responses: float) -> float:
-    """Return (sum of w)^2 over responses times the sum of w^2; 0 where B can give none of A's responses."""
+    """Return (sum of w)^2 / (responses x sum of w^2).
+
+    It is 0 where B can give none of A's responses.
+    """
     weight, square = sums.log_weight_2.tolist()
     return math.exp(2.0 * weight - square) / responses if math.isfinite(square) else 0.0
 
@@ -147,7 +150,7 @@ def _by_position(rows: PromptRows, sums: ChangeSums, cap: int) -> tuple[ChangePa
 
 
 def _by_entropy(rows: PromptRows, sums: ChangeSums, first: int) -> tuple[ChangePart, ...]:
-    """Return the tokens without a choice, then fifths of the others by their mean entropy."""
+    """Return the tokens without a choice, then fifths of the others by entropy."""
     width = cell_width(sums.vocabulary)
     tokens_C = sums.cell_tokens_C
     parts = [(0, 1, 0.0, 0.0)]
@@ -161,7 +164,10 @@ def _by_entropy(rows: PromptRows, sums: ChangeSums, first: int) -> tuple[ChangeP
 
 
 def _fifths(tokens_C: Array) -> list[tuple[int, int]]:
-    """Return ranges of cells that hold about a fifth of the tokens each; fewer where one cell holds more."""
+    """Return ranges of cells that hold about a fifth of the tokens each.
+
+    They are fewer where one cell holds more.
+    """
     reached_C = np.cumsum(tokens_C)
     if not reached_C[-1]:
         return [(0, len(tokens_C))]

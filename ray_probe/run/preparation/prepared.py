@@ -14,7 +14,7 @@ from ray_probe.checkpoints.tokenizer.eos import Eos
 from ray_probe.config.schema import ProbeConfig
 from ray_probe.core.estimator.baselines import BaselineRule
 from ray_probe.core.estimator.change import SIDES
-from ray_probe.run.plan import Plan
+from ray_probe.run.preparation.plan import Plan
 from ray_probe.system.json_object import JsonObject
 
 

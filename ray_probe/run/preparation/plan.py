@@ -50,7 +50,7 @@ class Shard:
         return shard_label(self.round, self.index)
 
     def response_seeds(self, side: int | None = None) -> list[list[tuple[int, ...]]]:
-        """Return the seed of each response [B][G], or of each of one side's half of them [B][G / 2].
+        """Return the seed of each response [B][G], of a policy's half [B][G / 2].
 
         A seed is (run seed, pass over the file, index in the file, replicate), and in a comparison the side.
 

@@ -1,4 +1,4 @@
-"""A chain of comparisons: the change of entropy from checkpoint to checkpoint, and since the first.
+"""A chain of comparisons: the change from checkpoint to checkpoint, and in all.
 
 The steps use the same prompts, and a checkpoint in the middle gives the same responses to both of its neighbours. So
 the error of a sum over steps comes from the sums of each prompt over the steps.
@@ -14,8 +14,8 @@ import numpy as np
 
 from ray_probe.core.estimator.change_sums import ChangeSums
 from ray_probe.errors import ConfigError, bad_value
-from ray_probe.run.change import ChangeFigure, Figure
-from ray_probe.run.change_estimates import PromptRows, change_estimate
+from ray_probe.run.comparison.change import ChangeFigure, Figure
+from ray_probe.run.comparison.estimates import PromptRows, change_estimate
 from ray_probe.run.directory import RunDirectory
 from ray_probe.system.json_object import JsonObject
 
@@ -67,7 +67,7 @@ def step_directories(directory: Path) -> list[Path]:
 
 
 def read_chain(directory: Path) -> Chain:
-    """Return the chain whose steps lie in a directory, over the rounds that all of them have.
+    """Return the chain whose steps lie in a directory, over the rounds of all.
 
     Raises:
         ConfigError: there is no step, a step has no finished round, or a file of it is damaged.
@@ -99,7 +99,10 @@ def read_chain(directory: Path) -> Chain:
 
 
 def _sums(run: RunDirectory, rounds: int) -> ChangeSums:
-    """Return the sums of a step's first rounds. Raises ConfigError for a run that is no comparison."""
+    """Return the sums of a step's first rounds.
+
+    Raises ConfigError for a run that is no comparison.
+    """
     changes = [totals.change for totals in run.restore(rounds)]
     known = [change for change in changes if change is not None]
     if len(known) < len(changes):
@@ -108,7 +111,7 @@ def _sums(run: RunDirectory, rounds: int) -> ChangeSums:
 
 
 def names_of(places: Sequence[str]) -> list[str]:
-    """Return short names that tell the checkpoints apart: the last parts of their paths."""
+    """Return short names that tell the checkpoints apart, from their paths."""
     for parts in range(1, max((len(Path(place).parts) for place in places), default=1) + 1):
         names = ["/".join(Path(place).parts[-parts:]) for place in places]
         if len(set(names)) == len(set(places)):

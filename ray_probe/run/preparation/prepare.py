@@ -18,9 +18,9 @@ from ray_probe.data.prompts import PromptSet, absolute_source, load_prompts
 from ray_probe.data.tokenization import appended_eos, begins_with_two_bos, encode_prompts
 from ray_probe.errors import ConfigError, PromptsError, bad_value
 from ray_probe.model.context_length import limit_of, rope_switch
-from ray_probe.run.against import check_same_architecture, check_same_tokens, inspect_against
-from ray_probe.run.plan import Plan
-from ray_probe.run.prepared import CheckpointId, PreparedRun, PromptFacts
+from ray_probe.run.comparison.against import check_same_architecture, check_same_tokens, inspect_against
+from ray_probe.run.preparation.plan import Plan
+from ray_probe.run.preparation.prepared import CheckpointId, PreparedRun, PromptFacts
 from ray_probe.run.stopping import FIRST_PROMPTS
 
 TOKENIZE_BATCH = 10_000
@@ -126,7 +126,7 @@ def _text(path: Path | None) -> str | None:
 
 
 def _policy_id(config: ProbeConfig, policies: Sequence[Checkpoint], eos: Eos) -> str:
-    """Return the name of the checkpoints with their adapters and of the sampling policy."""
+    """Return the name of checkpoints, adapters and sampling policy."""
     generation = config.generation
     parts = [
         *(part for one in policies for part in (one.fingerprint, one.adapter_fingerprint)), config.model.dtype,

@@ -1,0 +1,1 @@
+"""Comparisons of checkpoints: checkpoint A, estimates, chains, result types."""

@@ -1,0 +1,1 @@
+"""A run before it starts: checked inputs, the plan of shards, forward passes."""
