@@ -49,7 +49,7 @@ class ComparedResponses:
     columns: list[list[Array]]
 
     def record(self, prompt_ids_P: npt.NDArray[np.int64], cap: int) -> Record:
-        """Return their record: two targets, and the entropies under each response's own sampler."""
+        """Return their record: two targets, and entropies under each own sampler."""
         flat = [one for group in self.responses for one in group]
         entropies = [[one.entropy_ST[one.side] for one in group] for group in self.responses]
         phi_TD = np.concatenate([phi for group in self.columns for phi in group])
@@ -121,7 +121,7 @@ class HeldComparison:
 
 
 class Comparison:
-    """Samples shards from two policies, scores them under both and sums the change of entropy.
+    """Samples shards from two policies, scores them under both, sums the change.
 
     It has the methods of `ray_probe.rollout.rollout.Rollout`, with a gradient of no number.
 
