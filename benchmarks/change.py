@@ -1,7 +1,8 @@
-"""The error of the change between two checkpoints, against two measurements, independent and with common seeds.
+"""The error of the change between two checkpoints, and of two measurements.
 
-B is the demo after REINFORCE steps of configs/make_tiny_rl.py, at its learning rate or at larger ones. All errors are
-scaled to 512 responses sampled in all, those of A and B together (`benchmarks.change_runs`).
+Those are independent, or take common seeds. B is the demo after REINFORCE steps of configs/make_tiny_rl.py, at its
+learning rate or at larger ones. All errors are scaled to 512 responses sampled in all, those of A and B together
+(`benchmarks.change_runs`).
 """
 
 import sys
@@ -26,7 +27,7 @@ LINE = "{:12s} {:>7} {:>7} {:>7} {:>6} {:>16} {:>6} {:>6} {:>6} {:>15} {:>15}"
 
 
 class Update(NamedTuple):
-    """An update of the demo: optimizer steps at a learning rate, and the prompts that it is measured on."""
+    """An update of the demo, and the number of prompts it is measured on."""
 
     name: str
     steps: int

@@ -1,4 +1,4 @@
-"""Three estimators of the change between the demo and an update of it, on the same prompts and responses.
+"""Three estimators of the change from the demo to an update, on the same prompts.
 
 Shape suffixes: P prompts.
 """
@@ -80,7 +80,7 @@ def mean_of(value_P: Array) -> tuple[float, float]:
 
 
 def error_ratio(value_P: Array, other_P: Array) -> dict[str, float]:
-    """Return the ratio of two standard errors, and its error by jackknife over prompts.
+    """Return the ratio of two standard errors, with a jackknife error.
 
     The jackknife leaves a prompt out of both means; the fits stay as they are.
     """
@@ -144,9 +144,10 @@ def seeds_of(shards: Sequence[Shard], side: int) -> list[list[tuple[int, ...]]]:
 
 
 def sample_at_once(processor: SequenceProcessor, shards: Sequence[Shard], side: int) -> None:
-    """Sample a policy's half of all responses; from then on `generate` gives them out by their seeds.
+    """Sample a policy's half of all responses in large batches.
 
-    A response depends on its seed and not on its batch, and small shards would sample in small batches.
+    From then on `generate` gives them out by their seeds. A response depends on its seed and not on its batch, and
+    small shards would sample in small batches.
     """
     found = sampled(processor, shards, side)
     log_q = found.sample_logprobs
@@ -180,6 +181,6 @@ def compare(prepared: PreparedRun, comparison: Comparison, shards: Sequence[Shar
 
 
 def entropy_by_prompt(processor: SequenceProcessor, sequences: BatchedSequences) -> Array:
-    """Return the total entropy of each prompt's responses under their policy [P], nats."""
+    """Return the total entropy of each prompt's responses [P], nats."""
     entropies = processor.entropies(sequences)
     return np.array([sum(float(entropy_T.sum()) for entropy_T in group) for group in entropies])

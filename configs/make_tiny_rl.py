@@ -40,7 +40,7 @@ def rewards_of(prompts: list[str], responses: list[str]) -> torch.Tensor:
 
 
 def train(model: Any, tokenizer: Any, steps: int, seed: int, learning_rate: float = LEARNING_RATE) -> Iterator[float]:
-    """Train by Adam; yields after each step, with the share of its responses whose sums are right.
+    """Train by Adam; yields the share of right sums after each step.
 
     With the same seed, fewer steps are the first of more.
 

@@ -1,4 +1,4 @@
-"""The interval of the total change holds the truth as often as it says, from 32 prompts on.
+"""The interval of a change holds the truth as often as it says, from 32 prompts.
 
 Two tabular policies read the prompt's kind, the position and the last token. On every other kind they also keep the
 likely tokens alone, so each has responses that the other cannot give. J(B) - J(A) is exact, by dynamic programming.
@@ -73,7 +73,7 @@ class Response(NamedTuple):
 
 
 class Population:
-    """All responses to all kinds, and a baseline of positions alone from responses of its own."""
+    """All responses to all kinds, and a baseline from responses of its own."""
 
     def __init__(self) -> None:
         self.responses = [[self._scored(kind, y) for y in every_response()] for kind in range(KINDS)]
