@@ -109,3 +109,26 @@ def test_figures_of_the_cluster_are_those_measured() -> None:
         f"{measured('ledger')['acknowledge']['p99_ms']:.1f} ms"
     )
     assert f"x{measured('scaling')['speed_up']['median']:.1f}," in PERFORMANCE
+
+
+UPDATES = measured("change")["updates"]
+BOUNDS = {"1 step": (0.35, 0.65), "5 steps": (0.35, 0.65), "20 steps": (0.70, 0.85)}
+"""Largest ratios of a comparison's error to measuring both apart, and with common random numbers."""
+
+
+@pytest.mark.parametrize("update", UPDATES)
+def test_the_table_of_updates_shows_what_was_measured(update: str) -> None:
+    one = UPDATES[update]
+    errors, ratios = one["estimators"], one["error_ratios"]
+    mixture = errors["mixture"]
+    expected = [f"{one['kl']['ab']:.2f}", f"{mixture['value']:+.2f} ± {mixture['se']:.2f}"]
+    expected += [f"{errors[name]['se_at_512']:.3f}" for name in ("mixture", "independent", "common")]
+    expected += [with_error(ratios[name]) for name in ("mixture_to_independent", "mixture_to_common")]
+    assert row(ESTIMATOR, update) == expected
+
+
+@pytest.mark.parametrize("update", BOUNDS)
+def test_a_comparison_errs_less_than_its_rivals_after_few_steps(update: str) -> None:
+    ratios = UPDATES[update]["error_ratios"]
+    found = tuple(ratios[name]["value"] for name in ("mixture_to_independent", "mixture_to_common"))
+    assert all(ratio <= bound for ratio, bound in zip(found, BOUNDS[update], strict=True))
