@@ -12,8 +12,8 @@ from ray_probe.config import load_config
 
 PAGE = page(README)
 IN_ORDER = [
-    "ray_probe", "Run it", "Your own checkpoint", "Reading the table", "From a trainer", "Guarantees", "Limits",
-    "Read on",
+    "ray_probe", "Run it", "Your own checkpoint", "Reading the table", "Comparing two checkpoints", "From a trainer",
+    "Guarantees", "Limits", "Read on",
 ]  # fmt: skip
 
 

@@ -185,7 +185,7 @@ def measured(a: Any, b: Any, with_parts: bool) -> list[ShardSums]:
     """The sums of two shards, without Ray."""
     processors = (processor_of(a, tf_batch_size=3), processor_of(b, tf_batch_size=3))
     halfway = midpoint(a, b, tf_batch_size=3)[0] if with_parts else None
-    comparison = Comparison(processors, RULE, "toy", "cpu", None, halfway)
+    comparison = Comparison(processors, RULE, "toy", "cpu", midpoint=halfway)
     comparison.begin("group")
     shards = [shard(0), shard(1)]
     found = [comparison.collect(one) for one in shards]

@@ -321,10 +321,10 @@ def test_a_measurement_that_has_just_ended_is_not_given_the_result_of_the_next(t
 @pytest.mark.parametrize(
     ("result", "expected"),
     [
-        (None, {"rounds": 0, "sequences": 0, "entropy": None, "gradient": None, "beta_version": None}),
+        (None, {"rounds": 0, "sequences": 0, "entropy": None, "gradient": None, "beta_version": None, "change": None}),
         (
             a_result(),
-            {"rounds": 4, "sequences": 2048, "beta_version": 4}
+            {"rounds": 4, "sequences": 2048, "beta_version": 4, "change": None}
             | {key: a_result()[key] for key in ("entropy", "gradient")},
         ),
     ],

@@ -98,7 +98,7 @@ def test_the_manifest_holds_what_fixes_the_result(job, tmp_path: Path):
     assert list(found["shard_plan"]) == ["0/0", "0/1", "1/0", "1/1"]
     assert sorted(found["shard_plan"]["0/0"] + found["shard_plan"]["0/1"]) == [0, 1, 2, 3]
     assert config_from_dict(found["settings"]).data == prepared.config.data
-    assert set(found["settings"]) == {"model", "data", "batch", "generation", "estimator"}
+    assert set(found["settings"]) == {"model", "data", "batch", "generation", "estimator", "compare"}
 
 
 def test_the_manifest_counts_skipped_prompts_and_says_when_the_run_was_created(job):
