@@ -3,6 +3,7 @@
 This module imports neither torch nor transformers, so that light processes can use it.
 """
 
+import hashlib
 import json
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
@@ -76,3 +77,12 @@ def read_json(directory: Path, name: str, required: bool = True, field: str = "m
 def matching_files(directory: Path, patterns: Iterable[str]) -> list[Path]:
     """List the files directly in `directory` that match a pattern, sorted by name."""
     return sorted({file for pattern in patterns for file in directory.glob(pattern) if file.is_file()})
+
+
+def stamp_of(files: Iterable[Path]) -> str:
+    """Return sha256 over names, sizes and times of change of files, hexadecimal.
+
+    Raises OSError when one is gone.
+    """
+    seen = [(file.name, (status := file.stat()).st_size, status.st_mtime_ns) for file in files]
+    return hashlib.sha256(repr(seen).encode()).hexdigest()

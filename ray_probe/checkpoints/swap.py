@@ -94,8 +94,12 @@ def can_swap(policy: Policy, architecture: Architecture, headers: Mapping[str, T
     )
 
 
-def swap_weights(policy: Policy, directory: Path, headers: Mapping[str, TensorHeader], adapter: Path | None) -> None:
+def swap_weights(
+    policy: Policy, directory: Path, headers: Mapping[str, TensorHeader], adapter: Path | None, has_base: bool = False
+) -> None:
     """Copy a checkpoint's tensors over a policy's, and drop its gradients.
+
+    With `has_base` the policy has these tensors already, under another adapter: only the adapter's are copied.
 
     `can_swap` must hold. After any error the policy is released, so that no half-swapped model is used.
 
@@ -105,7 +109,7 @@ def swap_weights(policy: Policy, directory: Path, headers: Mapping[str, TensorHe
     try:
         for parameter in policy.model.parameters():
             parameter.grad = None
-        for file in sorted({header.file for header in headers.values()}):
+        for file in [] if has_base else sorted({header.file for header in headers.values()}):
             _copy(policy, directory, file, [name for name, header in headers.items() if header.file == file])
         if adapter is not None:
             fill_adapter(policy.wrapped, adapter, policy.architecture.device)

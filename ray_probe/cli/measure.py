@@ -88,17 +88,18 @@ def _setting(key: str, value: str | None) -> str:
 
 def _chained(checkpoints: Sequence[str], config: Path | None, asked: tuple[str, ...], as_json: bool) -> int:
     """Compare each checkpoint with the next, then print the chain."""
-    from ray_probe.service.chain import chain_directory, step_request, write_chain
+    from ray_probe.service.chain import chain_directory, end_step, step_request, write_chain
     from ray_probe.service.run_request import Run
 
-    directory, code = chain_directory(config, asked), 0
+    directory, code, steps = chain_directory(config, asked), 0, len(checkpoints) - 1
     for number, (a, b) in enumerate(pairwise(checkpoints), start=1):
-        streams.tell(f"step {number} of {len(checkpoints) - 1}: {a} to {b}")
+        streams.tell(f"step {number} of {steps}: {a} to {b}")
         state = Run()
-        result = _executed(step_request(directory, number, a, b, config, asked), state)
+        result = _executed(step_request(directory, number, steps, a, b, config, asked), state)
         if result is None:
             streams.tell(f"the same command with --set output.name={directory.name} goes on with the chain")
             return EXIT_INTERRUPTED
+        end_step(directory, number)
         code = max(code, result.exit_code)
     chain = write_chain(directory)
     return answered(of_chain(chain.to_json(), directory, code), as_json)

@@ -232,6 +232,10 @@ class CompareConfig(_Section):
     """PEFT adapter directory of A; null: none."""
     side: Literal[0, 1] = 0
     """Side of A in the seeds of responses; 1 at odd places of a chain, so that both neighbours share its responses."""
+    keep_responses: bool = False
+    """Keep the token ids of B's responses in the run directory, for the next step of a chain."""
+    responses_from: OptionalText = None
+    """Run directory of the step before in a chain, which kept A's responses; null: they are sampled."""
     parts: bool = False
     """Also tell the parts of the change by group of parameters: to first order at (A + B) / 2, a third policy in memory
     with as many responses of its own. Needs full weights of one architecture."""

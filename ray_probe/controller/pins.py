@@ -15,7 +15,8 @@ from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from ray_probe.controller.sources import How, Source, stamp_of
+from ray_probe.checkpoints.files import stamp_of
+from ray_probe.controller.sources import How, Source
 from ray_probe.errors import CheckpointError, ConfigError, OutputError, bad_value
 from ray_probe.system.files import sync_directory, write_remedy
 

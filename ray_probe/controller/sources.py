@@ -4,13 +4,12 @@ A stamp (names, sizes and times of the files) is taken at once. The fingerprint 
 until then unchanged stamps mean unchanged bytes.
 """
 
-import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from ray_probe.checkpoints.files import ADAPTER_FILES, CHECKPOINT_FILES, matching_files
+from ray_probe.checkpoints.files import ADAPTER_FILES, CHECKPOINT_FILES, matching_files, stamp_of
 from ray_probe.checkpoints.fingerprint import fingerprint
 from ray_probe.config import ProbeConfig
 from ray_probe.errors import CheckpointError, InputError, PromptsError, bad_value
@@ -63,12 +62,6 @@ class Source:
         if self.field == "data.prompts":
             return replace(self, fingerprint=sha256_of(place))
         return replace(self, fingerprint=fingerprint(place, _PATTERNS[self.field]))
-
-
-def stamp_of(files: Iterable[Path]) -> str:
-    """Returns the stamp of files (see `Source`). Raises OSError when one is gone."""
-    seen = [(file.name, (status := file.stat()).st_size, status.st_mtime_ns) for file in files]
-    return hashlib.sha256(repr(seen).encode()).hexdigest()
 
 
 def sources_of(

@@ -275,6 +275,8 @@ class Fitter:
     def _origin(self, run: str) -> dict[str, object]:
         """Returns the ledger's header."""
         rule = asdict(self._rule) | {"features": list(self._rule.features)}
+        if self._rule.targets == 1:
+            del rule["targets"]  # as headers were before comparisons, so that those runs resume
         return {"run": run, "policy_id": self._policy_id, **rule, "record_version": SCHEMA_VERSION}
 
     def _restore(self, ledger: LedgerFile, finished: Sequence[Sequence[int]] | None, path: Path) -> None:

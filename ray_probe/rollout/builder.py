@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 import torch
 
+from ray_probe.checkpoints.files import ADAPTER_FILES, CHECKPOINT_FILES, matching_files, stamp_of, unusable
 from ray_probe.checkpoints.headers import weight_headers
 from ray_probe.checkpoints.swap import Architecture, Policy, can_swap, load_policy, release, swap_weights
 from ray_probe.checkpoints.tokenizer.eos import resolve_eos, token_text
@@ -21,6 +22,7 @@ from ray_probe.probe_components import ProbeComponents
 from ray_probe.rollout.comparison import Comparison
 from ray_probe.rollout.midpoint import Midpoint
 from ray_probe.rollout.policies import InTurns
+from ray_probe.rollout.response_store import ResponseStore
 from ray_probe.rollout.rollout import Rollout
 from ray_probe.run.preparation.prepared import baseline_rule
 from ray_probe.sequence_processor import SequenceProcessor
@@ -40,14 +42,19 @@ class PolicySlot:
 
     def __init__(self) -> None:
         self._policy: Policy | None = None
+        self._base = ""
 
     def bring_in(self, directory: Path, adapter: Path | None, dtype: str, device: str) -> Any:
-        """Return the model of a checkpoint; the earlier one must not be used from then on."""
+        """Return the model of a checkpoint; the earlier one must not be used from then on.
+
+        Under another adapter of the same kind, an unchanged base is not read again.
+        """
         architecture = Architecture.of(directory, adapter, dtype, device)
         headers = weight_headers(directory)
         policy, self._policy = self._policy, None  # an error below must not leave a model with mixed weights
+        before, self._base = self._base, f"{directory} {stamp_of(matching_files(directory, CHECKPOINT_FILES))}"
         if policy is not None and can_swap(policy, architecture, headers):
-            swap_weights(policy, directory, headers, adapter)
+            swap_weights(policy, directory, headers, adapter, has_base=adapter is not None and before == self._base)
             self._policy, self.way = policy, "swapped"
             return policy.model
         if policy is not None:
@@ -119,6 +126,7 @@ class RolloutBuilder:
         device: str = "cpu",
         on_progress: OnProgress = lambda tokens: None,
         in_turns: bool = False,
+        store: ResponseStore | None = None,
     ) -> Comparison:
         """Load two checkpoints and build their comparison; as `load`.
 
@@ -129,31 +137,37 @@ class RolloutBuilder:
             device: `cpu` or `cuda`.
             on_progress: receives numbers of tokens done.
             in_turns: hold one model at a time, and load the other where it is needed: the same bits, in half the
-                memory, with two loads a shard. Not with `compare.parts`, which needs both and their midpoint.
+                memory, with two loads a shard. So it is done for two adapters of one base in any case, whose base is
+                loaded once. Not with `compare.parts`, which needs both and their midpoint.
+            store: of the responses of a chain, or None.
 
         Raises:
             ConfigError: `compare.parts` is set and the models differ in more than the values of their weights.
         """
         assert not (in_turns and config.compare.parts), "parts need both models and their midpoint"
+        in_turns = in_turns or _share_base(places, config.model.dtype, device)
         self._free_middle()
         slots = (self._own if in_turns else self._against, self._own)
         if in_turns:
             self._against.empty()
 
+        stamps: dict[int, str] = {}
+
         def bring_in(side: int) -> SequenceProcessor:
             directory, adapter = places[side]
+            _check_unchanged(stamps.setdefault(side, found := _stamp(*places[side])), found, directory)
             model = slots[side].bring_in(directory, adapter, config.model.dtype, device)
             set_recompute(model, False)
             return _processor(config, model, directory, adapter, on_progress)
 
         rule, made = baseline_rule(config), made_on(device, torch.get_num_threads())
         if in_turns:
-            return Comparison(InTurns(bring_in), rule, policy_id, made, side=config.compare.side)
+            return Comparison(InTurns(bring_in), rule, policy_id, made, side=config.compare.side, store=store)
         a, b = bring_in(0), bring_in(1)
         adapted = any(adapter is not None for _, adapter in places)
         moved = None if adapted else moved_share(a.model, b.model)
         midpoint = self._midpoint(config, a.model, b.model, places[0][0], on_progress) if config.compare.parts else None
-        return Comparison((a, b), rule, policy_id, made, moved, config.compare.side, midpoint)
+        return Comparison((a, b), rule, policy_id, made, moved, config.compare.side, midpoint, store)
 
     def _midpoint(self, config: ProbeConfig, a: Any, b: Any, directory: Path, on_progress: OnProgress) -> Midpoint:
         """Build the policy between two models; `directory` holds its tokenizer."""
@@ -166,6 +180,26 @@ class RolloutBuilder:
         middle, self._middle = self._middle, None
         if middle is not None:
             release(middle)
+
+
+def _share_base(places: Sequence[tuple[Path, Path | None]], dtype: str, device: str) -> bool:
+    """Return whether two adapters of one kind lie on the same base."""
+    (a, adapter_a), (b, adapter_b) = places
+    if a != b or adapter_a is None or adapter_b is None:
+        return False
+    return Architecture.of(a, adapter_a, dtype, device) == Architecture.of(b, adapter_b, dtype, device)
+
+
+def _stamp(directory: Path, adapter: Path | None) -> str:
+    own = [] if adapter is None else matching_files(adapter, ADAPTER_FILES)
+    return stamp_of([*matching_files(directory, CHECKPOINT_FILES), *own])
+
+
+def _check_unchanged(first: str, now: str, directory: Path) -> None:
+    """Refuse a checkpoint that changed since it was first loaded in this run."""
+    if first != now:
+        remedy = "measure a copy, or pin it with probe --snapshot"
+        raise unusable(directory, "its files have changed while it was compared", remedy)
 
 
 def _processor(

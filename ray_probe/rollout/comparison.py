@@ -29,6 +29,7 @@ from ray_probe.model.micro_batches import results_of, to_float64
 from ray_probe.model.sequences import BatchedSequences, LogprobResults, pack_sequences
 from ray_probe.rollout.midpoint import HeldMidpoint, Midpoint
 from ray_probe.rollout.policies import Policies
+from ray_probe.rollout.response_store import ResponseStore
 from ray_probe.rollout.shard_record import record_of_responses
 from ray_probe.rollout.shards import GroupShards
 from ray_probe.run.messages import Collected, Delivery, GradientReport, Receipt, ShardSums, SumsX
@@ -133,6 +134,7 @@ class Comparison:
         moved_share: share of the parameters that differ; None: not compared.
         side: of A in the seeds of responses.
         midpoint: measures the parts of the update; None: they are not measured.
+        store: has A's responses of the step before in a chain, and keeps B's; None: no chain.
 
     Attributes:
         eos_ids: ids that end a response.
@@ -147,13 +149,15 @@ class Comparison:
     def __init__(
         self, processors: Policies, rule: BaselineRule, policy_id: str, made_on: str,
         moved_share: float | None = None, side: int = 0, midpoint: Midpoint | None = None,
+        store: ResponseStore | None = None,
     ) -> None:  # fmt: skip
         self.processors = processors
+        self._store = store
         self._midpoint = midpoint
         self.moved_share = moved_share
         self.most_held = sys.maxsize
         first = processors[0]
-        self.eos_ids, self._rows = first.eos_ids, first.rows
+        self.eos_ids, self._rows, self._encode = first.eos_ids, first.rows, first.encode
         third = [] if midpoint is None else [midpoint.processor.forward]
         found = [first.forward, processors[1].forward, *third]
         self.why_no_head = next(filter(None, (one.why_no_head for one in found)), "")
@@ -204,11 +208,15 @@ class Comparison:
     def _sampled(self, shard: Shard) -> BatchedSequences:
         """Returns the responses of both policies; A's come first in each group."""
         texts, half = [ref.text for ref in shard.prompts], shard.responses_per_prompt // len(SIDES)
-        sides = [
-            self.processors[side].generate(texts, half, shard.response_seeds(side ^ self._first_side))
-            for side in range(len(SIDES))
-        ]
-        prompts = [sides[0].tokens(b, 0)[0].tolist() for b in range(len(texts))]
+        prompts = [self._encode(text) for text in texts]
+
+        def generated(side: int) -> BatchedSequences:
+            return self.processors[side].generate(texts, half, shard.response_seeds(side ^ self._first_side))
+
+        kept = None if self._store is None else self._store.load(shard, prompts)
+        sides = [generated(0) if kept is None else kept, generated(1)]
+        if self._store is not None:
+            self._store.keep(shard, sides[1])
         tokens = [[one.tokens(b, g)[1].tolist() for one in sides for g in range(half)] for b in range(len(texts))]
         log_q = [[row for one in sides for row in (one.sample_logprobs or [])[b]] for b in range(len(texts))]
         return pack_sequences(prompts, tokens, log_q)

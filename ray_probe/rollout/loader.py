@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from ray_probe.checkpoints.node_cache import NodeCopy
     from ray_probe.rollout.builder import RolloutBuilder
     from ray_probe.rollout.comparison import Comparison
+    from ray_probe.rollout.response_store import ResponseStore
     from ray_probe.rollout.rollout import Rollout
 
 
@@ -131,11 +132,23 @@ class Loader:
         if order.against is None:
             rollout = self._assembly.load(config, *places[0], order.policy_id, device, self._on_progress)
         else:
-            rollout = self._assembly.compare(config, places, order.policy_id, device, self._on_progress, in_turns)
+            ways = device, self._on_progress, in_turns, _store(config, order.against, order.checkpoint)
+            rollout = self._assembly.compare(config, places, order.policy_id, *ways)
         # After loading, because a trainer may overwrite files during the load.
         for one, place in zip(wanted, places, strict=True):
             check_fingerprint(place[0], one.fingerprint, place[1], one.adapter_fingerprint)
         return rollout
+
+
+def _store(config: ProbeConfig, a: CheckpointId, b: CheckpointId) -> "ResponseStore | None":
+    """Returns the store of a step of a chain; None where no response is kept."""
+    from ray_probe.rollout.response_store import ResponseStore, policy_key
+
+    before, output = config.compare.responses_from, config.output
+    own = Path(output.dir) / str(output.name) if config.compare.keep_responses else None
+    if before is None and own is None:
+        return None
+    return ResponseStore(None if before is None else Path(before), own, (policy_key(config, a), policy_key(config, b)))
 
 
 def check_fits_here(config: ProbeConfig, memory: MemoryDemand) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from ray_probe.config.loading import load_config
 from ray_probe.config.strict_yaml import override_of
-from ray_probe.run.comparison.chain import STEP, Chain, read_chain
+from ray_probe.run.comparison.chain import STEP, Chain, drop_responses, read_chain
 from ray_probe.run.directory import as_json, default_name
 from ray_probe.service.run_request import RunRequest
 from ray_probe.system.files import write_atomically
@@ -26,15 +26,17 @@ def chain_directory(config: Path | None, settings: tuple[str, ...]) -> Path:
 
 
 def step_request(
-    directory: Path, number: int, a: str, b: str, config: Path | None, settings: tuple[str, ...]
+    directory: Path, number: int, steps: int, a: str, b: str, config: Path | None, settings: tuple[str, ...]
 ) -> RunRequest:
     """Return the request of one step; one that was begun before is resumed.
 
-    A checkpoint's place decides the side of its seeds, so that both of its steps have the same responses of it.
+    A checkpoint's place decides the side of its seeds, so that both of its steps have the same responses of it: the
+    first keeps their token ids, the second uses them.
 
     Args:
         directory: of the chain.
         number: of the step, from 1.
+        steps: of the chain.
         a: directory of the checkpoint before.
         b: directory of the checkpoint after.
         config: YAML file, or None.
@@ -44,9 +46,16 @@ def step_request(
     if (directory / name).is_dir():
         free = tuple(one for one in settings if override_of(one)[0].startswith(RESUMED))
         return RunRequest(None, directory / name, free)
-    own = {"model.path": b, "compare.against": a, "output.dir": str(directory), "output.name": name}
+    before = None if number == 1 else str(directory / f"{STEP}{number - 1}")
+    own = {"model.path": b, "compare.against": a, "output.dir": str(directory), "output.name": name,
+           "compare.keep_responses": number < steps, "compare.responses_from": before}  # fmt: skip
     named = tuple(f"{key}={json.dumps(value)}" for key, value in own.items())
     return RunRequest(config, None, (*settings, *named, f"compare.side={(number - 1) % 2}"), name)
+
+
+def end_step(directory: Path, number: int) -> None:
+    """Remove the responses that the step before kept for this one, which is finished."""
+    drop_responses(directory / f"{STEP}{number - 1}")
 
 
 def write_chain(directory: Path) -> Chain:

@@ -16,6 +16,7 @@ import ray
 from safetensors.numpy import load_file, save_file
 from support.answers import Answer
 from support.checkpoints import raw_config, write_checkpoint
+from support.processes import actors_of
 from support.ray_runs import quiet, run_here, run_on
 
 from ray_probe.cluster.backend import RayBackend
@@ -130,6 +131,46 @@ def test_a_killed_actor_changes_nothing_in_a_comparison(
     killer = killer_of(killed, lambda progress: progress.round == 1 and progress.accumulated >= 2)
     answer = run_on(shared, prepare(configured(files, **against)), "compared-killed", killer)
     assert killed and answer.result["counts"]["shards_retried"] >= 1
+    answer.assert_same(compared)
+    answer.assert_each_record_once()
+
+
+@pytest.mark.parametrize("role", ["FitterActor", "WriterActor"])
+def test_a_killed_fitter_or_writer_changes_nothing_in_a_comparison(
+    shared: RayBackend, files: Path, against: dict[str, dict[str, Any]], compared: Answer, role: str
+) -> None:
+    killed: list[int] = []
+
+    def killer(backend: RayBackend) -> Listener:
+        def listen(progress: Progress) -> None:
+            if not killed and progress.round == 1 and progress.collected >= 2:
+                process = actors_of(role)[-1]
+                killed.append(process.pid)
+                process.kill()
+
+        return listen
+
+    answer = run_on(shared, prepare(configured(files, **against)), f"compared-{role.lower()}", killer)
+    assert killed
+    answer.assert_same(compared)
+    answer.assert_each_record_once()
+
+
+def test_scaling_in_the_middle_of_a_comparison_leaves_the_same_bits(
+    shared: RayBackend, files: Path, against: dict[str, dict[str, Any]], compared: Answer
+) -> None:
+    scaled: list[int] = []
+
+    def scaler(backend: RayBackend) -> Listener:
+        def listen(progress: Progress) -> None:
+            if len(scaled) < 2 and progress.round == 1 + len(scaled) and progress.collected >= 1:
+                scaled.append(3 - 2 * len(scaled))
+                backend.pool.scale(scaled[-1])
+
+        return listen
+
+    answer = run_on(shared, prepare(configured(files, **against)), "compared-scaled", scaler)
+    assert scaled == [3, 1]
     answer.assert_same(compared)
     answer.assert_each_record_once()
 

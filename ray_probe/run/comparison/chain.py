@@ -4,6 +4,7 @@ The steps use the same prompts, and a checkpoint in the middle gives the same re
 the error of a sum over steps comes from the sums of each prompt over the steps.
 """
 
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import reduce
@@ -64,6 +65,16 @@ def step_directories(directory: Path) -> list[Path]:
     """Return the run directories of a chain, in order; empty for another directory."""
     found = [path for path in directory.glob(f"{STEP}*") if path.name.removeprefix(STEP).isdigit()]
     return sorted(found, key=lambda path: int(path.name.removeprefix(STEP)))
+
+
+def responses_of(run: Path) -> Path:
+    """Return the folder in which a step keeps responses for the next one."""
+    return run / "state" / "responses"
+
+
+def drop_responses(run: Path) -> None:
+    """Remove the responses that a step keeps for the next one."""
+    shutil.rmtree(responses_of(run), ignore_errors=True)
 
 
 def read_chain(directory: Path) -> Chain:

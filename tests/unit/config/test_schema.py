@@ -214,7 +214,8 @@ def test_the_defaults_are_those_of_the_specification():
                       "activation_checkpointing": False, "baseline": {
             "mode": "regression", "fit": "leave_one_out", "ridge_lambda": 1e-3, "features": "recommended",
             "ema_decay": 0.9}},
-        "compare": {"against": None, "adapter": None, "side": 0, "parts": False},
+        "compare": {"against": None, "adapter": None, "side": 0, "keep_responses": False, "responses_from": None,
+                    "parts": False},
         "cluster": {"address": None, "namespace": "ray_probe", "actors": 2, "max_actors": 4, "gpus_per_actor": 0,
                     "cpus_per_actor": 1, "resources": {}, "runtime_env": {}},
         "output": {"dir": "runs", "name": None, "save_gradient": False, "commit_rounds": 1},

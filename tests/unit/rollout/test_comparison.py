@@ -1,24 +1,32 @@
 """A comparison's rollout: what it sends and sums, on real models in this process."""
 
 import copy
+import os
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from support.adapters import write_adapter
 from support.models import character_tokenizer, save_checkpoint, tiny_gpt2, tiny_llama
-from support.runs import GROUP, POLICY, TEXTS, OtherScorer, plan_of, settings, untimed
+from support.runs import GROUP, POLICY, TEXTS, OtherScorer, plan_of, processor_of, settings, untimed
 
+from ray_probe.checkpoints import swap
 from ray_probe.config import ProbeConfig
+from ray_probe.config.loading import config_from_dict, to_dict
 from ray_probe.controller.local_backend import LocalBackend
+from ray_probe.core.estimator.baselines import PublishedFit
 from ray_probe.core.estimator.change_sums import ROW, ChangeSums
 from ray_probe.core.estimator.records import Record
-from ray_probe.errors import ParityError, ShardError
+from ray_probe.errors import CheckpointError, ParityError, ShardError
 from ray_probe.fitter.fitter import Fitter
 from ray_probe.offline_entropy_probe import OfflineEntropyProbe
 from ray_probe.rollout.builder import RolloutBuilder, moved_share
 from ray_probe.rollout.comparison import Comparison
+from ray_probe.run.comparison.estimates import change_estimate
 from ray_probe.run.directory import RunDirectory
 from ray_probe.run.messages import Receipt
+from ray_probe.run.preparation.plan import PromptRef, Shard
 from ray_probe.run.preparation.prepared import baseline_rule
 from ray_probe.run.progress import Progress
 from ray_probe.sequence_processor import SequenceProcessor
@@ -140,6 +148,67 @@ def test_one_model_at_a_time_gives_the_same_bits(checkpoints: tuple[Path, Path])
     assert change_of(config, turns).to_json() == change_of(config, both).to_json()
     assert (turns.moved_share, both.moved_share) == (None, both.moved_share) and both.moved_share > 0.9
     assert (turns.eos_ids, turns.takes_padding, turns.cache_gap) == (both.eos_ids, both.takes_padding, both.cache_gap)
+
+
+@pytest.fixture
+def adapted(checkpoints: tuple[Path, Path], tmp_path: Path) -> list[tuple[Path, Path | None]]:
+    """Two adapters of one kind on one base."""
+    return [(checkpoints[0], write_adapter(tmp_path / str(n), checkpoints[0], seed=n)) for n in (1, 2)]
+
+
+def adapted_config(adapted: list[tuple[Path, Path | None]]) -> ProbeConfig:
+    config = config_of(adapted[0][0], adapted[1][0])
+    compare = config.compare.model_copy(update={"adapter": str(adapted[0][1])})
+    model = config.model.model_copy(update={"adapter": str(adapted[1][1])})
+    return config.model_copy(update={"compare": compare, "model": model})
+
+
+def test_two_adapters_of_one_base_load_the_base_once(
+    adapted: list[tuple[Path, Path | None]], monkeypatch: pytest.MonkeyPatch
+):
+    loads, copies = [], []
+    load, copy_base = swap.load_model, swap._copy
+    monkeypatch.setattr(swap, "load_model", lambda *given: loads.append(given) or load(*given))
+    monkeypatch.setattr(swap, "_copy", lambda *given: copies.append(given) or copy_base(*given))
+    config = adapted_config(adapted)
+    together = RolloutBuilder().compare(config, adapted, POLICY)
+    total = change_of(config, together)
+    assert len(loads) == 1 and not copies, "the adapters alone are swapped"
+    apart = [RolloutBuilder().load(config, *place, POLICY) for place in adapted]
+    processors = [processor_of(one) for one in apart]
+    separate = Comparison((processors[0], processors[1]), baseline_rule(config), POLICY, together._made_on)
+    assert total.to_json() == change_of(config, separate).to_json()
+    assert any(row[ROW.index("pathwise")] for row in total.rows.values())
+
+
+def test_files_that_change_while_one_model_is_held_at_a_time_are_refused(
+    checkpoints: tuple[Path, Path], tmp_path: Path
+):
+    places = [(Path(shutil.copytree(one, tmp_path / str(n))), None) for n, one in enumerate(checkpoints)]
+    config = config_of(places[0][0], places[1][0])
+    turns = RolloutBuilder().compare(config, places, POLICY, in_turns=True)
+    turns.begin(GROUP)
+    turns.collect(plan_of(config).round(0)[0])
+    os.utime(places[0][0] / "model.safetensors", ns=(1, 1))
+    with pytest.raises(CheckpointError, match="its files have changed while it was compared"):
+        turns.collect(plan_of(config).round(0)[1])
+
+
+def test_the_demo_against_itself_changes_by_exactly_nothing(tmp_path: Path):
+    demo = Path(__file__).parents[3] / "configs" / "models" / "tiny"
+    raw = to_dict(config_of(demo, demo, generation={"max_new_tokens": 24, "top_p": 0.95}))
+    raw["data"]["prompts"] = ["17+5=", "3-1+12=", "9+9+9="]
+    raw["batch"] |= {"prompts_per_round": 3, "rounds": 1}
+    config = config_from_dict(raw)
+    comparison = comparison_of(config)
+    shard = Shard(0, 0, tuple(PromptRef(n, 0, text) for n, text in enumerate(raw["data"]["prompts"])), 0, 4)
+    comparison.begin(GROUP)
+    comparison.collect(shard)
+    fit = PublishedFit.empty(baseline_rule(config), POLICY)
+    change = comparison.accumulate(shard, fit).sums.change
+    assert change is not None and change.tokens_2.sum() > 100
+    found = change_estimate(change, 24, shares_baselines=True)
+    assert (found.total.value, found.total.se, found.per_token.change.value, found.js) == (0.0, 0.0, 0.0, 0.0)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 from support.models import save_checkpoint, tiny_llama
-from support.runs import POLICY, plan_of, settings
+from support.runs import POLICY, plan_of, settings, untimed
 
 from ray_probe.config import ProbeConfig
 from ray_probe.config.loading import config_from_dict, dump_yaml, to_dict
@@ -21,13 +21,14 @@ from ray_probe.report.chain_report import chain_csv, chain_markdown, chain_table
 from ray_probe.report.change_plots import chain_figure
 from ray_probe.report.number_format import with_error
 from ray_probe.rollout.builder import RolloutBuilder
-from ray_probe.run.comparison.chain import Chain, names_of, read_chain, step_directories
+from ray_probe.rollout.response_store import ResponseStore, policy_key
+from ray_probe.run.comparison.chain import Chain, names_of, read_chain, responses_of, step_directories
 from ray_probe.run.directory import RunDirectory, as_json
 from ray_probe.run.manifest import Manifest
 from ray_probe.run.messages import ActorFacts
 from ray_probe.run.preparation.prepare import prepare
 from ray_probe.run.preparation.prepared import baseline_rule
-from ray_probe.service.chain import chain_directory, step_request, write_chain
+from ray_probe.service.chain import chain_directory, end_step, step_request, write_chain
 
 
 @pytest.fixture(scope="module")
@@ -43,11 +44,17 @@ def config_of(a: Path, b: Path, side: int) -> ProbeConfig:
     return config_from_dict(raw)
 
 
-def step(directory: Path, number: int, a: Path, b: Path, side: int | None = None) -> None:
-    """One step of a chain, run in this process."""
+def step(
+    directory: Path, number: int, a: Path, b: Path, side: int | None = None, store: ResponseStore | None = None,
+    samples: tuple[bool, bool] = (True, True),
+) -> None:  # fmt: skip
+    """One step of a chain, run in this process; a side that does not sample fails where it is asked to."""
     config = config_of(a, b, (number - 1) % 2 if side is None else side)
     prepared = prepare(config)
-    comparison = RolloutBuilder().compare(config, [(a, None), (b, None)], POLICY)
+    comparison = RolloutBuilder().compare(config, [(a, None), (b, None)], POLICY, store=store)
+    for place, allowed in enumerate(samples):
+        if not allowed:
+            comparison.processors[place].generate = None  # type: ignore[method-assign]
     manifest = Manifest.of(prepared, ActorFacts(comparison.layout, "cpu", 1, 0), {})
     files = {"config.yaml": dump_yaml(config), "manifest.json": as_json(manifest.to_json())}
     run = RunDirectory.create(directory, f"step-{number}", files)
@@ -75,6 +82,63 @@ def test_a_checkpoint_in_the_middle_gives_the_same_responses_to_both_steps(chain
     np.testing.assert_allclose(
         columns(chain_of_three, 1, "entropy_b"), columns(chain_of_three, 2, "entropy_a"), rtol=1e-5
     )
+
+
+@pytest.fixture
+def kept(checkpoints: list[Path], tmp_path: Path) -> Path:
+    """A first step that keeps the responses of its second checkpoint."""
+    store = ResponseStore(None, tmp_path / "step-1", ("a", "b"))
+    step(tmp_path, 1, *checkpoints[:2], store=store)
+    return tmp_path
+
+
+def second(kept: Path, checkpoints: list[Path], key: str = "b", samples: bool = False) -> dict[str, object]:
+    """The result of the second step, which samples its first checkpoint or must not."""
+    store = ResponseStore(kept / "step-1", None, (key, "c"))
+    step(kept, 2, *checkpoints[1:], store=store, samples=(samples, True))
+    return untimed(RunDirectory(kept / "step-2").result().to_json())
+
+
+def test_kept_responses_are_not_sampled_again_and_change_nothing(
+    kept: Path, checkpoints: list[Path], chain_of_three: Path
+):
+    files = sorted(responses_of(kept / "step-1").iterdir())
+    assert len(files) == 6 and {file.stat().st_mode & 0o777 for file in files} == {0o600}
+    assert responses_of(kept / "step-1").stat().st_mode & 0o777 == 0o700
+    assert second(kept, checkpoints)["change"] == RunDirectory(chain_of_three / "step-2").result().to_json()["change"]
+    assert not responses_of(kept / "step-2").exists()
+    end_step(kept, 2)
+    assert not responses_of(kept / "step-1").exists()
+
+
+@pytest.mark.parametrize("loss", ["gone", "cut", "flipped", "of another policy"])
+def test_responses_that_are_lost_or_of_another_policy_are_sampled_again(
+    kept: Path, checkpoints: list[Path], chain_of_three: Path, loss: str
+):
+    file = sorted(responses_of(kept / "step-1").iterdir())[1]
+    data = file.read_bytes()
+    if loss == "gone":
+        file.unlink()
+    elif loss == "cut":
+        file.write_bytes(data[: len(data) // 2])
+    elif loss == "flipped":
+        place = data.index(b"tokens.npy") + 200
+        file.write_bytes(data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :])
+    key = "of another" if loss == "of another policy" else "b"
+    found = second(kept, checkpoints, key, samples=True)
+    assert found["change"] == RunDirectory(chain_of_three / "step-2").result().to_json()["change"]
+
+
+def test_the_key_of_kept_responses_names_all_that_they_depend_on_but_their_seeds(checkpoints: list[Path]):
+    config = config_of(*checkpoints[:2], side=0)
+    one, other = prepare(config).checkpoint, prepare(config).against
+    assert other is not None
+    keys = {policy_key(config, one), policy_key(config, other)}
+    for section, key, value in (("generation", "top_p", 0.5), ("data", "seed", 9), ("model", "dtype", "bfloat16")):
+        raw = to_dict(config)
+        raw[section][key] = value
+        keys.add(policy_key(config_from_dict(raw), one))
+    assert len(keys) == 5
 
 
 def test_sums_over_steps_have_errors_from_the_sums_of_each_prompt(chain_of_three: Path):
@@ -142,11 +206,16 @@ def test_a_step_has_the_side_of_its_place_and_is_resumed_where_it_was_begun(tmp_
     asked = ("cluster.actors=3", f"output.dir={tmp_path}", "output.name=mine")
     directory = chain_directory(config, asked)
     assert directory == tmp_path / "mine"
-    requests = [step_request(directory, number, "a", "b", config, asked) for number in (1, 2, 3)]
+    requests = [step_request(directory, number, 3, "a", "b", config, asked) for number in (1, 2, 3)]
     assert [request.overrides[-1] for request in requests] == [f"compare.side={side}" for side in (0, 1, 0)]
     assert requests[1].overrides[:3] == asked and 'output.name="step-2"' in requests[1].overrides
     (directory / "step-2").mkdir(parents=True)
-    again = step_request(directory, 2, "a", "b", config, asked)
+    kept = [f"compare.keep_responses={word}" in one.overrides for one, word in zip(
+        requests, ("true", "true", "false"), strict=True)]
+    assert kept == [True] * 3
+    assert "compare.responses_from=null" in requests[0].overrides
+    assert f'compare.responses_from="{directory / "step-1"}"' in requests[1].overrides
+    again = step_request(directory, 2, 3, "a", "b", config, asked)
     assert (again.config, again.resume, again.overrides) == (None, directory / "step-2", ("cluster.actors=3",))
 
 

@@ -1,5 +1,6 @@
 """A run ends by its plan, its budget or its own error; the error is looked at seldom."""
 
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from support.runs import TEXTS, Job, a_checkpoint, rollout_of, settings
 from ray_probe.config import ProbeConfig
 from ray_probe.config.schema import BatchConfig, TargetError
 from ray_probe.report.caveats import caveats
+from ray_probe.run.comparison.change import Change, ChangeFigure
 from ray_probe.run.preparation.plan import Plan
 from ray_probe.run.progress import Progress
 from ray_probe.run.result import Counts, Entropy, Gradient, Result
@@ -191,3 +193,21 @@ def test_an_unfinished_run_is_stopped_by_nothing(checkpoint: Path, tmp_path: Pat
         job.run(stop)
     assert job.probe.finish().stopped_by is None
     assert Job(job.config, job.path, job.rollouts).run()["stopped_by"] == "rounds"
+
+
+@pytest.mark.parametrize(
+    ("target", "total", "expected"),
+    [
+        ({"nats": 0.05}, ChangeFigure(-0.4, 0.06), Look("change", 0.06, None, 0.05)),
+        ({"nats": 0.05}, ChangeFigure(0.0, 0.04), Look("change", 0.04, None, 0.05)),
+        ({"relative": 0.1}, ChangeFigure(-0.4, 0.02), Look("change", 0.05, None, 0.1)),
+        ({"relative": 0.1}, ChangeFigure(0.0, 0.02), Look("change", None, None, 0.1)),
+        ({"nats": 0.05}, ChangeFigure(), Look("change", None, None, 0.05)),
+    ],
+)
+def test_the_error_of_a_change_is_looked_at(target: dict[str, float], total: ChangeFigure, expected: Look):
+    rule = rule_of(target_error=TargetError(of="change", **target))
+    look = rule.look(replace(result_of(), change=Change(total=total)), [])
+    assert (look.of, look.floor, look.target) == (expected.of, expected.floor, expected.target)
+    assert look.error == (None if expected.error is None else pytest.approx(expected.error))
+    assert look.verdict == ("target_error" if look.error is not None and look.error <= look.target else None)
