@@ -16,7 +16,8 @@ from ray_probe.checkpoints.load import load_model
 from ray_probe.checkpoints.tokenizer.load import load_tokenizer
 from ray_probe.core.arrays import Array
 from ray_probe.core.columns import LOGIT_COLUMNS
-from ray_probe.core.estimator.baselines import PublishedFit, ShardBaseline
+from ray_probe.core.estimator.baselines import ShardBaseline
+from ray_probe.core.estimator.leave_one_out import PublishedFit
 from ray_probe.core.estimator.records import Record, Shape, total
 from ray_probe.core.estimator.variance import clustered_ratio, noise_of_products
 from ray_probe.gradient.shard_sum import GradientSum

@@ -19,7 +19,7 @@ from benchmarks.measure import ratio, shown
 from benchmarks.private_ray import private_ray
 from benchmarks.saving import save
 from ray_probe.cluster.actors.fitter import FitterHandle, fitter_actor
-from ray_probe.core.estimator.baselines import PublishedFit
+from ray_probe.core.estimator.leave_one_out import PublishedFit
 from ray_probe.run.messages import Delivery, FitterSession, Receipt
 
 ROUNDS = 5

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from ray_probe.core.arrays import Array
-from ray_probe.core.estimator.baselines import PublishedFit, ShardBaseline, mu_hat_by_mode
+from ray_probe.core.estimator.baselines import ShardBaseline, mu_hat_by_mode
+from ray_probe.core.estimator.leave_one_out import PublishedFit
 from ray_probe.core.estimator.loss import response_loss
 from ray_probe.core.estimator.modes import Mode
 from ray_probe.core.estimator.targets import Estimator, advantages, baseline_target

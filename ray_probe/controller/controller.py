@@ -72,7 +72,7 @@ class Controller:
             OutputError: the checkpoint cannot be pinned.
         """
         from ray_probe.checkpoints.inspection import inspect_checkpoint  # brings transformers along
-        from ray_probe.run.comparison.against import inspect_against
+        from ray_probe.run.comparison.same_tokens import inspect_against
 
         self.state.queue.refuse_draining(config.model.path)  # before steps that may take long
         checkpoint = inspect_checkpoint(config.model, hashed=False)

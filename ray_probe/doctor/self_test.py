@@ -19,7 +19,8 @@ from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from ray_probe.config import GenerationSettings
-from ray_probe.core.estimator.baselines import BaselineRule, PublishedFit, ShardBaseline
+from ray_probe.core.estimator.baselines import BaselineRule, ShardBaseline
+from ray_probe.core.estimator.leave_one_out import PublishedFit
 from ray_probe.core.estimator.modes import MODES, Mode
 from ray_probe.core.estimator.record_checks import check
 from ray_probe.core.estimator.records import Record, position_bins, total

@@ -10,14 +10,15 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ray_probe.core.arrays import Array
-from ray_probe.core.estimator.baselines import TARGET, BaselineRule, PublishedFit
+from ray_probe.core.estimator.baselines import TARGET, BaselineRule
+from ray_probe.core.estimator.leave_one_out import PublishedFit
 from ray_probe.core.estimator.record_checks import check, check_packed
 from ray_probe.core.estimator.records import SCHEMA_VERSION, Record, total
 from ray_probe.core.estimator.variance import in_sample_mean_squares
 from ray_probe.errors import ConfigError, RecordError, bad_value
 from ray_probe.fitter.ledger import kept_rounds
-from ray_probe.fitter.ledger_file import LedgerFile
 from ray_probe.fitter.ledger_format import Accepted, Closed, Different, Entry, digest_of
+from ray_probe.fitter.ledger_writer import LedgerFile
 from ray_probe.run.messages import Delivery, InSample, Receipt, ShardKey, shard_label
 from ray_probe.run.result import Beta
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from ray_probe.core.estimator.baselines import BaselineRule
 from ray_probe.errors import ConfigError, ProbeError, RecordError
 from ray_probe.fitter.fitter import Fitter
-from ray_probe.fitter.group_commit import GroupCommit
+from ray_probe.fitter.shared_write import GroupCommit
 from ray_probe.run.messages import Delivery, FitterSession, Receipt, shard_label
 from ray_probe.system.digests import sealed, unsealed
 from ray_probe.system.files import write_atomically, writing

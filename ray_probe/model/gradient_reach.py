@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ray_probe.errors import ConfigError, bad_value, some
-from ray_probe.model.comparison import tried_ids
+from ray_probe.model.agreement import tried_ids
 
 SHORT, LONG = 8, 1024  # tokens of the texts that are tried
 MOST_PARTS = 8

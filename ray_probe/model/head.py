@@ -19,7 +19,7 @@ from torch import Tensor
 from ray_probe.core.policy.head_products import Products
 from ray_probe.core.policy.lm_head import Adapter, Head
 from ray_probe.core.policy.logits import Buffer
-from ray_probe.model.comparison import difference, tried_ids
+from ray_probe.model.agreement import difference, tried_ids
 from ray_probe.model.model_call import call_model
 
 SCALES = {"logit_scale": 1.0, "logits_scaling": -1.0}

@@ -18,7 +18,7 @@ from transformers import cache_utils
 from ray_probe.core.estimator.parity import TOLERANCE_NATS
 from ray_probe.core.policy.logits import Buffer
 from ray_probe.errors import CheckpointError, ParityError, bad_value
-from ray_probe.model.comparison import BROKEN, ROUNDING, gap_in_spreads, is_wide, tried_ids
+from ray_probe.model.agreement import BROKEN, ROUNDING, gap_in_spreads, is_wide, tried_ids
 from ray_probe.model.model_call import call_model
 from ray_probe.model.sequences import TokenRow
 

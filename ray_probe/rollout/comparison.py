@@ -18,9 +18,10 @@ import numpy.typing as npt
 import torch
 
 from ray_probe.core.arrays import Array
-from ray_probe.core.estimator.baselines import BaselineRule, PublishedFit, ShardBaseline, mu_hat_by_mode
+from ray_probe.core.estimator.baselines import BaselineRule, ShardBaseline, mu_hat_by_mode
 from ray_probe.core.estimator.change import ENTROPY, SIDES, ComparedResponse
 from ray_probe.core.estimator.change_sums import ChangeSums
+from ray_probe.core.estimator.leave_one_out import PublishedFit
 from ray_probe.core.estimator.parity import ParityStats
 from ray_probe.core.estimator.records import Record
 from ray_probe.gradient.layout import ParameterLayout

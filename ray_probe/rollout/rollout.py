@@ -13,7 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ray_probe.core.arrays import Array
-from ray_probe.core.estimator.baselines import BaselineRule, PublishedFit
+from ray_probe.core.estimator.baselines import BaselineRule
+from ray_probe.core.estimator.leave_one_out import PublishedFit
 from ray_probe.core.estimator.records import Record
 from ray_probe.core.policy.token_scores import ScoredTokens
 from ray_probe.gradient.layout import ParameterLayout

@@ -2,7 +2,7 @@
 
 from collections.abc import Collection
 
-from ray_probe.core.estimator.baselines import PublishedFit
+from ray_probe.core.estimator.leave_one_out import PublishedFit
 from ray_probe.errors import GradientError, ShardError
 from ray_probe.gradient.layout import ParameterLayout
 from ray_probe.run.messages import GradientReport, ShardKey, ShardSums, shard_label

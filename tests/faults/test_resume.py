@@ -13,7 +13,7 @@ from support.ray_runs import run_here
 
 from ray_probe.cluster.backend import RayBackend
 from ray_probe.cluster.rounds import commit_group
-from ray_probe.core.estimator.baselines import PublishedFit
+from ray_probe.core.estimator.leave_one_out import PublishedFit
 from ray_probe.fitter.ledger import read_ledger
 from ray_probe.offline_entropy_probe import OfflineEntropyProbe
 from ray_probe.run.backend import Stopped

@@ -14,7 +14,8 @@ from functools import lru_cache
 import numpy as np
 import numpy.typing as npt
 
-from ray_probe.core.estimator.baselines import MODES, BaselineRule, PublishedFit, ShardBaseline, mu_hat_by_mode
+from ray_probe.core.estimator.baselines import MODES, BaselineRule, ShardBaseline, mu_hat_by_mode
+from ray_probe.core.estimator.leave_one_out import PublishedFit
 from ray_probe.core.estimator.parity import ParityStats
 from ray_probe.core.estimator.records import Record, bin_of, position_bins, record_of_tokens, with_prompts
 from ray_probe.errors import ShardError

@@ -13,7 +13,7 @@ from ray_probe.checkpoints.load import load_model
 from ray_probe.checkpoints.tokenizer.load import load_tokenizer
 from ray_probe.config import ProbeConfig
 from ray_probe.controller.local_backend import LocalBackend
-from ray_probe.core.estimator.baselines import PublishedFit
+from ray_probe.core.estimator.leave_one_out import PublishedFit
 from ray_probe.core.policy.logits import SamplingRule
 from ray_probe.fitter.fitter import Fitter
 from ray_probe.gradient.layout import ParameterLayout

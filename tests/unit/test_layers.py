@@ -20,7 +20,7 @@ FITTER = [
     "ray_probe.fitter.host",
     "ray_probe.cluster.pool.failure_policy",
     "ray_probe.cluster.pool.clock",
-    "ray_probe.fitter.ledger_file",
+    "ray_probe.fitter.ledger_writer",
     "ray_probe.run.preparation.plan",
     "ray_probe.run.progress",
     "ray_probe.cluster.rounds.schedule",

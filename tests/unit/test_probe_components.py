@@ -10,7 +10,8 @@ from support.enumeration import flat_gradient
 from support.models import EOS, probe_config, processor, save_checkpoint, tiny_gpt2, tiny_llama
 from support.runs import held_of, processor_of
 
-from ray_probe.core.estimator.baselines import MODES, BaselineRule, Mode, PublishedFit, ShardBaseline
+from ray_probe.core.estimator.baselines import MODES, BaselineRule, Mode, ShardBaseline
+from ray_probe.core.estimator.leave_one_out import PublishedFit
 from ray_probe.core.estimator.records import position_bins
 from ray_probe.core.policy.features import DEFAULT_FEATURES
 from ray_probe.errors import ConfigError

@@ -9,7 +9,8 @@ import torch
 from support.enumeration import Enumerated, enumerate_policy, flat_gradient
 from support.models import processor, tiny_gpt2
 
-from ray_probe.core.estimator.baselines import MODES, BaselineRule, Mode, PublishedFit, ShardBaseline
+from ray_probe.core.estimator.baselines import MODES, BaselineRule, Mode, ShardBaseline
+from ray_probe.core.estimator.leave_one_out import PublishedFit
 from ray_probe.core.estimator.records import Record, position_bins
 from ray_probe.core.estimator.variance import gradient_noise
 from ray_probe.core.policy.features import DEFAULT_FEATURES

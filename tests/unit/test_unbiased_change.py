@@ -18,9 +18,10 @@ from support.enumeration import enumerate_policy, oracle_policy
 from support.models import processor, tiny_gpt2
 
 from ray_probe.core.columns import recommended
-from ray_probe.core.estimator.baselines import BaselineRule, PublishedFit
+from ray_probe.core.estimator.baselines import BaselineRule
 from ray_probe.core.estimator.change import ENTROPY, LENGTH, ComparedResponse
 from ray_probe.core.estimator.change_sums import ROW, ChangeSums
+from ray_probe.core.estimator.leave_one_out import PublishedFit
 from ray_probe.core.estimator.records import Record, bin_of, column_bin_of, position_bins
 from ray_probe.model.sequences import pack_sequences
 from ray_probe.rollout.comparison import ComparedResponses, compared

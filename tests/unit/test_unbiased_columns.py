@@ -15,7 +15,8 @@ from support.enumeration import enumerate_policy, flat_gradient
 from support.models import processor, tiny_gpt2
 
 from ray_probe.core.columns import recommended
-from ray_probe.core.estimator.baselines import TARGET, BaselineRule, PublishedFit, ShardBaseline
+from ray_probe.core.estimator.baselines import TARGET, BaselineRule, ShardBaseline
+from ray_probe.core.estimator.leave_one_out import PublishedFit
 from ray_probe.core.estimator.records import Record, record_of_tokens, with_prompts
 from ray_probe.core.estimator.ridge import position_means
 from ray_probe.model.micro_batches import to_float64

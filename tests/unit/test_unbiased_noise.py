@@ -11,7 +11,8 @@ import pytest
 from support.enumeration import enumerate_policy, flat_gradient
 from support.models import processor, tiny_gpt2
 
-from ray_probe.core.estimator.baselines import BaselineRule, Fit, PublishedFit, ShardBaseline
+from ray_probe.core.estimator.baselines import BaselineRule, Fit, ShardBaseline
+from ray_probe.core.estimator.leave_one_out import PublishedFit
 from ray_probe.core.estimator.records import Record
 from ray_probe.core.estimator.variance import gradient_noise, noise_of_products
 from ray_probe.model.sequences import pack_sequences

@@ -16,8 +16,9 @@ from support.enumeration import enumerate_policy
 from support.models import processor, tiny_gpt2, tiny_model
 
 from ray_probe.core.columns import recommended
-from ray_probe.core.estimator.baselines import BaselineRule, PublishedFit, ShardBaseline
+from ray_probe.core.estimator.baselines import BaselineRule, ShardBaseline
 from ray_probe.core.estimator.change import ENTROPY
+from ray_probe.core.estimator.leave_one_out import PublishedFit
 from ray_probe.core.estimator.records import Record, position_bins
 from ray_probe.errors import ConfigError
 from ray_probe.gradient.along_update import GradientAlongUpdate

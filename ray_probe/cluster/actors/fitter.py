@@ -11,7 +11,8 @@ from threadpoolctl import threadpool_limits
 from ray_probe.cluster.actors.calls import in_group, send
 from ray_probe.cluster.actors.handle import ANSWER_DEADLINE_S, FILES_DEADLINE_S, RestartedHandle, on_this_node
 from ray_probe.cluster.actors.own_actors import OwnActor
-from ray_probe.core.estimator.baselines import BaselineRule, PublishedFit
+from ray_probe.core.estimator.baselines import BaselineRule
+from ray_probe.core.estimator.leave_one_out import PublishedFit
 from ray_probe.fitter.fitter import Counts
 from ray_probe.fitter.host import FitterHost
 from ray_probe.run.messages import Delivery, FitterSession, InSample, Receipt

@@ -10,7 +10,7 @@ from ray_probe.cluster.actors.calls import kill, send
 from ray_probe.cluster.actors.fitter import FitterActor, FitterHandle
 from ray_probe.cluster.actors.own_actors import OwnActor
 from ray_probe.cluster.actors.task_errors import is_of_memory
-from ray_probe.core.estimator.baselines import PublishedFit
+from ray_probe.core.estimator.leave_one_out import PublishedFit
 from ray_probe.rollout.loader import Loader, LoadRequest
 from ray_probe.run.messages import ActorFacts, Collected, FitterSession, GradientReport, ShardSums
 from ray_probe.run.preparation.plan import Shard

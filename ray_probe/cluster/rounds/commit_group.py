@@ -11,7 +11,7 @@ from ray_probe.cluster.pool.worker import Event
 from ray_probe.cluster.rounds.fitter_monitor import FitterMonitor
 from ray_probe.cluster.rounds.gradient_reduction import Lost, Reduction
 from ray_probe.cluster.rounds.schedule import Schedule, Task
-from ray_probe.core.estimator.baselines import PublishedFit
+from ray_probe.core.estimator.leave_one_out import PublishedFit
 from ray_probe.errors import ClusterError
 from ray_probe.fitter.fitter import Counts
 from ray_probe.run.backend import RoundOutcome, StopCheck, new_group, refuse_if_stopped

@@ -18,7 +18,7 @@ from ray_probe.data.prompts import PromptSet, absolute_source, load_prompts
 from ray_probe.data.tokenization import appended_eos, begins_with_two_bos, encode_prompts
 from ray_probe.errors import ConfigError, PromptsError, bad_value
 from ray_probe.model.context_length import limit_of, rope_switch
-from ray_probe.run.comparison.against import check_same_architecture, check_same_tokens, inspect_against
+from ray_probe.run.comparison.same_tokens import check_same_architecture, check_same_tokens, inspect_against
 from ray_probe.run.preparation.plan import Plan
 from ray_probe.run.preparation.prepared import CheckpointId, PreparedRun, PromptFacts
 from ray_probe.run.stopping import FIRST_PROMPTS

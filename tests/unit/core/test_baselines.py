@@ -8,15 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
-from ray_probe.core.estimator.baselines import (
-    MODES,
-    BaselineRule,
-    Fit,
-    Mode,
-    PublishedFit,
-    ShardBaseline,
-    mu_hat_by_mode,
-)
+from ray_probe.core.estimator.baselines import MODES, BaselineRule, Fit, Mode, ShardBaseline, mu_hat_by_mode
+from ray_probe.core.estimator.leave_one_out import PublishedFit
 from ray_probe.core.estimator.records import Record, record_of_tokens, total, with_prompts
 from ray_probe.errors import ConfigError
 

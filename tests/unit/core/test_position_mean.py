@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from ray_probe.core.columns import COLUMNS
-from ray_probe.core.estimator.baselines import TARGET, BaselineRule, PublishedFit
+from ray_probe.core.estimator.baselines import TARGET, BaselineRule
+from ray_probe.core.estimator.leave_one_out import PublishedFit
 from ray_probe.core.estimator.records import (
     Record,
     Shape,

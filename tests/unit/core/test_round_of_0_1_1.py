@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from ray_probe.core.columns import LOGIT_COLUMNS
-from ray_probe.core.estimator.baselines import BaselineRule, PublishedFit
+from ray_probe.core.estimator.baselines import BaselineRule
+from ray_probe.core.estimator.leave_one_out import PublishedFit
 from ray_probe.core.estimator.records import Record, record_of_tokens, total, with_prompts
 from ray_probe.system.versions import made_on
 

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from ray_probe import probe_components
-from ray_probe.core.estimator.baselines import PublishedFit, ShardBaseline
+from ray_probe.core.estimator.baselines import ShardBaseline
+from ray_probe.core.estimator.leave_one_out import PublishedFit
 from ray_probe.core.estimator.records import Record
 from ray_probe.core.policy.features import REGISTRY, PrefixView
 from ray_probe.doctor.self_test import CHECKS, TOLERANCE, SelfTestResult, self_test

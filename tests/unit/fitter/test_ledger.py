@@ -17,8 +17,8 @@ from support.failpoints import arm, failpoints_in
 
 from ray_probe.errors import LedgerError, OutputError
 from ray_probe.fitter.ledger import HEADER_START, Contents, read_ledger
-from ray_probe.fitter.ledger_file import LedgerFile
 from ray_probe.fitter.ledger_format import Accepted, Closed, Different, Entry, Opened, digest_of, encode
+from ray_probe.fitter.ledger_writer import LedgerFile
 from ray_probe.system.files import locked
 
 MADE_ON = "cpu of a kind"
@@ -381,7 +381,7 @@ def test_of_two_that_open_at_once_one_begins(path: Path):
 
 
 def test_a_ledger_that_is_held_elsewhere_for_long_is_told(path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("ray_probe.fitter.ledger_file.LOCK_WAIT_S", 0.0)
+    monkeypatch.setattr("ray_probe.fitter.ledger_writer.LOCK_WAIT_S", 0.0)
     first = begun(path)
     with path.open("rb") as other, pytest.raises(OutputError, match="another process has held it for 0 s"):
         assert locked(other.fileno(), 0.0)

@@ -15,8 +15,8 @@ from ray_probe.checkpoints import swap
 from ray_probe.config import ProbeConfig
 from ray_probe.config.loading import config_from_dict, to_dict
 from ray_probe.controller.local_backend import LocalBackend
-from ray_probe.core.estimator.baselines import PublishedFit
 from ray_probe.core.estimator.change_sums import ROW, ChangeSums
+from ray_probe.core.estimator.leave_one_out import PublishedFit
 from ray_probe.core.estimator.records import Record
 from ray_probe.errors import CheckpointError, ParityError, ShardError
 from ray_probe.fitter.fitter import Fitter

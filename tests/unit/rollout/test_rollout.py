@@ -30,7 +30,8 @@ from support.runs import (
 )
 
 from ray_probe.cluster.actors.rollout import RolloutActor
-from ray_probe.core.estimator.baselines import MODES, PublishedFit
+from ray_probe.core.estimator.baselines import MODES
+from ray_probe.core.estimator.leave_one_out import PublishedFit
 from ray_probe.core.estimator.records import Record
 from ray_probe.core.estimator.ridge import normal_equations
 from ray_probe.core.policy import differentiable_scores

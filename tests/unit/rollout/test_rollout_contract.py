@@ -12,7 +12,8 @@ from support.light_rollout import LightRollout
 from support.runs import GROUP, POLICY, a_checkpoint, flat, plan_of, rollout_of, settings
 
 from ray_probe.config import ProbeConfig
-from ray_probe.core.estimator.baselines import PublishedFit, ShardBaseline
+from ray_probe.core.estimator.baselines import ShardBaseline
+from ray_probe.core.estimator.leave_one_out import PublishedFit
 from ray_probe.core.estimator.records import Record
 from ray_probe.errors import ShardError
 from ray_probe.fitter.fitter import Fitter

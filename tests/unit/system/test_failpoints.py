@@ -16,7 +16,7 @@ from ray_probe.system.failpoints import VARIABLE, fail_at
 
 PACKAGE = Path(ray_probe.__file__).parent
 MAY_FAIL = {
-    "fitter/ledger_file.py", "gradient/store.py", "cluster/actors/rollout.py",
+    "fitter/ledger_writer.py", "gradient/store.py", "cluster/actors/rollout.py",
     "rollout/rollout.py", "cluster/head/head_process.py", "controller/measurement.py", "cluster/controller_actor.py",
 }  # fmt: skip
 CODE = "import sys; from ray_probe.system.failpoints import fail_at; fail_at('here', *sys.argv[1:]); print('went on')"

@@ -1,4 +1,4 @@
-"""Group commit: calls that arrive during a write share the next one.
+"""Calls that arrive during a write share the next one: a group commit.
 
 One caller works at a time. Items that arrive meanwhile wait, and one of their callers takes all of them next (DeWitt et
 al., "Implementation techniques for main memory database systems", 1984).

@@ -16,9 +16,9 @@ from support.records import POLICY, bits, delivery, rule, work_rounds
 
 from ray_probe.errors import OutputError, RecordError
 from ray_probe.fitter.fitter import Fitter
-from ray_probe.fitter.group_commit import GroupCommit
 from ray_probe.fitter.host import FitterHost
 from ray_probe.fitter.ledger import read_ledger
+from ray_probe.fitter.shared_write import GroupCommit
 from ray_probe.run.messages import Receipt
 
 CALLERS = 8
