@@ -1,4 +1,4 @@
-"""Responses of a checkpoint in the middle of a chain, kept until the next step has used them.
+"""Responses of a checkpoint in the middle of a chain, kept for its next step.
 
 A file holds the token ids of one shard's responses, readable by its owner alone. A response follows from its seed, so
 a file that is not there, damaged or of another policy costs the time to sample again and nothing else.
@@ -72,7 +72,7 @@ class ResponseStore:
         return pack_sequences(prompts, groups, [[next(log_q) for _ in row] for row in lengths_BG])
 
     def keep(self, shard: Shard, sequences: BatchedSequences) -> None:
-        """Keep B's responses of a shard, where the run's directory can be reached from here.
+        """Keep B's responses of a shard, where the run's directory can be reached.
 
         Raises:
             OutputError: the file cannot be written.
