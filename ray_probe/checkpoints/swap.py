@@ -94,6 +94,16 @@ def can_swap(policy: Policy, architecture: Architecture, headers: Mapping[str, T
     )
 
 
+def leaves_base(adapter: Path) -> bool:
+    """Return whether an adapter brings no tensor of its base.
+
+    A plain LoRA without biases or saved modules brings none.
+    """
+    settings = adapter_settings(adapter)
+    own = [settings.get(key) for key in ("modules_to_save", "trainable_token_indices", "ensure_weight_tying")]
+    return settings.get("peft_type") == "LORA" and settings.get("bias", "none") == "none" and not any(own)
+
+
 def swap_weights(
     policy: Policy, directory: Path, headers: Mapping[str, TensorHeader], adapter: Path | None, has_base: bool = False
 ) -> None:

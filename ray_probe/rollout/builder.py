@@ -8,7 +8,7 @@ import torch
 
 from ray_probe.checkpoints.files import ADAPTER_FILES, CHECKPOINT_FILES, matching_files, stamp_of, unusable
 from ray_probe.checkpoints.headers import weight_headers
-from ray_probe.checkpoints.swap import Architecture, Policy, can_swap, load_policy, release, swap_weights
+from ray_probe.checkpoints.swap import Architecture, Policy, can_swap, leaves_base, load_policy, release, swap_weights
 from ray_probe.checkpoints.tokenizer.eos import resolve_eos, token_text
 from ray_probe.checkpoints.tokenizer.load import open_tokenizer
 from ray_probe.checkpoints.tokenizer.token_ids import check_token_ids
@@ -54,7 +54,8 @@ class PolicySlot:
         policy, self._policy = self._policy, None  # an error below must not leave a model with mixed weights
         before, self._base = self._base, f"{directory} {stamp_of(matching_files(directory, CHECKPOINT_FILES))}"
         if policy is not None and can_swap(policy, architecture, headers):
-            swap_weights(policy, directory, headers, adapter, has_base=adapter is not None and before == self._base)
+            has_base = before == self._base and adapter is not None and leaves_base(adapter)
+            swap_weights(policy, directory, headers, adapter, has_base)
             self._policy, self.way = policy, "swapped"
             return policy.model
         if policy is not None:
@@ -183,9 +184,9 @@ class RolloutBuilder:
 
 
 def _share_base(places: Sequence[tuple[Path, Path | None]], dtype: str, device: str) -> bool:
-    """Return whether two adapters of one kind lie on the same base."""
+    """Return whether two adapters of one kind share a base and leave it as it is."""
     (a, adapter_a), (b, adapter_b) = places
-    if a != b or adapter_a is None or adapter_b is None:
+    if a != b or adapter_a is None or adapter_b is None or not leaves_base(adapter_a):
         return False
     return Architecture.of(a, adapter_a, dtype, device) == Architecture.of(b, adapter_b, dtype, device)
 
