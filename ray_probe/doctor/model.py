@@ -2,6 +2,7 @@
 
 import time
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from ray_probe.checkpoints.memory_forecast import size
 from ray_probe.config import ProbeConfig
@@ -12,7 +13,12 @@ from ray_probe.errors import ParityError
 from ray_probe.fitter.fitter import Fitter
 from ray_probe.run.preparation.prepared import PreparedRun, baseline_rule
 
+if TYPE_CHECKING:
+    from ray_probe.rollout.comparison import Comparison
+    from ray_probe.rollout.rollout import Rollout
+
 TRIAL_PROMPTS, TRIAL_RESPONSES, TRIAL_TOKENS = 2, 2, 16
+COMPARED_RESPONSES = 4  # a comparison needs two pairs
 LEFT_OUT = "whether the loaded model can be sampled, scored and differentiated"
 
 
@@ -50,10 +56,16 @@ def _tried(prepared: PreparedRun, config: ProbeConfig, device: str) -> str:
     from ray_probe.rollout.builder import RolloutBuilder
 
     found, policy_id, rule = prepared.checkpoint, prepared.policy_id, baseline_rule(config)
-    rollout = RolloutBuilder().load(config, found.directory, found.adapter, policy_id, device)
+    rollout: Rollout | Comparison
+    if prepared.against is None:
+        rollout = RolloutBuilder().load(config, found.directory, found.adapter, policy_id, device)
+    else:
+        places = [(one.directory, one.adapter) for one in (prepared.against, found)]
+        rollout = RolloutBuilder().compare(config, places, policy_id, device)
     first = prepared.plan.round(0)[0]
     shortest = tuple(sorted(first.prompts, key=lambda prompt: len(prompt.text))[:TRIAL_PROMPTS])
-    shard = replace(first, prompts=shortest, responses_per_prompt=TRIAL_RESPONSES)
+    group = TRIAL_RESPONSES if prepared.against is None else COMPARED_RESPONSES
+    shard = replace(first, prompts=shortest, responses_per_prompt=group)
     rollout.begin("doctor")
     collected, fitter = rollout.collect(shard), Fitter(rule, policy_id)
     fitter.accept(collected.delivery)
@@ -61,6 +73,9 @@ def _tried(prepared: PreparedRun, config: ProbeConfig, device: str) -> str:
         raise ParityError(f"{problem}; see whether the model's cache and its full forward pass agree")
     fit = fitter.close_round(shard.round, [shard.index])
     norm = rollout.accumulate(shard, fit).gradient_norm_sq ** 0.5
+    if prepared.against is not None:
+        gap = f"the mean parity gap is {collected.parity.mean_gap:.1e} nats"
+        return f"both checkpoints loaded on {device}; of {collected.tokens} tokens of both {gap}"
     frozen = f", {len(rollout.frozen)} frozen ones left out" if rollout.frozen else ""
     return (
         f"loaded on {device}, gradient of {len(rollout.layout.names)} parameters{frozen}; of {collected.tokens} tokens "

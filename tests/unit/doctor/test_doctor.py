@@ -199,6 +199,13 @@ def test_what_only_the_loaded_model_shows_is_named_as_not_looked_at(configured):
     assert check.remedy == "add --load"
 
 
+def test_both_checkpoints_of_a_comparison_are_put_through_what_it_does(configured, files: Path):
+    against = {"compare": {"against": str(files / "model")}, "batch": {"responses_per_prompt": 4}}
+    check = by_name(configured(**against), load=True)["model"]
+    assert check.status == "ok" and "both checkpoints loaded on cpu; of " in check.detail
+    assert "the mean parity gap is " in check.detail
+
+
 def test_a_loaded_model_is_put_through_all_that_a_run_does(configured):
     check = by_name(configured(), load=True)["model"]
     assert check.status == "ok" and check.exit_code == 0
