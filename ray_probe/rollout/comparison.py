@@ -214,10 +214,10 @@ class Comparison:
         def generated(side: int) -> BatchedSequences:
             return self.processors[side].generate(texts, half, shard.response_seeds(side ^ self._first_side))
 
-        kept = None if self._store is None else self._store.load(shard, prompts)
+        kept = None if self._store is None else self._store.load(shard, prompts, self._first_side)
         sides = [generated(0) if kept is None else kept, generated(1)]
         if self._store is not None:
-            self._store.keep(shard, sides[1])
+            self._store.keep(shard, sides[1], 1 ^ self._first_side)
         tokens = [[one.tokens(b, g)[1].tolist() for one in sides for g in range(half)] for b in range(len(texts))]
         log_q = [[row for one in sides for row in (one.sample_logprobs or [])[b]] for b in range(len(texts))]
         return pack_sequences(prompts, tokens, log_q)

@@ -24,12 +24,11 @@ logger = logging.getLogger("ray_probe")
 
 
 def policy_key(config: ProbeConfig, checkpoint: CheckpointId) -> str:
-    """Return what fixes a checkpoint's responses besides their seeds, as one hash."""
-    generation, batch = config.generation, config.batch
+    """Return what fixes a checkpoint's responses besides prompts and seeds, as one hash."""
+    generation = config.generation
     parts = [
         checkpoint.fingerprint, checkpoint.adapter_fingerprint, config.model.dtype, generation.temperature,
         generation.top_p, generation.max_new_tokens, generation.eos_token_ids, generation.gen_batch_size,
-        batch.prompts_per_round, batch.responses_per_prompt, batch.shard_prompts, config.data.seed,
     ]  # fmt: skip
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
@@ -46,12 +45,13 @@ class ResponseStore:
     def __init__(self, before: Path | None, own: Path | None, keys: tuple[str, str]) -> None:
         self._before, self._own, self._keys = before, own, keys
 
-    def load(self, shard: Shard, prompts: list[list[int]]) -> BatchedSequences | None:
-        """Return A's responses of a shard; None where they are not kept for this policy.
+    def load(self, shard: Shard, prompts: list[list[int]], side: int) -> BatchedSequences | None:
+        """Return A's responses of a shard; None where they are not kept.
 
         Args:
             shard: the shard.
-            prompts: token ids of its prompts.
+            prompts: token ids of its prompts; those of other prompts are not used.
+            side: of A in the seeds.
         """
         if self._before is None:
             return None
@@ -64,15 +64,20 @@ class ResponseStore:
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
             logger.warning("%s: cannot be read (%s); its responses are sampled again", path, error)
             return None
-        if str(key) != self._keys[0] or len(lengths_BG) != len(prompts) or lengths_BG.sum() != len(tokens_T):
+        if str(key) != _key(self._keys[0], shard, prompts, side):
             return None
         ends = np.cumsum(lengths_BG)[:-1]
         tokens, log_q = (iter(np.split(values_T, ends)) for values_T in (tokens_T, log_q_T))
         groups = [[next(tokens).tolist() for _ in row] for row in lengths_BG]
         return pack_sequences(prompts, groups, [[next(log_q) for _ in row] for row in lengths_BG])
 
-    def keep(self, shard: Shard, sequences: BatchedSequences) -> None:
+    def keep(self, shard: Shard, sequences: BatchedSequences, side: int) -> None:
         """Keep B's responses of a shard, where the run's directory can be reached.
+
+        Args:
+            shard: the shard.
+            sequences: its responses.
+            side: of B in the seeds.
 
         Raises:
             OutputError: the file cannot be written.
@@ -81,10 +86,11 @@ class ResponseStore:
             return
         assert sequences.sample_logprobs is not None
         groups, group = sequences.shape
+        prompts = [sequences.tokens(b, 0)[0].tolist() for b in range(groups)]
         stream = io.BytesIO()
         np.savez(
             stream,
-            key=np.array(self._keys[1]),
+            key=np.array(_key(self._keys[1], shard, prompts, side)),
             lengths=np.array(sequences.gen_lens),
             tokens=np.concatenate([sequences.tokens(b, g)[1].numpy() for b in range(groups) for g in range(group)]),
             log_q=np.concatenate([row for rows in sequences.sample_logprobs for row in rows]),
@@ -92,6 +98,11 @@ class ResponseStore:
         folder = responses_of(self._own)
         folder.mkdir(mode=0o700, exist_ok=True)
         write_atomically(folder / _name(shard), stream.getvalue(), private=True)
+
+
+def _key(policy: str, shard: Shard, prompts: list[list[int]], side: int) -> str:
+    """Return what fixes the responses of a shard: policy, prompts and seeds, as one hash."""
+    return hashlib.sha256(json.dumps([policy, prompts, shard.response_seeds(side)]).encode()).hexdigest()
 
 
 def _name(shard: Shard) -> str:

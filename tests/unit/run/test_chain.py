@@ -2,6 +2,7 @@
 
 import io
 import json
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from ray_probe.config.loading import config_from_dict, dump_yaml, to_dict
 from ray_probe.controller.local_backend import LocalBackend
 from ray_probe.core.estimator.change_sums import ROW
 from ray_probe.errors import ConfigError
+from ray_probe.model.sequences import pack_sequences
 from ray_probe.offline_entropy_probe import OfflineEntropyProbe
 from ray_probe.report.chain_report import chain_csv, chain_markdown, chain_table
 from ray_probe.report.change_plots import chain_figure
@@ -26,6 +28,7 @@ from ray_probe.run.comparison.chain import Chain, names_of, read_chain, response
 from ray_probe.run.directory import RunDirectory, as_json
 from ray_probe.run.manifest import Manifest
 from ray_probe.run.messages import ActorFacts
+from ray_probe.run.preparation.plan import PromptRef, Shard
 from ray_probe.run.preparation.prepare import prepare
 from ray_probe.run.preparation.prepared import baseline_rule
 from ray_probe.service.chain import chain_directory, end_step, step_request, write_chain
@@ -129,16 +132,34 @@ def test_responses_that_are_lost_or_of_another_policy_are_sampled_again(
     assert found["change"] == RunDirectory(chain_of_three / "step-2").result().to_json()["change"]
 
 
-def test_the_key_of_kept_responses_names_all_that_they_depend_on_but_their_seeds(checkpoints: list[Path]):
+def test_the_key_of_a_policy_names_all_that_responses_depend_on_but_prompts_and_seeds(checkpoints: list[Path]):
     config = config_of(*checkpoints[:2], side=0)
     one, other = prepare(config).checkpoint, prepare(config).against
     assert other is not None
     keys = {policy_key(config, one), policy_key(config, other)}
-    for section, key, value in (("generation", "top_p", 0.5), ("data", "seed", 9), ("model", "dtype", "bfloat16")):
+    for section, key, value in (("generation", "top_p", 0.5), ("model", "dtype", "bfloat16")):
         raw = to_dict(config)
         raw[section][key] = value
         keys.add(policy_key(config_from_dict(raw), one))
-    assert len(keys) == 5
+    assert len(keys) == 4
+
+
+def test_kept_responses_to_other_prompts_or_of_other_seeds_are_not_used(tmp_path: Path):
+    store = ResponseStore(tmp_path, tmp_path, ("policy", "policy"))
+    (tmp_path / "state").mkdir()
+    refs = (PromptRef(0, 0, "ab"), PromptRef(1, 0, "c"))
+    shard, prompts = Shard(0, 0, refs, 7, 4), [[1, 2], [3]]
+    log_q = [[np.array([-0.5, -0.25]), np.array([-1.0])], [np.array([-2.0]), np.array([-0.125])]]
+    store.keep(shard, pack_sequences(prompts, [[[4, 0], [0]], [[5], [0]]], log_q), side=1)
+    read = store.load(shard, prompts, side=1)
+    assert read is not None and read.gen_lens == [[2, 1], [1, 1]]
+    assert [read.tokens(0, 0)[part].tolist() for part in (0, 1)] == [[1, 2], [4, 0]]
+    assert [row.tolist() for row in read.sample_logprobs[0]] == [[-0.5, -0.25], [-1.0]]
+    assert store.load(shard, [[1, 2], [4]], side=1) is None, "other prompts"
+    assert store.load(shard, prompts, side=0) is None, "the other side's seeds"
+    assert store.load(replace(shard, seed=8), prompts, side=1) is None
+    assert store.load(replace(shard, index=1), prompts, side=1) is None
+    assert ResponseStore(tmp_path, None, ("other", "")).load(shard, prompts, side=1) is None
 
 
 def test_sums_over_steps_have_errors_from_the_sums_of_each_prompt(chain_of_three: Path):
