@@ -56,8 +56,8 @@ def worse_baseline(mode: str | None, paired: Sequence[PairedDifference] | None) 
         return None
     excess, error, other = max(worse)
     return (
-        f"WORSE BASELINE: {mode}, which is in use, leaves {with_error(excess, error)} nats² a token more noise in the "
-        f"score term than {other} does on the same responses. The gradient is unbiased all the same; set "
+        f"WORSE BASELINE: {mode}, which is in use, leaves {with_error(excess, error)} nats² a token more noise than "
+        f"{other} does on the same responses. The estimate is unbiased all the same; set "
         f"estimator.baseline.mode to {other} for less noise."
     )
 
@@ -99,10 +99,11 @@ def _of_the_estimator(result: Result) -> Iterator[str]:
         yield worse
     if settings.fit == "in_sample" and settings.mode != "none":
         yield (
-            "IN_SAMPLE: the baseline was fitted on the responses it is subtracted from. This biases the gradient at "
-            "order 1/N (in a toy 15-24 % of its norm at 4 responses, 4-6 % at 16, 1 % at 64); leave_one_out does not."
+            "IN_SAMPLE: the baseline was fitted on the responses it is subtracted from. This biases the estimate at "
+            "order 1/N (in a toy, of a gradient's norm 15-24 % at 4 responses, 4-6 % at 16, 1 % at 64); leave_one_out "
+            "does not."
         )
-    if not settings.rb_requires_grad:
+    if not settings.rb_requires_grad and result.change is None:
         yield "SCORE TERM ONLY: generation.rb_requires_grad is false; the gradient leaves the pathwise term out."
     if counts.unfitted_shards > 0 and settings.mode != "none":
         yield (

@@ -69,14 +69,15 @@ def heading_lines(result: Result) -> list[str]:
     path = shown_path(settings.path or "a checkpoint")
     adapter = "none" if settings.adapter is None else shown_path(settings.adapter)
     mode = settings.mode or NOT_AVAILABLE
-    title, adapters = f"Entropy of responses and its gradient: {path}", f"adapter {adapter}"
+    title = f"Entropy of responses and its gradient: {path}"
+    weights = f"adapter {adapter}, trainable {settings.trainable or NOT_AVAILABLE}"
     if settings.against is not None:
         title = f"Change of the entropy of responses: from A = {shown_path(settings.against)} to B = {path}"
         other = "none" if settings.adapter_a is None else shown_path(settings.adapter_a)
-        adapters = f"adapter of A {other}, of B {adapter}"
+        weights = f"adapter of A {other}, of B {adapter}"
     return [
         title,
-        f"{adapters}, trainable {settings.trainable or NOT_AVAILABLE}, dtype {settings.dtype or NOT_AVAILABLE}, "
+        f"{weights}, dtype {settings.dtype or NOT_AVAILABLE}, "
         f"temperature {_setting(settings.temperature)}, top_p {_setting(settings.top_p)}, "
         f"cap {number(settings.max_new_tokens)} tokens",
         f"{count(counts.sequences, 'response')} in {count(counts.rounds, 'round')}, "

@@ -24,7 +24,7 @@ logger = logging.getLogger("ray_probe")
 
 
 def policy_key(config: ProbeConfig, checkpoint: CheckpointId) -> str:
-    """Return what fixes a checkpoint's responses besides prompts and seeds, as one hash."""
+    """Return a hash of what fixes responses besides prompts and seeds."""
     generation = config.generation
     parts = [
         checkpoint.fingerprint, checkpoint.adapter_fingerprint, config.model.dtype, generation.temperature,
@@ -101,7 +101,7 @@ class ResponseStore:
 
 
 def _key(policy: str, shard: Shard, prompts: list[list[int]], side: int) -> str:
-    """Return what fixes the responses of a shard: policy, prompts and seeds, as one hash."""
+    """Return a hash of what fixes a shard's responses: policy, prompts, seeds."""
     return hashlib.sha256(json.dumps([policy, prompts, shard.response_seeds(side)]).encode()).hexdigest()
 
 

@@ -124,7 +124,7 @@ WARNINGS = {
     ),
     "UNFINISHED": ({"config.batch.rounds": 6}, "4 of 6 rounds", "run --resume"),
     "FALLBACK": ({"beta.fallback": "residual_mu"}, "the baseline in use was residual_mu"),
-    "IN_SAMPLE": ({"config.estimator.baseline.fit": "in_sample"}, "biases the gradient", "1/N"),
+    "IN_SAMPLE": ({"config.estimator.baseline.fit": "in_sample"}, "biases the estimate", "1/N"),
     "SCORE TERM ONLY": ({"config.generation.rb_requires_grad": False}, "pathwise"),
     "UNFITTED": ({"counts.unfitted_shards": 8}, "8 of 32 shards"),
     "ILL-CONDITIONED": ({"beta.condition_number": 1.1e12}, "1.1e+12"),
