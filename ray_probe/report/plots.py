@@ -85,6 +85,9 @@ def caption_of(result: Result) -> str:
     policy = [f"{name} {value:g}" for name, value in known.items() if value is not None]
     responses = number(result.counts.sequences)
     checkpoint = " + ".join(end_of(name, CHECKPOINT_CHARS // len(names)) for name in names)
+    if settings.against is not None:
+        before = end_of("/".join(Path(settings.against).parts[-2:]), CHECKPOINT_CHARS)
+        checkpoint = f"from {before} to {checkpoint}"
     return ", ".join([checkpoint, *policy, f"{responses} responses"])
 
 

@@ -14,7 +14,7 @@ from ray_probe.report.caveats import caveats
 from ray_probe.report.change_plots import change_plots, holm
 from ray_probe.report.export import figures_of, result_csv, result_markdown
 from ray_probe.report.number_format import signed, with_error
-from ray_probe.report.plots import write_plots
+from ray_probe.report.plots import caption_of, write_plots
 from ray_probe.report.result_table import result_table
 from ray_probe.report.verdict import verdict
 from ray_probe.run.comparison.change import (
@@ -150,6 +150,7 @@ def test_exports_name_every_figure() -> None:
 def test_plots_of_a_comparison_are_written_beside_the_others(tmp_path: Path) -> None:
     names = {path.name for path in write_plots(a_result(), some_rounds(), tmp_path)}
     assert {"change.png", "change_by_position.png", "change_by_entropy.png", "entropy_by_round.png"} <= names
+    assert caption_of(a_result()).startswith("from models/earlier to models/[tiny], temperature 0.8")
     bars = change_plots(a_change())["change"].axes[0].patches
     assert [bar.get_height() for bar in bars] == [-0.4631, -0.3294, -0.1337]
 
