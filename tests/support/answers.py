@@ -63,3 +63,8 @@ class Answer:
 def counted(line: FinishedRound) -> list[int]:
     """The shards whose gradient a round holds, from its line in rounds.jsonl."""
     return sorted(shard for shards in line.shards_by_actor.values() for shard in shards)
+
+
+def most_actors(directory: RunDirectory) -> int:
+    """How many actors took part in the round that most took part in; 0 before the first round."""
+    return max((len(line.shards_by_actor) for line in directory.finished_rounds()), default=0)
