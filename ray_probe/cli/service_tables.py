@@ -185,7 +185,7 @@ def _progress(progress: Progress) -> list[Row]:
     return [
         ("Work", "round", f"{at}, until a budget ends it" if of is None else f"{at} of {of}", ""),
         ("", "records", f"{progress.collected}/{progress.shards}", "shards of this round"),
-        ("", "gradients", f"{progress.accumulated}/{progress.shards}", "shards of this round"),
+        ("", progress.summed, f"{progress.accumulated}/{progress.shards}", "shards of this round"),
         ("", "speed", f"{number(speed, 3)} tokens/s", ""),
         ("", "sampled", f"{number(progress.tokens)} tokens", "since it began or went on"),
         ("", "beta", f"version {progress.version}" if progress.version else "none yet", ""),

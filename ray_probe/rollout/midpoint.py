@@ -1,8 +1,8 @@
 """Measure the parts of a change: the midpoint's gradient along the update.
 
 The parts are of first order and by group of parameters. The midpoint (A + B) / 2 is a third policy with responses of
-its own; its gradient, that of `loss_X`, is multiplied with B - A. Its weights and the update take the place of A's and B's, so
-no third model is held (see `rollout.policies.PairOrMidpoint`).
+its own; its gradient, that of `loss_X`, is multiplied with B - A. Its weights and the update take the place of A's and
+B's, so no third model is held (see `rollout.policies.PairOrMidpoint`).
 
 The baseline is the comparison's fit of the entropy to come, evaluated on the midpoint's columns. The product is
 unbiased with it: the columns of a token read its prefix, under the midpoint's q, and the other midpoint responses of

@@ -259,6 +259,7 @@ def run(config: ProbeConfig, path: Path, comparison: Comparison, stop_after: int
 
     def listen(progress: Progress) -> None:
         rounds.append(progress.round)
+        assert progress.summed == "changes"
 
     stop = (lambda: rounds[-1] >= stop_after) if stop_after is not None else (lambda: False)
     return OfflineEntropyProbe(config, plan_of(config), backend, directory, listen, stop).run()
