@@ -24,7 +24,7 @@ _LARGE_PIECE = 1 << 24
 
 
 class GradientAlongUpdate:
-    """Sums the products of gradients at one model with an update, by group of parameters.
+    """Sums products of gradients with an update, by group of parameters.
 
     Parameters that the architecture has frozen, and those that text does not reach, have no gradient: their share of
     the update counts as 0.
