@@ -238,7 +238,8 @@ class CompareConfig(_Section):
     """Run directory of the step before in a chain, which kept A's responses; null: they are sampled."""
     parts: bool = False
     """Also tell the parts of the change by group of parameters: to first order at (A + B) / 2, a third policy with as
-    many responses of its own. Both checkpoints are loaded again once a round. Needs full weights of one architecture."""
+    many responses of its own. Both checkpoints are loaded again once a round. Needs full weights of one
+    architecture."""
 
 
 class OutputConfig(_Section):
