@@ -11,6 +11,7 @@ from ray_probe.config.loading import config_from_dict, to_dict
 from ray_probe.config.schema import ProbeConfig
 from ray_probe.controller.intake import Intake
 from ray_probe.controller.measurement import Job, Prepare, measure, prepared_again
+from ray_probe.controller.outcome.kept_responses import drop_used_responses
 from ray_probe.controller.queries import BackendQueries
 from ray_probe.controller.queue import Measurement
 from ray_probe.controller.replies import Scaled
@@ -173,7 +174,9 @@ class WorkLoop:
         with self._state.changed:
             self.jobs.pop(identity, None)
             item = self._state.leave(identity, finished=utc_now(), **fields)
+            items = self._state.queue.items
         self._intake.forget(item)
+        drop_used_responses(item, items)
         logger.info("%s: %s%s", identity, item.state, f" ({item.cause})" if item.cause else "")
         try:
             self._state.change(identity, summary=summary(self._state.result(item)))
