@@ -15,6 +15,7 @@ from ray_probe.cli.options import (
     Name,
     Namespace,
     OneIdentity,
+    OnResult,
     Out,
     Settings,
     Verbose,
@@ -39,6 +40,7 @@ def up(
     actors: Actors = None,
     address: ConfigAddress = None,
     out: Out = None,
+    on_result: OnResult = None,
     as_json: AsJson = False,
 ) -> int:
     """Start a service that measures checkpoints and answers queries."""
@@ -47,7 +49,7 @@ def up(
 
     try:
         with signals_interrupt(), stdout_for_results():
-            found = lifecycle.up(config, overrides(set_ or [], actors, address, out), name, tell)
+            found = lifecycle.up(config, overrides(set_ or [], actors, address, out, on_result), name, tell)
     except KeyboardInterrupt:
         tell("interrupted; what was started has been ended")
         return EXIT_INTERRUPTED

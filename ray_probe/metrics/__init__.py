@@ -1,0 +1,1 @@
+"""Figures of ended measurements for other programs: JSON lines, TensorBoard, Weights & Biases."""
