@@ -1,10 +1,12 @@
 """The interface of a sink, and what it gets."""
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
+from ray_probe.errors import ConfigError
 from ray_probe.run.result import Result
 
 UNNAMED = "probe"
@@ -53,6 +55,19 @@ class Sink(Protocol):
             step: of the trainer; where that is unknown, the number of the measurement.
             values: finite numbers.
         """
+
+
+@contextlib.contextmanager
+def installed(extra: str) -> Iterator[None]:
+    """Name the extra to install where the library of a sink is missing.
+
+    Raises:
+        ConfigError: it is.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise ConfigError(f"{error}; install it: pip install 'ray-probe[{extra}]'") from None
 
 
 def figures(result: Result) -> dict[str, float]:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from ray_probe.metrics.sink import SinkRun
+from ray_probe.metrics.sink import SinkRun, installed
 
 SUFFIX = ".ray_probe"
 
@@ -22,7 +22,8 @@ class TensorBoard:
 
     def open(self, run: SinkRun) -> None:
         """Open the event file of a measurement's series."""
-        from tensorboardX import SummaryWriter
+        with installed("tensorboard"):
+            from tensorboardX import SummaryWriter
 
         self._place = run.placed(self._directory)
         if self._place not in self._writers:

@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 from ray_probe.config.reporting import WandbConfig
-from ray_probe.metrics.sink import SinkRun
+from ray_probe.metrics.sink import SinkRun, installed
 
 LABEL = "ray_probe"
 TRIES = 4
@@ -33,7 +33,7 @@ class Wandb:
         """Attach to the run of a measurement's series."""
         self._id = run.placed(self._config.run)
         if self._id not in self._runs:
-            self._runs[self._id] = self._attached(self._id)
+            self._runs[self._id] = self._attached(self._id, run)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Log the figures with their step as a figure too.
@@ -43,14 +43,20 @@ class Wandb:
         axis = {} if self._config.axis is None else {self._config.axis: step}
         self._runs[self._id].log({**axis, "probe/step": step, **values})
 
-    def _attached(self, identity: str) -> Any:
-        import wandb
+    def _attached(self, identity: str, run: SinkRun) -> Any:
+        with installed("wandb"):
+            import wandb
 
-        attach = partial(wandb.init, project=self._config.project, entity=self._config.entity)
+        attach = partial(
+            wandb.init, project=self._config.project, entity=self._config.entity, dir=str(run.directory)
+        )
         if os.environ.get("WANDB_MODE") == "offline":
-            found = attach(name=f"{identity}-{LABEL}", settings=wandb.Settings(mode="offline"))
+            settings = wandb.Settings(mode="offline", console="off", silent=True)
+            found = attach(name=f"{identity}-{LABEL}", settings=settings)
         else:
-            settings = wandb.Settings(mode="shared", x_primary=False, x_update_finish_state=False, x_label=LABEL)
+            settings = wandb.Settings(
+                mode="shared", x_primary=False, x_update_finish_state=False, x_label=LABEL, console="off", silent=True,
+            )  # fmt: skip
             found = _when_there(partial(attach, id=identity, resume="allow", settings=settings))
         found.define_metric("probe/step", hidden=True)
         found.define_metric("probe/*", step_metric="probe/step")
