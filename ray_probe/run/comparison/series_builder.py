@@ -1,12 +1,17 @@
 """Builds a series of checkpoints from ended measurements."""
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from enum import IntEnum
+from pathlib import Path
 
+from ray_probe.config.loading import load_config
+from ray_probe.errors import ConfigError, bad_value
 from ray_probe.run.comparison.change import Figure
-from ray_probe.run.comparison.measured import CheckpointKey, Measured
+from ray_probe.run.comparison.measured import CheckpointKey, Measured, read_measured
 from ray_probe.run.comparison.path_sums import PathSums
+from ray_probe.run.directory import MANIFEST, RunDirectory
 from ray_probe.run.series import Series, SeriesChange, SeriesPoint
 
 
@@ -136,3 +141,42 @@ def _path(one: Measured, a: int, before: tuple[PathSums, Measured] | None) -> Pa
     if before is None or before[1].conditions != one.conditions:
         return None
     return before[0].then(one.rounds)
+
+
+def series_of_runs(directories: Sequence[Path]) -> tuple[Series, ...]:
+    """Return the series of runs, by name.
+
+    A run without `series.name` belongs to the series of the directory that holds it. A run that has not ended counts
+    as open, with what it has so far left out.
+
+    Args:
+        directories: of runs, or of directories that hold runs, as those of a service and of a chain.
+
+    Raises:
+        ConfigError: a directory is no run and holds none, or a file of a run is missing or damaged.
+    """
+    measured: dict[str, list[Measured]] = {}
+    still_open: dict[str, int] = {}
+    for path in dict.fromkeys(run for directory in directories for run in _runs(directory)):
+        directory = RunDirectory(path, "RUN_DIR")
+        result = directory.result()
+        if result is None or result.stopped_by is None:
+            place = load_config(directory.config).series
+            name = place.name or path.parent.name
+            still_open[name] = still_open.get(name, 0) + 1
+            continue
+        one = read_measured(directory, path.name)
+        measured.setdefault(one.series or path.parent.name, []).append(one)
+    names = sorted({*measured, *still_open})
+    return tuple(build_series(name, measured.get(name, ()), still_open.get(name, 0)) for name in names)
+
+
+def _runs(directory: Path) -> list[Path]:
+    """Return a run's directory, or those of the runs inside, by name with numbers in order."""
+    path = directory.resolve()
+    if (path / MANIFEST).is_file():
+        return [path]
+    found = [inside.parent for inside in path.glob(f"[!.]*/{MANIFEST}")]
+    if not found:
+        raise ConfigError(bad_value("RUN_DIR", str(directory), "it is no run directory and holds none"))
+    return sorted(found, key=lambda run: [int(part) if part.isdigit() else 0 for part in re.split(r"(\d+)", run.name)])

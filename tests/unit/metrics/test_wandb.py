@@ -1,12 +1,14 @@
 """The sink of Weights & Biases: how it attaches, and a run offline."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from support.results import a_result
+from support.services import until
 
 from ray_probe.config.reporting import WandbConfig
 from ray_probe.metrics import wandb as sink_module
@@ -78,21 +80,30 @@ def test_offline_the_figures_are_in_a_run_of_its_own(tmp_path: Path, monkeypatch
     (run,) = sink._runs.values()
     run.finish()
     (file,) = tmp_path.glob("wandb/offline-run-*/run-*.wandb")
-    logged = {}
-    for record in _records(file):
-        for item in record.history.item:
-            logged["/".join(item.nested_key) or item.key] = json.loads(item.value_json)
+    logged = until(lambda: _logged(file))  # W&B's own process writes it
     assert logged["probe/step"] == logged["train/global_step"] == 40
     assert logged.items() >= figures(RESULT).items()
 
 
-def _records(file: Path) -> Any:
-    from wandb.proto.wandb_internal_pb2 import Record
-    from wandb.sdk.internal.datastore import DataStore
+def _logged(file: Path) -> dict[str, Any]:
+    """The figures of the history, by name."""
+    items = [item for record in _records(file) for item in record.history.item]
+    return {"/".join(item.nested_key) or item.key: json.loads(item.value_json) for item in items}
 
-    store = DataStore()
-    store.open_for_scan(str(file))
-    while (data := store.scan_data()) is not None:
-        record = Record()
-        record.ParseFromString(data)
-        yield record
+
+def _records(file: Path) -> Iterator[Any]:
+    """The records of a .wandb file: a log of LevelDB (blocks of 32 KiB) with a header of 7 bytes."""
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    data, place, whole = file.read_bytes(), 7, b""
+    while place + 7 <= len(data):
+        if 32768 - place % 32768 < 7:
+            place += 32768 - place % 32768
+        size, kind = int.from_bytes(data[place + 4 : place + 6], "little"), data[place + 6]
+        whole += data[place + 7 : place + 7 + size]
+        place += 7 + size
+        if kind in (1, 4):  # a whole record, or its last part
+            record = Record()
+            record.ParseFromString(whole)
+            yield record
+            whole = b""
