@@ -65,6 +65,7 @@ class ControllerActor(OwnActor):
 
     def __init__(self, spec: ControllerSpec) -> None:
         from ray_probe.cluster.controller_backend import RayControllerBackend
+        from ray_probe.cluster.prometheus import PrometheusMetrics
         from ray_probe.config.loading import config_from_dict, load_config
         from ray_probe.controller.controller import Controller
         from ray_probe.controller.run_log import logged_to
@@ -93,6 +94,9 @@ class ControllerActor(OwnActor):
         )
         self._controller = Controller(spec.name, spec.kind, directory, backend, _prepare, own)
         self._controller.begin()
+        self._metrics = None if own is None else PrometheusMetrics(spec.name, self._controller.answers)
+        if self._metrics is not None:
+            self._metrics.begin()
 
     def kind(self) -> str:
         """Return "service" or "run"."""
@@ -161,6 +165,8 @@ class ControllerActor(OwnActor):
     def close(self, deadline_s: float) -> bool:
         """Stop the work and end the actors; returns whether that was in time."""
         fail_at("end_before_close")
+        if self._metrics is not None:
+            self._metrics.close()
         in_time = self._controller.close(deadline_s)
         self._held.close()
         return in_time
