@@ -30,14 +30,15 @@ def _line(item: MeasurementInfo) -> list[str | int | float | None]:
 
 
 def listing_markdown(items: Iterable[MeasurementInfo]) -> str:
-    """Return a row a measurement."""
-    rows = []
+    """Return a row a measurement; columns of series where one belongs to any."""
+    rows, items = [], tuple(items)
+    in_series = any(item.series is not None or item.step is not None for item in items)
     for item in items:
         entropy, gradient = item.entropy or Entropy(), item.gradient or Gradient()
         per_sequence = with_error(entropy.per_sequence, entropy.per_sequence_se)
         changed = "" if item.change is None else with_error(item.change.value, item.change.se, plus=True)
         figures = (changed, per_sequence, number(norm_debiased(gradient), 3), number(gradient.snr, 3))
-        place = (item.series, item.step, tags_text(item.tags))
+        place = (item.series, item.step, tags_text(item.tags)) if in_series else ()
         rows.append((*(markdown_cell(getattr(item, key)) for key in _LISTED), *figures, *map(markdown_cell, place)))
     figures_of = ("change.total, nats", "entropy.per_sequence, nats", "gradient.norm_debiased", "gradient.snr")
-    return markdown_table((*_LISTED, *figures_of, *_SERIES), rows)
+    return markdown_table((*_LISTED, *figures_of, *(_SERIES if in_series else ())), rows)

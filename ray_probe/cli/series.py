@@ -32,7 +32,10 @@ def directories_of(places: Sequence[str]) -> list[Path] | None:
 
 
 def series_in(directories: Sequence[Path]) -> "tuple[Series, ...]":
-    """Return the series of run directories, or of those inside directories of a service or a chain."""
+    """Return the series of run directories.
+
+    A directory may also hold runs, as that of a service or of a chain does.
+    """
     from ray_probe.run.comparison.series_builder import series_of_runs
 
     return series_of_runs(directories)

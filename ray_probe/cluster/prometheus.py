@@ -27,7 +27,9 @@ OF_SERVICE: dict[str, tuple[str, Callable[[Status], int]]] = {
 
 
 def _figures(info: MeasurementInfo) -> dict[str, float | None]:
-    entropy, change, gradient = info.entropy or Entropy(), info.change or ChangeFigure(), info.gradient or Gradient()
+    # The entropy of a comparison is that of both checkpoints' responses together.
+    entropy = Entropy() if info.entropy is None or info.against is not None else info.entropy
+    change, gradient = info.change or ChangeFigure(), info.gradient or Gradient()
     return {
         "probe_entropy_nats": entropy.per_sequence, "probe_entropy_se_nats": entropy.per_sequence_se,
         "probe_token_entropy_nats": entropy.per_token, "probe_token_entropy_se_nats": entropy.per_token_se,

@@ -54,7 +54,10 @@ def to_dict(config: ProbeConfig) -> dict[str, Any]:
 
 
 def without_secrets(config: ProbeConfig) -> dict[str, Any]:
-    """Returns the config for a result: a command or an address that is notified may hold a secret."""
+    """Returns the config for a result.
+
+    It leaves out the command and the address that are notified: they may hold a secret.
+    """
     return {name: part for name, part in to_dict(config).items() if name not in SECRET_SECTIONS}
 
 

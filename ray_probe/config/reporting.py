@@ -1,4 +1,4 @@
-"""The sections `metrics` and `notify`: where the figures of a measurement go when it ends."""
+"""The sections `metrics` and `notify`: where figures go when a measurement ends."""
 
 import os
 import shlex
@@ -23,7 +23,7 @@ class WandbConfig(Section):
 
 
 class MetricsConfig(Section):
-    """Where figures are written besides `metrics.jsonl`, when a measurement ends with a result."""
+    """Where figures go besides `metrics.jsonl`, when a measurement ends with a result."""
 
     tensorboard: OptionalText = None
     """Directory of TensorBoard, the trainer's own for example; `{series}` stands for the name of the series."""
@@ -31,7 +31,10 @@ class MetricsConfig(Section):
     """Weights & Biases: run and project; null: not."""
 
     def resolved(self) -> Self:
-        """Returns the section with absolute paths: a service works in another directory than its user."""
+        """Returns the section with absolute paths.
+
+        A service works in another directory than its user.
+        """
         board = self.tensorboard
         return self.model_copy(update={"tensorboard": None if board is None else str(Path(board).resolve())})
 
@@ -45,7 +48,7 @@ class NotifyConfig(Section):
     """Address (http or https) that gets a POST of the measurement and its result as JSON; null: none."""
 
     def resolved(self) -> Self:
-        """Returns the section with the absolute path of a program that is named by a relative one."""
+        """Returns the section with an absolute path of a program named by a path."""
         program, *arguments = shlex.split(self.command or "") or [""]
         if os.sep not in program or Path(program).is_absolute():
             return self

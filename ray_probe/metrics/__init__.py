@@ -1,1 +1,1 @@
-"""Figures of ended measurements for other programs: JSON lines, TensorBoard, Weights & Biases."""
+"""Sinks of figures: JSON lines, TensorBoard, Weights & Biases."""

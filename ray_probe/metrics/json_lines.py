@@ -11,7 +11,7 @@ FILE = "metrics.jsonl"
 
 
 class JsonLines:
-    """Appends to `metrics.jsonl` (0600) in the run directory and in that of the service.
+    """Appends to `metrics.jsonl` (0600) in the directories of run and service.
 
     Args:
         service: directory of the service; None for a run.

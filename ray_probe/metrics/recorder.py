@@ -1,4 +1,4 @@
-"""Writes the figures of measurements to the configured sinks, none of which can stop or delay one."""
+"""Writes figures to the configured sinks, which can stop or delay no measurement."""
 
 import re
 from collections.abc import Callable, Mapping
@@ -14,7 +14,9 @@ _NUMBER = re.compile(r"\d+$")
 
 
 def sinks_of(config: MetricsConfig, service: Path | None) -> dict[str, Sink]:
-    """Return the configured sinks by name, JSON lines first; their libraries are imported when they are opened.
+    """Return the configured sinks by name, JSON lines first.
+
+    Their libraries are imported when they are opened.
 
     Args:
         config: of the service or run.

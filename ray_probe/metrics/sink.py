@@ -71,7 +71,7 @@ def installed(extra: str) -> Iterator[None]:
 
 
 def figures(result: Result) -> dict[str, float]:
-    """Return what sinks get of a result, by name; figures that cannot be formed are left out."""
+    """Return what sinks get of a result, by name, without unknown figures."""
     found = _of_change(result) if result.change is not None else _of_gradient(result)
     found |= {
         "parity_gap": result.parity.mean_gap, "responses": result.counts.sequences, "rounds": result.counts.rounds,

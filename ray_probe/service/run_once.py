@@ -168,7 +168,10 @@ def _driven(
 
 
 def _report(client: "ProbeClient", identity: str, config: ProbeConfig, notes: Notes) -> None:
-    """Report the end of a run to sinks and the notified; an interrupted run, or a lost one, has not ended."""
+    """Report the end of a run to sinks and notifications.
+
+    An interrupted run, or a lost one, has not ended.
+    """
     if interrupted() or client.head_lost:
         return
     with suppress(ClusterError):  # the error that the run ends with names its cause

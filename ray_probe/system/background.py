@@ -1,4 +1,4 @@
-"""Jobs beside the work: a thread of its own, and a warning where one fails or hangs."""
+"""Jobs beside the work, with a warning where one fails or hangs."""
 
 import queue
 import threading
@@ -8,6 +8,7 @@ from ray_probe.errors import first_line
 from ray_probe.system.clock import wait_until
 
 HANGS_S = 30.0
+LOOK_S = 60.0
 MOST_WAITING = 1000
 
 
@@ -58,7 +59,10 @@ class Background:
 
     def _work(self) -> None:
         while True:
-            job = self._jobs.get()
+            try:
+                job = self._jobs.get(timeout=LOOK_S)
+            except queue.Empty:
+                continue
             timer = threading.Timer(self._hangs_s, self._hangs)
             timer.daemon = True
             timer.start()

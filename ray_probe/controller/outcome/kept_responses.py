@@ -1,4 +1,4 @@
-"""Drops responses that a comparison kept for the next one of its series, once that has used them."""
+"""Drops responses that were kept for the next comparison, once that has used them."""
 
 import logging
 from collections.abc import Iterable
@@ -11,7 +11,7 @@ logger = logging.getLogger("ray_probe")
 
 
 def drop_used_responses(ended: Measurement, items: Iterable[Measurement]) -> None:
-    """Remove the responses that a finished comparison took from another measurement of its service.
+    """Remove the responses that a finished comparison took from its service.
 
     A measurement that failed or was cancelled may be queued again, so it removes nothing; nor does one whose responses
     an open measurement takes too.

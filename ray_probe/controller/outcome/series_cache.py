@@ -48,7 +48,10 @@ class SeriesCache:
         return built[1]
 
     def _measured(self, item: Measurement) -> Measured | None:
-        """Return what a measurement gives; None where its files cannot be read, which counts as failed."""
+        """Return what a measurement gives.
+
+        None where its files cannot be read; it counts as failed.
+        """
         if item.id not in self._read:
             try:
                 self._read[item.id] = read_measured(RunDirectory(Path(item.directory), "ID"), item.id, item.series)

@@ -1,4 +1,4 @@
-"""The plot of series of checkpoints, one column a series, over the trainer's steps."""
+"""The plot of series over the trainer's steps, one column a series."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -39,7 +39,7 @@ CHANGE_ROW = 2
 
 
 def series_figure(found: Sequence[Series]) -> Figure:
-    """Draw series side by side: entropies with bands, the change of each step by part, and the checks."""
+    """Draw series side by side: entropies with bands, changes by part, and checks."""
     columns, rows = max(1, len(found)), len(ROWS) + 1
     figure = Figure(figsize=(0.6 + 6.6 * columns, 1.75 * rows), layout="constrained")
     grid = figure.subplots(rows, columns, sharex="col", sharey="row", squeeze=False)
@@ -81,7 +81,7 @@ def _places(series: Series) -> tuple[Array, bool]:
 
 
 def _band(axes: Axes, at: Array, figures: Sequence[Estimate]) -> None:
-    """Draw figures as a line with a band of one standard error; what is not known is left out."""
+    """Draw known figures as a line with a band of one standard error."""
     values, errors = floats(one.value for one in figures), floats(one.se for one in figures)
     known = np.isfinite(values)
     if not known.any():

@@ -56,7 +56,7 @@ def heading(series: Series) -> str:
 
 
 def step_names(series: Series) -> list[str]:
-    """Return a short name of each point: its step, else the end of its checkpoint's path."""
+    """Return a short name of each point: its step, else the end of its path."""
     names = names_of([point.checkpoint for point in series.points])
     return [
         name if point.step is None else str(point.step) for name, point in zip(names, series.points, strict=True)

@@ -116,7 +116,7 @@ def _gradient_point(result: Result, path: str, name: str) -> SeriesPoint:
 
 
 def _side(result: Result, change: Change, side: str, path: str, name: str) -> SeriesPoint:
-    """Return the figures of one checkpoint of a comparison, which gives half of the responses."""
+    """Return the figures of one side of a comparison, with half of the responses."""
     return SeriesPoint(
         checkpoint=path, measurements=(name,), responses=result.counts.sequences // 2,
         entropy=getattr(change, f"entropy_{side}"), per_token=getattr(change.per_token, side),

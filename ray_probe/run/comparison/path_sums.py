@@ -1,4 +1,4 @@
-"""Sums of changes over comparisons that follow one another, in a chain or a series.
+"""Sums of changes over comparisons that follow one another, with errors.
 
 The comparisons use the same prompts, and a checkpoint in the middle gives the same responses to both of its neighbours.
 So the error of a sum over them comes from the sums of each prompt.

@@ -70,7 +70,7 @@ _Pairs = Sequence[tuple[Measured, CheckpointKey | None]]
 
 
 def _with_a(measured: Sequence[Measured]) -> _Pairs:
-    """Return each measurement with the checkpoint A of a comparison, as the series knows it.
+    """Return each measurement with its checkpoint A as the series knows it.
 
     That is the checkpoint of the same place and content, else of the same content elsewhere: a copy, say.
     """
@@ -113,7 +113,7 @@ def _in_order(checkpoints: Iterable[_Checkpoint], pairs: _Pairs) -> list[_Checkp
 
 
 def _changes(checkpoints: Sequence[_Checkpoint], pairs: _Pairs) -> Iterable[SeriesChange]:
-    """Yield the newest comparison of each two checkpoints, with steps and the sum since the first checkpoint."""
+    """Yield the newest comparison of each two checkpoints, with steps and sum."""
     place = {one.key: number for number, one in enumerate(checkpoints)}
     newest = {(place[one.checkpoint], place[key_a]): one for one, key_a in pairs if key_a is not None}
     paths: dict[int, tuple[PathSums, Measured]] = {}
@@ -172,7 +172,7 @@ def series_of_runs(directories: Sequence[Path]) -> tuple[Series, ...]:
 
 
 def _runs(directory: Path) -> list[Path]:
-    """Return a run's directory, or those of the runs inside, by name with numbers in order."""
+    """Return a run's directory, or those of the runs inside, numbers in order."""
     path = directory.resolve()
     if (path / MANIFEST).is_file():
         return [path]

@@ -11,6 +11,7 @@ from support.replies import a_status, an_info
 from ray_probe.cluster import prometheus
 from ray_probe.cluster.prometheus import PrometheusMetrics
 from ray_probe.run.comparison.change import ChangeFigure
+from ray_probe.run.result import Entropy
 
 
 class Metric:
@@ -46,10 +47,11 @@ def test_the_newest_figures_of_each_series_and_the_state_of_the_service_are_set(
     change = ChangeFigure(-0.5, 0.1)
     items = [
         an_end("m1", "2026-05-01T12:00:00+00:00", series="grpo", step=50),
-        an_end("m2", "2026-05-01T13:00:00+00:00", series="grpo", step=100, entropy=None, gradient=None, change=change),
+        an_end("m2", "2026-05-01T13:00:00+00:00", series="grpo", step=100, against="/c", change=change,
+               entropy=Entropy(99.0), gradient=None),
         an_end("m3", "2026-05-01T11:00:00+00:00"),
         replace(an_info(), id="m4", series="grpo", step=150),
-    ]
+    ]  # fmt: skip
     answers = SimpleNamespace(status=a_status, results=lambda: tuple(items))
     metrics = PrometheusMetrics("demo", answers)
     metrics.update()
