@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from ray_probe.checkpoints.tokenizer.eos import Eos
-from ray_probe.config.loading import to_dict
+from ray_probe.config.loading import without_secrets
 from ray_probe.config.schema import ProbeConfig
 from ray_probe.core.estimator.parity import ParityStats, violation
 from ray_probe.core.estimator.records import position_bins
@@ -117,7 +117,7 @@ class OfflineEntropyProbe:
 
     def _built(self, committed: _Committed) -> Result:
         assert committed.totals is not None, "a round is committed"
-        config, actors = to_dict(self._config), self._backend.actors
+        config, actors = without_secrets(self._config), self._backend.actors
         found = committed.beta, committed.totals, committed.products, actors, self._eos, self._moved_share
         return build_result(config, *found)
 

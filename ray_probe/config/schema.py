@@ -29,6 +29,7 @@ from ray_probe.config.field_types import (
     check_trainable,
     refusal,
 )
+from ray_probe.config.reporting import MetricsConfig, NotifyConfig
 from ray_probe.config.section import Section
 from ray_probe.config.series import SeriesConfig
 from ray_probe.core.columns import LOGIT_COLUMNS, recommended
@@ -259,6 +260,10 @@ class ProbeConfig(Section):
     """A comparison of two checkpoints."""
     series: SeriesConfig = SeriesConfig()
     """The place in a series of checkpoints."""
+    metrics: MetricsConfig = MetricsConfig()
+    """Sinks of figures."""
+    notify: NotifyConfig = NotifyConfig()
+    """What is called at the end."""
     cluster: ClusterConfig = ClusterConfig()
     """Ray."""
     output: OutputConfig = OutputConfig()

@@ -129,6 +129,8 @@ def _absolute(config: ProbeConfig, checkpoint: Checkpoint, against: Checkpoint |
             "compare": config.compare.model_copy(update=other),
             "data": config.data.model_copy(update=source),
             "output": config.output.model_copy(update=output),
+            "metrics": config.metrics.resolved(),
+            "notify": config.notify.resolved(),
         }
     )
 
