@@ -6,7 +6,6 @@ import logging
 import os
 import random
 import shutil
-import threading
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -122,30 +121,19 @@ def test_a_caller_can_leave_the_pin_out(checkpoint: Path, tmp_path: Path) -> Non
     assert left(tmp_path / "spool") == [path.name]
 
 
-def test_a_reader_never_sees_a_part_of_a_request(checkpoint: Path, tmp_path: Path) -> None:
-    spool, done, seen, failed = tmp_path / "spool", threading.Event(), set[Path](), list[object]()
-    spool.mkdir()
+def test_a_reader_never_sees_a_part_of_a_request(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def write_in_two_parts(path: Path, text: str, encoding: str) -> None:
+        with path.open("w", encoding=encoding) as stream:
+            for part in (text[:9], text[9:]):
+                assert list((tmp_path / "spool").glob("*.json")) == []
+                assert len(list((tmp_path / "spool" / "pins").glob("120-*/*"))) == len(MODEL)
+                stream.write(part)
+                stream.flush()
 
-    def read() -> None:
-        while True:
-            last = done.is_set()
-            for path in spool.glob("*.json"):
-                try:
-                    found = content(path)
-                    assert len(list(Path(found["checkpoint"]).iterdir())) == len(MODEL)
-                    seen.add(path)
-                except (ValueError, OSError, AssertionError) as error:
-                    failed.append(error)
-            if last:
-                return
-
-    reader = threading.Thread(target=read)
-    reader.start()
-    made = {request(spool, checkpoint, step, "trl", {"long": "x" * 20_000}) for step in range(100)}
-    done.set()
-    reader.join()
-    assert failed == []
-    assert seen == made
+    monkeypatch.setattr(Path, "write_text", write_in_two_parts)
+    assert content(request(tmp_path / "spool", checkpoint, 120, "trl"))["step"] == 120
 
 
 @pytest.mark.parametrize("pin", [True, False])
@@ -173,7 +161,8 @@ def test_a_file_that_vanishes_while_it_is_pinned_is_said_and_leaves_nothing(
 def test_a_disk_without_room_is_said_and_leaves_nothing(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(*args: Any, **options: Any) -> int:
+    def full(path: Path, text: str, encoding: str) -> None:
+        path.write_bytes(text[:9].encode())
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(Path, "write_text", full)
