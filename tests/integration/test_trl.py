@@ -4,7 +4,9 @@ Needs TRL (pip install '.[test-slow]'): where it is missing, this file fails.
 """
 
 import json
+import re
 import statistics
+from functools import partial
 from importlib import import_module
 from itertools import pairwise
 from pathlib import Path
@@ -13,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+from support.pages import page
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from ray_probe.integrations import ProbeCallback
@@ -51,6 +54,19 @@ def test_every_checkpoint_of_a_trainer_that_keeps_one_is_handed_over(
         assert AutoTokenizer.from_pretrained(one["checkpoint"], local_files_only=True).decode([2, 3])
     heads = [weights["lm_head.weight"] for weights in remember.weights.values()]
     assert not any(torch.equal(*pair) for pair in pairwise(heads))
+
+
+def test_the_recipe_as_it_is_shown_hands_over_every_checkpoint(
+    trainer_runs: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (code,) = re.findall(r"```python\n(.*?)```", page("docs/trainers.md").section("TRL"), re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("trl.GRPOConfig", partial(import_module("trl").GRPOConfig, **trainer_runs.SMALL))
+    exec(code, {"model": trainer_runs.DEMO, "reward": trainer_runs.rightness, "prompts": trainer_runs.prompts()})
+    found = requests(tmp_path / "out")
+    assert [one["step"] for one in found] == [5, 10, 15, 20, 25, 30]
+    for one in found:
+        assert AutoModelForCausalLM.from_pretrained(one["checkpoint"], local_files_only=True).num_parameters() > 0
 
 
 def test_adapters_are_handed_over_as_adapters(trainer_runs: ModuleType, tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from ray_probe.integrations import ProbeCallback
 
 DEMO = str(Path(__file__).parents[2] / "configs" / "models" / "tiny")
 QUIET: dict[str, Any] = {"report_to": [], "use_cpu": True, "disable_tqdm": True, "bf16": False, "logging_steps": 1000}
+SMALL = {**QUIET, "per_device_train_batch_size": 8, "num_generations": 4, "max_completion_length": 40}
 
 
 class Remember(TrainerCallback):
@@ -67,7 +68,12 @@ def sums(count: int) -> list[tuple[str, str]]:
     return [(f"{first}+{second}=", f"{first + second}.") for first, second in pairs]
 
 
-def rightness(prompts: list[str], completions: list[str], **kwargs: Any) -> list[float]:
+def prompts() -> Dataset:
+    """Prompts as GRPO reads them."""
+    return Dataset.from_dict({"prompt": [prompt for prompt, _ in sums(64)]})
+
+
+def rightness(prompts: Sequence[str], completions: Sequence[str], **kwargs: Any) -> list[float]:
     """Reward 1 for a response that ends with the sum, and up to 0.2 for a short one, so that groups differ."""
     rewards = []
     for prompt, response in zip(prompts, completions, strict=True):
@@ -79,12 +85,10 @@ def rightness(prompts: list[str], completions: list[str], **kwargs: Any) -> list
 
 def grpo(output: Path, callbacks: Sequence[Any], steps: int, every: int) -> None:
     """Train by TRL's GRPO; one checkpoint stays."""
-    rows = Dataset.from_dict({"prompt": [prompt for prompt, _ in sums(64)]})
     arguments = GRPOConfig(
-        output_dir=str(output), max_steps=steps, save_steps=every, save_total_limit=1, learning_rate=1e-4,
-        per_device_train_batch_size=8, num_generations=4, max_completion_length=40, **QUIET,
-    )  # fmt: skip
-    GRPOTrainer(DEMO, rightness, args=arguments, train_dataset=rows, callbacks=list(callbacks)).train()
+        output_dir=str(output), max_steps=steps, save_steps=every, save_total_limit=1, learning_rate=1e-4, **SMALL
+    )
+    GRPOTrainer(DEMO, rightness, args=arguments, train_dataset=prompts(), callbacks=list(callbacks)).train()
 
 
 def sft(output: Path, callbacks: Sequence[Any], steps: int, every: int, **options: Any) -> None:
