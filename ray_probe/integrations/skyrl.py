@@ -29,9 +29,9 @@ class ProbeTrainingCallback(OtherEvents):
         """Hand over the export of this step, if there is one."""
         with warned_only():
             exports, step = Path(trainer.cfg.trainer.export_path), callback_input.global_step
-            model = exports / f"global_step_{step}" / "policy"
-            if step not in self._handed_over and has_weights(model):
+            directory = exports / f"global_step_{step}"
+            if step not in self._handed_over and has_weights(model := directory / "policy"):
                 self._handed_over.add(step)
-                request(self._spool or exports / SPOOL, model, step, "skyrl", self._tags)
+                request(self._spool or exports / SPOOL, model, step, "skyrl", self._tags, source=directory)
 
     on_train_end = on_log

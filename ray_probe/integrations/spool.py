@@ -44,16 +44,18 @@ def request(
     trainer: str,
     tags: Mapping[str, str] | None = None,
     *,
+    source: Path | str | None = None,
     pin: bool = True,
 ) -> Path:
     """Request the measurement of a checkpoint; returns the request's file.
 
     Args:
         spool: directory of requests; created where it is missing.
-        checkpoint: directory that the trainer has finished.
+        checkpoint: directory with the files of a model, which the trainer has finished.
         step: of the trainer, at least 0.
         trainer: its name.
         tags: labels that results show beside the step.
+        source: directory that the trainer writes for this step, where `checkpoint` lies in it; None: the same.
         pin: hard-link the files first, so that the checkpoint outlasts the trainer's rotation. A directory without
             safetensors files at its top, or where links are impossible, is named as it is.
 
@@ -62,7 +64,7 @@ def request(
         CheckpointError: the directory is not there, or vanished meanwhile.
         OutputError: the spool cannot be written.
     """
-    spool, source = Path(os.path.abspath(spool)), Path(os.path.abspath(checkpoint))
+    spool, checkpoint = Path(os.path.abspath(spool)), Path(os.path.abspath(checkpoint))
     number = _checked(step, tags or {})
     # Letters alone, so that the last number in the pin's name is the step, as in a trainer's directories. `secrets`
     # leaves the state of `random` alone, which a trainer may have seeded.
@@ -71,11 +73,11 @@ def request(
     with _writing(spool), contextlib.ExitStack() as on_failure:
         on_failure.callback(shutil.rmtree, place, ignore_errors=True)
         spool.mkdir(parents=True, exist_ok=True)
-        pinned = _pin(source, place) if pin else _unpinned(source)
+        pinned = _pin(checkpoint, place) if pin else _unpinned(checkpoint)
         content = {
-            "schema_version": SCHEMA_VERSION, "checkpoint": str(place if pinned else source), "step": number,
+            "schema_version": SCHEMA_VERSION, "checkpoint": str(place if pinned else checkpoint), "step": number,
             "trainer": trainer, "tags": dict(tags or {}), "time": datetime.now(UTC).isoformat(timespec="seconds"),
-            "pinned": pinned, "source": str(source),
+            "pinned": pinned, "source": os.path.abspath(source or checkpoint),
         }  # fmt: skip
         _write(path := spool / f"{number:012d}-{token}.json", content)
         on_failure.pop_all()

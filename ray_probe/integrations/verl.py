@@ -34,4 +34,4 @@ class ProbeCheckpointCallback:
             written = () if async_save else _MODELS
             model = next((place for name in written if has_weights(place := directory / name)), directory)
             spool = self.spool or directory.parent / SPOOL
-            request(spool, model, global_step, "verl", self.tags, pin=not async_save)
+            request(spool, model, global_step, "verl", self.tags, source=directory, pin=not async_save)

@@ -102,8 +102,9 @@ def test_verl_hands_over_the_model_inside_a_checkpoint(inside: str, tmp_path: Pa
         trainer=object(), global_step=7, checkpoint_dir=str(tmp_path / "global_step_7"), async_save=False, later=1
     )
     (found,) = requests(tmp_path / ".ray_probe")
-    assert (found["source"], found["step"], found["trainer"]) == (str(model), 7, "verl")
-    assert found["pinned"] is True
+    assert (found["source"], found["step"]) == (str(tmp_path / "global_step_7"), 7)
+    assert (found["trainer"], found["pinned"]) == ("verl", True)
+    assert (Path(found["checkpoint"]) / "model.safetensors").samefile(model / "model.safetensors")
 
 
 def test_verl_hands_over_shards_as_they_are(tmp_path: Path) -> None:
@@ -136,5 +137,5 @@ def test_skyrl_hands_over_each_export_once_after_it_was_written(tmp_path: Path) 
     hook.on_train_end(trainer, event, None)
     found = requests(tmp_path / ".ray_probe")
     assert [one["step"] for one in found] == [1, 3]
-    assert [one["source"] for one in found] == [str(tmp_path / f"global_step_{step}" / "policy") for step in (1, 3)]
+    assert [one["source"] for one in found] == [str(tmp_path / f"global_step_{step}") for step in (1, 3)]
     assert {(one["trainer"], one["pinned"], one["tags"]["run"]) for one in found} == {("skyrl", True, "a")}

@@ -76,6 +76,15 @@ def test_a_link_to_a_file_is_followed(checkpoint: Path, tmp_path: Path) -> None:
     assert (pin / "config.json").read_text() == "content of config.json"
 
 
+def test_a_model_inside_a_checkpoint_is_named_with_the_directory_of_its_step(checkpoint: Path, tmp_path: Path) -> None:
+    inside = checkpoint / "global_step120"
+    (inside / "model.safetensors").touch()
+    for pin in (True, False):
+        written = content(request(tmp_path / "spool", inside, 120, "verl", source=checkpoint, pin=pin))
+        assert (written["source"], written["pinned"]) == (str(checkpoint), pin)
+        assert (Path(written["checkpoint"]) / "model.safetensors").samefile(inside / "model.safetensors")
+
+
 def test_relative_paths_become_absolute(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(checkpoint.parent)
     written = content(request("spool", "checkpoint-120", 120, "trl"))
