@@ -34,6 +34,8 @@ MODEL_FILES = ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja")
 _WEIGHTS = "*.safetensors"
 _NO_LINKS = {errno.EXDEV, errno.EPERM, errno.EACCES, errno.EMLINK, errno.ENOSYS, errno.EOPNOTSUPP}
 """The file system, or its protection of others' files, does not allow hard links."""
+_ROOM = 2
+"""Checkpoints that must still fit beside a pin: what it keeps may not cost the trainer its next saves."""
 _logger = logging.getLogger("ray_probe")
 
 
@@ -57,7 +59,8 @@ def request(
         tags: labels that results show beside the step.
         source: directory that the trainer writes for this step, where `checkpoint` lies in it; None: the same.
         pin: hard-link the files first, so that the checkpoint outlasts the trainer's rotation. A directory without
-            safetensors files at its top, or where links are impossible, is named as it is.
+            safetensors files at its top is named as it is, and one where links are impossible or the disk is nearly
+            full.
 
     Raises:
         ConfigError: step or tags cannot be used.
@@ -138,7 +141,7 @@ def _pin(source: Path, place: Path) -> bool:
     except OSError as error:
         raise _missing(source, f"it cannot be read ({error.strerror})") from error
     files = [name for name in names if any(fnmatch.fnmatch(name, pattern) for pattern in MODEL_FILES)]
-    if not fnmatch.filter(files, _WEIGHTS):
+    if not fnmatch.filter(files, _WEIGHTS) or not _has_room(source, place):
         return False
     place.mkdir(parents=True)
     for name in files:
@@ -151,6 +154,21 @@ def _pin(source: Path, place: Path) -> bool:
                 raise
             shutil.rmtree(place, ignore_errors=True)
             return False
+    return True
+
+
+def _has_room(source: Path, place: Path) -> bool:
+    """Return whether a pin leaves the trainer room for its next saves."""
+    size = 0
+    for where, _, names in os.walk(source):
+        for name in names:
+            with contextlib.suppress(OSError):  # it vanished in between
+                size += os.stat(os.path.join(where, name)).st_size
+    free = shutil.disk_usage(place.parents[1]).free
+    if free < _ROOM * size:
+        what = f"{free / 1e9:.2f} GB are free and {_ROOM * size / 1e9:.2f} GB must be, for the trainer's next saves"
+        _logger.warning("ray_probe: %s is not pinned: %s; start ray-probe watch, or make room", source, what)
+        return False
     return True
 
 

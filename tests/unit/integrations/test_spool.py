@@ -117,6 +117,21 @@ def test_where_links_are_impossible_the_directory_itself_is_named(
     assert left(tmp_path / "spool") == [path.name]
 
 
+@pytest.mark.parametrize(("spare", "pinned"), [(0, True), (-1, False)])
+def test_no_pin_takes_the_room_of_the_trainers_next_saves(
+    spare: int, pinned: bool, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    (checkpoint / "global_step120" / "states.pt").write_bytes(b"x" * 5000)
+    size = sum(path.stat().st_size for path in checkpoint.rglob("*") if path.is_file())
+    usage = shutil.disk_usage(tmp_path)._replace(free=2 * size + spare)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+    path = request(tmp_path / "spool", checkpoint, 120, "trl")
+    assert (content(path)["pinned"], content(path)["source"]) == (pinned, str(checkpoint))
+    assert [record.levelno for record in caplog.records] == ([] if pinned else [logging.WARNING])
+    assert pinned or ("is not pinned" in caplog.text and left(tmp_path / "spool") == [path.name])
+
+
 def test_a_directory_without_weights_at_its_top_is_named_as_it_is(checkpoint: Path, tmp_path: Path) -> None:
     for weights in checkpoint.glob("*.safetensors"):
         weights.rename(checkpoint / "global_step120" / weights.name)
