@@ -17,7 +17,7 @@ from ray_probe.cluster.actors.handle import ActorHandle
 from ray_probe.cluster.actors.own_actors import OwnActor, end_children
 from ray_probe.cluster.head.head_monitor import LOST_S, OWN_LOST_S, HeadMonitor, end_without
 from ray_probe.controller.replies import BetaReply, Followed, MeasurementInfo, Scaled, Status, Variance
-from ray_probe.errors import ClusterError, ConfigError, ProbeError
+from ray_probe.errors import ClusterError, ProbeError, StateError
 from ray_probe.run.result import Result
 from ray_probe.system.failpoints import fail_at
 
@@ -104,7 +104,7 @@ class ControllerActor(OwnActor):
     def probe(self, settings: Mapping[str, Any]) -> str:
         """Queue a measurement with these settings; returns its id."""
         if self._kind == "run":
-            raise ConfigError("--run: a run measures one checkpoint; start a service for more: up CONFIG")
+            raise StateError("--run: a run measures one checkpoint; start a service for more: up CONFIG")
         from ray_probe.controller.measurement_config import measurement_config
 
         return self._controller.probe(measurement_config(self._config, settings)).id
