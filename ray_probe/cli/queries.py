@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ray_probe.cli.connection import connected
-from ray_probe.cli.options import Address, AsJson, Identity, Name, Namespace, Verbose
+from ray_probe.cli.options import Address, AsJson, Identity, Name, Namespace, Url, Verbose
 from ray_probe.cli.output import Answer, answered, of_result
 from ray_probe.errors import ConfigError, bad_value
 
@@ -20,10 +20,14 @@ if TYPE_CHECKING:
 
 
 def status(
-    name: Name = None, address: Address = None, namespace: Namespace = None, as_json: AsJson = False
+    name: Name = None,
+    address: Address = None,
+    namespace: Namespace = None,
+    url: Url = None,
+    as_json: AsJson = False,
 ) -> int:
     """Show the state of a service or a run in progress: actors, progress, queue."""
-    with connected(name, address, namespace) as client:
+    with connected(name, address, namespace, url=url) as client:
         found = client.status()
     return answered(Answer(found.to_json(), lambda: _tables().status_table(found)), as_json)
 
@@ -34,10 +38,11 @@ def beta(
     name: Name = None,
     address: Address = None,
     namespace: Namespace = None,
+    url: Url = None,
     as_json: AsJson = False,
 ) -> int:
     """Show the fitted baseline: coefficients by feature, version, tokens behind it."""
-    with connected(name, address, namespace) as client:
+    with connected(name, address, namespace, url=url) as client:
         found = client.beta(version, identity)
     return answered(Answer(found.to_json(), lambda: _tables().beta_table(found)), as_json)
 
@@ -47,10 +52,11 @@ def variance(
     name: Name = None,
     address: Address = None,
     namespace: Namespace = None,
+    url: Url = None,
     as_json: AsJson = False,
 ) -> int:
     """Show advantage statistics by baseline and the gradient's variance so far."""
-    with connected(name, address, namespace) as client:
+    with connected(name, address, namespace, url=url) as client:
         found = client.variance(identity)
     return answered(Answer(found.to_json(), lambda: _tables().variance_table(found)), as_json)
 
@@ -73,6 +79,7 @@ def results(
     name: Name = None,
     address: Address = None,
     namespace: Namespace = None,
+    url: Url = None,
     as_json: AsJson = False,
 ) -> int:
     """Show all measurements of a service, or one, or a finished run's directory."""
@@ -83,7 +90,7 @@ def results(
     if as_json and form not in (Format.TABLE, Format.JSON):
         raise ConfigError(bad_value("--format", form.value, "--json is another format; leave one of the two out"))
     form = Format.JSON if as_json else form
-    of_a_service = (name, address, namespace) != (None, None, None)
+    of_a_service = (name, address, namespace, url) != (None,) * 4
     directory = None if identity is None or of_a_service else run_directory(identity)
     if directory is not None and step_directories(directory):
         return _chain(directory, form)
@@ -93,7 +100,7 @@ def results(
         answer = replace(of_result(finished, directory, verbose), value=raw)
         return answered(_formatted(answer, form, finished), form == Format.JSON)
     result = None
-    with connected(name, address, namespace, kind="service") as client:
+    with connected(name, address, namespace, "service", url) as client:
         if identity is None:
             items = client.results()
         else:
@@ -148,10 +155,11 @@ def logs(
     name: Name = None,
     address: Address = None,
     namespace: Namespace = None,
+    url: Url = None,
     as_json: AsJson = False,
 ) -> int:
     """Show the last lines of a measurement's log, or of the service's own."""
-    with connected(name, address, namespace) as client:
+    with connected(name, address, namespace, url=url) as client:
         found = client.logs(identity, lines)
     return answered(Answer(list(found), lambda: "\n".join(found)), as_json)
 
