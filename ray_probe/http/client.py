@@ -179,8 +179,10 @@ class HttpController:
         except TimeoutError:
             remedy = "ask again, or see that the server is not overloaded"
             raise ClusterError(f"{self.url}: no answer in time; {remedy}") from None
-        except (OSError, http.client.HTTPException) as error:
-            raise _AwayError(f"{type(error).__name__}: {error}") from None
+        except OSError as error:
+            raise _AwayError(error.strerror or str(error)) from None
+        except http.client.HTTPException as error:  # its text may be bytes of another protocol
+            raise _AwayError(f"no HTTP, {type(error).__name__}") from None
         finally:
             connection.close()
 

@@ -1,8 +1,9 @@
 """The endpoints under /v1 that read."""
 
+from enum import Enum
 from typing import Annotated
 
-from fastapi import APIRouter, Path, Query
+from fastapi import FastAPI, Path, Query
 
 from ray_probe.controller.api import ControllerApi
 from ray_probe.controller.replies import BetaReply, Followed, MeasurementInfo, Status, Variance
@@ -12,6 +13,8 @@ from ray_probe.http.models import ResultReply
 from ray_probe.run.series import Series
 
 LARGEST = 2**53 - 1
+STATE: list[str | Enum] = ["state"]
+RESULTS: list[str | Enum] = ["results"]
 Id = Annotated[str, Path(max_length=64, description="Id of a measurement, such as m0001.")]
 Measurement = Annotated[
     str | None, Query(max_length=64, description="Id; by default the running one, else the newest that was started.")
@@ -21,68 +24,62 @@ Lines = Annotated[int, Query(ge=1, le=10_000, description="How many of the last.
 Cursor = Annotated[int, Query(ge=0, le=LARGEST, description="`cursor` of the last answer; 0: all that are kept.")]
 
 
-def state_routes(api: ControllerApi) -> APIRouter:
-    """Return routes that read the state of a service and its fits."""
-    router = APIRouter(tags=["state"])
+def add_state_routes(app: FastAPI, api: ControllerApi) -> None:
+    """Add routes that read the state of a service and its fits."""
 
-    @router.get("/status", response_model=Status)
+    @app.get("/v1/status", tags=STATE, response_model=Status)
     def status() -> Json:
         """Return the state of the service or run."""
         return Json(api.status().to_json())
 
-    @router.get("/beta", response_model=BetaReply)
+    @app.get("/v1/beta", tags=STATE, response_model=BetaReply)
     def beta(version: Version = None, measurement: Measurement = None) -> Json:
         """Return a version of the fitted baseline."""
         return Json(api.beta(version, measurement).to_json())
 
-    @router.get("/variance", response_model=Variance)
+    @app.get("/v1/variance", tags=STATE, response_model=Variance)
     def variance(measurement: Measurement = None) -> Json:
         """Return variances over whole rounds."""
         return Json(api.variance(measurement).to_json())
 
-    @router.get("/logs", response_model=list[str])
+    @app.get("/v1/logs", tags=STATE, response_model=list[str])
     def logs(measurement: Measurement = None, lines: Lines = 100) -> Json:
         """Return the last lines of a measurement's log, by default the service's own."""
         return Json(list(api.logs(measurement, lines)))
 
-    return router
 
+def add_result_routes(app: FastAPI, api: ControllerApi) -> None:
+    """Add routes that read measurements and series."""
 
-def result_routes(api: ControllerApi) -> APIRouter:
-    """Return routes that read measurements and series."""
-    router = APIRouter(tags=["results"])
-
-    @router.get("/results", response_model=list[MeasurementInfo])
+    @app.get("/v1/results", tags=RESULTS, response_model=list[MeasurementInfo])
     def results() -> Json:
         """Return all measurements, oldest first."""
         return Json([item.to_json() for item in api.results()])
 
-    @router.get("/results/latest", response_model=ResultReply)
+    @app.get("/v1/results/latest", tags=RESULTS, response_model=ResultReply)
     def latest() -> Json:
         """Return the running measurement, else the newest that was started."""
         return Json(ResultReply(*api.measured()).to_json())
 
-    @router.get("/results/{id}", response_model=ResultReply)
+    @app.get("/v1/results/{id}", tags=RESULTS, response_model=ResultReply)
     def result(id: Id) -> Json:
         """Return a measurement and its result so far."""
         return Json(ResultReply(*api.measured(id)).to_json())
 
-    @router.get("/results/{id}/progress", response_model=Followed)
+    @app.get("/v1/results/{id}/progress", tags=RESULTS, response_model=Followed)
     def progress(id: Id, cursor: Cursor = 0) -> Json:
         """Return a measurement's progress and notes after a cursor, without waiting."""
         return Json(api.follow(id, cursor).to_json())
 
-    @router.get("/series", response_model=list[Series])
+    @app.get("/v1/series", tags=RESULTS, response_model=list[Series])
     def all_series() -> Json:
         """Return the series of the service's measurements, by name."""
         return Json([one.to_json() for one in api.series()])
 
-    @router.get("/series/{name}", response_model=Series)
+    @app.get("/v1/series/{name}", tags=RESULTS, response_model=Series)
     def series(name: Annotated[str, Path(max_length=200, description="Name of a series.")]) -> Json:
         """Return one series."""
         there = {one.name: one for one in api.series()}
         if name not in there:
             raise MissingError(bad_value("SERIES", name, f"no such series; there are {', '.join(there) or 'none yet'}"))
         return Json(there[name].to_json())
-
-    return router

@@ -3,7 +3,7 @@
 from importlib.resources import files
 from importlib.resources.abc import Traversable
 
-from fastapi import APIRouter
+from fastapi import FastAPI
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
@@ -21,23 +21,21 @@ def packaged() -> Traversable:
     return files("ray_probe").joinpath(*PAGE)
 
 
-def page_routes(static: Traversable) -> APIRouter:
-    """Return routes of the page: index.html at the root, other files under /static.
+def add_page_routes(app: FastAPI, static: Traversable) -> None:
+    """Add routes of the page: index.html at the root, other files under /static.
 
     Args:
+        app: the application.
         static: directory of the files.
     """
-    router = APIRouter(include_in_schema=False)
 
-    @router.get("/")
+    @app.get("/", include_in_schema=False)
     def index() -> Response:
         return _file(static, INDEX)
 
-    @router.get("/static/{name:path}")
+    @app.get("/static/{name:path}", include_in_schema=False)
     def file(name: str) -> Response:
         return _file(static, name)
-
-    return router
 
 
 def _file(static: Traversable, name: str) -> Response:

@@ -3,10 +3,11 @@
 import functools
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
+from enum import Enum
 from typing import Annotated, TypeVar
 
 import anyio
-from fastapi import APIRouter, Depends, Header, Query
+from fastapi import Depends, FastAPI, Header, Query
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 
 from ray_probe.controller.api import ControllerApi
@@ -20,6 +21,8 @@ from ray_probe.http.streams import Broadcast, measurement_events, service_events
 WRITERS = 4
 """Writes at once: a checkpoint's copy may take long, and reads go on meanwhile."""
 
+WRITES: list[str | Enum] = ["writes"]
+EVENTS: list[str | Enum] = ["events"]
 ResultT = TypeVar("ResultT")
 Key = Annotated[
     str | None,
@@ -31,14 +34,14 @@ LastId = Annotated[
 ]
 
 
-def measurement_routes(api: ControllerApi, keys: IdempotencyKeys) -> APIRouter:
-    """Return routes that queue and cancel measurements."""
-    router, limiter = APIRouter(tags=["measurements"]), anyio.CapacityLimiter(WRITERS)
+def add_write_routes(app: FastAPI, api: ControllerApi, keys: IdempotencyKeys) -> None:
+    """Add routes that queue and cancel measurements, and scale and drain the service."""
+    limiter = anyio.CapacityLimiter(WRITERS)
 
     async def in_turn(write: Callable[[], ResultT]) -> ResultT:
         return await anyio.to_thread.run_sync(write, limiter=limiter)
 
-    @router.post("/measurements", status_code=202, response_model=MeasurementInfo)
+    @app.post("/v1/measurements", tags=WRITES, status_code=202, response_model=MeasurementInfo)
     async def queue(request: MeasurementRequest, key: Key = None) -> Json:
         """Queue a gradient or, with `against`, a comparison; `Location` is its result."""
         settings = request.by_key()
@@ -46,39 +49,36 @@ def measurement_routes(api: ControllerApi, keys: IdempotencyKeys) -> APIRouter:
         info, _ = await in_turn(functools.partial(api.measured, identity))
         return Json(info.to_json(), 202, {"Location": f"/v1/results/{identity}"})
 
-    @router.delete("/measurements/{id}", response_model=MeasurementInfo)
+    @app.delete("/v1/measurements/{id}", tags=WRITES, response_model=MeasurementInfo)
     async def withdraw(id: Id) -> Json:
         """Withdraw a waiting measurement, or stop the running one after whole rounds."""
         return Json((await in_turn(lambda: api.cancel(id))).to_json())
 
-    @router.post("/measurements/{id}/cancel", response_model=MeasurementInfo)
+    @app.post("/v1/measurements/{id}/cancel", tags=WRITES, response_model=MeasurementInfo)
     async def cancel(id: Id) -> Json:
         """Do the same as DELETE, for clients that have no DELETE."""
         return Json((await in_turn(lambda: api.cancel(id))).to_json())
 
-    @router.post("/scale", response_model=Scaled)
+    @app.post("/v1/scale", tags=WRITES, response_model=Scaled)
     async def scale(request: ScaleRequest) -> Json:
         """Ask for this many rollout actors; /v1/status shows when they have started."""
         return Json((await in_turn(lambda: api.scale(request.actors))).to_json())
 
-    @router.post("/drain", response_model=Draining)
+    @app.post("/v1/drain", tags=WRITES, response_model=Draining)
     async def drain(request: DrainRequest) -> Json:
         """Accept no more measurements and finish the waiting ones, or accept again."""
         await in_turn(lambda: api.drain(request.on))
         return Json(Draining(request.on).to_json())
 
-    return router
 
-
-def event_routes(api: ControllerApi, broadcast: Broadcast) -> APIRouter:
-    """Return the route of the event stream."""
-    router = APIRouter(tags=["events"])
+def add_event_route(app: FastAPI, api: ControllerApi, broadcast: Broadcast) -> None:
+    """Add the route of the event stream."""
 
     def begun(measurement: Measured = None, last_id: LastId = 0) -> Followed | None:
         """Return the first events of a measurement; an error comes before the stream."""
         return None if measurement is None else api.follow(measurement, last_id)
 
-    @router.get("/events", response_class=EventSourceResponse)
+    @app.get("/v1/events", tags=EVENTS, response_class=EventSourceResponse)
     async def events(
         first: Annotated[Followed | None, Depends(begun)], last_id: LastId = 0
     ) -> AsyncGenerator[ServerSentEvent, None]:
@@ -92,5 +92,3 @@ def event_routes(api: ControllerApi, broadcast: Broadcast) -> APIRouter:
         async with aclosing(found) as found:
             async for event in found:
                 yield ServerSentEvent(event=event.kind, raw_data=event.data, id=event.id)
-
-    return router
