@@ -5,7 +5,6 @@ A stream has a bounded queue. A client that does not read loses its stream, and 
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Iterable
-from contextlib import aclosing
 from dataclasses import dataclass, replace
 
 import anyio
@@ -118,36 +117,28 @@ def batch_of(found: Followed, since: int) -> Batch:
 
 
 class Stream:
-    """The batches that one client has not received."""
+    """The batches that one client has not received.
+
+    Attributes:
+        batches: in order; they end where the client fell behind.
+    """
 
     def __init__(self) -> None:
-        self._queue: asyncio.Queue[Batch] = asyncio.Queue(QUEUED)
-        self._closed = asyncio.Event()
+        self._queue, self.batches = anyio.create_memory_object_stream[Batch](QUEUED)
 
     def offer(self, batch: Batch) -> bool:
         """Queue a batch; returns false, and closes the stream, where there is no room."""
-        if self._queue.full():
-            self._closed.set()
+        try:
+            self._queue.send_nowait(batch)
+        except (anyio.WouldBlock, anyio.BrokenResourceError):
+            self._queue.close()
             return False
-        self._queue.put_nowait(batch)
         return True
 
-    async def batches(self) -> AsyncGenerator[Batch, None]:
-        """Yield batches until the last one, or until the stream is closed."""
-        closed = asyncio.ensure_future(self._closed.wait())
-        fresh = asyncio.ensure_future(self._queue.get())
-        try:
-            while True:
-                await asyncio.wait((fresh, closed), return_when=asyncio.FIRST_COMPLETED)
-                if closed.done():
-                    return
-                yield (batch := fresh.result())
-                if batch.last:
-                    return
-                fresh = asyncio.ensure_future(self._queue.get())
-        finally:
-            closed.cancel()
-            fresh.cancel()
+    def close(self) -> None:
+        """Release the queue."""
+        self._queue.close()
+        self.batches.close()
 
 
 class Broadcast:
@@ -179,11 +170,13 @@ class Broadcast:
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
         try:
-            async with aclosing(stream.batches()) as batches:
-                async for batch in batches:
-                    yield batch
+            async for batch in stream.batches:
+                yield batch
+                if batch.last:
+                    return
         finally:
             self._streams.get(key, set()).discard(stream)
+            stream.close()
 
     async def once(self, poll: Poll) -> Batch:
         """Return the answer of a poll; an error becomes an event."""

@@ -13,7 +13,7 @@ from fastapi.sse import EventSourceResponse, ServerSentEvent
 from ray_probe.controller.api import ControllerApi
 from ray_probe.controller.replies import Followed, MeasurementInfo, Scaled
 from ray_probe.http.answers import Json
-from ray_probe.http.endpoints import LARGEST, Id
+from ray_probe.http.endpoints import LARGEST, Id, only
 from ray_probe.http.keys import IdempotencyKeys
 from ray_probe.http.models import Draining, DrainRequest, MeasurementRequest, ScaleRequest
 from ray_probe.http.streams import Broadcast, measurement_events, service_events
@@ -26,7 +26,7 @@ EVENTS: list[str | Enum] = ["events"]
 ResultT = TypeVar("ResultT")
 Key = Annotated[
     str | None,
-    Header(alias="Idempotency-Key", max_length=200, description="Names the request, so that its repetition is none."),
+    Header(alias="Idempotency-Key", min_length=1, max_length=200, description="A repetition with it queues nothing."),
 ]
 Measured = Annotated[str | None, Query(max_length=64, description="Id of a measurement to follow to its end.")]
 LastId = Annotated[
@@ -78,7 +78,7 @@ def add_event_route(app: FastAPI, api: ControllerApi, broadcast: Broadcast) -> N
         """Return the first events of a measurement; an error comes before the stream."""
         return None if measurement is None else api.follow(measurement, last_id)
 
-    @app.get("/v1/events", tags=EVENTS, response_class=EventSourceResponse)
+    @app.get("/v1/events", tags=EVENTS, response_class=EventSourceResponse, dependencies=[only("measurement")])
     async def events(
         first: Annotated[Followed | None, Depends(begun)], last_id: LastId = 0
     ) -> AsyncGenerator[ServerSentEvent, None]:

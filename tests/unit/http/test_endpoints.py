@@ -73,6 +73,7 @@ def test_replies_read_back_are_equal(client: TestClient) -> None:
         ("/v1/status/", 404, "PATH: "),
         ("/v1/beta?version=x", 422, "version: got 'x'; "),
         ("/v1/beta?version=-1", 422, "version: got '-1'; "),
+        ("/v1/beta?verison=1", 422, "query: got 'verison'; there is no such parameter; there are version, measurement"),
         ("/v1/logs?lines=0", 422, "lines: got '0'; "),
         (f"/v1/beta?version={10**30}", 422, "version: got "),
         (f"/v1/results/{'m' * 65}", 422, "id: got 'mmm"),
