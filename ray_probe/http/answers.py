@@ -95,6 +95,6 @@ def answer_errors(app: FastAPI) -> None:
 
 
 def internal_error(error: BaseException) -> Json:
-    """Log an error that no code foresaw, in one line; returns the answer to the client."""
+    """Log an error that no code foresaw in one line; returns the client's answer."""
     logger.error("http: %s: %s", type(error).__name__, " ".join(str(error).split()))
     return error_answer(500, LOG)

@@ -1,4 +1,4 @@
-"""What every request passes before it reaches an endpoint: host, token, size and rate."""
+"""Checks every request before an endpoint: host, token, size and rate."""
 
 import asyncio
 import hashlib

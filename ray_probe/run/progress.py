@@ -1,4 +1,4 @@
-"""Progress of a run; imports no package of the project, so that every layer can use it."""
+"""Progress of a run; imports nothing of ours, so that every layer can use it."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""The client of a service or a run in progress, from another process, through Ray or HTTP.
+"""The client of a service or a run in progress, through Ray or HTTP.
 
 Importing it, and a connection over HTTP, import no Ray.
 """

@@ -112,7 +112,7 @@ def serve(asked: Asked, name: str | None, address: str | None = None, namespace:
 
 
 def _listening(found: Found, asked: Asked, directory: Path) -> Listen:
-    """Return where the server listens; starts it if there is none."""
+    """Return where the server listens, after starting it where that is needed."""
     from ray_probe.cluster.connection.nodes import head_node, this_node
     from ray_probe.cluster.http_actor import HttpSpec, find_server, start_server
 
@@ -146,7 +146,7 @@ def _runtime_env(directory: Path) -> dict[str, Any]:
 
 
 def stop(name: str | None, address: str | None = None, namespace: str | None = None) -> tuple[str, bool]:
-    """End the web server of a service or run; returns the name, and whether it had one.
+    """End the web server of a service or run; returns its name and whether it had one.
 
     The next server has another token.
     """

@@ -1,6 +1,5 @@
 """A service over HTTP says what it says through Ray, also after its server was killed."""
 
-import contextlib
 import os
 import signal
 from collections.abc import Callable, Iterator
@@ -10,10 +9,10 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
-from support.served import figures, served
+from support.served import figures, served, server_pid
 from support.shell import Shell
 
-from ray_probe.errors import ClusterError, ConfigError, InputError, NoClusterError
+from ray_probe.errors import ConfigError, InputError, NoClusterError
 from ray_probe.service import registry
 from ray_probe.service.client import ProbeClient
 from ray_probe.system.clock import wait_until
@@ -49,15 +48,6 @@ def through_ray(shell: Shell, url: str, monkeypatch: pytest.MonkeyPatch) -> Iter
 def over_http(url: str) -> Iterator[ProbeClient]:
     with ProbeClient.connect(url) as client:
         yield client
-
-
-def server_pid() -> int:
-    """Of the server's process; this process must be connected."""
-    from ray_probe.cluster.http_actor import find_server
-
-    found = find_server("demo", "ray_probe")
-    assert found is not None
-    return found.pid()
 
 
 def until(found: Callable[[], Any], seconds: float = 60.0) -> Any:
@@ -116,57 +106,29 @@ def test_a_killed_server_is_back_on_its_port_and_the_measurement_has_the_same_bi
     assert [item.state for item in over_http.results()] == ["done", "done"]
 
 
-def test_the_server_outlives_a_restart_of_the_controller(over_http: ProbeClient, through_ray: ProbeClient) -> None:
-    server, controller = server_pid(), through_ray.pid()
-    os.kill(controller, signal.SIGKILL)
-
-    def answers() -> bool:
-        with contextlib.suppress(ClusterError):  # 503 meanwhile
-            return over_http.status().actors_alive == 1
-        return False
-
-    until(answers)
-    assert through_ray.pid() != controller and server_pid() == server
-
-
-def test_a_service_is_served_once_stopped_and_served_anew(shell: Shell, url: str) -> None:
-    assert shell.ask("serve")["url"] == url, "the server that there is"
-    port = urlsplit(url).port
-    assert registry_url(shell) == f"http://127.0.0.1:{port}/"
-    assert f"it is served at http://127.0.0.1:{port}/ already" in shell.run("serve", "--port", "1", code=2)
-    directory = Path(shell.ask("status", "--url", url)["directory"])
+def test_a_service_is_served_once_and_anew_with_another_token_until_down(
+    shell: Shell, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(shell.home / "state"))
+    port, directory = urlsplit(url).port, shell.home / "runs" / "demo"
     assert (directory / "http-token").stat().st_mode & 0o777 == 0o600
+    entry = registry.read("demo")
+    assert entry is not None and entry.url == f"http://127.0.0.1:{port}/"
+    assert f"it is served at http://127.0.0.1:{port}/ already" in shell.run("serve", "--port", "1", code=2)
     assert shell.ask("serve", "--stop") == {"name": "demo", "stopped": True}
-    assert registry_url(shell) is None and not (directory / "http-token").exists()
+    entry = registry.read("demo")
+    assert entry is not None and entry.url is None and not (directory / "http-token").exists()
     with pytest.raises(NoClusterError):
         ProbeClient.connect(url)
-    again = shell.ask("serve", "--port", port)["url"]
-    assert again.partition("#")[0] == url.partition("#")[0] and again != url, "another token"
+    anew = shell.ask("serve", "--port", port)["url"]
+    assert anew.partition("#")[0] == url.partition("#")[0] and ProbeClient.connect(anew).name == "demo"
     with pytest.raises(ConfigError, match="the server refuses it"):
         ProbeClient.connect(url)
-    assert shell.ask("serve", "--stop")["stopped"] and not shell.ask("serve", "--stop")["stopped"]
-
-
-def registry_url(shell: Shell) -> str | None:
-    before = os.environ.get("XDG_STATE_HOME")
-    os.environ["XDG_STATE_HOME"] = str(shell.home / "state")
-    try:
-        found = registry.read("demo")
-        assert found is not None
-        return found.url
-    finally:
-        os.environ.pop("XDG_STATE_HOME")
-        os.environ.update({} if before is None else {"XDG_STATE_HOME": before})
-
-
-def test_down_ends_the_server(shell: Shell, url: str) -> None:
-    served = shell.ask("serve")["url"]
-    assert ProbeClient.connect(served).name == "demo"
     shell.run("down", "--run", "demo")
 
     def is_gone() -> bool:
         try:
-            ProbeClient.connect(served)
+            ProbeClient.connect(anew)
         except NoClusterError:
             return True
         return False

@@ -2,7 +2,9 @@
 
 import contextlib
 import json
+import os
 import selectors
+import signal
 import socket
 import time
 from collections import Counter
@@ -15,10 +17,12 @@ import schemathesis
 from hypothesis import HealthCheck, given, settings
 from schemathesis.generation import GenerationMode
 from schemathesis.specs.openapi.checks import positive_data_acceptance
-from support.served import figures, served
+from support.served import figures, served, server_pid
 from support.shell import Shell
 
+from ray_probe.errors import ClusterError
 from ray_probe.service.client import ProbeClient
+from ray_probe.system.clock import wait_until
 
 pytestmark = [pytest.mark.cluster, pytest.mark.own_cluster, pytest.mark.slow, pytest.mark.timeout(900)]
 EXAMPLES = 25
@@ -116,6 +120,23 @@ def test_200_streams_a_slow_client_and_giant_bodies_leave_a_measurement_its_bits
         kinds = Counter(kind for kind, _ in events)
         assert kinds["result"] == 1 and kinds["status"] >= 5 and not kinds["error"]
         assert ("result", {"id": identity, "state": "done"}) in events
+
+
+def test_the_server_outlives_a_restart_of_the_controller(
+    shell: Shell, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(shell.home / "state"))
+    with ProbeClient.connect() as through_ray, ProbeClient.connect(url) as client:
+        server, controller = server_pid(), through_ray.pid()
+        os.kill(controller, signal.SIGKILL)
+
+        def answers() -> bool:
+            with contextlib.suppress(ClusterError):  # 503 meanwhile
+                return client.status().actors_alive == 1
+            return False
+
+        assert wait_until(answers, 120.0, 0.1)
+        assert through_ray.pid() != controller and server_pid() == server
 
 
 def operations(url: str) -> list[Any]:

@@ -1,5 +1,6 @@
 """A small service that is served over HTTP, for tests on a cluster of their own."""
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,11 +19,21 @@ def served(home: Path, rounds: int) -> Iterator[tuple[Shell, str]]:
     raw = raw_config(home, batch={"rounds": rounds}, cluster={"actors": 1, "max_actors": 2})
     (home / "service.yaml").write_text(yaml.safe_dump(raw))
     try:
-        up: dict[str, Any] = shell.ask("up", "service.yaml", "--name", "demo", "--http")
+        # The limit is for a machine with other work.
+        up = json.loads(shell.run("up", "service.yaml", "--name", "demo", "--http", "--json", seconds=240))
         yield shell, up["url"]
     finally:
         if (home / "state/ray_probe/demo.json").exists():
             shell.run("down", "--run", "demo")
+
+
+def server_pid() -> int:
+    """The process of the server; this process must be connected."""
+    from ray_probe.cluster.http_actor import find_server
+
+    found = find_server("demo", "ray_probe")
+    assert found is not None
+    return found.pid()
 
 
 def figures(result: dict[str, Any]) -> dict[str, Any]:
