@@ -109,6 +109,7 @@ def _prometheus_has(entropy: float | None) -> None:
     assert float(until(found, 90.0)[0].rpartition(" ")[2]) == pytest.approx(entropy)
 
 
+@pytest.mark.slow  # tests/unit/service/test_run_once.py holds the report
 def test_a_run_is_reported_by_its_driver_and_a_failing_program_changes_nothing(shell: Shell, service: Path) -> None:
     command = f"sh -c 'echo $RAY_PROBE_STATE $RAY_PROBE_RESULT > {shell.home}/ran; echo no >&2; exit 3'"
     place = ["--set", "output.name=alone", "--set", "series.step=7", "--set", "metrics.tensorboard=alone"]
