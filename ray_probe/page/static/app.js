@@ -1,0 +1,178 @@
+/* The live page: keeps what the service says, and draws what changed. */
+"use strict";
+
+(() => {
+  const { h, section } = RayProbe.dom;
+  const { resultView } = RayProbe.render;
+  const { token, keep, get, follow, Refused } = RayProbe.connection;
+  const service = RayProbe.service;
+  const known = { status: null, results: [], series: [], entry: null, beta: "not yet asked for", variance: "not yet asked for" };
+  const chosen = {}; // metric and part that the reader chose in the charts
+  const removers = {};
+  const drawn = {};
+  let selected = null, first = null, live = false, hurried = () => {};
+
+  const place = (id) => document.getElementById(id);
+
+  /* The JSON of a value; replies are kept, so that each is written once. */
+  const texts = new WeakMap();
+  function textOf(value) {
+    if (value === null || typeof value !== "object") return JSON.stringify(value) ?? "";
+    if (!texts.has(value)) texts.set(value, JSON.stringify(value));
+    return texts.get(value);
+  }
+
+  /* Draw a part again where its data have changed. `draw` may return a function that removes its charts. */
+  function update(id, data, draw) {
+    const signature = data.map(textOf).join();
+    if (drawn[id] === signature) return;
+    drawn[id] = signature;
+    removers[id]?.();
+    removers[id] = undefined;
+    const host = place(id), focus = host.contains(document.activeElement) ? document.activeElement.getAttribute("aria-label") : null;
+    host.replaceChildren();
+    removers[id] = draw(host) ?? undefined;
+    if (focus !== null) host.querySelector(`[aria-label="${CSS.escape(focus)}"]`)?.focus();
+  }
+
+  function draw() {
+    const { status, results, series, entry, beta, variance } = known;
+    if (status === null) return;
+    document.title = `${status.name}: ${status.state}`;
+    update("top", [status.kind, status.name, status.state, status.draining, status.directory, live], (host) => host.append(...service.top(status, live)));
+    update("wrong", [status.problem, status.last_failure, status.warnings, results], (host) => host.append(service.wrong(status, results)));
+    update("running", [status.measurement, status.progress, status.queued, status.ended, status.shards_retried], (host) => host.append(service.running(status, first)));
+    update("actors", [status.actors, status.actors_asked, status.actors_alive, status.last_failure, status.free], (host) => host.append(service.actors(status)));
+    update("headline", [series, series.length ? null : results.at(-1)], (host) => host.append(headline(series, results)));
+    update("series", [series], (host) => { if (series.length) return RayProbe.series.view(host, series, 2, chosen); });
+    update("measurements", [results, selected], (host) => host.append(service.measurements(results, selected ?? entry?.info.id, choose)));
+    update("noise", [beta, variance], (host) => host.append(service.noise(beta, variance)));
+    update("result", [entry], (host) => { if (entry !== null) return drawResult(host, entry); });
+  }
+
+  function headline(series, results) {
+    const measured = results.filter((info) => info.entropy !== null);
+    if (series.length) return section(series.length > 1 ? "Newest checkpoints" : "Newest checkpoint", 2, h("div", { class: "cards" }, series.map((one) => RayProbe.series.card(one, 3))));
+    if (!measured.length) return section("Newest measurement", 2, h("p", {}, "Nothing is measured yet: figures come with the first whole round."));
+    return section("Newest measurement", 2, h("div", { class: "cards" }, service.card(measured.at(-1))));
+  }
+
+  function drawResult(host, { info, result, words }) {
+    if (result === null) {
+      host.append(section(info.id, 2, h("p", {}, "No whole round yet.")));
+      return;
+    }
+    const { node, draw: drawCharts } = resultView({ name: info.id, result, words }, 3);
+    host.append(section(`All figures of ${info.id}`, 2, node));
+    const ends = drawCharts();
+    return () => ends.forEach((end) => end());
+  }
+
+  function choose(id) {
+    selected = id;
+    refresh();
+    place("result").scrollIntoView({ behavior: matchMedia("(prefers-reduced-motion: reduce)").matches ? "auto" : "smooth" });
+  }
+
+  /* A figure that a service may not have yet: its line in the place of the reply. */
+  async function orWhy(path) {
+    try {
+      return await get(path);
+    } catch (error) {
+      if (error instanceof Refused || error instanceof TypeError) throw error;
+      return error.message;
+    }
+  }
+
+  let busy = null, again = false;
+
+  /* Fetch everything but the status; calls during a fetch lead to one more. */
+  function refresh() {
+    again = true;
+    busy ??= (async () => {
+      try {
+        while (again) {
+          again = false;
+          await fetchAll();
+          draw();
+        }
+      } finally {
+        busy = null;
+      }
+    })();
+    return busy;
+  }
+
+  async function fetchAll() {
+    const [results, series, beta, variance] = await Promise.all([get("v1/results"), get("v1/series"), orWhy("v1/beta"), orWhy("v1/variance")]);
+    const newest = results.findLast((info) => info.rounds > 0 && info.state !== "running") ?? results.findLast((info) => info.rounds > 0);
+    const shown = results.some((info) => info.id === selected) ? selected : newest?.id;
+    const entry = shown === undefined ? null : await get(`v1/results/${encodeURIComponent(shown)}`);
+    Object.assign(known, { results, series, beta, variance, entry });
+  }
+
+  const stage = (status) => JSON.stringify([status?.ended, status?.queued, status?.measurement?.id, status?.measurement?.rounds, status?.progress?.version]);
+
+  function heard(kind, data) {
+    if (kind === "status") {
+      const before = known.status;
+      known.status = JSON.parse(data);
+      const { progress, measurement } = known.status;
+      if (measurement?.id !== before?.measurement?.id || first === null) first = progress;
+      draw();
+      if (stage(before) !== stage(known.status)) background();
+    } else if (kind === "result") background();
+  }
+
+  const background = () => refresh().catch((error) => say(`Could not read the results: ${error.message}.`));
+
+  function say(...parts) {
+    place("banner").replaceChildren(...(parts.length ? [h("p", { class: "banner" }, parts)] : []));
+  }
+
+  async function connected() {
+    known.status = await get("v1/status");
+    await refresh();
+    live = true;
+    say();
+    draw();
+  }
+
+  function lost(reason, waitMs) {
+    live = false;
+    draw();
+    const now = new Date().toISOString().slice(11, 19);
+    const again = h("button", { type: "button", onclick: () => hurried() }, "Try now");
+    say(`Connection lost at ${now} UTC (${reason.message}). What is shown is from before. Next try in ${Math.round(waitMs / 1000)} s. `, again);
+  }
+
+  function signIn(reason) {
+    const field = h("input", { id: "token", type: "password", autocomplete: "off", required: true });
+    const entered = (event) => {
+      event.preventDefault();
+      keep(field.value.trim());
+      place("sign-in").replaceChildren();
+      start();
+    };
+    place("sign-in").replaceChildren(h("form", { onsubmit: entered }, h("p", { class: "banner" }, reason), h("p", {}, h("label", { for: "token" }, "Token: "), field, " ", h("button", {}, "Open"))));
+    field.focus();
+  }
+
+  const HOW = "ray-probe serve and ray-probe up --http print the address with the token";
+
+  async function start() {
+    if (token() === null) return signIn(`This page needs the service's token. ${HOW}.`);
+    try {
+      await follow({ connected, heard, lost, hurry: () => new Promise((end) => { hurried = end; }) });
+    } catch (error) {
+      live = false;
+      say();
+      draw();
+      signIn(error instanceof Refused ? `The service refused this token. ${HOW}.` : `The page failed: ${error.message}.`);
+      if (!(error instanceof Refused)) throw error;
+    }
+  }
+
+  addEventListener("hashchange", () => { if (token() !== null) location.reload(); });
+  addEventListener("DOMContentLoaded", start);
+})();
