@@ -22,7 +22,10 @@ from ray_probe.run.series import Series
 from ray_probe.system.files import write_atomically
 
 REPORT = "report.html"
-SCRIPTS = ("uPlot.iife.min.js", "format.js", "dom.js", "charts.js", "series.js", "render.js")
+SCRIPTS = (
+    "uPlot.iife.min.js", "format.js", "meanings.js", "dom.js", "charts.js", "change_bars.js", "parts.js", "series.js",
+    "baseline.js", "render.js",
+)  # fmt: skip
 STYLES = ("uPlot.min.css", "style.css")
 DATA_ID = "report-data"
 START = f"""
@@ -31,7 +34,7 @@ addEventListener("DOMContentLoaded", () => {{
   RayProbe.render.report(document.querySelector("main"), JSON.parse(document.getElementById("{DATA_ID}").textContent));
 }});
 """
-# In a script element a "<" could end the element, and the others can confuse old parsers. JSON has them in strings alone.
+# A "<" could end the script element; the others can confuse old parsers. In JSON they are in strings alone.
 ESCAPES = {ord(sign): f"\\u{ord(sign):04x}" for sign in "<>&\u2028\u2029"}
 
 

@@ -84,10 +84,11 @@ def infos() -> list[MeasurementInfo]:
         entropy=compared.entropy, gradient=compared.gradient, change=compared.change.total, sequences=512,
     )  # fmt: skip
     failed = replace(
-        done, id="m0004", state="failed", rounds=0, entropy=None, gradient=None, step=10, exit_code=2,
+        done, id="m0004", state="failed", rounds=0, sequences=0, entropy=None, gradient=None, step=10, exit_code=2,
+        checkpoint="/runs/grpo-plain/checkpoint-10",
         cause="model.path = '/runs/grpo-plain/checkpoint-10': it is gone; give a checkpoint that is there",
     )  # fmt: skip
-    return [done, comparison, failed, replace(an_info(), series="grpo-plain", step=15)]
+    return [done, comparison, failed, replace(an_info(), series="grpo-plain", step=15, checkpoint="/runs/grpo-plain/checkpoint-15")]
 
 
 def status(**changes: object) -> Status:

@@ -6,11 +6,21 @@
   const { resultView } = RayProbe.render;
   const { token, keep, get, follow, Refused } = RayProbe.connection;
   const service = RayProbe.service;
-  const known = { status: null, results: [], series: [], entry: null, beta: "not yet asked for", variance: "not yet asked for" };
+  const known = {
+    status: null,
+    results: [],
+    series: [],
+    entry: null,
+    beta: "not yet asked for",
+    variance: "not yet asked for",
+  };
   const chosen = {}; // metric and part that the reader chose in the charts
   const removers = {};
   const drawn = {};
-  let selected = null, first = null, live = false, hurried = () => {};
+  let selected = null,
+    first = null,
+    live = false,
+    hurried = () => {};
 
   const place = (id) => document.getElementById(id);
 
@@ -29,7 +39,8 @@
     drawn[id] = signature;
     removers[id]?.();
     removers[id] = undefined;
-    const host = place(id), focus = host.contains(document.activeElement) ? document.activeElement.getAttribute("aria-label") : null;
+    const host = place(id),
+      focus = host.contains(document.activeElement) ? document.activeElement.getAttribute("aria-label") : null;
     host.replaceChildren();
     removers[id] = draw(host) ?? undefined;
     if (focus !== null) host.querySelector(`[aria-label="${CSS.escape(focus)}"]`)?.focus();
@@ -39,21 +50,55 @@
     const { status, results, series, entry, beta, variance } = known;
     if (status === null) return;
     document.title = `${status.name}: ${status.state}`;
-    update("top", [status.kind, status.name, status.state, status.draining, status.directory, live], (host) => host.append(...service.top(status, live)));
-    update("wrong", [status.problem, status.last_failure, status.warnings, results], (host) => host.append(service.wrong(status, results)));
-    update("running", [status.measurement, status.progress, status.queued, status.ended, status.shards_retried], (host) => host.append(service.running(status, first)));
-    update("actors", [status.actors, status.actors_asked, status.actors_alive, status.last_failure, status.free], (host) => host.append(service.actors(status)));
-    update("headline", [series, series.length ? null : results.at(-1)], (host) => host.append(headline(series, results)));
-    update("series", [series], (host) => { if (series.length) return RayProbe.series.view(host, series, 2, chosen); });
-    update("measurements", [results, selected], (host) => host.append(service.measurements(results, selected ?? entry?.info.id, choose)));
+    update("top", [status.kind, status.name, status.state, status.draining, status.progress, live], (host) =>
+      host.append(...service.top(status, first, live)),
+    );
+    update("wrong", [status.problem, status.last_failure, status.warnings, results], (host) =>
+      host.append(service.wrong(status, results)),
+    );
+    update(
+      "running",
+      [status.measurement, status.progress, status.queued, status.ended, status.shards_retried],
+      (host) => host.append(service.running(status, first)),
+    );
+    update(
+      "actors",
+      [status.actors, status.actors_asked, status.actors_alive, status.last_failure, status.free],
+      (host) => host.append(service.actors(status)),
+    );
+    update("headline", [series, series.length ? null : results.at(-1)], (host) =>
+      host.append(headline(series, results)),
+    );
+    update("series", [series], (host) => {
+      if (series.length) return RayProbe.series.view(host, series, 2, chosen);
+    });
+    update("measurements", [results, selected], (host) =>
+      host.append(service.measurements(results, selected ?? entry?.info.id, choose)),
+    );
     update("noise", [beta, variance], (host) => host.append(service.noise(beta, variance)));
-    update("result", [entry], (host) => { if (entry !== null) return drawResult(host, entry); });
+    update("result", [entry], (host) => {
+      if (entry !== null) return drawResult(host, entry);
+    });
   }
 
   function headline(series, results) {
     const measured = results.filter((info) => info.entropy !== null);
-    if (series.length) return section(series.length > 1 ? "Newest checkpoints" : "Newest checkpoint", 2, h("div", { class: "cards" }, series.map((one) => RayProbe.series.card(one, 3))));
-    if (!measured.length) return section("Newest measurement", 2, h("p", {}, "Nothing is measured yet: figures come with the first whole round."));
+    if (series.length)
+      return section(
+        series.length > 1 ? "Newest checkpoints" : "Newest checkpoint",
+        2,
+        h(
+          "div",
+          { class: "cards" },
+          series.map((one) => RayProbe.series.card(one, 3)),
+        ),
+      );
+    if (!measured.length)
+      return section(
+        "Newest measurement",
+        2,
+        h("p", {}, "Nothing is measured yet: figures come with the first whole round."),
+      );
     return section("Newest measurement", 2, h("div", { class: "cards" }, service.card(measured.at(-1))));
   }
 
@@ -71,7 +116,9 @@
   function choose(id) {
     selected = id;
     refresh();
-    place("result").scrollIntoView({ behavior: matchMedia("(prefers-reduced-motion: reduce)").matches ? "auto" : "smooth" });
+    place("result").scrollIntoView({
+      behavior: matchMedia("(prefers-reduced-motion: reduce)").matches ? "auto" : "smooth",
+    });
   }
 
   /* A figure that a service may not have yet: its line in the place of the reply. */
@@ -84,7 +131,8 @@
     }
   }
 
-  let busy = null, again = false;
+  let busy = null,
+    again = false;
 
   /* Fetch everything but the status; calls during a fetch lead to one more. */
   function refresh() {
@@ -104,14 +152,28 @@
   }
 
   async function fetchAll() {
-    const [results, series, beta, variance] = await Promise.all([get("v1/results"), get("v1/series"), orWhy("v1/beta"), orWhy("v1/variance")]);
-    const newest = results.findLast((info) => info.rounds > 0 && info.state !== "running") ?? results.findLast((info) => info.rounds > 0);
+    const [results, series, beta, variance] = await Promise.all([
+      get("v1/results"),
+      get("v1/series"),
+      orWhy("v1/beta"),
+      orWhy("v1/variance"),
+    ]);
+    const newest =
+      results.findLast((info) => info.rounds > 0 && info.state !== "running") ??
+      results.findLast((info) => info.rounds > 0);
     const shown = results.some((info) => info.id === selected) ? selected : newest?.id;
     const entry = shown === undefined ? null : await get(`v1/results/${encodeURIComponent(shown)}`);
     Object.assign(known, { results, series, beta, variance, entry });
   }
 
-  const stage = (status) => JSON.stringify([status?.ended, status?.queued, status?.measurement?.id, status?.measurement?.rounds, status?.progress?.version]);
+  const stage = (status) =>
+    JSON.stringify([
+      status?.ended,
+      status?.queued,
+      status?.measurement?.id,
+      status?.measurement?.rounds,
+      status?.progress?.version,
+    ]);
 
   function heard(kind, data) {
     if (kind === "status") {
@@ -143,7 +205,11 @@
     draw();
     const now = new Date().toISOString().slice(11, 19);
     const again = h("button", { type: "button", onclick: () => hurried() }, "Try now");
-    say(`Connection lost at ${now} UTC (${reason.message}). What is shown is from before. Next try in ${Math.round(waitMs / 1000)} s. `, again);
+    const next = Math.round(waitMs / 1000);
+    say(
+      `Connection lost at ${now} UTC: ${reason.message}. What is shown is from before. Next try in ${next} s. `,
+      again,
+    );
   }
 
   function signIn(reason) {
@@ -154,7 +220,14 @@
       place("sign-in").replaceChildren();
       start();
     };
-    place("sign-in").replaceChildren(h("form", { onsubmit: entered }, h("p", { class: "banner" }, reason), h("p", {}, h("label", { for: "token" }, "Token: "), field, " ", h("button", {}, "Open"))));
+    place("sign-in").replaceChildren(
+      h(
+        "form",
+        { onsubmit: entered },
+        h("p", { class: "banner" }, reason),
+        h("p", {}, h("label", { for: "token" }, "Token: "), field, " ", h("button", {}, "Open")),
+      ),
+    );
     field.focus();
   }
 
@@ -163,16 +236,28 @@
   async function start() {
     if (token() === null) return signIn(`This page needs the service's token. ${HOW}.`);
     try {
-      await follow({ connected, heard, lost, hurry: () => new Promise((end) => { hurried = end; }) });
+      await follow({
+        connected,
+        heard,
+        lost,
+        hurry: () =>
+          new Promise((end) => {
+            hurried = end;
+          }),
+      });
     } catch (error) {
       live = false;
       say();
       draw();
-      signIn(error instanceof Refused ? `The service refused this token. ${HOW}.` : `The page failed: ${error.message}.`);
+      signIn(
+        error instanceof Refused ? `The service refused this token. ${HOW}.` : `The page failed: ${error.message}.`,
+      );
       if (!(error instanceof Refused)) throw error;
     }
   }
 
-  addEventListener("hashchange", () => { if (token() !== null) location.reload(); });
+  addEventListener("hashchange", () => {
+    if (token() !== null) location.reload();
+  });
   addEventListener("DOMContentLoaded", start);
 })();

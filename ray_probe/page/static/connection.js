@@ -21,8 +21,13 @@ RayProbe.connection = (() => {
   const keep = (text) => sessionStorage.setItem(KEY, text);
 
   async function request(path, signal) {
-    const answer = await fetch(path, { headers: { Authorization: `Bearer ${token() ?? ""}` }, cache: "no-store", signal });
-    if (answer.status === 401 || answer.status === 403) throw new Refused(`the service refused the token (${answer.status})`);
+    const answer = await fetch(path, {
+      headers: { Authorization: `Bearer ${token() ?? ""}` },
+      cache: "no-store",
+      signal,
+    });
+    if (answer.status === 401 || answer.status === 403)
+      throw new Refused(`the service refused the token (${answer.status})`);
     return answer;
   }
 

@@ -64,7 +64,12 @@ RayProbe.format = (() => {
     return `${fixed(value, Math.max(0, decimals))} ± ${fixed(se, Math.max(0, decimals))}`;
   }
 
+  const lastParts = (path) => String(path).split("/").filter(Boolean).slice(-2).join("/");
+
   const figure = (one, plus = false) => withError(one?.value, one?.se, plus);
+  const entropy = (one) =>
+    `${withError(one.per_sequence, one.per_sequence_se)} nats a response, ` +
+    `${withError(one.per_token, one.per_token_se)} nats a token`;
   const count = (amount, noun) => `${whole(amount)} ${noun}${amount === 1 ? "" : "s"}`;
 
   /* A rough count with two significant digits. */
@@ -109,7 +114,8 @@ RayProbe.format = (() => {
     return places.map(String);
   }
 
-  const shardName = (text) => String(text).replace(/(\d+)\/(\d+)/g, (_, round, shard) => `shard ${shard} of round ${Number(round) + 1}`);
+  const shardName = (text) =>
+    String(text).replace(/(\d+)\/(\d+)/g, (_, round, shard) => `shard ${shard} of round ${Number(round) + 1}`);
 
   /* Whether the interval of a change leaves 0 out. */
   const isSeen = (total) => Boolean(total.interval) && !(total.interval[0] <= 0 && 0 <= total.interval[1]);
@@ -164,12 +170,13 @@ RayProbe.format = (() => {
     ];
   }
 
-  /* The upper tail of the normal distribution, both sides together (Abramowitz and Stegun 7.1.26 is too coarse here). */
+  /* Both tails of the normal distribution: a series near 0, a continued fraction further out. */
   function twoSided(z) {
     const x = Math.abs(z) / Math.SQRT2;
     if (x > 27) return 0;
     if (x < 2) {
-      let term = x, sum = x;
+      let term = x,
+        sum = x;
       for (let n = 1; n < 60; n++) sum += (term *= (-x * x) / n) / (2 * n + 1);
       return 1 - (2 / Math.sqrt(Math.PI)) * sum;
     }
@@ -191,7 +198,27 @@ RayProbe.format = (() => {
   }
 
   return {
-    NOT_AVAILABLE, isMissing, number, whole, signed, withError, figure, count, about, percent, duration, utc, namesOf,
-    shardName, isSeen, changeText, changeAdvice, changeCaveats, pointCaveats, holm,
+    NOT_AVAILABLE,
+    isMissing,
+    number,
+    whole,
+    signed,
+    withError,
+    figure,
+    count,
+    about,
+    percent,
+    duration,
+    utc,
+    namesOf,
+    shardName,
+    lastParts,
+    entropy,
+    isSeen,
+    changeText,
+    changeAdvice,
+    changeCaveats,
+    pointCaveats,
+    holm,
   };
 })();

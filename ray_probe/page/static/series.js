@@ -2,10 +2,11 @@
 "use strict";
 
 RayProbe.series = (() => {
-  const { h, section, note, meaning, table, barTable, heatMap, choice } = RayProbe.dom;
+  const { h, section, note, meaning, table, choice } = RayProbe.dom;
   const F = RayProbe.format;
-  const { curve, changes: changeChart, rangeOf, swatch } = RayProbe.charts;
-  const LAYER = /^layer (\d+) (.+)$/;
+  const { curve, swatch } = RayProbe.charts;
+  const { changes: changeChart, rangeOf } = RayProbe.changeBars;
+  const { partsSection } = RayProbe.parts;
   const NATS = "nats a response";
   const SYNC = "ray-probe-steps";
   const METRICS = {
@@ -18,7 +19,8 @@ RayProbe.series = (() => {
 
   const stepped = (list) => list.every((one) => one.points.every((point) => !F.isMissing(point.step)));
   const names = (one) => F.namesOf(one.points.map((point) => point.checkpoint));
-  const pointName = (one, place) => (F.isMissing(one.points[place].step) ? names(one)[place] : `step ${one.points[place].step}`);
+  const pointName = (one, place) =>
+    F.isMissing(one.points[place].step) ? names(one)[place] : `step ${one.points[place].step}`;
 
   /* The places of a change's two checkpoints among the points; null where they are unknown. */
   function ends(one, place) {
@@ -28,7 +30,9 @@ RayProbe.series = (() => {
       const found = steps.map((step) => one.points.findIndex((point) => point.step === step));
       if (found.every((index) => index >= 0)) return found;
     }
-    const named = one.points.flatMap((point, index) => (point.measurements.includes(change.measurement) ? [index] : []));
+    const named = one.points.flatMap((point, index) =>
+      point.measurements.includes(change.measurement) ? [index] : [],
+    );
     if (named.length === 2) return named;
     return one.changes.length === one.points.length - 1 ? [place, place + 1] : null;
   }
@@ -38,7 +42,11 @@ RayProbe.series = (() => {
     const onSteps = stepped(list);
     const x = (one, place) => (onSteps ? one.points[place].step : place);
     const longest = list.reduce((best, one) => (one.points.length > best.points.length ? one : best), list[0]);
-    const axis = onSteps ? null : list.length === 1 ? names(list[0]) : longest.points.map((_, place) => String(place + 1));
+    const axis = onSteps
+      ? null
+      : list.length === 1
+        ? names(list[0])
+        : longest.points.map((_, place) => String(place + 1));
     return { x, axis, xLabel: onSteps ? "step of the trainer" : "checkpoints in order" };
   }
 
@@ -52,21 +60,41 @@ RayProbe.series = (() => {
   /* What a series says in one card: the newest entropy, its last change, what is wrong and what to do. */
   function card(one, level) {
     const known = one.points.flatMap((point, place) => (F.isMissing(point.entropy.value) ? [] : [place]));
-    const last = known.at(-1), point = one.points[last];
+    const last = known.at(-1),
+      point = one.points[last];
     const change = one.changes.at(-1);
     const body = [h(`h${level}`, {}, one.name || "series")];
     if (point === undefined) body.push(h("p", {}, "no checkpoint of it is measured yet"));
-    else body.push(h("p", { class: "big" }, h("b", {}, F.figure(point.entropy)), ` ${NATS}`), h("p", { class: "big second" }, h("b", {}, F.figure(point.per_token)), " nats a token"),
-      h("p", { class: "where" }, `at ${pointName(one, last)}, ${F.count(point.responses, "response")}`));
+    else
+      body.push(
+        h("p", { class: "big" }, h("b", {}, F.figure(point.entropy)), ` ${NATS}`),
+        h("p", { class: "big second" }, h("b", {}, F.figure(point.per_token)), " nats a token"),
+        h("p", { class: "where" }, `at ${pointName(one, last)}, ${F.count(point.responses, "response")}`),
+      );
     if (change !== undefined) {
-      body.push(h("p", { class: `verdict ${direction(change.total)}` }, h("b", {}, `${changeName(one, one.changes.length - 1)}: `), F.changeText(change), "."));
-      if (!F.isMissing(change.since_first.value)) body.push(h("p", {}, `Since the first checkpoint: ${F.figure(change.since_first, true)} ${NATS}.`));
+      body.push(
+        h(
+          "p",
+          { class: `verdict ${direction(change.total)}` },
+          h("b", {}, `${changeName(one, one.changes.length - 1)}: `),
+          F.changeText(change),
+          ".",
+        ),
+      );
+      if (!F.isMissing(change.since_first.value))
+        body.push(h("p", {}, `Since the first checkpoint: ${F.figure(change.since_first, true)} ${NATS}.`));
     }
-    const caveats = [...(change === undefined ? [] : F.changeCaveats(change)), ...(point === undefined ? [] : F.pointCaveats(point))];
+    const caveats = [
+      ...(change === undefined ? [] : F.changeCaveats(change)),
+      ...(point === undefined ? [] : F.pointCaveats(point)),
+    ];
     const advice = change === undefined ? null : F.changeAdvice(change);
     body.push(...caveats.map((text) => h("p", { class: "warning" }, text)));
     if (advice !== null) body.push(h("p", {}, h("b", {}, "To do: "), advice));
-    const open = [one.open ? `${one.open} queued or running` : null, one.failed ? `${one.failed} failed or cancelled` : null].filter(Boolean);
+    const open = [
+      one.open ? `${one.open} queued or running` : null,
+      one.failed ? `${one.failed} failed or cancelled` : null,
+    ].filter(Boolean);
     if (open.length) body.push(note(`measurements: ${open.join(", ")}`));
     return h("article", { class: "card" }, body);
   }
@@ -84,7 +112,14 @@ RayProbe.series = (() => {
       host.append(note(`${label}: not measured in these series`));
       return () => {};
     }
-    if (list.length > 1) host.append(h("p", { class: "legend" }, list.map((one, place) => h("span", {}, swatch(place), one.name))));
+    if (list.length > 1)
+      host.append(
+        h(
+          "p",
+          { class: "legend" },
+          list.map((one, place) => h("span", {}, swatch(place), one.name)),
+        ),
+      );
     return curve(host, { curves: drawn, unit, xLabel, names: axis, sync, label: `${label} by ${xLabel}` });
   }
 
@@ -93,7 +128,9 @@ RayProbe.series = (() => {
     return list.map((one) => {
       const found = one.changes.flatMap((change, place) => {
         const at = ends(one, place);
-        return at === null || F.isMissing(change.total.value) ? [] : [{ ...change, from: x(one, at[0]), to: x(one, at[1]), label: changeName(one, place) }];
+        return at === null || F.isMissing(change.total.value)
+          ? []
+          : [{ ...change, from: x(one, at[0]), to: x(one, at[1]), label: changeName(one, place) }];
       });
       return { name: one.name, found, axis, xLabel };
     });
@@ -102,77 +139,105 @@ RayProbe.series = (() => {
   function changeSection(list, level, drawn) {
     const panels = stacked(list).filter((panel) => panel.found.length);
     const range = rangeOf(panels.flatMap((panel) => panel.found));
-    const grid = h("div", { class: "panels" }, panels.map((panel) => {
-      const host = h("figure", { class: "plain" }, list.length > 1 ? h("figcaption", {}, panel.name) : null);
-      const { found, axis, xLabel } = panel;
-      drawn.push(() => changeChart(host, { changes: found, unit: NATS, xLabel, names: axis, sync: SYNC, range, label: `change of entropy by ${xLabel}, ${panel.name}` }));
-      return host;
-    }));
+    const grid = h(
+      "div",
+      { class: "panels" },
+      panels.map((panel) => {
+        const host = h("figure", { class: "plain" }, list.length > 1 ? h("figcaption", {}, panel.name) : null);
+        const { found, axis, xLabel } = panel;
+        drawn.push(() =>
+          changeChart(host, {
+            changes: found,
+            unit: NATS,
+            xLabel,
+            names: axis,
+            sync: SYNC,
+            range,
+            label: `change of entropy by ${xLabel}, ${panel.name}`,
+          }),
+        );
+        return host;
+      }),
+    );
     if (!panels.length) return null;
     const key = (kind, text) => h("span", {}, h("i", { class: `swatch ${kind}`, "aria-hidden": "true" }), text);
-    return section("Change from checkpoint to checkpoint", level,
-      h("p", { class: "legend" }, key("pathwise", "pathwise: at the states visited"), key("visitation", "visitation: through which states are visited"), key("total", "total; whiskers: ± one standard error")),
+    return section(
+      "Change from checkpoint to checkpoint",
+      level,
+      h(
+        "p",
+        { class: "legend" },
+        key("pathwise", "pathwise: at the states visited"),
+        key("visitation", "visitation: through which states are visited"),
+        key("total", "total; whiskers: ± one standard error"),
+      ),
       grid,
-      meaning("What this means", "Pathwise: at the prefixes that responses go through, the policy has become surer (below 0) or less sure (above 0).", "Visitation: responses go through other prefixes than before, at which the policy is surer (below 0) or less sure (above 0).", "Both add up to the total. A change is seen where its 95 % interval leaves 0 out."));
+      meaning("changes"),
+    );
   }
 
-  /* Layers by kinds at one step, or layers by steps for one kind. */
-  function partsSection(list, level, state) {
-    const measured = list.flatMap((one) => one.changes.flatMap((change, place) => (change.parts.length ? [{ name: `${list.length > 1 ? `${one.name}, ` : ""}${changeName(one, place)}`, change, one }] : [])));
-    if (!measured.length) return null;
-    const kinds = [...new Set(measured.flatMap(({ change }) => change.parts.flatMap(({ group }) => LAYER.exec(group)?.slice(2) ?? [])))];
-    const host = h("div", {});
-    const show = (value) => {
-      state.parts = value;
-      const kind = value.startsWith("kind ") ? value.slice(5) : null;
-      if (kind !== null) host.replaceChildren(byStep(measured, kind));
-      else host.replaceChildren(...partsOf(measured[Number(value.slice(5))].change.parts, null));
-    };
-    const options = [...measured.map(({ name }, place) => [`step ${place}`, name]), ...(measured.length > 1 ? kinds.map((kind) => [`kind ${kind}`, `${kind}, all steps`]) : [])];
-    const current = options.some(([value]) => value === state.parts) ? state.parts : options[measured.length - 1][0];
-    const picker = options.length < 2 ? null : h("label", { class: "picker" }, "Show ", h("select", { onchange: (event) => show(event.target.value) }, options.map(([value, text]) => h("option", { value, selected: value === current }, text))));
-    show(current);
-    return section("Which part of the update did it", level, picker, host, PARTS_MEANING());
-  }
-
-  const PARTS_MEANING = () => meaning("What this means", "To first order at (A + B) / 2: the gradient of the entropy there times the update B - A, over the parameters of a group. Above 0, the update of this group raised the entropy.", "What first order leaves out is the remainder; for top_p below 1 it also holds tokens that enter or leave a nucleus.");
-
-  function byStep(measured, kind) {
-    const layers = layersOf(measured.flatMap(({ change }) => change.parts));
-    const cell = (row, column) => measured[column].change.parts.find(({ group }) => group === `layer ${layers[row]} ${kind}`) ?? null;
-    return heatMap(`Change by layer and step, ${kind}, ${NATS}`, "layer", layers.map(String), measured.map(({ name }) => name), cell);
-  }
-
-  const layersOf = (parts) => [...new Set(parts.flatMap(({ group }) => LAYER.exec(group)?.slice(1, 2) ?? []).map(Number))].sort((a, b) => a - b);
-
-  /* The parts of one change: a map of layers and kinds, bars for the other groups and the remainder. */
-  function partsOf(parts, remainder) {
-    const layers = layersOf(parts), kinds = [...new Set(parts.flatMap(({ group }) => LAYER.exec(group)?.slice(2) ?? []))];
-    const cell = (row, column) => parts.find(({ group }) => group === `layer ${layers[row]} ${kinds[column]}`) ?? null;
-    const others = parts.filter(({ group }) => !LAYER.test(group)).map(({ group, value, se }) => ({ name: group, value, se }));
-    if (remainder !== null) others.push({ name: "remainder", ...remainder });
-    return [
-      layers.length ? heatMap(`Change by layer and kind, ${NATS}`, "layer", layers.map(String), kinds, cell) : null,
-      others.length ? barTable("Change by other parts", NATS, others, { first: "part" }) : null,
-    ].filter((one) => one !== null);
+  /* The changes whose parts were measured, with a name each. */
+  function measuredParts(list) {
+    return list.flatMap((one) =>
+      one.changes.flatMap((change, place) =>
+        change.parts.length
+          ? [{ name: `${list.length > 1 ? `${one.name}, ` : ""}${changeName(one, place)}`, change, one }]
+          : [],
+      ),
+    );
   }
 
   function seriesTable(one) {
     const into = new Map(one.changes.map((change, place) => [ends(one, place)?.[1], change]));
-    const columns = ["checkpoint", "responses", "entropy, nats", "nats a token", "change, nats", "pathwise", "visitation", "since the first", "length, tokens", "cut at cap", "SNR", "tags"]
-      .map((title, place) => ({ title, number: place > 0 && place < 11, head: place === 0 }));
+    const columns = [
+      "checkpoint",
+      "responses",
+      "entropy, nats",
+      "nats a token",
+      "change, nats",
+      "pathwise",
+      "visitation",
+      "since the first",
+      "length, tokens",
+      "cut at cap",
+      "SNR",
+      "tags",
+    ].map((title, place) => ({ title, number: place > 0 && place < 11, head: place === 0 }));
     const rows = one.points.map((point, place) => {
       const change = into.get(place);
-      const changed = ["total", "pathwise", "visitation", "since_first"].map((key) => (change === undefined ? "" : F.figure(change[key], true)));
-      const tags = Object.entries(point.tags).map(([key, value]) => `${key}=${value}`).join(", ");
-      return [h("span", { title: point.checkpoint }, pointName(one, place)), F.whole(point.responses), F.figure(point.entropy), F.figure(point.per_token), ...changed, F.figure(point.length), F.percent(point.truncated), F.number(point.snr, 3), tags];
+      const changed = ["total", "pathwise", "visitation", "since_first"].map((key) =>
+        change === undefined ? "" : F.figure(change[key], true),
+      );
+      const tags = Object.entries(point.tags)
+        .map(([key, value]) => `${key}=${value}`)
+        .join(", ");
+      return [
+        h("span", { title: point.checkpoint }, pointName(one, place)),
+        F.whole(point.responses),
+        F.figure(point.entropy),
+        F.figure(point.per_token),
+        ...changed,
+        F.figure(point.length),
+        F.percent(point.truncated),
+        F.number(point.snr, 3),
+        tags,
+      ];
     });
-    return h("details", {}, h("summary", {}, `All figures of ${one.name || "the series"}`), table(`Series ${one.name}`, columns, rows), note("± one standard error, prompts as clusters; errors of sums come from the sums of each prompt over the steps."));
+    return h(
+      "details",
+      {},
+      h("summary", {}, `All figures of ${one.name || "the series"}`),
+      table(`Series ${one.name}`, columns, rows),
+      note(
+        "± one standard error, prompts as clusters; errors of sums come from the sums of each prompt over the steps.",
+      ),
+    );
   }
 
   /* Draw series into `host`; returns a function that removes the charts. `state` keeps choices between calls. */
   function view(host, list, level, state = {}) {
-    const drawn = [], ends = [];
+    const drawn = [],
+      ends = [];
     const figureHost = h("figure", { class: "plain" });
     let remove = () => {};
     const showCurve = (metric) => {
@@ -183,9 +248,21 @@ RayProbe.series = (() => {
     };
     const metric = state.metric ?? "entropy";
     host.append(
-      section("Entropy along the training run", level, choice("Figure of the curve", Object.entries(METRICS).map(([key, { label }]) => [key, label]), metric, showCurve), figureHost,
-        meaning("What this means", "The entropy of a response is the sum over its tokens of the entropy of the distribution that each was sampled from. It is 0 where only one response is possible; 0.69 nats more double the effective number of responses.", "Bands are ± one standard error for prompts like these. Neighbouring points share prompts, so a change is better known than two bands suggest: read it below.")),
-      ...[changeSection(list, level, drawn), partsSection(list, level, state)].filter((one) => one !== null),
+      section(
+        "Entropy along the training run",
+        level,
+        choice(
+          "Figure of the curve",
+          Object.entries(METRICS).map(([key, { label }]) => [key, label]),
+          metric,
+          showCurve,
+        ),
+        figureHost,
+        meaning("curve"),
+      ),
+      ...[changeSection(list, level, drawn), partsSection(measuredParts(list), level, state)].filter(
+        (one) => one !== null,
+      ),
       ...list.map(seriesTable),
     );
     showCurve(metric);
@@ -193,5 +270,5 @@ RayProbe.series = (() => {
     return () => [remove, ...ends].forEach((end) => end());
   }
 
-  return { view, card, partsOf, PARTS_MEANING };
+  return { view, card };
 })();
