@@ -7,13 +7,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from support.replies import a_beta, a_status, a_variance, an_info
-
 from ray_probe.controller.replies import MeasurementInfo, Status
 from ray_probe.page.words import Words
 from ray_probe.run.comparison.change import ChangeFigure, Figure, PartChange
 from ray_probe.run.result import Result
 from ray_probe.run.series import Series, SeriesChange, SeriesPoint
+from support.replies import a_beta, a_status, a_variance, an_info
 
 RECORDED = Path(__file__).parents[1] / "data" / "comparison_result.json"
 STEPS = tuple(range(0, 35, 5))
@@ -88,7 +87,8 @@ def infos() -> list[MeasurementInfo]:
         checkpoint="/runs/grpo-plain/checkpoint-10",
         cause="model.path = '/runs/grpo-plain/checkpoint-10': it is gone; give a checkpoint that is there",
     )  # fmt: skip
-    return [done, comparison, failed, replace(an_info(), series="grpo-plain", step=15, checkpoint="/runs/grpo-plain/checkpoint-15")]
+    working = replace(an_info(), series="grpo-plain", step=15, checkpoint="/runs/grpo-plain/checkpoint-15")
+    return [done, comparison, failed, working]
 
 
 def status(**changes: object) -> Status:
