@@ -30,6 +30,7 @@ class PageServer(ThreadingHTTPServer):
         self.replies = dict(replies)
         self.asked: list[str] = []
         self.streams: list[SimpleQueue[bytes | None]] = []
+        self.listening = threading.Condition()
         self.ended = threading.Event()
         super().__init__(("127.0.0.1", port), _Handler)
 
@@ -41,6 +42,11 @@ class PageServer(ThreadingHTTPServer):
     def url(self, token: str | None = TOKEN) -> str:
         """Return the address of the page, with a token in its fragment."""
         return f"http://127.0.0.1:{self.port}/" + ("" if token is None else f"#token={token}")
+
+    def wait_for_stream(self) -> None:
+        """Wait until a page listens."""
+        with self.listening:
+            assert self.listening.wait_for(lambda: len(self.streams) > 0, 20.0), "no page listens"
 
     def send(self, kind: str, value: object) -> None:
         """Send an event to every stream."""
@@ -108,7 +114,9 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _events(self) -> None:
         stream: SimpleQueue[bytes | None] = SimpleQueue()
-        self.server.streams.append(stream)
+        with self.server.listening:
+            self.server.streams.append(stream)
+            self.server.listening.notify_all()
         self.send_response(200)
         self.send_header("Content-Type", "text/event-stream")
         self.end_headers()

@@ -4,7 +4,7 @@
 (() => {
   const { h, section } = RayProbe.dom;
   const { resultView } = RayProbe.render;
-  const { token, keep, get, follow, Refused } = RayProbe.connection;
+  const { token, keep, get, follow, Refused, Away } = RayProbe.connection;
   const service = RayProbe.service;
   const known = {
     status: null,
@@ -20,6 +20,7 @@
   let selected = null,
     first = null,
     live = false,
+    silent = false, // the stream said that the service does not answer
     hurried = () => {};
 
   const place = (id) => document.getElementById(id);
@@ -75,7 +76,7 @@
     update("measurements", [results, selected], (host) =>
       host.append(service.measurements(results, selected ?? entry?.info.id, choose)),
     );
-    update("noise", [beta, variance], (host) => host.append(service.noise(beta, variance)));
+    update("noise", [beta, variance], (host) => host.append(RayProbe.baseline.noise(beta, variance)));
     update("result", [entry], (host) => {
       if (entry !== null) return drawResult(host, entry);
     });
@@ -126,7 +127,7 @@
     try {
       return await get(path);
     } catch (error) {
-      if (error instanceof Refused || error instanceof TypeError) throw error;
+      if (!(error instanceof Away)) throw error;
       return error.message;
     }
   }
@@ -183,10 +184,26 @@
       if (measurement?.id !== before?.measurement?.id || first === null) first = progress;
       draw();
       if (stage(before) !== stage(known.status)) background();
+      if (silent) say();
+      silent = false;
     } else if (kind === "result") background();
+    else if (kind === "error") {
+      silent = true;
+      say(`The service does not answer: ${JSON.parse(data).error}. What is shown is from before.`);
+    }
   }
 
-  const background = () => refresh().catch((error) => say(`Could not read the results: ${error.message}.`));
+  const background = () => refresh().catch(failed);
+
+  /* Say what went wrong; a fault of the page itself also goes to the console. */
+  function failed(error) {
+    if (error instanceof Away) say(`Could not read the results: ${error.message}.`);
+    else if (error instanceof Refused) signIn(`The service refused this token. ${HOW}.`);
+    else {
+      say(`The page failed: ${error.message}. Reload it.`);
+      throw error;
+    }
+  }
 
   function say(...parts) {
     place("banner").replaceChildren(...(parts.length ? [h("p", { class: "banner" }, parts)] : []));
@@ -247,12 +264,9 @@
       });
     } catch (error) {
       live = false;
-      say();
       draw();
-      signIn(
-        error instanceof Refused ? `The service refused this token. ${HOW}.` : `The page failed: ${error.message}.`,
-      );
-      if (!(error instanceof Refused)) throw error;
+      say();
+      failed(error);
     }
   }
 

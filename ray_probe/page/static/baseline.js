@@ -31,7 +31,7 @@ RayProbe.baseline = (() => {
         signed: false,
         remark: SQUARE,
       }),
-      figureTables(words.rows, ["Paired"]),
+      figureTables(words.rows, ["Baseline", "Paired"]),
       meaning("baseline"),
     );
   }

@@ -6,7 +6,8 @@ RayProbe.connection = (() => {
   const SILENT_MS = 45000; // the stream has a status a second, or a comment when nothing happens
   const LONGEST_WAIT_MS = 15000;
 
-  class Refused extends Error {}
+  class Refused extends Error {} // the token is wrong
+  class Away extends Error {} // no answer, or none with what was asked for
 
   /* The token of the address's fragment, which leaves the address bar, else the one kept for this tab. */
   function token() {
@@ -20,22 +21,28 @@ RayProbe.connection = (() => {
 
   const keep = (text) => sessionStorage.setItem(KEY, text);
 
+  /* Wait for the network; whatever it fails with is Away. A fault of the page's own code stays what it is. */
+  async function network(work) {
+    try {
+      return await work;
+    } catch (error) {
+      throw new Away(error.message);
+    }
+  }
+
   async function request(path, signal) {
-    const answer = await fetch(path, {
-      headers: { Authorization: `Bearer ${token() ?? ""}` },
-      cache: "no-store",
-      signal,
-    });
+    const headers = { Authorization: `Bearer ${token() ?? ""}` };
+    const answer = await network(fetch(path, { headers, cache: "no-store", signal }));
     if (answer.status === 401 || answer.status === 403)
       throw new Refused(`the service refused the token (${answer.status})`);
     return answer;
   }
 
-  /* The JSON of a path; an Error with the service's own line where it refuses. */
+  /* The JSON of a path; Away with the service's own line where it refuses. */
   async function get(path) {
     const answer = await request(path);
-    const body = await answer.json();
-    if (!answer.ok) throw new Error(body.error ?? `${path}: status ${answer.status}`);
+    const body = await network(answer.json());
+    if (!answer.ok) throw new Away(body.error ?? `${path}: status ${answer.status}`);
     return body;
   }
 
@@ -50,11 +57,11 @@ RayProbe.connection = (() => {
     try {
       alive();
       const answer = await request("v1/events", ending.signal);
-      if (!answer.ok) throw new Error(`v1/events: status ${answer.status}`);
+      if (!answer.ok) throw new Away(`v1/events: status ${answer.status}`);
       const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
       let text = "";
       for (;;) {
-        const { value, done } = await reader.read();
+        const { value, done } = await network(reader.read());
         if (done) return;
         alive();
         const events = (text + value).replace(/\r\n/g, "\n").split("\n\n");
@@ -80,18 +87,18 @@ RayProbe.connection = (() => {
 
   /* Stay connected: calls `connected()` at each start, `heard` for events, `lost(error, waitMs)` before each wait.
    *
-   * Ends with Refused, once the token is wrong. `hurry` is a promise maker that ends a wait early.
+   * Ends with Refused once the token is wrong, and with any fault of the page. `hurry` is a promise maker that ends a wait early.
    */
   async function follow({ connected, heard, lost, hurry }) {
     let wait = 1000;
     for (;;) {
-      let reason = new Error("the service closed the connection");
+      let reason = new Away("the service closed the connection");
       try {
         await connected();
         wait = 1000;
         await listen(heard);
       } catch (error) {
-        if (error instanceof Refused) throw error;
+        if (!(error instanceof Away)) throw error;
         reason = error;
       }
       lost(reason, wait);
@@ -100,5 +107,5 @@ RayProbe.connection = (() => {
     }
   }
 
-  return { token, keep, get, follow, Refused };
+  return { token, keep, get, follow, Refused, Away };
 })();

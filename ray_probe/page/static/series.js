@@ -17,37 +17,39 @@ RayProbe.series = (() => {
     snr: { label: "SNR of the gradient", unit: "signal over noise", of: (p) => ({ value: p.snr, se: null }) },
   };
 
-  const stepped = (list) => list.every((one) => one.points.every((point) => !F.isMissing(point.step)));
   const names = (one) => F.namesOf(one.points.map((point) => point.checkpoint));
-  const pointName = (one, place) =>
-    F.isMissing(one.points[place].step) ? names(one)[place] : `step ${one.points[place].step}`;
+  const known = (point) => !F.isMissing(point.step);
+  const pointName = (one, place) => (known(one.points[place]) ? `step ${one.points[place].step}` : names(one)[place]);
 
   /* The places of a change's two checkpoints among the points; null where they are unknown. */
   function ends(one, place) {
     const change = one.changes[place];
-    const steps = [change.first_step, change.last_step];
-    if (steps.every((step) => !F.isMissing(step))) {
-      const found = steps.map((step) => one.points.findIndex((point) => point.step === step));
-      if (found.every((index) => index >= 0)) return found;
-    }
-    const named = one.points.flatMap((point, index) =>
-      point.measurements.includes(change.measurement) ? [index] : [],
-    );
-    if (named.length === 2) return named;
+    const place_of = (step, checkpoint) => {
+      const byStep = F.isMissing(step) ? -1 : one.points.findIndex((point) => point.step === step);
+      return byStep >= 0 || !checkpoint ? byStep : one.points.findIndex((point) => point.checkpoint === checkpoint);
+    };
+    const found = [
+      place_of(change.first_step, change.first_checkpoint),
+      place_of(change.last_step, change.last_checkpoint),
+    ];
+    if (found.every((index) => index >= 0)) return found;
     return one.changes.length === one.points.length - 1 ? [place, place + 1] : null;
   }
 
-  /* Where points and changes lie on the x axis: on steps, or one after the other. */
+  /* Where points lie on the x axis: on steps, or one after the other where one of them has none.
+   *
+   * Several series share the steps; a point without one is then in the table alone.
+   */
   function placed(list) {
-    const onSteps = stepped(list);
-    const x = (one, place) => (onSteps ? one.points[place].step : place);
+    const all = list.every((one) => one.points.every(known));
+    if (all || (list.length > 1 && list.every((one) => one.points.filter(known).length > 1))) {
+      const lost = list.flatMap((one) => one.points).filter((point) => !known(point)).length;
+      const note = lost ? `${F.count(lost, "checkpoint")} without a step: see all figures below` : null;
+      return { x: (one, place) => one.points[place].step ?? null, axis: null, xLabel: "step of the trainer", note };
+    }
     const longest = list.reduce((best, one) => (one.points.length > best.points.length ? one : best), list[0]);
-    const axis = onSteps
-      ? null
-      : list.length === 1
-        ? names(list[0])
-        : longest.points.map((_, place) => String(place + 1));
-    return { x, axis, xLabel: onSteps ? "step of the trainer" : "checkpoints in order" };
+    const axis = longest.points.map((_, place) => (list.length === 1 ? pointName(longest, place) : String(place + 1)));
+    return { x: (_, place) => place, axis, xLabel: "checkpoints in order", note: null };
   }
 
   const changeName = (one, place) => {
@@ -102,12 +104,15 @@ RayProbe.series = (() => {
   const direction = (total) => (!F.isSeen(total) ? "same" : total.value < 0 ? "down" : "up");
 
   function curves(host, list, metric, sync) {
-    const { x, axis, xLabel } = placed(list);
+    const { x, axis, xLabel, note: lost } = placed(list);
     const { label, unit, of } = METRICS[metric];
     const drawn = list.map((one) => ({
       name: one.name,
-      points: one.points.map((point, place) => ({ x: x(one, place), label: pointName(one, place), ...of(point) })),
+      points: one.points
+        .map((point, place) => ({ x: x(one, place), label: pointName(one, place), ...of(point) }))
+        .filter((point) => point.x !== null),
     }));
+    if (lost !== null) host.append(note(lost));
     if (!drawn.some((one) => one.points.some((point) => !F.isMissing(point.value)))) {
       host.append(note(`${label}: not measured in these series`));
       return () => {};
@@ -128,10 +133,11 @@ RayProbe.series = (() => {
     return list.map((one) => {
       const found = one.changes.flatMap((change, place) => {
         const at = ends(one, place);
-        return at === null || F.isMissing(change.total.value)
-          ? []
-          : [{ ...change, from: x(one, at[0]), to: x(one, at[1]), label: changeName(one, place) }];
+        if (at === null || F.isMissing(change.total.value)) return [];
+        const [from, to] = at.map((index) => x(one, index)).sort((a, b) => a - b);
+        return from === null || to === null ? [] : [{ ...change, from, to, label: changeName(one, place) }];
       });
+      found.sort((a, b) => a.to - b.to || a.from - b.from);
       return { name: one.name, found, axis, xLabel };
     });
   }
