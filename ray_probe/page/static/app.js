@@ -48,35 +48,41 @@
   }
 
   function draw() {
-    const { status, results, series, entry, beta, variance } = known;
+    if (known.status === null) return;
+    document.title = `${known.status.name}: ${known.status.state}`;
+    drawTop();
+    drawState();
+    drawFigures();
+  }
+
+  function drawTop() {
+    const { status } = known;
     if (status === null) return;
-    document.title = `${status.name}: ${status.state}`;
-    update("top", [status.kind, status.name, status.state, status.draining, status.progress, live], (host) =>
-      host.append(...service.top(status, first, live)),
+    const data = [status.kind, status.name, status.state, status.draining, status.measurement, status.progress, live];
+    update("top", data, (host) => host.append(...service.top(status, first, live)));
+  }
+
+  function drawState() {
+    const { status, results, beta, variance } = known;
+    const { measurement, progress, queued, ended, shards_retried: retried, actors, last_failure: failure } = status;
+    const problems = [status.problem, failure, status.warnings, results];
+    const counts = [actors, status.actors_asked, status.actors_alive, status.actors_starting, failure, status.free];
+    update("wrong", problems, (host) => host.append(service.wrong(status, results)));
+    update("running", [measurement, progress, queued, ended, retried], (host) =>
+      host.append(service.running(status, first)),
     );
-    update("wrong", [status.problem, status.last_failure, status.warnings, results], (host) =>
-      host.append(service.wrong(status, results)),
-    );
-    update(
-      "running",
-      [status.measurement, status.progress, status.queued, status.ended, status.shards_retried],
-      (host) => host.append(service.running(status, first)),
-    );
-    update(
-      "actors",
-      [status.actors, status.actors_asked, status.actors_alive, status.last_failure, status.free],
-      (host) => host.append(service.actors(status)),
-    );
-    update("headline", [series, series.length ? null : results.at(-1)], (host) =>
-      host.append(headline(series, results)),
-    );
+    update("actors", counts, (host) => host.append(service.actors(status)));
+    update("noise", [beta, variance], (host) => host.append(RayProbe.baseline.noise(beta, variance)));
+  }
+
+  function drawFigures() {
+    const { results, series, entry } = known;
+    const shown = entry?.info.id;
+    update("headline", [series, series.length ? null : results], (host) => host.append(headline(series, results)));
     update("series", [series], (host) => {
       if (series.length) return RayProbe.series.view(host, series, 2, chosen);
     });
-    update("measurements", [results, selected], (host) =>
-      host.append(service.measurements(results, selected ?? entry?.info.id, choose)),
-    );
-    update("noise", [beta, variance], (host) => host.append(RayProbe.baseline.noise(beta, variance)));
+    update("measurements", [results, shown], (host) => host.append(service.measurements(results, shown, choose)));
     update("result", [entry], (host) => {
       if (entry !== null) return drawResult(host, entry);
     });
@@ -264,8 +270,8 @@
       });
     } catch (error) {
       live = false;
-      draw();
       say();
+      drawTop();
       failed(error);
     }
   }
