@@ -10,7 +10,7 @@ from pathlib import Path
 from ray_probe.controller.replies import MeasurementInfo, Status
 from ray_probe.page.words import Words
 from ray_probe.run.comparison.change import ChangeFigure, Figure, PartChange
-from ray_probe.run.result import Result
+from ray_probe.run.result import Entropy, Result
 from ray_probe.run.series import Series, SeriesChange, SeriesPoint
 from support.replies import a_beta, a_status, a_variance, an_info
 
@@ -76,8 +76,9 @@ def infos() -> list[MeasurementInfo]:
     """Return a gradient measurement, a comparison, a failed one and one at work."""
     compared = a_comparison()
     assert compared.change is not None
-    done = replace(an_info(), id="m0001", state="done", rounds=4, finished="2026-05-01T12:20:00+00:00", exit_code=0,
-                   series="grpo-plain", step=0, checkpoint="/runs/grpo-plain/checkpoint-0")  # fmt: skip
+    done = replace(
+        working(0), id="m0001", state="done", rounds=4, finished="2026-05-01T12:20:00+00:00", exit_code=0,
+    )  # fmt: skip
     comparison = replace(
         done, id="m0002", checkpoint="/runs/grpo-plain/checkpoint-5", against="/runs/grpo-plain/checkpoint-0", step=5,
         entropy=compared.entropy, gradient=compared.gradient, change=compared.change.total, sequences=512,
@@ -87,14 +88,21 @@ def infos() -> list[MeasurementInfo]:
         checkpoint="/runs/grpo-plain/checkpoint-10",
         cause="model.path = '/runs/grpo-plain/checkpoint-10': it is gone; give a checkpoint that is there",
     )  # fmt: skip
-    working = replace(an_info(), series="grpo-plain", step=15, checkpoint="/runs/grpo-plain/checkpoint-15")
-    return [done, comparison, failed, working]
+    return [done, comparison, failed, working(15)]
+
+
+def working(step: int) -> MeasurementInfo:
+    """Return the measurement of a checkpoint of the second run of training."""
+    (point,) = [point for point in all_series()[1].points if point.step == step]
+    entropy = Entropy(point.entropy.value, point.entropy.se, point.per_token.value, point.per_token.se)
+    return replace(an_info(), series="grpo-plain", step=step, checkpoint=point.checkpoint, entropy=entropy)
 
 
 def status(**changes: object) -> Status:
     """Return the status of a service at work with one actor that died."""
-    failure = "actor 5 on 10.0.0.8 died: killed by the system for its memory"
-    return replace(a_status(), **{"last_failure": failure, "actors_starting": 1, **changes})  # type: ignore[arg-type]
+    own: dict[str, object] = {"measurement": working(15), "queued": ("m0005", "m0006"), "actors_starting": 1}
+    own["last_failure"] = "actor 5 on 10.0.0.8 died: killed by the system for its memory"
+    return replace(a_status(), **(own | changes))  # type: ignore[arg-type]
 
 
 def replies() -> dict[str, object]:

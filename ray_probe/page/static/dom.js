@@ -22,8 +22,9 @@ RayProbe.dom = (() => {
     return element;
   }
 
-  /* A value stays on a line with its error. */
-  const unbroken = (child) => (typeof child === "string" ? child.replaceAll(" ± ", "\u00a0±\u00a0") : child);
+  /* A value stays on a line with its error, and a share with its sign. */
+  const unbroken = (child) =>
+    typeof child === "string" ? child.replaceAll(" ± ", "\u00a0±\u00a0").replaceAll(" %", "\u00a0%") : child;
 
   function svg(tag, attributes, ...children) {
     const element = document.createElementNS(SVG, tag);
