@@ -3,7 +3,7 @@
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, cast
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -37,7 +37,7 @@ def report(
     parts = list(_parts(places, address, namespace))
     entries = [entry for part in parts for entry in part.entries]
     series = [one for part in parts for one in part.series]
-    title = parts[0].title if len(parts) == 1 else f"Report of {len(parts)} places"
+    title = parts[0].title if len(parts) == 1 else f"Report of {', '.join(places)}"
     write_report(out, title, entries, series)
     return answered(Answer(str(out), lambda: f"report: {out}"), as_json=False)
 
@@ -52,18 +52,17 @@ def _check_place(out: Path) -> None:
 
 
 def _parts(places: Iterable[str], address: str | None, namespace: str | None) -> "Iterator[ReportPart]":
-    """Yield what each directory or service adds to the report."""
+    """Yield what the directories and each service add to the report."""
     from ray_probe.cli.connection import connected
     from ray_probe.cli.finished import run_directory
     from ray_probe.page.places import part_of
 
-    for place in places:
-        directory = run_directory(place)
-        if directory is not None:
-            yield part_of(directory)
-        else:
-            with connected(place, address, namespace) as client:
-                yield service_part(cast("ControllerApi", client))
+    found = [(place, run_directory(place)) for place in places]
+    if directories := [path for _, path in found if path is not None]:
+        yield part_of(directories)
+    for service in (place for place, path in found if path is None):
+        with connected(service, address, namespace) as client:
+            yield service_part(client)
 
 
 def service_part(api: "ControllerApi") -> "ReportPart":

@@ -11,7 +11,7 @@ from ray_probe.run.series import Series, SeriesChange, SeriesPoint
 
 POINT_COLUMNS = ("step", "checkpoint", "responses", "entropy, nats a response", "entropy, nats a token",
                  "length, tokens", "cut at the cap")  # fmt: skip
-CHANGE_COLUMNS = ("from step", "to step", "change, nats a response", "pathwise", "visitation", "since the first")
+CHANGE_COLUMNS = ("from", "to", "change, nats a response", "pathwise", "visitation", "since the first")
 
 
 def fallback(title: str, entries: Iterable[tuple[str, Words]], series: Sequence[Series]) -> str:
@@ -50,11 +50,18 @@ def _point(name: str, point: SeriesPoint) -> list[str]:
 
 def _change(change: SeriesChange) -> list[str]:
     figures = (change.total, change.pathwise, change.visitation, change.since_first)
-    return [_step(change.first_step), _step(change.last_step), *(with_error(f.value, f.se, plus=True) for f in figures)]
+    first, last = (change.first_step, change.first_checkpoint), (change.last_step, change.last_checkpoint)
+    places = [_name(checkpoint) if step is None else f"step {step}" for step, checkpoint in (first, last)]
+    return [*places, *(with_error(figure.value, figure.se, plus=True) for figure in figures)]
 
 
 def _plain(figure: Figure) -> str:
     return with_error(figure.value, figure.se)
+
+
+def _name(checkpoint: str) -> str:
+    """Return the last two parts of a checkpoint's path."""
+    return "/".join(checkpoint.split("/")[-2:])
 
 
 def _step(step: int | None) -> str:

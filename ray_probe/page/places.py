@@ -4,23 +4,25 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ray_probe.config.loading import load_config
 from ray_probe.errors import ConfigError, bad_value
 from ray_probe.page.report_file import Entry
 from ray_probe.run.comparison.chain import Chain, ChainStep, read_chain, step_directories
 from ray_probe.run.comparison.change import Change, Figure
+from ray_probe.run.comparison.series_builder import series_of_runs
 from ray_probe.run.directory import RESULT, RunDirectory
 from ray_probe.run.result import Result
 from ray_probe.run.series import Series, SeriesChange, SeriesPoint
 
-FIELD = "RUN_DIR"
+FIELD, CONFIG = "RUN_DIR", "config.yaml"
 
 
 @dataclass(frozen=True)
 class ReportPart:
-    """What one place adds to a report.
+    """What directories or a service add to a report.
 
     Attributes:
-        title: of a report of this place alone.
+        title: of a report of these places alone.
         entries: its measurements.
         series: its series.
     """
@@ -30,22 +32,45 @@ class ReportPart:
     series: Sequence[Series] = field(default=())
 
 
-def part_of(directory: Path) -> ReportPart:
-    """Return what a directory holds: a run, a chain, or runs side by side.
+def part_of(directories: Sequence[Path]) -> ReportPart:
+    """Return what directories hold: runs, chains, or runs side by side.
+
+    Runs with a `series.name` also form that series, whichever directory holds them.
 
     Raises:
-        ConfigError: it holds no result, or a file of it is damaged.
+        ConfigError: one holds no result, or a file of it is damaged.
     """
-    if step_directories(directory):
-        return chain_part(directory, read_chain(directory))
-    title = f"Report of {directory.resolve().name}"
+    entries: list[Entry] = []
+    series: list[Series] = []
+    runs: list[Path] = []
+    for directory in dict.fromkeys(path.resolve() for path in directories):
+        if step_directories(directory):
+            chain = chain_part(directory, read_chain(directory))
+            entries += chain.entries
+            series += chain.series
+        else:
+            found = _runs(directory)
+            entries += [_entry(run, run.name) for run in found]
+            runs += found
+    title = f"Report of {', '.join(path.resolve().name for path in directories)}"
+    return ReportPart(title, entries, [*series, *_series(runs)])
+
+
+def _runs(directory: Path) -> list[Path]:
+    """Return a run's directory, or those of the runs inside. Raises ConfigError without any."""
     if (directory / RESULT).is_file():
-        return ReportPart(title, [_entry(directory, directory.resolve().name)])
+        return [directory]
     runs = sorted(path.parent for path in directory.glob(f"*/{RESULT}"))
     if not runs:
         remedy = f"need a run's directory with {RESULT} in it, a chain's, or one that holds some of them"
         raise ConfigError(bad_value(FIELD, str(directory), remedy))
-    return ReportPart(title, [_entry(run, run.name) for run in runs])
+    return runs
+
+
+def _series(runs: Sequence[Path]) -> list[Series]:
+    """Return the series that runs name in their configuration."""
+    named = [run for run in runs if (run / CONFIG).is_file() and load_config(run / CONFIG).series.name is not None]
+    return list(series_of_runs(named)) if named else []
 
 
 def chain_part(directory: Path, chain: Chain) -> ReportPart:
@@ -85,10 +110,10 @@ def _point(step: ChainStep, change: Change, side: str, entropy: Figure) -> Serie
 
 def _change(step: ChainStep, change: Change) -> SeriesChange:
     return SeriesChange(
-        measurement=step.run, responses=step.responses, total=step.total, pathwise=step.pathwise,
-        visitation=step.visitation, per_token=step.per_token, length=change.length.change,
-        since_first=step.since_first, js=change.js, effective_sample_share=change.effective_sample_share,
-        parts=change.parts,
+        first_checkpoint=step.a, last_checkpoint=step.b, measurement=step.run, responses=step.responses,
+        total=step.total, pathwise=step.pathwise, visitation=step.visitation, per_token=step.per_token,
+        length=change.length.change, since_first=step.since_first, js=change.js,
+        effective_sample_share=change.effective_sample_share, parts=change.parts,
     )  # fmt: skip
 
 

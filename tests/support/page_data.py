@@ -43,11 +43,11 @@ def a_series(name: str, falls: float, seed: int, parts: bool = True) -> Series:
         )
         for place, (step, level) in enumerate(zip(STEPS, levels, strict=True))
     )  # fmt: skip
-    changes = tuple(_change(place, levels, noise, parts) for place in range(1, len(STEPS)))
+    changes = tuple(_change(name, place, levels, noise, parts) for place in range(1, len(STEPS)))
     return Series(name, points, changes, open=1, failed=0)
 
 
-def _change(place: int, levels: Sequence[float], noise: random.Random, parts: bool) -> SeriesChange:
+def _change(name: str, place: int, levels: Sequence[float], noise: random.Random, parts: bool) -> SeriesChange:
     whole = levels[place] - levels[place - 1]
     pathwise = 1.25 * whole + noise.gauss(0, 0.02)
     found = tuple(
@@ -55,11 +55,15 @@ def _change(place: int, levels: Sequence[float], noise: random.Random, parts: bo
         for layer in range(LAYERS)
         for kind in KINDS
     )
+    before, after = STEPS[place - 1], STEPS[place]
+    rest = (PartChange("embedding", whole / 40, 0.004), PartChange("head", whole / 8, 0.005))
     return SeriesChange(
-        STEPS[place - 1], STEPS[place], f"c{place:04d}", 512, _figure(whole, 0.071),
-        _figure(pathwise, 0.024), _figure(whole - pathwise, 0.066), Figure(whole / 29, 0.0025), Figure(0.4, 0.21),
-        Figure(levels[place] - levels[0], 0.07 * math.sqrt(place)), 0.05, 0.48,
-        (*found, PartChange("embedding", whole / 40, 0.004), PartChange("head", whole / 8, 0.005)) if parts else (),
+        first_step=before, last_step=after, first_checkpoint=f"/runs/{name}/checkpoint-{before}",
+        last_checkpoint=f"/runs/{name}/checkpoint-{after}", measurement=f"c{place:04d}", responses=512,
+        total=_figure(whole, 0.071), pathwise=_figure(pathwise, 0.024),
+        visitation=_figure(whole - pathwise, 0.066), per_token=Figure(whole / 29, 0.0025), length=Figure(0.4, 0.21),
+        since_first=Figure(levels[place] - levels[0], 0.07 * math.sqrt(place)), js=0.05,
+        effective_sample_share=0.48, parts=(*found, *rest) if parts else (),
     )  # fmt: skip
 
 

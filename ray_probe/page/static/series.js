@@ -21,19 +21,17 @@ RayProbe.series = (() => {
   const known = (point) => !F.isMissing(point.step);
   const pointName = (one, place) => (known(one.points[place]) ? `step ${one.points[place].step}` : names(one)[place]);
 
-  /* The places of a change's two checkpoints among the points; null where they are unknown. */
+  /* The places of a change's two checkpoints among the points, neighbours first; null where they are unknown. */
   function ends(one, place) {
-    const change = one.changes[place];
-    const place_of = (step, checkpoint) => {
-      const byStep = F.isMissing(step) ? -1 : one.points.findIndex((point) => point.step === step);
-      return byStep >= 0 || !checkpoint ? byStep : one.points.findIndex((point) => point.checkpoint === checkpoint);
-    };
+    const { first_step: from, first_checkpoint: a, last_step: to, last_checkpoint: b } = one.changes[place];
+    const same = (point, step, checkpoint) =>
+      F.isMissing(step) ? point?.checkpoint === checkpoint : point?.step === step;
+    if (same(one.points[place], from, a) && same(one.points[place + 1], to, b)) return [place, place + 1];
     const found = [
-      place_of(change.first_step, change.first_checkpoint),
-      place_of(change.last_step, change.last_checkpoint),
+      one.points.findIndex((point) => same(point, from, a)),
+      one.points.findIndex((point) => same(point, to, b)),
     ];
-    if (found.every((index) => index >= 0)) return found;
-    return one.changes.length === one.points.length - 1 ? [place, place + 1] : null;
+    return found.every((index) => index >= 0) ? found : null;
   }
 
   /* Where points lie on the x axis: on steps, or one after the other where one of them has none.

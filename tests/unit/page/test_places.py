@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.chains import gradient, step
 from support.html_report import data_of
+from support.models import save_checkpoint, tiny_llama
 from support.page_data import a_comparison, all_series, infos
 from support.results import typed
 
@@ -32,7 +34,21 @@ def test_runs_are_shown_side_by_side(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert capsys.readouterr().out == f"report: {out}\n"
     data = data_of(out.read_text(encoding="utf-8"))
     assert [entry["name"] for entry in data["entries"]] == ["one", "three", "two"]
-    assert data["title"] == "Report of 2 places" and data["series"] == []
+    assert data["title"] == "Report of one, runs" and data["series"] == []
+
+
+def test_runs_of_a_series_are_a_curve_whichever_directory_holds_them(tmp_path: Path) -> None:
+    checkpoints = [save_checkpoint(tmp_path / f"checkpoint-{n}", tiny_llama(8, seed=n), "abcdef") for n in (0, 50)]
+    step(tmp_path / "one", 1, *checkpoints, series={"name": "train", "step": 50})
+    gradient(tmp_path / "two", "own", checkpoints[0], series={"name": "train", "step": 0})
+    step(tmp_path / "one", 2, *checkpoints)
+    (tmp_path / "one" / "step-1").rename(tmp_path / "one" / "m0001")
+    (tmp_path / "one" / "step-2").rename(tmp_path / "one" / "m0002")
+    part = part_of([tmp_path / "one", tmp_path / "two" / "own"])
+    assert [entry.name for entry in part.entries] == ["m0001", "m0002", "own"]
+    (series,) = part.series
+    assert (series.name, [point.step for point in series.points]) == ("train", [0, 50])
+    assert series.changes[0].measurement == "m0001" and series.points[0].measurements == ("m0001", "own")
 
 
 def test_a_service_gives_what_it_has_measured() -> None:
@@ -64,12 +80,12 @@ def test_a_service_gives_what_it_has_measured() -> None:
 
 def test_what_holds_no_result_is_refused_before_anything_is_written(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"RUN_DIR: got .*; need a run's directory with result\.json in it"):
-        part_of(tmp_path)
+        part_of([tmp_path])
     damaged = tmp_path / "damaged"
     damaged.mkdir()
     damaged.joinpath("result.json").write_text("{")
     with pytest.raises(ConfigError, match=r"result\.json cannot be read"):
-        part_of(damaged)
+        part_of([damaged])
     out = tmp_path / "x.html"
     with pytest.raises(ConfigError):
         report([str(damaged)], out)
