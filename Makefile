@@ -27,8 +27,9 @@ test: install
 	@T=$$(mktemp -d /tmp/rpt-XXXX) && { $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --basetemp $$T/t; code=$$?; rm -rf $$T; exit $$code; }
 
 # Tests that take a minute or more, listed in CONTRIBUTING.md. For the oldest and newest supported Ray, pip installs both
-# into ~/.cache/ray_probe-test-venvs the first time (600 MB).
+# into ~/.cache/ray_probe-test-venvs the first time (600 MB). Those of the page need chromium (apt install chromium).
 test-slow: install
+	@$(BIN)/python -m pip install -q -c constraints.txt -e '.[test-slow]'
 	@T=$$(mktemp -d /tmp/rpt-XXXX) && { $(BIN)/python -m pytest -m slow --basetemp $$T/t; code=$$?; rm -rf $$T; exit $$code; }
 
 lint: install

@@ -10,7 +10,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from ray_probe.config import ProbeConfig
-from ray_probe.config.schema import section_of
+from ray_probe.config.section import section_of
 
 PAGE = Path(__file__).with_name("configuration.md")
 TABLE = ["", "| key | default | meaning |", "| --- | --- | --- |"]

@@ -111,6 +111,9 @@ Address = Annotated[
 ]
 Count = Annotated[int, Field(ge=1, lt=2**31), _need("an integer >= 1 and < 2**31")]
 OptionalCount = Annotated[Count | None, _need("null or an integer >= 1 and < 2**31")]
+OptionalStep = Annotated[
+    Annotated[int, Field(ge=0, lt=2**63)] | None, _need("null or an integer >= 0 and < 2**63")
+]
 Seed = Annotated[int, Field(ge=0, lt=2**63), _need("an integer >= 0 and < 2**63")]
 TokenId = Annotated[int, Field(ge=0, lt=2**31)]
 TokenIds = Annotated[
@@ -128,4 +131,5 @@ FeatureNames = Annotated[
     _need("recommended, logits, or a list of at least one feature name"),
 ]
 Resources = Annotated[dict[Text, NotNegative], _need("a mapping from resource names to finite numbers >= 0")]
+Tags = Annotated[dict[Text, Text], _need("a mapping from names to texts (a number needs quotes)")]
 RuntimeEnv = Annotated[dict[str, JsonValue], _need("a mapping with string keys and plain, finite values")]

@@ -8,7 +8,8 @@ import pydantic_core
 from pydantic import BaseModel, ValidationError
 
 from ray_probe.config.field_types import closest
-from ray_probe.config.schema import ProbeConfig, section_of
+from ray_probe.config.schema import ProbeConfig
+from ray_probe.config.section import section_of
 from ray_probe.config.strict_yaml import apply_override, dump_yaml_text, load_yaml
 from ray_probe.errors import ConfigError, bad_value, cut
 

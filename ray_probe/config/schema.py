@@ -1,8 +1,8 @@
 """The sections of a run's configuration: frozen, strictly checked models."""
 
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from ray_probe.config.comparison_checks import check_comparison
 from ray_probe.config.field_types import (
@@ -29,27 +29,12 @@ from ray_probe.config.field_types import (
     check_trainable,
     refusal,
 )
+from ray_probe.config.section import Section
+from ray_probe.config.series import SeriesConfig
 from ray_probe.core.columns import LOGIT_COLUMNS, recommended
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(
-        frozen=True,
-        extra="forbid",
-        strict=True,
-        allow_inf_nan=False,
-        validate_default=True,
-        use_attribute_docstrings=True,
-    )
-
-
-def section_of(annotation: Any) -> type[BaseModel] | None:
-    """Returns the section that a field holds, or may hold; None: it holds a value."""
-    kinds = [kind for kind in (annotation, *get_args(annotation)) if isinstance(kind, type)]
-    return next((kind for kind in kinds if issubclass(kind, BaseModel)), None)
-
-
-class ModelConfig(_Section):
+class ModelConfig(Section):
     """The checkpoint, and which of its parameters the gradient is taken for."""
 
     path: Text
@@ -70,7 +55,7 @@ class ModelConfig(_Section):
     """How a service pins a queued checkpoint: link (hard links), copy (for trainers that write in place); null: not."""
 
 
-class DataConfig(_Section):
+class DataConfig(Section):
     """The prompts."""
 
     prompts: Prompts
@@ -93,7 +78,7 @@ class DataConfig(_Section):
     """Seed of the run, from which each response's own follows."""
 
 
-class TargetError(_Section):
+class TargetError(Section):
     """The error at which a run is precise enough."""
 
     of: Literal["gradient", "entropy", "change"]
@@ -112,7 +97,7 @@ class TargetError(_Section):
         return self
 
 
-class BatchConfig(_Section):
+class BatchConfig(Section):
     """How many responses, and how they are cut into shards."""
 
     prompts_per_round: Count = 32
@@ -144,7 +129,7 @@ class BatchConfig(_Section):
         return self
 
 
-class GenerationSettings(_Section):
+class GenerationSettings(Section):
     """The sampling policy and its batch sizes."""
 
     temperature: Positive = 1.0
@@ -167,7 +152,7 @@ class GenerationSettings(_Section):
     """Largest mean gap of log q between sampling and scoring, in nats; null: by dtype."""
 
 
-class BaselineConfig(_Section):
+class BaselineConfig(Section):
     """The baseline `mu_hat` of the score term."""
 
     mode: Literal["none", "constant", "residual_mu", "regression"] = "regression"
@@ -182,7 +167,7 @@ class BaselineConfig(_Section):
     """Share of the old value in the moving average of `residual_mu`."""
 
 
-class EstimatorConfig(_Section):
+class EstimatorConfig(Section):
     """The gradient estimator."""
 
     x_estimator_mode: Literal["rb_residual", "naive"] = "rb_residual"
@@ -197,7 +182,7 @@ class EstimatorConfig(_Section):
     """The baseline."""
 
 
-class ClusterConfig(_Section):
+class ClusterConfig(Section):
     """Where Ray is, and what each rollout actor gets."""
 
     address: Address = None
@@ -223,25 +208,27 @@ class ClusterConfig(_Section):
         return max(self.actors, self.max_actors)
 
 
-class CompareConfig(_Section):
-    """The checkpoint A that `model`, B, is compared with, if any."""
+class CompareConfig(Section):
+    """The checkpoint A that `model`, B, is compared with, and shared responses."""
 
     against: OptionalText = None
     """Checkpoint directory of A; null: no comparison."""
     adapter: OptionalText = None
     """PEFT adapter directory of A; null: none."""
     side: Literal[0, 1] = 0
-    """Side of A in the seeds of responses; 1 at odd places of a chain, so that both neighbours share its responses."""
+    """Side of A in the seeds of responses; 1 at odd places of a chain, so that both neighbours share its responses.
+    Of a gradient that keeps or reads responses, the side of its checkpoint."""
     keep_responses: bool = False
-    """Keep the token ids of B's responses in the run directory, for the next step of a chain."""
+    """Keep the token ids of B's responses in the run directory, for a next step; of a gradient, its own."""
     responses_from: OptionalText = None
-    """Run directory of the step before in a chain, which kept A's responses; null: they are sampled."""
+    """Run directory of the measurement before in a chain or series, which kept A's responses; null: they are sampled.
+    Of a gradient, one that kept responses of its checkpoint: a comparison with twice as many a prompt."""
     parts: bool = False
     """Also tell the parts of the change by group of parameters: to first order at (A + B) / 2, a third policy in memory
     with as many responses of its own. Needs full weights of one architecture."""
 
 
-class OutputConfig(_Section):
+class OutputConfig(Section):
     """What a run leaves, and where."""
 
     dir: Text = "runs"
@@ -254,7 +241,7 @@ class OutputConfig(_Section):
     """Rounds between two commits of the gradient; uncommitted shards of a dead actor are recomputed."""
 
 
-class ProbeConfig(_Section):
+class ProbeConfig(Section):
     """A whole run."""
 
     model: ModelConfig
@@ -269,6 +256,8 @@ class ProbeConfig(_Section):
     """The gradient estimator and its baseline."""
     compare: CompareConfig = CompareConfig()
     """A comparison of two checkpoints."""
+    series: SeriesConfig = SeriesConfig()
+    """The place in a series of checkpoints."""
     cluster: ClusterConfig = ClusterConfig()
     """Ray."""
     output: OutputConfig = OutputConfig()

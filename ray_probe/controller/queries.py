@@ -135,7 +135,8 @@ class Queries:
         return MeasurementInfo(
             id=item.id, checkpoint=item.checkpoint, adapter=item.adapter, state=item.state, directory=item.directory,
             submitted=item.submitted, started=item.started, finished=item.finished, cause=item.cause,
-            exit_code=item.exit_code, against=item.against, **(found | figures),
+            exit_code=item.exit_code, against=item.against, series=item.series.get("name"),
+            step=item.series.get("step"), tags=item.series.get("tags", {}), **(found | figures),
         )  # fmt: skip
 
     def _at(self, identity: str | None) -> tuple[Measurement, OfflineEntropyProbe | None]:

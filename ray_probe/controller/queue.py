@@ -62,6 +62,12 @@ class Measurement:
         return against
 
     @property
+    def series(self) -> Mapping[str, Any]:
+        """The section `series` of the configuration."""
+        section: Mapping[str, Any] = self.config.get("series", {})
+        return section
+
+    @property
     def adapter(self) -> str | None:
         """Directory of the adapter, if any."""
         adapter: str | None = self.config["model"]["adapter"]

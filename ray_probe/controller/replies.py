@@ -1,7 +1,7 @@
 """Answers of a service or a run, the same in Python and as JSON."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 
 from ray_probe.core.estimator.modes import Mode
 from ray_probe.run.comparison.change import ChangeFigure
@@ -58,6 +58,9 @@ class MeasurementInfo(Reply):
         exit_code: exit code of a `run` of it; None while it is open.
         against: of a comparison, the checkpoint A.
         change: of a comparison, the total change so far, nats a response; None before a round is committed.
+        series: name of its series, or None.
+        step: of the trainer, or None.
+        tags: labels by name.
     """
 
     id: str
@@ -77,6 +80,9 @@ class MeasurementInfo(Reply):
     exit_code: int | None
     against: str | None = None
     change: ChangeFigure | None = None
+    series: str | None = None
+    step: int | None = None
+    tags: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from ray_probe.probe_components import ProbeComponents
 from ray_probe.rollout.comparison import Comparison
 from ray_probe.rollout.midpoint import Midpoint
 from ray_probe.rollout.policies import InTurns
-from ray_probe.rollout.response_store import ResponseStore
+from ray_probe.rollout.response_store import ResponseStore, SharedResponses
 from ray_probe.rollout.rollout import Rollout
 from ray_probe.run.preparation.prepared import baseline_rule
 from ray_probe.sequence_processor import SequenceProcessor
@@ -91,6 +91,7 @@ class RolloutBuilder:
         policy_id: str,
         device: str = "cpu",
         on_progress: OnProgress = lambda tokens: None,
+        store: ResponseStore | None = None,
     ) -> Rollout:
         """Load a checkpoint and build its rollout.
 
@@ -104,6 +105,7 @@ class RolloutBuilder:
             policy_id: identifies the policy in records.
             device: `cpu` or `cuda`.
             on_progress: receives numbers of tokens done.
+            store: of the responses of a series, or None.
 
         Raises:
             CheckpointError: the directory holds no complete checkpoint.
@@ -117,7 +119,8 @@ class RolloutBuilder:
         components = ProbeComponents(processor, config.estimator.x_estimator_mode, config.generation.rb_requires_grad)
         gradient = GradientSum(model, config.model.trainable)
         refuse_unreached(model, gradient.parameters, config.model.trainable)
-        return Rollout(components, gradient, rule, policy_id, made_on(device, torch.get_num_threads()))
+        shared = None if store is None else SharedResponses(store, config.compare.side)
+        return Rollout(components, gradient, rule, policy_id, made_on(device, torch.get_num_threads()), shared)
 
     def compare(
         self,

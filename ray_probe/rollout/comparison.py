@@ -211,13 +211,15 @@ class Comparison:
         texts, half = [ref.text for ref in shard.prompts], shard.responses_per_prompt // len(SIDES)
         prompts = [self._encode(text) for text in texts]
 
-        def generated(side: int) -> BatchedSequences:
-            return self.processors[side].generate(texts, half, shard.response_seeds(side ^ self._first_side))
+        seeds = [shard.response_seeds(side ^ self._first_side) for side in range(len(SIDES))]
 
-        kept = None if self._store is None else self._store.load(shard, prompts, self._first_side)
+        def generated(side: int) -> BatchedSequences:
+            return self.processors[side].generate(texts, half, seeds[side])
+
+        kept = None if self._store is None else self._store.load(shard, prompts, seeds[0])
         sides = [generated(0) if kept is None else kept, generated(1)]
         if self._store is not None:
-            self._store.keep(shard, sides[1], 1 ^ self._first_side)
+            self._store.keep(shard, sides[1], seeds[1])
         tokens = [[one.tokens(b, g)[1].tolist() for one in sides for g in range(half)] for b in range(len(texts))]
         log_q = [[row for one in sides for row in (one.sample_logprobs or [])[b]] for b in range(len(texts))]
         return pack_sequences(prompts, tokens, log_q)

@@ -8,7 +8,7 @@ from pydantic import BaseModel
 from support.pages import ROOT, page
 
 from ray_probe.config import ProbeConfig
-from ray_probe.config.schema import section_of
+from ray_probe.config.section import section_of
 
 PAGE = page("docs/configuration.md")
 

@@ -150,16 +150,17 @@ def test_kept_responses_to_other_prompts_or_of_other_seeds_are_not_used(tmp_path
     refs = (PromptRef(0, 0, "ab"), PromptRef(1, 0, "c"))
     shard, prompts = Shard(0, 0, refs, 7, 4), [[1, 2], [3]]
     log_q = [[np.array([-0.5, -0.25]), np.array([-1.0])], [np.array([-2.0]), np.array([-0.125])]]
-    store.keep(shard, pack_sequences(prompts, [[[4, 0], [0]], [[5], [0]]], log_q), side=1)
-    read = store.load(shard, prompts, side=1)
+    seeds = shard.response_seeds(1)
+    store.keep(shard, pack_sequences(prompts, [[[4, 0], [0]], [[5], [0]]], log_q), seeds)
+    read = store.load(shard, prompts, seeds)
     assert read is not None and read.gen_lens == [[2, 1], [1, 1]]
     assert [read.tokens(0, 0)[part].tolist() for part in (0, 1)] == [[1, 2], [4, 0]]
     assert [row.tolist() for row in read.sample_logprobs[0]] == [[-0.5, -0.25], [-1.0]]
-    assert store.load(shard, [[1, 2], [4]], side=1) is None, "other prompts"
-    assert store.load(shard, prompts, side=0) is None, "the other side's seeds"
-    assert store.load(replace(shard, seed=8), prompts, side=1) is None
-    assert store.load(replace(shard, index=1), prompts, side=1) is None
-    assert ResponseStore(tmp_path, None, ("other", "")).load(shard, prompts, side=1) is None
+    assert store.load(shard, [[1, 2], [4]], seeds) is None, "other prompts"
+    assert store.load(shard, prompts, shard.response_seeds(0)) is None, "the other side's seeds"
+    assert store.load(shard, prompts, replace(shard, seed=8).response_seeds(1)) is None
+    assert store.load(replace(shard, index=1), prompts, seeds) is None
+    assert ResponseStore(tmp_path, None, ("other", "")).load(shard, prompts, seeds) is None
 
 
 def test_sums_over_steps_have_errors_from_the_sums_of_each_prompt(chain_of_three: Path):
