@@ -22,6 +22,9 @@ from ray_probe.watch.model_files import (
     read_object,
 )
 
+WITHOUT_CHANGE = "without a change"
+"""In the reason of a checkpoint that waits for time to pass."""
+
 
 def inspect(
     directory: Path, base: Path | None = None, earlier: Stamp | None = None, now: float = 0.0, step: int | None = None
@@ -61,10 +64,10 @@ def _judged(directory: Path, layout: Layout, step: int | None, base: Path | None
         if not layout.may_lack_marker(directory):
             return replace(found, why=what)
         if quiet < PATIENT_S:
-            return replace(found, why=f"{what}, or {PATIENT_S:.0f} s without a change")
+            return replace(found, why=f"{what}, or {PATIENT_S:.0f} s {WITHOUT_CHANGE}")
     elif quiet < layout.quiet_s:
         present = _whole(directory, layout, found, base)
-        return present if present.state == "waiting" else replace(found, why=f"{layout.quiet_s:.0f} s without a change")
+        return present if present.state == "waiting" else replace(found, why=f"{layout.quiet_s:.0f} s {WITHOUT_CHANGE}")
     return _whole(directory, layout, found, base)
 
 
