@@ -61,14 +61,14 @@ def _judged(directory: Path, layout: Layout, step: int | None, base: Path | None
     if (why := layout.given_up(directory)) is not None:
         return replace(found, state="skipped", why=why)
     if (what := layout.unfinished(directory, step)) is not None:
-        if not layout.may_lack_marker(directory):
+        if not layout.may_lack_marker(directory) or _whole(directory, layout, found, base).state == "waiting":
             return replace(found, why=what)
         if quiet < PATIENT_S:
             return replace(found, why=f"{what}, or {PATIENT_S:.0f} s {WITHOUT_CHANGE}")
-    elif quiet < layout.quiet_s:
-        present = _whole(directory, layout, found, base)
-        return present if present.state == "waiting" else replace(found, why=f"{layout.quiet_s:.0f} s {WITHOUT_CHANGE}")
-    return _whole(directory, layout, found, base)
+    present = _whole(directory, layout, found, base)
+    if present.state == "waiting" or quiet >= layout.quiet_s:
+        return present
+    return replace(found, why=f"{layout.quiet_s:.0f} s {WITHOUT_CHANGE}")
 
 
 def _whole(directory: Path, layout: Layout, found: Found, base: Path | None) -> Found:

@@ -1,7 +1,7 @@
 """Queues measurements of pinned checkpoints on a service, and follows them."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -44,12 +44,14 @@ class SeriesOptions:
         latest: leave out a checkpoint when a newer one is there.
         responses: a checkpoint's responses a prompt, `batch.responses_per_prompt` of the service; a comparison has as
             many of both. None: not known, and each measurement samples its own.
+        settings: of each measurement, by dotted key.
     """
 
     series: str
     gradient: bool = True
     latest: bool = False
     responses: int | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
 
 def bytes_of(model: str, adapter: str | None) -> str:
@@ -184,12 +186,18 @@ class Queueing:
 
     def _of_gradient(self, place: int | None, run: str | None) -> dict[str, Any]:
         """Return the settings of a gradient that shares the responses of comparisons."""
-        if place is None or self._options.responses is None:
+        if self._options.responses is None:
             return {}
-        return {"compare.side": place % 2, "compare.responses_from": run, "compare.keep_responses": run is None}
+        own = {"batch.responses_per_prompt": self._options.responses}
+        if place is None:
+            return own
+        # The first checkpoint has no comparison that could keep its responses, so the gradient does.
+        shared = {"compare.side": place % 2, "compare.responses_from": run, "compare.keep_responses": run is None}
+        return own | shared
 
     def _probe(self, entry: Entry, settings: Mapping[str, Any], earlier: Entry | None = None) -> str:
         own = {"series.name": self._options.series, "series.step": entry.step, "series.tags": dict(entry.tags)}
+        asked = {**self._options.settings, **settings, **own}
         assert entry.model is not None, "it is pinned"
         against = (None, None) if earlier is None else (earlier.model, earlier.adapter)
         for info in self._client.results():  # it was queued by a watch that died before it noted that
@@ -197,7 +205,7 @@ class Queueing:
             if same and info.state != "cancelled":
                 return info.id
         return self._client.probe(
-            entry.model, entry.adapter, settings={**settings, **own}, against=against[0], against_adapter=against[1]
+            entry.model, entry.adapter, settings=asked, against=against[0], against_adapter=against[1]
         )
 
     def _directory(self, identity: str) -> str | None:
