@@ -29,6 +29,7 @@ from ray_probe.config.field_types import (
     check_trainable,
     refusal,
 )
+from ray_probe.config.reporting import MetricsConfig, NotifyConfig
 from ray_probe.config.section import Section
 from ray_probe.config.series import SeriesConfig
 from ray_probe.core.columns import LOGIT_COLUMNS, recommended
@@ -224,8 +225,9 @@ class CompareConfig(Section):
     """Run directory of the measurement before in a chain or series, which kept A's responses; null: they are sampled.
     Of a gradient, one that kept responses of its checkpoint: a comparison with twice as many a prompt."""
     parts: bool = False
-    """Also tell the parts of the change by group of parameters: to first order at (A + B) / 2, a third policy in memory
-    with as many responses of its own. Needs full weights of one architecture."""
+    """Also tell the parts of the change by group of parameters: to first order at (A + B) / 2, a third policy with as
+    many responses of its own. Both checkpoints are loaded again once a round. Needs full weights of one
+    architecture."""
 
 
 class OutputConfig(Section):
@@ -258,6 +260,10 @@ class ProbeConfig(Section):
     """A comparison of two checkpoints."""
     series: SeriesConfig = SeriesConfig()
     """The place in a series of checkpoints."""
+    metrics: MetricsConfig = MetricsConfig()
+    """Sinks of figures."""
+    notify: NotifyConfig = NotifyConfig()
+    """What is called at the end."""
     cluster: ClusterConfig = ClusterConfig()
     """Ray."""
     output: OutputConfig = OutputConfig()

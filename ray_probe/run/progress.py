@@ -2,6 +2,10 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
+
+Summed = Literal["gradients", "changes"]
+"""What the second half of a round sums: gradients, or the changes of a comparison."""
 
 
 @dataclass(frozen=True)
@@ -13,7 +17,7 @@ class Progress:
         rounds: rounds in the run, None where a budget ends it; 0 in a note from outside rounds, else empty.
         shards: shards in the round.
         collected: shards of the round whose record is in.
-        accumulated: shards of the round whose gradient is in.
+        accumulated: shards of the round whose gradient is in, or in a comparison whose change is.
         tokens: response tokens sampled since the run started or resumed.
         elapsed_s: seconds since then.
         actors_asked: rollout actors requested.
@@ -22,6 +26,7 @@ class Progress:
         variance_ratio: mean squared advantage of the configured mode over that of `none`, over the shards so far; None
             before any.
         note: one line, such as a retry or a warning, or None.
+        summed: what `accumulated` counts.
     """
 
     round: int
@@ -36,6 +41,7 @@ class Progress:
     version: int
     variance_ratio: float | None
     note: str | None = None
+    summed: Summed = "gradients"
 
     @classmethod
     def outside(cls, note: str) -> "Progress":

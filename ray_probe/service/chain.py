@@ -10,7 +10,7 @@ from ray_probe.run.directory import as_json, default_name
 from ray_probe.service.run_request import RunRequest
 from ray_probe.system.files import write_atomically
 
-RESUMED = ("cluster.",)
+RESUMED = ("cluster.", "metrics.", "notify.", "series.")
 """Settings that may differ where a step is resumed."""
 
 

@@ -9,28 +9,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 from rich.console import Console
+from support.chains import config_of, step
 from support.models import save_checkpoint, tiny_llama
-from support.runs import POLICY, plan_of, settings, untimed
+from support.runs import untimed
 
-from ray_probe.config import ProbeConfig
-from ray_probe.config.loading import config_from_dict, dump_yaml, to_dict
-from ray_probe.controller.local_backend import LocalBackend
+from ray_probe.config.loading import config_from_dict, to_dict
 from ray_probe.core.estimator.change_sums import ROW
 from ray_probe.errors import ConfigError
 from ray_probe.model.sequences import pack_sequences
-from ray_probe.offline_entropy_probe import OfflineEntropyProbe
 from ray_probe.report.chain_report import chain_csv, chain_markdown, chain_table
 from ray_probe.report.change_plots import chain_figure
 from ray_probe.report.number_format import with_error
-from ray_probe.rollout.builder import RolloutBuilder
 from ray_probe.rollout.response_store import ResponseStore, policy_key
 from ray_probe.run.comparison.chain import Chain, names_of, read_chain, responses_of, step_directories
-from ray_probe.run.directory import RunDirectory, as_json
-from ray_probe.run.manifest import Manifest
-from ray_probe.run.messages import ActorFacts
+from ray_probe.run.directory import RunDirectory
 from ray_probe.run.preparation.plan import PromptRef, Shard
 from ray_probe.run.preparation.prepare import prepare
-from ray_probe.run.preparation.prepared import baseline_rule
 from ray_probe.service.chain import chain_directory, end_step, step_request, write_chain
 
 
@@ -38,31 +32,6 @@ from ray_probe.service.chain import chain_directory, end_step, step_request, wri
 def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     directory = tmp_path_factory.mktemp("chain")
     return [save_checkpoint(directory / f"step-{n}", tiny_llama(8, seed=n), "abcdef") for n in range(3)]
-
-
-def config_of(a: Path, b: Path, side: int) -> ProbeConfig:
-    raw = to_dict(settings(b))
-    raw["batch"] |= {"responses_per_prompt": 4, "rounds": 2}
-    raw["compare"] |= {"against": str(a), "side": side}
-    return config_from_dict(raw)
-
-
-def step(
-    directory: Path, number: int, a: Path, b: Path, side: int | None = None, store: ResponseStore | None = None,
-    samples: tuple[bool, bool] = (True, True),
-) -> None:  # fmt: skip
-    """One step of a chain, run in this process; a side that does not sample fails where it is asked to."""
-    config = config_of(a, b, (number - 1) % 2 if side is None else side)
-    prepared = prepare(config)
-    comparison = RolloutBuilder().compare(config, [(a, None), (b, None)], POLICY, store=store)
-    for place, allowed in enumerate(samples):
-        if not allowed:
-            comparison.processors[place].generate = None  # type: ignore[method-assign]
-    manifest = Manifest.of(prepared, ActorFacts(comparison.layout, "cpu", 1, 0), {})
-    files = {"config.yaml": dump_yaml(config), "manifest.json": as_json(manifest.to_json())}
-    run = RunDirectory.create(directory, f"step-{number}", files)
-    backend = LocalBackend([comparison], baseline_rule(config), POLICY, run)
-    OfflineEntropyProbe(config, plan_of(config), backend, run).run()
 
 
 @pytest.fixture(scope="module")
