@@ -163,7 +163,7 @@ class Queueing:
             except InputError as error:
                 refused = str(error)
             else:
-                if place is not None and "run" not in fields and self._options.responses is not None:
+                if place is not None and self._options.responses is not None:
                     fields["run"] = self._directory(fields["gradient"])
         if "comparison" in fields or "gradient" in fields:
             self._change(number, state="queued", why=f"not compared: {refused}" if refused else "", **fields)
@@ -191,9 +191,8 @@ class Queueing:
         own = {"batch.responses_per_prompt": self._options.responses}
         if place is None:
             return own
-        # The first checkpoint has no comparison that could keep its responses, so the gradient does.
-        shared = {"compare.side": place % 2, "compare.responses_from": run, "compare.keep_responses": run is None}
-        return own | shared
+        # The service drops the responses of the comparison when they were used, so they are kept again for the next.
+        return own | {"compare.side": place % 2, "compare.responses_from": run, "compare.keep_responses": True}
 
     def _probe(self, entry: Entry, settings: Mapping[str, Any], earlier: Entry | None = None) -> str:
         own = {"series.name": self._options.series, "series.step": entry.step, "series.tags": dict(entry.tags)}

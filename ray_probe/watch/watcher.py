@@ -104,7 +104,7 @@ class Watcher:
         stamp = None if before is None else before.stamp
         found = inspect(candidate.path, options.base, stamp, self._clock(), candidate.step)
         self._found[key] = found
-        if found.state == "needs conversion" and self._converter is not None:
+        if found.state == "needs conversion" and self._converter is not None and number is None:
             self._begin_conversion(self._converter, candidate, found)
         elif found.state == "ready":
             self._take(candidate, found, request)

@@ -23,13 +23,13 @@ def test_each_checkpoint_is_compared_with_the_one_before_and_its_gradient_taken(
     first, *rest = [one["settings"] for one in watch.service.asked.values()]
     assert [one["series.step"] for one in (first, *rest)] == [5, 10, 10, 15, 15]
     assert {one["series.name"] for one in (first, *rest)} == {"demo"}
-    runs = [str(watch.service.directory / f"m000{n}") for n in (1, 2, 4)]
+    runs = [str(watch.service.directory / f"m000{n}") for n in range(1, 6)]
     assert (first["compare.side"], first["compare.keep_responses"], first["compare.responses_from"]) == (0, True, None)
     compared, gradients = [rest[0], rest[2]], [rest[1], rest[3]]
-    assert [(one["compare.side"], one["compare.responses_from"]) for one in compared] == [(0, runs[0]), (1, runs[1])]
+    assert [(one["compare.side"], one["compare.responses_from"]) for one in compared] == [(0, runs[0]), (1, runs[2])]
     assert all(one["compare.keep_responses"] and one["batch.responses_per_prompt"] == 8 for one in compared)
-    assert [(one["compare.side"], one["compare.responses_from"]) for one in gradients] == [(1, runs[1]), (0, runs[2])]
-    assert not any(one["compare.keep_responses"] for one in gradients), "the comparison keeps them"
+    assert [(one["compare.side"], one["compare.responses_from"]) for one in gradients] == [(1, runs[1]), (0, runs[3])]
+    assert all(one["compare.keep_responses"] for one in gradients), "the next comparison takes them from the gradient"
     watch.service.end_all()
     assert set(watch.step().values()) == {"measured"} and watch.watcher.settled()
 
