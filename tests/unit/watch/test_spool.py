@@ -126,3 +126,15 @@ def test_a_request_never_has_files_outside_the_spool_removed(tmp_path: Path) -> 
         request(watch.spool.directory, path, 5, name=str(number))
     watch.step()
     assert (directory / "model.safetensors").is_file()
+
+
+def test_requests_of_a_trainer_that_always_writes_into_one_directory_are_all_measured(tmp_path: Path) -> None:
+    watch = Watch(tmp_path)
+    for step in (5, 10):
+        directory = saved(tmp_path, step, "latest")
+        place = pinned(watch.spool.directory, directory, f"{step}-abc")
+        request(watch.spool.directory, place, step, name=str(step), source=str(directory))
+        shutil.rmtree(directory)
+    watch.step()
+    assert [one["settings"]["series.step"] for one in watch.service.asked.values()] == [5, 10, 10]
+    assert watch.asked()[1] == ("latest", "latest")
