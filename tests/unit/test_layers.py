@@ -58,6 +58,11 @@ def imported_with(modules: list[str]) -> set[str]:
              "ray_probe.cluster.connection.connect"], {"torch", "transformers", "matplotlib"}, id="who asks",
         ),
         pytest.param(["ray_probe.cli.main"], {"torch", "ray", "transformers"}, id="the command line's help"),
+        pytest.param(
+            ["ray_probe.watch.inspection", "ray_probe.watch.candidates"],
+            {"torch", "ray", "transformers", "numpy", "safetensors", "pydantic"}, id="layouts of checkpoints",
+        ),
+        pytest.param(["ray_probe.watch.session"], {"torch", "ray", "transformers", "matplotlib"}, id="a watch"),
         pytest.param(["ray_probe.service.run_once"], {"matplotlib.pyplot"}, id="no global state of plots"),
     ],
 )  # fmt: skip
