@@ -57,7 +57,10 @@ def part_of(directories: Sequence[Path]) -> ReportPart:
 
 
 def _runs(directory: Path) -> list[Path]:
-    """Return a run's directory, or those of the runs inside. Raises ConfigError without any."""
+    """Return a run's directory, or those of the runs inside.
+
+    Raises ConfigError without any.
+    """
     if (directory / RESULT).is_file():
         return [directory]
     runs = sorted(path.parent for path in directory.glob(f"*/{RESULT}"))
