@@ -47,7 +47,7 @@ def shell(tmp_path_factory: pytest.TempPathFactory) -> Shell:
 def service(shell: Shell) -> Iterator[str]:
     raw = {**CONFIG, "output": {"dir": str(shell.home / "runs")}}
     (shell.home / "config.yaml").write_text(yaml.safe_dump(raw))
-    shell.ask("up", "config.yaml", "--name", "demo")
+    shell.run("up", "config.yaml", "--name", "demo", seconds=300)
     try:
         yield "demo"
     finally:
@@ -107,6 +107,12 @@ def test_every_checkpoint_of_a_grpo_run_is_measured_at_its_step(
     assert sorted((info["step"], Path(info["against"]).name) for info in changes) == [
         (after, f"checkpoint-{before}") for before, after in pairwise(STEPS)
     ]
-    results = {info["step"]: shell.ask("results", "--run", "demo", info["id"]) for info in probes}
-    entropies = [results[step]["entropy"]["per_token"] for step in STEPS]
-    assert all(math.isfinite(entropy) and entropy > 0 for entropy in entropies) and len(set(entropies)) == 6
+    (curve,) = shell.ask("results", "--series")
+    points, changes = curve["points"], curve["changes"]
+    assert (curve["name"], [point["step"] for point in points]) == ("grpo", STEPS)
+    assert [(change["first_step"], change["last_step"]) for change in changes] == [*pairwise(STEPS)]
+    assert all(point["tags"] == {"algorithm": "grpo"} for point in points)
+    assert len({point["entropy"]["value"] for point in points}) == 6
+    for figure in (*(point["entropy"] for point in points), *(change["since_first"] for change in changes)):
+        assert math.isfinite(figure["value"]) and figure["se"] > 0
+    assert points[-1]["entropy"]["value"] > 0
