@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 import yaml
 from support.pages import ROOT
+from support.services import until
 from support.shell import Shell
 
 from ray_probe.integrations import ProbeCallback
@@ -45,7 +46,7 @@ def shell(tmp_path_factory: pytest.TempPathFactory) -> Shell:
 
 @pytest.fixture(scope="module")
 def service(shell: Shell) -> Iterator[str]:
-    raw = {**CONFIG, "output": {"dir": str(shell.home / "runs")}}
+    raw = {**CONFIG, "output": {"dir": str(shell.home / "runs")}, "metrics": {"tensorboard": str(shell.home / "board")}}
     (shell.home / "config.yaml").write_text(yaml.safe_dump(raw))
     shell.run("up", "config.yaml", "--name", "demo", seconds=300)
     try:
@@ -76,6 +77,14 @@ def read_until(process: "subprocess.Popen[str]", found: Callable[[str], bool]) -
         if found(line):
             return lines
     raise AssertionError(f"it ended with {process.wait()}: {lines} {process.communicate()}")
+
+
+def on_the_board(board: Path, name: str) -> list[int]:
+    """The steps at which TensorBoard has a figure."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(board)).Reload()
+    return sorted(one.step for one in events.Scalars(name)) if name in events.Tags()["scalars"] else []
 
 
 def test_every_checkpoint_of_a_grpo_run_is_measured_at_its_step(
@@ -116,3 +125,6 @@ def test_every_checkpoint_of_a_grpo_run_is_measured_at_its_step(
     for figure in (*(point["entropy"] for point in points), *(change["since_first"] for change in changes)):
         assert math.isfinite(figure["value"]) and figure["se"] > 0
     assert points[-1]["entropy"]["value"] > 0
+    # The figures of the last measurement may still be on their way.
+    until(lambda: on_the_board(shell.home / "board", "probe/entropy_per_token") == STEPS)
+    until(lambda: on_the_board(shell.home / "board", "probe/change") == STEPS[1:])
