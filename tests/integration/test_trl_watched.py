@@ -4,6 +4,7 @@ Needs TRL (pip install '.[test-slow]'): where it is missing, this file fails.
 """
 
 import math
+import re
 import signal
 import statistics
 import subprocess
@@ -52,7 +53,7 @@ def service(shell: Shell) -> Iterator[str]:
     try:
         yield "demo"
     finally:
-        shell.run("down", "--run", "demo")
+        shell.run("down", "--run", "demo", seconds=300)
 
 
 def test_beside_an_idle_service_the_callback_costs_training_less_than_50_ms_a_save(
@@ -125,6 +126,9 @@ def test_every_checkpoint_of_a_grpo_run_is_measured_at_its_step(
     for figure in (*(point["entropy"] for point in points), *(change["since_first"] for change in changes)):
         assert math.isfinite(figure["value"]) and figure["se"] > 0
     assert points[-1]["entropy"]["value"] > 0
+    shell.run("report", "demo", "-o", "grpo.html")
+    report = (shell.home / "grpo.html").read_text(encoding="utf-8")
+    assert "grpo" in report and all(re.search(rf"checkpoint-{step}\b", report) for step in STEPS)
     # The figures of the last measurement may still be on their way.
     until(lambda: on_the_board(shell.home / "board", "probe/entropy_per_token") == STEPS)
     until(lambda: on_the_board(shell.home / "board", "probe/change") == STEPS[1:])
