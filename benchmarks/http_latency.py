@@ -1,7 +1,7 @@
 """Time that a service takes to answer /v1/status beside two busy actors.
 
-Requests are due at a fixed rate, whatever became of earlier ones: the time of each counts from when it was due. Each has
-a connection of its own, as those of many clients have.
+Requests are due at a fixed rate, whatever became of earlier ones: the time of each counts from when it was due. Each
+has a connection of its own, as those of many clients have.
 """
 
 import http.client
