@@ -2,23 +2,28 @@
 
 Speed: the demo and its second checkpoint, tokens/s of whole shards of a comparison against plain sampling of the same
 responses in the same batches. Memory: a random Llama of about 100 M parameters, peaks above the loaded weights in
-fresh processes: sampling and scoring a shard with one model, a comparison, and a comparison with its parts.
+fresh processes: sampling and scoring a shard with one model, a comparison, and a comparison with its parts. The last
+works on two rounds, so that both models are loaded again, and its peak is set against the forecast of one layer's
+gradient and activations.
 """
 
 import copy
 import json
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import AutoConfig
 
 from benchmarks import language_model
 from benchmarks.common import prepare_demo
 from benchmarks.language_model import Size
 from benchmarks.measure import MEGABYTE, interleaved, peak_bytes, peak_in_fresh_process, ratio, shown
 from benchmarks.saving import ROOT, save
+from ray_probe.checkpoints.memory_forecast import estimate
 from ray_probe.config.loading import config_from_dict
 from ray_probe.fitter.fitter import Fitter
 from ray_probe.rollout.builder import RolloutBuilder, build_rollout
@@ -75,9 +80,8 @@ def checkpoints(directory: Path) -> None:
         language_model.tokenizer(SIZE.vocabulary).save_pretrained(directory / name)
 
 
-def measure(kind: str, directory: Path) -> int:
-    """Return the peak of one shard's work above the loaded weights, bytes."""
-    torch.set_num_threads(1)
+def settings(kind: str, directory: Path) -> dict[str, Any]:
+    """Return the configuration of a kind of work."""
     raw: dict[str, Any] = {
         "model": {"path": str(directory / "b")}, "data": {"prompts": language_model.prompts(SIZE)[:4]},
         "batch": {"prompts_per_round": 4, "shard_prompts": 4, "responses_per_prompt": 4, "rounds": 1},
@@ -85,6 +89,13 @@ def measure(kind: str, directory: Path) -> int:
     }  # fmt: skip
     if kind != KINDS[0]:
         raw["compare"] = {"against": str(directory / "a"), "parts": kind == KINDS[2]}
+    return raw
+
+
+def measure(kind: str, directory: Path) -> int:
+    """Return the peak of a shard's work above the loaded weights, bytes."""
+    torch.set_num_threads(1)
+    raw = settings(kind, directory)
     config = config_from_dict(raw)
     shard = Shard(0, 0, tuple(PromptRef(n, 0, text) for n, text in enumerate(raw["data"]["prompts"])), 0, 4)
     if kind == KINDS[0]:
@@ -92,7 +103,20 @@ def measure(kind: str, directory: Path) -> int:
         return peak_bytes(lambda: rollout.collect(shard), "cpu")
     comparison = RolloutBuilder().compare(config, [(directory / "a", None), (directory / "b", None)], "policy")
     fitter = Fitter(baseline_rule(config), "policy")
-    return peak_bytes(lambda: worked(comparison, fitter, [shard]), "cpu")
+
+    def rounds() -> None:
+        for number in (0, 1):
+            worked(comparison, fitter, [replace(shard, round=number)])
+
+    return peak_bytes(rounds, "cpu")
+
+
+def forecast(directory: Path) -> dict[str, int]:
+    """Return the forecast of what parts take beside the weights, bytes."""
+    config = config_from_dict(settings(KINDS[2], directory))
+    longest = SIZE.prompt_tokens
+    found = estimate(config, directory / "b", AutoConfig.from_pretrained(directory / "b"), longest, None, "multiplied")
+    return {"gradient": found.gradients, "activations": found.activations, "logits": found.logits, "cache": found.cache}
 
 
 def main() -> None:
@@ -106,9 +130,13 @@ def main() -> None:
             kind: peak_in_fresh_process("benchmarks.comparison_cost", [], {"kind": kind, "directory": parent})
             for kind in KINDS
         }
+        expected = forecast(Path(parent))
     for kind, peak in peaks.items():
         print(f"  {kind:22s}: {peak / MEGABYTE:6.0f} MB above the loaded weights, {parameters / 1e6:.0f} M parameters")
-    save("comparison_cost", {**found, "parameters": parameters, "peak_bytes_above_weights": peaks})
+    total = expected["gradient"] + max(expected["activations"] + expected["logits"], expected["cache"])
+    print(f"  forecast of one layer's gradient and activations, with parts: {total / MEGABYTE:.0f} MB")
+    sizes = {"parameters": parameters, "peak_bytes_above_weights": peaks, "forecast_bytes_with_parts": expected}
+    save("comparison_cost", {**found, **sizes})
 
 
 if __name__ == "__main__":

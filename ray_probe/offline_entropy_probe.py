@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from ray_probe.checkpoints.tokenizer.eos import Eos
-from ray_probe.config.loading import to_dict
+from ray_probe.config.loading import without_secrets
 from ray_probe.config.schema import ProbeConfig
 from ray_probe.core.estimator.parity import ParityStats, violation
 from ray_probe.core.estimator.records import position_bins
@@ -16,7 +16,7 @@ from ray_probe.run.directory import RunDirectory
 from ray_probe.run.estimates import build_result, round_summary
 from ray_probe.run.gradient_products import GradientProducts, window_of
 from ray_probe.run.preparation.plan import Plan
-from ray_probe.run.progress import Listener
+from ray_probe.run.progress import Listener, Summed
 from ray_probe.run.progress_tracker import ProgressTracker
 from ray_probe.run.result import Beta, Result, StoppedBy
 from ray_probe.run.rounds_file import FinishedRound
@@ -72,7 +72,9 @@ class OfflineEntropyProbe:
         self._stop = stop
         self._eos = eos
         self._moved_share = moved_share
-        self._tracker = ProgressTracker(listener, plan.round_count, config.estimator.baseline.mode, backend.actors)
+        summed: Summed = "gradients" if config.compare.against is None else "changes"
+        mode = config.estimator.baseline.mode
+        self._tracker = ProgressTracker(listener, plan.round_count, mode, backend.actors, summed)
         lines = tuple(directory.finished_rounds())
         totals = merged(directory.restore(len(lines))) if lines else None
         self._committed = _Committed(lines, totals, GradientProducts.of(lines), backend.beta())
@@ -115,7 +117,7 @@ class OfflineEntropyProbe:
 
     def _built(self, committed: _Committed) -> Result:
         assert committed.totals is not None, "a round is committed"
-        config, actors = to_dict(self._config), self._backend.actors
+        config, actors = without_secrets(self._config), self._backend.actors
         found = committed.beta, committed.totals, committed.products, actors, self._eos, self._moved_share
         return build_result(config, *found)
 

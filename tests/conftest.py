@@ -17,9 +17,9 @@ DIRECTORIES = ("integration", "faults", "docs", "unit")
 """Those of `faults` follow one another: they share a cluster."""
 LONGEST = (
     "test_service", "test_pool", "test_shared_cluster", "test_connection", "test_on_a_cluster", "test_nodes",
-    "test_doctor_on_a_cluster", "test_readme_example", "test_signals", "test_writer", "test_stuck", "test_killer",
-    "test_rollouts", "test_blame", "test_fitter", "test_controller", "test_adapter_kinds", "test_rollout",
-    "test_unbiased_columns", "test_snapshots", "test_swap", "test_signal_handlers", "test_damaged_run",
+    "test_doctor_on_a_cluster", "test_watch", "test_readme_example", "test_signals", "test_writer", "test_stuck",
+    "test_killer", "test_rollouts", "test_blame", "test_fitter", "test_controller", "test_adapter_kinds",
+    "test_rollout", "test_unbiased_columns", "test_snapshots", "test_swap", "test_signal_handlers", "test_damaged_run",
 )  # fmt: skip
 """Files that take longer than 10 s, longest first in each directory."""
 

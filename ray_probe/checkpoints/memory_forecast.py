@@ -38,7 +38,7 @@ class MemoryDemand:
         held_a_position: part of `activations` that grows by each position.
         unknown: why `activations`, `logits` and `cache` are unknown and 0; empty if they are known.
         held_a_batch: part of `activations` that each micro-batch takes, however short it is.
-        with_midpoint: a comparison measures parts, so it holds both models and their midpoint.
+        with_midpoint: a comparison measures parts, so it holds both models, or their midpoint and the update.
         in_turns: weights of the larger model of a comparison, which can hold one at a time; None: it cannot, or there
             is no comparison.
     """

@@ -142,14 +142,16 @@ def release(model: torch.nn.Module) -> None:
 @torch.no_grad()
 def _copy(policy: Policy, directory: Path, file: Path, names: list[str]) -> None:
     not_finite = []
-    with reading(directory, file), safe_open(file, framework="pt") as opened:
-        for name in names:
+    for name in names:
+        # Opened for each tensor: the pages of a mapped file stay in memory until it is closed, in all another model.
+        with reading(directory, file), safe_open(file, framework="pt") as opened:
             value, target = opened.get_tensor(name), policy.tensors[name]
             if value.shape != target.shape:
                 raise unusable(directory, f"{name} in {file.name} has changed while it was read", "export it again")
             target.copy_(value)
-            if not torch.isfinite(target).all():
-                not_finite.append(name)
+            del value
+        if not torch.isfinite(target).all():
+            not_finite.append(name)
     refuse_not_finite(directory, not_finite)
 
 

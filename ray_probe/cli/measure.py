@@ -30,6 +30,7 @@ def run(
     actors: options.Actors = None,
     address: options.ConfigAddress = None,
     out: options.Out = None,
+    on_result: options.OnResult = None,
     resume: Annotated[
         Path | None, typer.Option(metavar="RUN_DIR", help="Continue after the last finished round.", show_default=False)
     ] = None,
@@ -40,7 +41,8 @@ def run(
     from ray_probe.cli.options import overrides
     from ray_probe.service.run_request import RunRequest
 
-    return _measured(RunRequest(config, resume, overrides(set_ or [], actors, address, out)), as_json, verbose)
+    asked = overrides(set_ or [], actors, address, out, on_result)
+    return _measured(RunRequest(config, resume, asked), as_json, verbose)
 
 
 def compare(
@@ -57,6 +59,7 @@ def compare(
     actors: options.Actors = None,
     address: options.ConfigAddress = None,
     out: options.Out = None,
+    on_result: options.OnResult = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of the table.")] = False,
     verbose: options.Verbose = False,
 ) -> int:
@@ -69,7 +72,7 @@ def compare(
     checkpoints = checkpoints if config is not None else places
     if len(checkpoints) < 2:
         raise ConfigError(bad_value("A B", checkpoints, "give two checkpoint directories or more, then the config"))
-    asked = overrides(set_ or [], actors, address, out)
+    asked = overrides(set_ or [], actors, address, out, on_result)
     asked += () if prompts is None else (_setting("data.prompts", prompts),)
     if len(checkpoints) > 2:
         if adapter_a is not None or adapter_b is not None:
@@ -114,7 +117,7 @@ def of_chain(value: object, directory: Path, code: int = 0) -> Answer:
 
         return chain_table(read_chain(directory))
 
-    lines = (f"chain.json, chain.png and a run directory for each step: {directory}",)
+    lines = (f"chain.json, chain.png, report.html and a run directory for each step: {directory}",)
     return Answer(value, table, code, lines, lines[0])
 
 

@@ -1,5 +1,6 @@
 """Arguments and options that several commands have."""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
@@ -13,6 +14,10 @@ Settings = Annotated[
 Actors = Annotated[str | None, typer.Option(metavar="N", help="Rollout actors (cluster.actors).", show_default=False)]
 ConfigAddress = Annotated[
     str | None, typer.Option(help="Ray cluster to join: auto or host:port (cluster.address).", show_default=False)
+]
+OnResult = Annotated[
+    str | None,
+    typer.Option(metavar="CMD", help="Call CMD with the result at the end (notify.command).", show_default=False),
 ]
 Out = Annotated[Path | None, typer.Option(help="Parent of the run directory (output.dir).", show_default=False)]
 Name = Annotated[
@@ -42,7 +47,10 @@ Identity = Annotated[str | None, typer.Argument(metavar="ID", help="A measuremen
 OneIdentity = Annotated[str, typer.Argument(metavar="ID", help="A measurement, m0001.", show_default=False)]
 
 
-def overrides(settings: Sequence[str], actors: str | None, address: str | None, out: Path | None) -> tuple[str, ...]:
+def overrides(
+    settings: Sequence[str], actors: str | None, address: str | None, out: Path | None, on_result: str | None = None
+) -> tuple[str, ...]:
     """Return the settings of a command line: `--set` first, then named options."""
-    named = {"cluster.actors": actors, "cluster.address": address, "output.dir": out}
+    command = None if on_result is None else json.dumps(on_result)
+    named = {"cluster.actors": actors, "cluster.address": address, "output.dir": out, "notify.command": command}
     return (*settings, *(f"{key}={value}" for key, value in named.items() if value is not None))

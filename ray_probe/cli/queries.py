@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from enum import StrEnum
-from typing import TYPE_CHECKING, Annotated, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
@@ -13,10 +14,11 @@ from ray_probe.cli.output import Answer, answered, of_result
 from ray_probe.errors import ConfigError, bad_value
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from contextlib import AbstractContextManager
 
     from ray_probe.controller.replies import MeasurementInfo
     from ray_probe.run.result import Result
+    from ray_probe.service.client import ProbeClient
 
 
 def status(
@@ -71,10 +73,18 @@ class Format(StrEnum):
 
 
 def results(
-    identity: Annotated[
-        str | None, typer.Argument(metavar="ID|RUN_DIR", help="m0001, or the directory of a run.", show_default=False)
+    places: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[ID|RUN_DIR|NAME]...", show_default=False,
+            help="m0001, or the directory of a run; with --series names of series, or directories that hold runs.",
+        ),
     ] = None,
     form: Annotated[Format, typer.Option("--format", help="How they are written.")] = Format.TABLE,
+    series: Annotated[bool, typer.Option("--series", help="Show checkpoints by step, and the change between.")] = False,
+    plot: Annotated[
+        Path | None, typer.Option(metavar="FILE.png", help="With --series: also draw it.", show_default=False)
+    ] = None,
     verbose: Verbose = False,
     name: Name = None,
     address: Address = None,
@@ -83,15 +93,56 @@ def results(
     as_json: AsJson = False,
 ) -> int:
     """Show all measurements of a service, or one, or a finished run's directory."""
+    if as_json and form not in (Format.TABLE, Format.JSON):
+        raise ConfigError(bad_value("--format", form.value, "--json is another format; leave one of the two out"))
+    form = Format.JSON if as_json else form
+    places = places or []
+    if series:
+        return _series(places, form, plot, _Service(name, address, namespace, url))
+    if plot is not None or len(places) > 1:
+        field, value = ("--plot", str(plot)) if plot is not None else ("ID", places)
+        raise ConfigError(bad_value(field, value, "only --series draws, and shows several at once"))
+    return _results(places[0] if places else None, form, verbose, _Service(name, address, namespace, url))
+
+
+class _Service(NamedTuple):
+    """The options that name a service."""
+
+    name: str | None
+    address: str | None
+    namespace: str | None
+    url: str | None
+
+    @property
+    def is_named(self) -> bool:
+        """Whether any is given."""
+        return any(option is not None for option in self)
+
+    def connected(self) -> "AbstractContextManager[ProbeClient]":
+        """Connect a client to the service."""
+        return connected(self.name, self.address, self.namespace, "service", self.url)
+
+
+def _series(places: Sequence[str], form: Format, plot: Path | None, service: _Service) -> int:
+    """Show series of a service, or of directories."""
+    from ray_probe.cli.series import directories_of, named, series_answer, series_in
+
+    directories = None if service.is_named else directories_of(places)
+    if directories is not None:
+        found = series_in(directories)
+    else:
+        with service.connected() as client:
+            found = named(client.series(), places)
+    return answered(series_answer(found, form.value, plot), form == Format.JSON)
+
+
+def _results(identity: str | None, form: Format, verbose: bool, service: _Service) -> int:
+    """Show all measurements of a service, one of them, or a run's directory."""
     from ray_probe.cli.finished import result_json, run_directory
     from ray_probe.run.comparison.chain import step_directories
     from ray_probe.run.result import Result
 
-    if as_json and form not in (Format.TABLE, Format.JSON):
-        raise ConfigError(bad_value("--format", form.value, "--json is another format; leave one of the two out"))
-    form = Format.JSON if as_json else form
-    of_a_service = (name, address, namespace, url) != (None,) * 4
-    directory = None if identity is None or of_a_service else run_directory(identity)
+    directory = None if identity is None or service.is_named else run_directory(identity)
     if directory is not None and step_directories(directory):
         return _chain(directory, form)
     if directory is not None:
@@ -100,7 +151,7 @@ def results(
         answer = replace(of_result(finished, directory, verbose), value=raw)
         return answered(_formatted(answer, form, finished), form == Format.JSON)
     result = None
-    with connected(name, address, namespace, "service", url) as client:
+    with service.connected() as client:
         if identity is None:
             items = client.results()
         else:
@@ -114,7 +165,7 @@ def results(
     return answered(_formatted(answer, form, items if result is None else result), form == Format.JSON)
 
 
-def _chain(directory: "Path", form: Format) -> int:
+def _chain(directory: Path, form: Format) -> int:
     """Show the chain of comparisons whose steps lie in a directory."""
     from ray_probe.cli.measure import of_chain
     from ray_probe.report import chain_report

@@ -17,6 +17,7 @@ from ray_probe.cli.options import (
     Name,
     Namespace,
     OneIdentity,
+    OnResult,
     Out,
     Port,
     Settings,
@@ -26,7 +27,7 @@ from ray_probe.cli.options import (
 from ray_probe.cli.output import EXIT_INTERRUPTED, Answer, answered, of_result, stdout_for_results
 from ray_probe.cli.serve import asked_of
 from ray_probe.cli.streams import tell
-from ray_probe.errors import ClusterError, ConfigError, ProbeError
+from ray_probe.errors import ClusterError, ConfigError, ProbeError, bad_value
 from ray_probe.system.signals import interrupted, signals_interrupt
 
 if TYPE_CHECKING:
@@ -45,6 +46,7 @@ def up(
     actors: Actors = None,
     address: ConfigAddress = None,
     out: Out = None,
+    on_result: OnResult = None,
     http: Annotated[bool, typer.Option("--http", help="Serve the live page and the HTTP interface too.")] = False,
     port: Port = None,
     host: Host = None,
@@ -63,7 +65,7 @@ def up(
     served = None
     try:
         with signals_interrupt(), stdout_for_results():
-            found = lifecycle.up(config, overrides(set_ or [], actors, address, out), name, tell)
+            found = lifecycle.up(config, overrides(set_ or [], actors, address, out, on_result), name, tell)
             served = _served(asked, found.entry.name) if http else None
     except KeyboardInterrupt:
         tell("interrupted; what was started has been ended")
@@ -114,6 +116,11 @@ def probe(
         str | None, typer.Option(help="Compare with this checkpoint: measure the change.", show_default=False)
     ] = None,
     against_adapter: Annotated[str | None, typer.Option(help="PEFT adapter on it.", show_default=False)] = None,
+    series: Annotated[str | None, typer.Option(help="Its series (series.name).", show_default=False)] = None,
+    step: Annotated[int | None, typer.Option(help="Step of the trainer (series.step).", show_default=False)] = None,
+    tag: Annotated[
+        list[str] | None, typer.Option(metavar="KEY=VALUE", help="Label in its series (series.tags); repeatable.")
+    ] = None,
     name: Name = None,
     address: Address = None,
     namespace: Namespace = None,
@@ -123,7 +130,7 @@ def probe(
     """Have a service measure a checkpoint as it is now."""
     from ray_probe.config.strict_yaml import override_of
 
-    settings = dict(override_of(setting) for setting in set_ or [])
+    settings = dict(override_of(setting) for setting in set_ or []) | _place_in_series(series, step, tag)
     how: Literal["link", "copy"] | None = "copy" if snapshot_copy else "link" if snapshot else None
     with connected(name, address, namespace, "service", url) as client:
         identity = client.probe(checkpoint, adapter, prompts, settings, how, against, against_adapter)
@@ -133,6 +140,21 @@ def probe(
         return answered(of_result(result, info.directory, verbose), as_json)
     said = f"{identity} is {info.state}; see it with `results {identity}`"
     return answered(Answer(info.to_json(), lambda: said, EXIT_INTERRUPTED if wait else 0), as_json)
+
+
+def _place_in_series(series: str | None, step: int | None, tags: list[str] | None) -> dict[str, object]:
+    """Return the settings that give a measurement its place in a series.
+
+    Raises:
+        ConfigError: a label is not KEY=VALUE.
+    """
+    named: dict[str, object] = {"series.name": series, "series.step": step}
+    settings = {key: value for key, value in named.items() if value is not None}
+    pairs = [tag.partition("=") for tag in tags or []]
+    for tag, (key, _, value) in zip(tags or [], pairs, strict=True):
+        if not key or not value:
+            raise ConfigError(bad_value("--tag", tag, "need KEY=VALUE, both not empty"))
+    return settings | ({"series.tags": {key: value for key, _, value in pairs}} if pairs else {})
 
 
 def cancel(

@@ -111,8 +111,10 @@ def results_table(items: Sequence[MeasurementInfo]) -> RenderableType:
     if not items:
         return Prose("no measurement yet; queue one: probe CHECKPOINT")
     compared = any(item.against is not None for item in items)
-    columns = [*_RESULT_COLUMNS[:6], *([_CHANGE_COLUMN] if compared else []), *_RESULT_COLUMNS[6:]]
-    table = FittedTable(columns, [_result_row(item, compared) for item in items], gap=1)
+    in_series = any(item.series is not None or item.step is not None for item in items)
+    columns = [*_RESULT_COLUMNS[:2], *([_SERIES_COLUMN] if in_series else []), *_RESULT_COLUMNS[2:6]]
+    columns += [*([_CHANGE_COLUMN] if compared else []), *_RESULT_COLUMNS[6:]]
+    table = FittedTable(columns, [_result_row(item, compared, in_series) for item in items], gap=1)
     lost = any(item.gradient is not None and norm_debiased(item.gradient) is None for item in items)
     mark = [Prose("norm_debiased n/a: not above the noise, or not known", "dim")] if lost else []
     ends = [Prose(line, style) for line, style in filter(None, map(_end, items))]
@@ -128,6 +130,7 @@ _RESULT_COLUMNS = (
 
 
 _CHANGE_COLUMN = Column("change,\nnats", right=True)
+_SERIES_COLUMN = Column("series,\nstep", least=8)
 
 
 def _asked(status: Status) -> Row:
@@ -185,7 +188,7 @@ def _progress(progress: Progress) -> list[Row]:
     return [
         ("Work", "round", f"{at}, until a budget ends it" if of is None else f"{at} of {of}", ""),
         ("", "records", f"{progress.collected}/{progress.shards}", "shards of this round"),
-        ("", "gradients", f"{progress.accumulated}/{progress.shards}", "shards of this round"),
+        ("", progress.summed, f"{progress.accumulated}/{progress.shards}", "shards of this round"),
         ("", "speed", f"{number(speed, 3)} tokens/s", ""),
         ("", "sampled", f"{number(progress.tokens)} tokens", "since it began or went on"),
         ("", "beta", f"version {progress.version}" if progress.version else "none yet", ""),
@@ -231,14 +234,16 @@ def _modes(variance: Variance, own: bool) -> RenderableType:
     return below(FittedTable(columns, rows))
 
 
-def _result_row(item: MeasurementInfo, compared: bool) -> list[Cell]:
+def _result_row(item: MeasurementInfo, compared: bool, in_series: bool) -> list[Cell]:
     gradient, change = item.gradient or Gradient(), item.change or ChangeFigure()
     checkpoint = "/".join(Path(item.checkpoint).parts[-2:])
     checkpoint += "" if item.adapter is None else f"\n+ {Path(item.adapter).name}"
     checkpoint += "" if item.against is None else f"\nagainst {'/'.join(Path(item.against).parts[-2:])}"
     changed = [with_error(change.value, change.se, plus=True)] if compared else []
+    step = "" if item.step is None else f"step {item.step}"
+    place = ["\n".join(filter(None, (item.series, step)))] if in_series else []
     return [
-        item.id, checkpoint, Text(item.state, STYLES.get(item.state, "")), number(item.rounds),
+        item.id, checkpoint, *place, Text(item.state, STYLES.get(item.state, "")), number(item.rounds),
         number(item.sequences), _entropy(item), *changed, number(norm_debiased(gradient), 3), number(gradient.snr, 3),
         utc(item.finished or item.started or item.submitted)[5:16],
     ]  # fmt: skip

@@ -19,6 +19,7 @@ from ray_probe.cluster.head.head_monitor import LOST_S, OWN_LOST_S, HeadMonitor,
 from ray_probe.controller.replies import BetaReply, Followed, MeasurementInfo, Scaled, Status, Variance
 from ray_probe.errors import ClusterError, NoClusterError, ProbeError, StateError
 from ray_probe.run.result import Result
+from ray_probe.run.series import Series
 from ray_probe.system.failpoints import fail_at
 
 if TYPE_CHECKING:
@@ -64,6 +65,7 @@ class ControllerActor(OwnActor):
 
     def __init__(self, spec: ControllerSpec) -> None:
         from ray_probe.cluster.controller_backend import RayControllerBackend
+        from ray_probe.cluster.prometheus import PrometheusMetrics
         from ray_probe.config.loading import config_from_dict, load_config
         from ray_probe.controller.controller import Controller
         from ray_probe.controller.run_log import logged_to
@@ -92,6 +94,9 @@ class ControllerActor(OwnActor):
         )
         self._controller = Controller(spec.name, spec.kind, directory, backend, _prepare, own)
         self._controller.begin()
+        self._metrics = None if own is None else PrometheusMetrics(spec.name, self._controller.answers)
+        if self._metrics is not None:
+            self._metrics.begin()
 
     def kind(self) -> str:
         """Return "service" or "run"."""
@@ -153,9 +158,15 @@ class ControllerActor(OwnActor):
         """Return the last lines of a log."""
         return self._controller.answers.logs(identity, lines)
 
+    def series(self) -> tuple[Series, ...]:
+        """Return the series of the measurements."""
+        return self._controller.answers.series()
+
     def close(self, deadline_s: float) -> bool:
         """Stop the work and end the actors; returns whether that was in time."""
         fail_at("end_before_close")
+        if self._metrics is not None:
+            self._metrics.close()
         in_time = self._controller.close(deadline_s)
         self._held.close()
         return in_time
@@ -256,6 +267,10 @@ class ControllerHandle(ActorHandle[ControllerActor]):
     def logs(self, measurement: str | None = None, lines: int = 100) -> tuple[str, ...]:
         """Return the last lines of a measurement's log, or (None) of the service's."""
         return self._call(self.actor.logs, measurement, lines)
+
+    def series(self) -> tuple[Series, ...]:
+        """Return the series of the service's measurements, by name."""
+        return self._call(self.actor.series)
 
     def end_work(self, deadline_s: float) -> bool:
         """Stop the work after whole rounds and end the actors; returns whether in time."""

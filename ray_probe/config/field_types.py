@@ -2,6 +2,8 @@
 
 import difflib
 import re
+import shlex
+import urllib.parse
 from collections.abc import Callable, Iterable
 from typing import Annotated, Any, Literal
 
@@ -73,6 +75,19 @@ def _address(value: str | None) -> str | None:
     return value
 
 
+def _command(value: str | None) -> str | None:
+    if value is not None and not shlex.split(value):
+        raise ValueError("no program")
+    return value
+
+
+def _web_address(value: str | None) -> str | None:
+    parts = None if value is None else urllib.parse.urlsplit(value)
+    if parts is not None and (parts.scheme not in ("http", "https") or not parts.hostname or parts.port == 0):
+        raise ValueError("not a web address")
+    return value
+
+
 def check_resources(value: dict[str, float]) -> dict[str, float]:
     """Accepts custom resources only: CPU and GPU have keys of their own."""
     for name in ("CPU", "GPU"):
@@ -109,6 +124,10 @@ Address = Annotated[
     AfterValidator(_address),
     _need("null (start Ray here), auto, or host:port with a port from 1 to 65535"),
 ]
+Command = Annotated[
+    str | None, AfterValidator(_command), _need("null or a program with its arguments, with quotes that are closed")
+]
+WebAddress = Annotated[str | None, AfterValidator(_web_address), _need("null or an address http://... or https://...")]
 Count = Annotated[int, Field(ge=1, lt=2**31), _need("an integer >= 1 and < 2**31")]
 OptionalCount = Annotated[Count | None, _need("null or an integer >= 1 and < 2**31")]
 OptionalStep = Annotated[

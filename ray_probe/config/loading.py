@@ -13,6 +13,8 @@ from ray_probe.config.section import section_of
 from ray_probe.config.strict_yaml import apply_override, dump_yaml_text, load_yaml
 from ray_probe.errors import ConfigError, bad_value, cut
 
+SECRET_SECTIONS = ("notify",)
+
 
 def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> ProbeConfig:
     """Read a YAML file, apply `dotted.key=value` overrides in order, and validate.
@@ -49,6 +51,14 @@ def config_from_dict(raw: Mapping[str, Any], source: str = "config") -> ProbeCon
 def to_dict(config: ProbeConfig) -> dict[str, Any]:
     """Returns the config in plain JSON types."""
     return config.model_dump(mode="json", by_alias=True)
+
+
+def without_secrets(config: ProbeConfig) -> dict[str, Any]:
+    """Returns the config for a result.
+
+    It leaves out the command and the address that are notified: they may hold a secret.
+    """
+    return {name: part for name, part in to_dict(config).items() if name not in SECRET_SECTIONS}
 
 
 def dump_yaml(config: ProbeConfig) -> str:

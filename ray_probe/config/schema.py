@@ -29,6 +29,7 @@ from ray_probe.config.field_types import (
     check_trainable,
     refusal,
 )
+from ray_probe.config.reporting import MetricsConfig, NotifyConfig
 from ray_probe.config.section import Section
 from ray_probe.config.series import SeriesConfig
 from ray_probe.core.columns import LOGIT_COLUMNS, recommended
@@ -209,21 +210,24 @@ class ClusterConfig(Section):
 
 
 class CompareConfig(Section):
-    """The checkpoint A that `model`, B, is compared with, if any."""
+    """The checkpoint A that `model`, B, is compared with, and shared responses."""
 
     against: OptionalText = None
     """Checkpoint directory of A; null: no comparison."""
     adapter: OptionalText = None
     """PEFT adapter directory of A; null: none."""
     side: Literal[0, 1] = 0
-    """Side of A in the seeds of responses; 1 at odd places of a chain, so that both neighbours share its responses."""
+    """Side of A in the seeds of responses; 1 at odd places of a chain, so that both neighbours share its responses.
+    Of a gradient that keeps or reads responses, the side of its checkpoint."""
     keep_responses: bool = False
-    """Keep the token ids of B's responses in the run directory, for the next step of a chain."""
+    """Keep the token ids of B's responses in the run directory, for a next step; of a gradient, its own."""
     responses_from: OptionalText = None
-    """Run directory of the step before in a chain, which kept A's responses; null: they are sampled."""
+    """Run directory of the measurement before in a chain or series, which kept A's responses; null: they are sampled.
+    Of a gradient, one that kept responses of its checkpoint: a comparison with twice as many a prompt."""
     parts: bool = False
-    """Also tell the parts of the change by group of parameters: to first order at (A + B) / 2, a third policy in memory
-    with as many responses of its own. Needs full weights of one architecture."""
+    """Also tell the parts of the change by group of parameters: to first order at (A + B) / 2, a third policy with as
+    many responses of its own. Both checkpoints are loaded again once a round. Needs full weights of one
+    architecture."""
 
 
 class OutputConfig(Section):
@@ -256,6 +260,10 @@ class ProbeConfig(Section):
     """A comparison of two checkpoints."""
     series: SeriesConfig = SeriesConfig()
     """The place in a series of checkpoints."""
+    metrics: MetricsConfig = MetricsConfig()
+    """Sinks of figures."""
+    notify: NotifyConfig = NotifyConfig()
+    """What is called at the end."""
     cluster: ClusterConfig = ClusterConfig()
     """Ray."""
     output: OutputConfig = OutputConfig()

@@ -12,16 +12,20 @@ from ray_probe.config.loading import to_dict
 from ray_probe.config.schema import ProbeConfig
 from ray_probe.controller.intake import Intake, Taken
 from ray_probe.controller.measurement import Job, Prepare
+from ray_probe.controller.outcome.reporter import Reporter
 from ray_probe.controller.queries import Queries
 from ray_probe.controller.queue import Measurement
 from ray_probe.controller.replies import MeasurementInfo, Scaled
 from ray_probe.controller.state import ControllerState
 from ray_probe.controller.work_loop import ControllerBackend, WorkLoop
 from ray_probe.errors import ConfigError, ProbeError, bad_value
+from ray_probe.run.result import Result
 from ray_probe.system.clock import utc_now
 
 logger = logging.getLogger("ray_probe")
 NOTHING_TAKEN = Taken()
+REPORTS_S = 5.0
+"""Time for what is being reported when a service ends."""
 
 
 class Controller:
@@ -44,7 +48,9 @@ class Controller:
         self.intake = Intake(self.state)
         self.answers = Queries(name, kind, self.state, workers)
         self._workers = workers
-        self._loop = WorkLoop(self.state, self.intake, workers, prepare, config)
+        # A run's driver reports its measurement itself, from the user's own environment.
+        self._reporter = None if config is None else Reporter(config, name, directory, logger.warning)
+        self._loop = WorkLoop(self.state, self.intake, workers, prepare, config, self._ended)
 
     @property
     def start_error(self) -> ProbeError | None:
@@ -62,7 +68,10 @@ class Controller:
         The committed rounds are kept.
         """
         self.intake.close()
-        return self._loop.close(deadline_s)
+        in_time = self._loop.close(deadline_s)
+        if self._reporter is not None:
+            self._reporter.close(min(REPORTS_S, deadline_s))
+        return in_time
 
     def probe(self, config: ProbeConfig) -> Measurement:
         """Queues the measurement of a checkpoint after checking and pinning it.
@@ -118,7 +127,12 @@ class Controller:
             self.state.save()
         if item.state == "cancelled":
             self.intake.forget(item)
+            self._ended(item, None)
         return self.answers.info(item)
+
+    def _ended(self, item: Measurement, result: Result | None) -> None:
+        if self._reporter is not None:
+            self._reporter.ended(self.answers.info(item), result)
 
     def drain(self, on: bool) -> None:
         """Refuses new measurements from now on, or accepts them again."""

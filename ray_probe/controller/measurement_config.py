@@ -7,7 +7,9 @@ from ray_probe.config.loading import config_from_dict, to_dict
 from ray_probe.config.schema import ProbeConfig
 from ray_probe.errors import ConfigError, bad_value
 
-FIXED_SECTIONS = ("cluster",)
+REPORTING_SECTIONS = ("metrics", "notify")
+"""Sections that the service reads from its own configuration; its measurements are without them."""
+FIXED_SECTIONS = ("cluster", *REPORTING_SECTIONS)
 FIXED_KEYS = ("output.dir", "output.name")
 
 
@@ -17,7 +19,7 @@ def measurement_config(base: ProbeConfig, settings: Mapping[str, Any]) -> ProbeC
     Raises:
         ConfigError: a setting belongs to the service, or is invalid.
     """
-    raw = to_dict(base)
+    raw = {name: section for name, section in to_dict(base).items() if name not in REPORTING_SECTIONS}
     for key, value in settings.items():
         if key in FIXED_KEYS or key.partition(".")[0] in FIXED_SECTIONS:
             remedy = "it belongs to the service and stays as `up` was given it"

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
+from ray_probe.controller.outcome.series_cache import SeriesCache
 from ray_probe.controller.queue import Measurement
 from ray_probe.controller.replies import BetaReply, Followed, MeasurementInfo, Status, Variance
 from ray_probe.controller.state import ControllerState, summary
@@ -13,6 +14,7 @@ from ray_probe.run.comparison.change import ChangeFigure
 from ray_probe.run.directory import RunDirectory
 from ray_probe.run.messages import InSample
 from ray_probe.run.result import Beta, Counts, Entropy, Gradient, Result
+from ray_probe.run.series import Series
 from ray_probe.system.json_object import JsonObject
 
 SUMMARISED: Mapping[str, type[JsonObject]] = {"entropy": Entropy, "gradient": Gradient, "change": ChangeFigure}
@@ -44,6 +46,7 @@ class Queries:
 
     def __init__(self, name: str, kind: str, board: ControllerState, sources: BackendQueries) -> None:
         self._name, self._kind, self._board, self._sources = name, kind, board, sources
+        self._series = SeriesCache()
 
     def status(self) -> Status:
         """Returns the state of the service or run."""
@@ -67,6 +70,12 @@ class Queries:
         with self._board.changed:
             items = self._board.queue.items
         return tuple(self.info(item) for item in items)
+
+    def series(self) -> tuple[Series, ...]:
+        """Returns the series of all measurements, by name."""
+        with self._board.changed:
+            items = self._board.queue.items
+        return self._series.series(items)
 
     def result(self, identity: str | None) -> tuple[MeasurementInfo, Result | None]:
         """Returns a measurement and its result so far; None before a commit."""

@@ -96,8 +96,8 @@ def log_to(listener: Listener) -> Listener:
             logger.warning(progress.note)
         elif progress.accumulated == progress.shards > 0:
             logger.info(
-                "round %d: gradients of %d shards are in, %d tokens so far, beta version %d",
-                progress.round + 1, progress.shards, progress.tokens, progress.version,
+                "round %d: %s of %d shards are in, %d tokens so far, beta version %d",
+                progress.round + 1, progress.summed, progress.shards, progress.tokens, progress.version,
             )  # fmt: skip
         listener(progress)
 

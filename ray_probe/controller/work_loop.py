@@ -11,6 +11,7 @@ from ray_probe.config.loading import config_from_dict, to_dict
 from ray_probe.config.schema import ProbeConfig
 from ray_probe.controller.intake import Intake
 from ray_probe.controller.measurement import Job, Prepare, measure, prepared_again
+from ray_probe.controller.outcome.kept_responses import drop_used_responses
 from ray_probe.controller.queries import BackendQueries
 from ray_probe.controller.queue import Measurement
 from ray_probe.controller.replies import Scaled
@@ -19,10 +20,14 @@ from ray_probe.errors import ProbeError
 from ray_probe.offline_entropy_probe import OfflineEntropyProbe
 from ray_probe.run.backend import LoadingBackend, StopCheck, Stopped
 from ray_probe.run.directory import RunDirectory
+from ray_probe.run.result import Result
 from ray_probe.system.clock import utc_now
 
 logger = logging.getLogger("ray_probe")
 TICK_S = 0.5
+
+
+Ended = Callable[[Measurement, Result | None], None]
 
 
 class ControllerBackend(LoadingBackend, BackendQueries, Protocol):
@@ -52,11 +57,12 @@ class WorkLoop:
         workers: the actors.
         prepare: checks a configuration and its files.
         config: loaded at the start; None for a run.
+        ended: receives each measurement that has ended, with its result or None; returns at once.
     """
 
     def __init__(
         self, state: ControllerState, intake: Intake, workers: ControllerBackend, prepare: Prepare,
-        config: ProbeConfig | None,
+        config: ProbeConfig | None, ended: Ended = lambda item, result: None,
     ) -> None:  # fmt: skip
         self.jobs: dict[str, Job] = {}
         self.stopping: set[str] = set()
@@ -66,6 +72,7 @@ class WorkLoop:
         self._workers = workers
         self._prepare = prepare
         self._config = config
+        self._ended = ended
         self._thread: threading.Thread | None = None
 
     def begin(self) -> None:
@@ -173,12 +180,17 @@ class WorkLoop:
         with self._state.changed:
             self.jobs.pop(identity, None)
             item = self._state.leave(identity, finished=utc_now(), **fields)
+            items = self._state.queue.items
         self._intake.forget(item)
+        drop_used_responses(item, items)
         logger.info("%s: %s%s", identity, item.state, f" ({item.cause})" if item.cause else "")
+        result = None
         try:
-            self._state.change(identity, summary=summary(self._state.result(item)))
+            result = self._state.result(item)
+            item = self._state.change(identity, summary=summary(result))
         except (OSError, ProbeError) as error:  # a later query reads the result again
             logger.error("%s: its result cannot be read (%s)", identity, error)
+        self._ended(item, result)
 
 
 def _logged(error: Exception) -> ProbeError:

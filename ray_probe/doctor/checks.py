@@ -76,7 +76,8 @@ class Case:
         self_test_s: time limit of the self-test.
         stack: holds the connection to the cluster.
         found: the checkpoint, if it passed.
-        prepared: the run, if its checkpoint and prompts passed.
+        against: of a comparison, the checkpoint A, if it passed.
+        prepared: the run, if its checkpoints and prompts passed.
         unusable: error of the prompts, if the checkpoint passed and they did not.
         longest: of the prompts, in tokens, if they passed.
         nodes: of the connected cluster.
@@ -89,6 +90,7 @@ class Case:
     self_test_s: float
     stack: ExitStack
     found: "Checkpoint | None" = None
+    against: "Checkpoint | None" = None
     prepared: "PreparedRun | None" = None
     unusable: InputError | None = None
     longest: int = 0
@@ -105,6 +107,11 @@ class Case:
         """The checkpoint, for steps that need it."""
         assert self.found is not None
         return self.found
+
+    @property
+    def policies(self) -> "list[Checkpoint]":
+        """The checkpoint, and A of a comparison, for steps that need them."""
+        return [self.checkpoint, *([] if self.against is None else [self.against])]
 
     @property
     def prepared_run(self) -> "PreparedRun":

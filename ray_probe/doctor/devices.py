@@ -5,7 +5,7 @@ from pathlib import Path
 
 import psutil
 
-from ray_probe.checkpoints.memory_forecast import check_fits, estimate, size
+from ray_probe.checkpoints.memory_forecast import check_fits, size
 from ray_probe.cluster.connection.demand import Demand, room
 from ray_probe.doctor.checks import Case, Finding
 from ray_probe.doctor.nodes import ask, nodes_with_room, problems
@@ -16,23 +16,26 @@ LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_by
 
 def memory(case: Case) -> Finding:
     """Check that every node has free memory for all actors that it can hold."""
-    found, demand = case.checkpoint, Demand.of(case.run.cluster)
-    needed = estimate(case.run, found.directory, found.config, case.longest, found.adapter)
+    from ray_probe.run.preparation.prepare import memory_of
+
+    demand, needed = Demand.of(case.run.cluster), memory_of(case.run, case.policies, case.longest)
     gpus = demand.gpus_per_actor
     answers = ask(nodes_with_room(case), free_device, gpus > 0, **({"num_gpus": gpus} if gpus else {}))
     if silent := problems(answers, lambda value: None):
         raise ClusterError(f"memory: {some(silent)}; look at that node, or wait until its devices are free")
-    shares = []
+    shares, in_turns = [], False
     for answer in answers:
         name, free = answer.value
         there = room(demand, [answer.node.resources])
         actors = demand.actors if there is None else min(demand.actors, there)
         share = free * min(1.0, gpus) if gpus else free / actors
         whose = f"{name} of node {answer.node.name}" + (f" for each of {actors} actors" if not gpus else "")
-        check_fits(needed, int(share), whose)
+        in_turns |= check_fits(needed, int(share), whose)
         shares.append((share, whose))
     least, whose = min(shares)
     remedy = "watch the memory of the first shards" if needed.unknown else None
+    if in_turns:
+        remedy = "it holds one model at a time and loads each once a shard; larger shards (batch.shard_prompts) help"
     return Finding(f"an actor needs {needed.line()}, and {whose} has {size(least)}", remedy)
 
 

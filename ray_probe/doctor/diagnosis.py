@@ -10,6 +10,12 @@ from ray_probe.doctor.checks import Case, Check, Step, examine
 SELF_TEST_S = 10.0
 READ_S = 300.0  # a checkpoint is read once, for its fingerprint: 30 GB at 100 MB/s
 LOOK_S = 20.0
+OF_A = (
+    Step("checkpoint A", files.against, limit_s=READ_S),
+    Step("end of response A", files.end_of_response_of_a, ("checkpoint A",)),
+    Step("same tokens", files.same_tokens, ("checkpoint", "checkpoint A", "prompts"), limit_s=READ_S),
+)
+"""Steps for the checkpoint A of a comparison."""
 
 
 def _steps(config: ProbeConfig | None, address: str | None, load: bool) -> tuple[Step, ...]:
@@ -27,7 +33,9 @@ def _steps(config: ProbeConfig | None, address: str | None, load: bool) -> tuple
     )
     if config is None:
         return (versions, ray_token, *joined, torch, self_test, no_run)
-    on_nodes = ("resources", "checkpoint")
+    of_a = () if config.compare.against is None else OF_A
+    loadable = ("checkpoint", "prompts", *(step.name for step in of_a))
+    on_nodes = ("resources", "checkpoint", *(step.name for step in of_a[:1]))
     cache = (Step("model cache", node_files.model_cache, on_nodes),) if config.model.cache_dir else ()
     return (
         *(versions, ray_token, *room, *joined),
@@ -36,10 +44,11 @@ def _steps(config: ProbeConfig | None, address: str | None, load: bool) -> tuple
         Step("checkpoint", files.checkpoint, limit_s=READ_S),
         Step("end of response", files.end_of_response, ("checkpoint",)),
         Step("prompts", files.prompts, limit_s=READ_S),
+        *of_a,
         Step("checkpoint on nodes", node_files.node_checkpoint, on_nodes),
         *cache,
         Step("memory", devices.memory, (*on_nodes, "prompts")),
-        Step("model", model.loaded, ("checkpoint", "prompts")) if load else Step("model", model.not_loaded),
+        Step("model", model.loaded, loadable) if load else Step("model", model.not_loaded),
         Step("run directory", files.run_directory, limit_s=LOOK_S),
         Step("disk", files.disk, ("checkpoint", "run directory"), limit_s=LOOK_S),
         Step("shared directory", node_files.shared_directory, ("cluster", "run directory")),

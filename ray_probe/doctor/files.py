@@ -2,14 +2,19 @@
 
 import shutil
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ray_probe.checkpoints.headers import weight_headers
-from ray_probe.checkpoints.memory_forecast import BUFFERS, WIDTH, estimate, size
+from ray_probe.checkpoints.memory_forecast import BUFFERS, WIDTH, GradientUse, estimate, size
 from ray_probe.checkpoints.tokenizer.eos import KEY as EOS_KEY
+from ray_probe.config.schema import CompareConfig
 from ray_probe.data.prompts import load_prompts
 from ray_probe.doctor.checks import Case, Finding
 from ray_probe.errors import InputError, OutputError
 from ray_probe.run.directory import RunDirectory
+
+if TYPE_CHECKING:
+    from ray_probe.checkpoints.inspection import Checkpoint
 
 GRADIENT_BYTES = 16  # float64, the committed one and its successor
 SAVED_BYTES = 8  # gradient.safetensors
@@ -23,26 +28,61 @@ def checkpoint(case: Case) -> Finding:
 
     found = inspect_checkpoint(case.run.model)
     found.eos(case.run.generation.eos_token_ids)
+    # Of a comparison, B and the prompts alone: what A adds has steps of its own.
+    alone = case.run.model_copy(update={"compare": CompareConfig()})
     try:
-        case.prepared = prepare(case.run, checkpoint=found)
+        case.prepared = prepare(alone, checkpoint=found)
     except InputError as error:  # of the prompts, as the checkpoint has just passed
         case.unusable = error
     case.found = found
+    return Finding(_contents(found))
+
+
+def against(case: Case) -> Finding:
+    """Check that A of a comparison is whole and finite, without loading it."""
+    from ray_probe.run.comparison.same_tokens import inspect_against
+
+    found = inspect_against(case.run)
+    assert found is not None, "of a comparison"
+    case.against = found
+    return Finding(_contents(found))
+
+
+def _contents(found: "Checkpoint") -> str:
     tensors = weight_headers(found.directory).values()
     adapter = f", adapter {found.adapter}" if found.adapter else ""
     if found.policy_tokenizer.tokenizer_from == "model.adapter":
         adapter += " with its own tokenizer"
     what = f"{sum(t.size for t in tensors):,} parameters, all finite, {size(sum(t.stored_bytes for t in tensors))}"
-    return Finding(f"{found.directory}{adapter}: {what}, fingerprint {found.fingerprint[:12]}")
+    return f"{found.directory}{adapter}: {what}, fingerprint {found.fingerprint[:12]}"
 
 
 def end_of_response(case: Case) -> Finding:
     """Name the ids that end a response; a warning if sources differ."""
-    eos = case.checkpoint.eos(case.run.generation.eos_token_ids)
+    return _ends(case, case.checkpoint)
+
+
+def end_of_response_of_a(case: Case) -> Finding:
+    """Name the ids that end a response of A; a warning if sources differ."""
+    return _ends(case, case.policies[1])
+
+
+def _ends(case: Case, found: "Checkpoint") -> Finding:
+    eos = found.eos(case.run.generation.eos_token_ids)
     detail = f"responses end at {eos.line()}"
     if case.run.generation.eos_token_ids is not None or not eos.others:
         return Finding(detail)
     return Finding(f"{detail}, but {eos.differences()}", f"set {EOS_KEY}, which decides")
+
+
+def same_tokens(case: Case) -> Finding:
+    """Check that A and B have the same tokens, ends of responses and prompts."""
+    from ray_probe.run.preparation.prepare import prepare
+
+    case.prepared = prepare(case.run, checkpoint=case.checkpoint, against=case.against)
+    also = " and architecture" if case.run.compare.parts else ""
+    count = case.prepared.prompts.count
+    return Finding(f"both checkpoints have the same token ids, ends of responses, {count} rendered prompts{also}")
 
 
 def prompts(case: Case) -> Finding:
@@ -79,7 +119,8 @@ def run_directory(case: Case) -> Finding:
 def disk(case: Case) -> Finding:
     """Check that the disk has room for the files of a run."""
     output, found = case.run.output, case.checkpoint
-    demand = estimate(case.run, found.directory, found.config, 1, found.adapter)
+    use: GradientUse = "summed" if case.run.compare.against is None else "none"
+    demand = estimate(case.run, found.directory, found.config, 1, found.adapter, use)
     trainable = demand.gradients // (BUFFERS * max(4, WIDTH[case.run.model.dtype]))
     needed = trainable * (GRADIENT_BYTES + (SAVED_BYTES if output.save_gradient else 0)) + OTHER_BYTES
     there = nearest(Path(output.dir).resolve())

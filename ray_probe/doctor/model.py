@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from ray_probe.checkpoints.memory_forecast import size
 from ray_probe.config import ProbeConfig
-from ray_probe.core.estimator.parity import violation
+from ray_probe.core.estimator.parity import ParityStats, violation
 from ray_probe.doctor.checks import Case, Finding
 from ray_probe.doctor.devices import free_device
 from ray_probe.errors import ParityError
@@ -69,10 +69,11 @@ def _tried(prepared: PreparedRun, config: ProbeConfig, device: str) -> str:
     rollout.begin("doctor")
     collected, fitter = rollout.collect(shard), Fitter(rule, policy_id)
     fitter.accept(collected.delivery)
-    if problem := violation(collected.parity, config.model.dtype, config.generation.parity_tolerance):
-        raise ParityError(f"{problem}; see whether the model's cache and its full forward pass agree")
-    fit = fitter.close_round(shard.round, [shard.index])
-    norm = rollout.accumulate(shard, fit).gradient_norm_sq ** 0.5
+    _check_parity(config, collected.parity)
+    report = rollout.accumulate(shard, fitter.close_round(shard.round, [shard.index]))
+    norm = report.gradient_norm_sq**0.5
+    if report.sums.change is not None:
+        _check_parity(config, report.sums.change.parts.parity)
     if prepared.against is not None:
         gap = f"the mean parity gap is {collected.parity.mean_gap:.1e} nats"
         return f"both checkpoints loaded on {device}; of {collected.tokens} tokens of both {gap}"
@@ -81,3 +82,8 @@ def _tried(prepared: PreparedRun, config: ProbeConfig, device: str) -> str:
         f"loaded on {device}, gradient of {len(rollout.layout.names)} parameters{frozen}; of {collected.tokens} tokens "
         f"the mean parity gap is {collected.parity.mean_gap:.1e} nats and the gradient's norm {norm:.3g}"
     )
+
+
+def _check_parity(config: ProbeConfig, parity: ParityStats) -> None:
+    if problem := violation(parity, config.model.dtype, config.generation.parity_tolerance):
+        raise ParityError(f"{problem}; see whether the model's cache and its full forward pass agree")

@@ -16,13 +16,13 @@ from ray_probe.errors import CheckpointError, ConfigError, OutputError, bad_valu
 
 
 def node_checkpoint(case: Case) -> Finding:
-    """Check that nodes with room for an actor have the files of the checkpoint."""
+    """Check that nodes with room for an actor have the checkpoint's files, and A's."""
     nodes = nodes_with_room(case)
-    found = case.checkpoint
-    for field, place, patterns in (
-        ("model.path", found.directory, CHECKPOINT_FILES),
-        ("model.adapter", found.adapter, ADAPTER_FILES),
-    ):
+    keys = (("model.path", "model.adapter"), ("compare.against", "compare.adapter"))
+    places: list[tuple[str, Path | None, Sequence[str]]] = []
+    for (path, adapter), found in zip(keys, case.policies, strict=False):
+        places += [(path, found.directory, CHECKPOINT_FILES), (adapter, found.adapter, ADAPTER_FILES)]
+    for field, place, patterns in places:
         if place is None:
             continue
         here = files_in(str(place), patterns)
@@ -34,8 +34,8 @@ def node_checkpoint(case: Case) -> Finding:
 
 def model_cache(case: Case) -> Finding:
     """Check that model.cache_dir has room on nodes that can hold an actor."""
-    cache, found = str(case.run.model.cache_dir), case.checkpoint
-    needed = sum((files_in(str(found.directory), CHECKPOINT_FILES) or {}).values())
+    cache, directories = str(case.run.model.cache_dir), {str(found.directory) for found in case.policies}
+    needed = sum(sum((files_in(one, CHECKPOINT_FILES) or {}).values()) for one in directories)
     nodes = nodes_with_room(case)
 
     def problem(free: int | None) -> str | None:

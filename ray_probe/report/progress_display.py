@@ -14,7 +14,7 @@ from rich.text import Text
 from ray_probe.run.progress import Progress
 
 PLAIN_EVERY_S = 10.0
-HALVES = 2  # of a shard: its record, then its gradient
+HALVES = 2  # of a shard: its record, then its gradient or change
 BAR_CHARS = 6
 BESIDE_STATUS = BAR_CHARS + len("100%") + len("0:00:00") + 4
 """Columns of bar, share, time and the gaps on a line of the live display."""
@@ -166,7 +166,7 @@ def _plain(progress: Progress) -> str:
     total = HALVES * progress.shards * (progress.rounds or 0)
     done = f"{100 * _halves_done(progress) // total} % of the run, " if total else ""
     return (
-        f"records {progress.collected}/{progress.shards}, gradients {progress.accumulated}/{progress.shards}, "
+        f"records {progress.collected}/{progress.shards}, {progress.summed} {progress.accumulated}/{progress.shards}, "
         f"{done}{_speed(progress)} tokens/s, {_beta(progress)}, variance ratio {_ratio(progress)}, "
         f"actors {progress.actors_alive}/{progress.actors_asked}, {progress.elapsed_s:.0f} s"
     )

@@ -1,6 +1,7 @@
 """Builds rollouts from a configuration: model, processor, components, gradient."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,12 +18,12 @@ from ray_probe.gradient.along_update import GradientAlongUpdate
 from ray_probe.gradient.shard_sum import GradientSum
 from ray_probe.model.activation_checkpointing import set_recompute
 from ray_probe.model.gradient_reach import refuse_unreached
-from ray_probe.model.midpoint import midpoint_of
+from ray_probe.model.midpoint import check_same_tensors, replace_by_midpoint
 from ray_probe.probe_components import ProbeComponents
 from ray_probe.rollout.comparison import Comparison
 from ray_probe.rollout.midpoint import Midpoint
-from ray_probe.rollout.policies import InTurns
-from ray_probe.rollout.response_store import ResponseStore
+from ray_probe.rollout.policies import InTurns, PairOrMidpoint, Policies
+from ray_probe.rollout.response_store import ResponseStore, SharedResponses
 from ray_probe.rollout.rollout import Rollout
 from ray_probe.run.preparation.prepared import baseline_rule
 from ray_probe.sequence_processor import SequenceProcessor
@@ -76,7 +77,6 @@ class RolloutBuilder:
 
     def __init__(self) -> None:
         self._own, self._against = PolicySlot(), PolicySlot()
-        self._middle: Any = None
 
     @property
     def way(self) -> Literal["loaded", "swapped"]:
@@ -91,6 +91,7 @@ class RolloutBuilder:
         policy_id: str,
         device: str = "cpu",
         on_progress: OnProgress = lambda tokens: None,
+        store: ResponseStore | None = None,
     ) -> Rollout:
         """Load a checkpoint and build its rollout.
 
@@ -104,20 +105,21 @@ class RolloutBuilder:
             policy_id: identifies the policy in records.
             device: `cpu` or `cuda`.
             on_progress: receives numbers of tokens done.
+            store: of the responses of a series, or None.
 
         Raises:
             CheckpointError: the directory holds no complete checkpoint.
             ConfigError: `model.trainable` selects no parameter, or one that text cannot reach.
         """
         self._against.empty()
-        self._free_middle()
         model = self._own.bring_in(directory, adapter, config.model.dtype, device)
         set_recompute(model, config.estimator.activation_checkpointing)
         processor, rule = _processor(config, model, directory, adapter, on_progress), baseline_rule(config)
         components = ProbeComponents(processor, config.estimator.x_estimator_mode, config.generation.rb_requires_grad)
         gradient = GradientSum(model, config.model.trainable)
         refuse_unreached(model, gradient.parameters, config.model.trainable)
-        return Rollout(components, gradient, rule, policy_id, made_on(device, torch.get_num_threads()))
+        shared = None if store is None else SharedResponses(store, config.compare.side)
+        return Rollout(components, gradient, rule, policy_id, made_on(device, torch.get_num_threads()), shared)
 
     def compare(
         self,
@@ -139,15 +141,14 @@ class RolloutBuilder:
             on_progress: receives numbers of tokens done.
             in_turns: hold one model at a time, and load the other where it is needed: the same bits, in half the
                 memory, with two loads a shard. So it is done for two adapters of one base in any case, whose base is
-                loaded once. Not with `compare.parts`, which needs both and their midpoint.
+                loaded once. Not with `compare.parts`, whose midpoint and update need the memory of both.
             store: of the responses of a chain, or None.
 
         Raises:
             ConfigError: `compare.parts` is set and the models differ in more than the values of their weights.
         """
-        assert not (in_turns and config.compare.parts), "parts need both models and their midpoint"
+        assert not (in_turns and config.compare.parts), "parts need the memory of both models"
         in_turns = in_turns or _share_base(places, config.model.dtype, device)
-        self._free_middle()
         slots = (self._own if in_turns else self._against, self._own)
         if in_turns:
             self._against.empty()
@@ -164,23 +165,28 @@ class RolloutBuilder:
         rule, made = baseline_rule(config), made_on(device, torch.get_num_threads())
         if in_turns:
             return Comparison(InTurns(bring_in), rule, policy_id, made, side=config.compare.side, store=store)
-        a, b = bring_in(0), bring_in(1)
+        halfway = PairOrMidpoint(bring_in, partial(_halved, config)) if config.compare.parts else None
+        policies: Policies = (bring_in(0), bring_in(1)) if halfway is None else halfway
+        a, b = policies[0].model, policies[1].model
         adapted = any(adapter is not None for _, adapter in places)
-        moved = None if adapted else moved_share(a.model, b.model)
-        midpoint = self._midpoint(config, a.model, b.model, places[0][0], on_progress) if config.compare.parts else None
-        return Comparison((a, b), rule, policy_id, made, moved, config.compare.side, midpoint, store)
+        moved = None if adapted else moved_share(a, b)
+        if halfway is not None:
+            check_same_tensors(a, b)
+            set_recompute(a, config.estimator.activation_checkpointing)  # refuses here what has no such layers
+            set_recompute(a, False)
+        midpoint = None if halfway is None else halfway.midpoint
+        return Comparison(policies, rule, policy_id, made, moved, config.compare.side, midpoint, store)
 
-    def _midpoint(self, config: ProbeConfig, a: Any, b: Any, directory: Path, on_progress: OnProgress) -> Midpoint:
-        """Build the policy between two models; `directory` holds its tokenizer."""
-        self._middle = midpoint_of(a, b)
-        set_recompute(self._middle, config.estimator.activation_checkpointing)
-        along = GradientAlongUpdate(self._middle, a, b)
-        return Midpoint(_processor(config, self._middle, directory, None, on_progress), along)
 
-    def _free_middle(self) -> None:
-        middle, self._middle = self._middle, None
-        if middle is not None:
-            release(middle)
+def _halved(config: ProbeConfig, a: SequenceProcessor, b: SequenceProcessor) -> Midpoint:
+    """Return the midpoint of two policies, which takes their place with the update."""
+    replace_by_midpoint(a.model, b.model)
+    set_recompute(a.model, config.estimator.activation_checkpointing)
+    middle = SequenceProcessor(
+        a.model, a.tokenizer, config.generation, baseline_rule(config).features, a.on_progress,
+        config.data.chat_template, a.eos_ids, config.data.context_length,
+    )  # fmt: skip
+    return Midpoint(middle, GradientAlongUpdate(a.model, b.model))
 
 
 def _share_base(places: Sequence[tuple[Path, Path | None]], dtype: str, device: str) -> bool:

@@ -10,7 +10,7 @@ Shape suffixes: S the two policies (A, B), T tokens of one response, D columns, 
 
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -28,7 +28,7 @@ from ray_probe.gradient.layout import ParameterLayout
 from ray_probe.gradient.shard_sum import Vector
 from ray_probe.model.micro_batches import results_of, to_float64
 from ray_probe.model.sequences import BatchedSequences, LogprobResults, pack_sequences
-from ray_probe.rollout.midpoint import HeldMidpoint, Midpoint
+from ray_probe.rollout.midpoint import Midpoint
 from ray_probe.rollout.policies import Policies
 from ray_probe.rollout.response_store import ResponseStore
 from ray_probe.rollout.shard_record import record_of_responses
@@ -111,7 +111,6 @@ class HeldComparison:
         prompt_ids_P: index of each prompt in the file.
         ended: whether each response ended at an EOS token [b][g].
         parity: of each policy.
-        midpoint: its responses, where parts are measured.
     """
 
     record: Record
@@ -119,7 +118,6 @@ class HeldComparison:
     prompt_ids_P: npt.NDArray[np.int64]
     ended: list[list[bool]]
     parity: tuple[ParityStats, ParityStats]
-    midpoint: HeldMidpoint | None = None
 
 
 class Comparison:
@@ -134,7 +132,8 @@ class Comparison:
         made_on: identifies the device in records.
         moved_share: share of the parameters that differ; None: not compared.
         side: of A in the seeds of responses.
-        midpoint: measures the parts of the update; None: they are not measured.
+        midpoint: returns what measures the parts of the update, and may put it in the place of `processors`, which
+            make their own place again; None: no parts are measured.
         store: has A's responses of the step before in a chain, and keeps B's; None: no chain.
 
     Attributes:
@@ -149,7 +148,7 @@ class Comparison:
 
     def __init__(
         self, processors: Policies, rule: BaselineRule, policy_id: str, made_on: str,
-        moved_share: float | None = None, side: int = 0, midpoint: Midpoint | None = None,
+        moved_share: float | None = None, side: int = 0, midpoint: Callable[[], Midpoint] | None = None,
         store: ResponseStore | None = None,
     ) -> None:  # fmt: skip
         self.processors = processors
@@ -159,8 +158,7 @@ class Comparison:
         self.most_held = sys.maxsize
         first = processors[0]
         self.eos_ids, self._rows, self._encode = first.eos_ids, first.rows, first.encode
-        third = [] if midpoint is None else [midpoint.processor.forward]
-        found = [first.forward, processors[1].forward, *third]
+        found = [first.forward, processors[1].forward]  # a midpoint has their architecture
         self.why_no_head = next(filter(None, (one.why_no_head for one in found)), "")
         self.takes_padding = all(one.takes_padding for one in found)
         self.cache_gap = max(one.cache_gap for one in found)
@@ -183,15 +181,10 @@ class Comparison:
         """
         started = time.monotonic()
         sequences = self._sampled(shard)
-        halfway = None if self._midpoint is None else self._midpoint.sampled(shard)
         generated = time.monotonic()
         found = compared(self.processors, sequences)
         assert sequences.sample_logprobs is not None
         parity = _parity(found, sequences.sample_logprobs)
-        held, whole = None, parity[0] + parity[1]
-        if self._midpoint is not None and halfway is not None:
-            held = self._midpoint.scored(halfway)
-            whole += held.parity
         prompt_ids_P = np.array([ref.index for ref in shard.prompts], np.int64)
         record = found.record(prompt_ids_P, self._rule.cap)
         groups, group = sequences.shape
@@ -199,25 +192,27 @@ class Comparison:
             [int(sequences.tokens(b, g)[1][-1]) in self.eos_ids for g in range(group)] for b in range(groups)
         ]
         kept = record.without_prompts()
-        self._shards.held[shard.key] = HeldComparison(kept, found, prompt_ids_P, ended, parity, held)
+        self._shards.held[shard.key] = HeldComparison(kept, found, prompt_ids_P, ended, parity)
         delivery = Delivery(
             self._policy_id, self._rule.features, shard.round, shard.index, record.pack(), self._made_on
         )
         finished = time.monotonic()
-        return Collected(delivery, whole, record.tokens, generated - started, finished - generated)
+        return Collected(delivery, parity[0] + parity[1], record.tokens, generated - started, finished - generated)
 
     def _sampled(self, shard: Shard) -> BatchedSequences:
         """Returns the responses of both policies; A's come first in each group."""
         texts, half = [ref.text for ref in shard.prompts], shard.responses_per_prompt // len(SIDES)
         prompts = [self._encode(text) for text in texts]
 
-        def generated(side: int) -> BatchedSequences:
-            return self.processors[side].generate(texts, half, shard.response_seeds(side ^ self._first_side))
+        seeds = [shard.response_seeds(side ^ self._first_side) for side in range(len(SIDES))]
 
-        kept = None if self._store is None else self._store.load(shard, prompts, self._first_side)
+        def generated(side: int) -> BatchedSequences:
+            return self.processors[side].generate(texts, half, seeds[side])
+
+        kept = None if self._store is None else self._store.load(shard, prompts, seeds[0])
         sides = [generated(0) if kept is None else kept, generated(1)]
         if self._store is not None:
-            self._store.keep(shard, sides[1], 1 ^ self._first_side)
+            self._store.keep(shard, sides[1], seeds[1])
         tokens = [[one.tokens(b, g)[1].tolist() for one in sides for g in range(half)] for b in range(len(texts))]
         log_q = [[row for one in sides for row in (one.sample_logprobs or [])[b]] for b in range(len(texts))]
         return pack_sequences(prompts, tokens, log_q)
@@ -238,6 +233,10 @@ class Comparison:
         own = held.record if fit.round >= shard.round and fit.rule.fit == "leave_one_out" else None
         baselines = [fit.for_shard(own, target) for target in range(len(SIDES))]
         sums = self._sums(held, baselines)
+        if self._midpoint is not None and sums.change is not None:
+            # Not before: the midpoint takes the memory of the policies, which all shards of a round are scored under.
+            midpoint = self._midpoint()
+            sums.change.parts = midpoint.parts(midpoint.scored(midpoint.sampled(shard)), baselines[ENTROPY])
         return self._shards.finish(
             shard,
             ShardSums(
@@ -262,8 +261,6 @@ class Comparison:
                 change.truncated_2[response.side] += not ended
                 mu_hats.append(mu_hat_TK)
             change.add_use(prompt, group, mu_hats, cap)
-        if self._midpoint is not None and held.midpoint is not None:
-            change.parts = self._midpoint.parts(held.midpoint, baselines[ENTROPY])
         sums.change = change
         return sums
 

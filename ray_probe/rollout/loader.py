@@ -130,7 +130,8 @@ class Loader:
         places = [(copy.directory, copy.adapter) for copy in copies]
         rollout: Rollout | Comparison
         if order.against is None:
-            rollout = self._assembly.load(config, *places[0], order.policy_id, device, self._on_progress)
+            store = _store(config, order.checkpoint, order.checkpoint)
+            rollout = self._assembly.load(config, *places[0], order.policy_id, device, self._on_progress, store)
         else:
             ways = device, self._on_progress, in_turns, _store(config, order.against, order.checkpoint)
             rollout = self._assembly.compare(config, places, order.policy_id, *ways)
@@ -140,15 +141,22 @@ class Loader:
         return rollout
 
 
-def _store(config: ProbeConfig, a: CheckpointId, b: CheckpointId) -> "ResponseStore | None":
-    """Returns the store of a step of a chain; None where no response is kept."""
+def _store(config: ProbeConfig, read: CheckpointId, kept: CheckpointId) -> "ResponseStore | None":
+    """Returns the store of a measurement in a series; None where no response is kept.
+
+    Args:
+        config: of the measurement.
+        read: the checkpoint of the responses that are read.
+        kept: the checkpoint of those that are kept.
+    """
     from ray_probe.rollout.response_store import ResponseStore, policy_key
 
     before, output = config.compare.responses_from, config.output
     own = Path(output.dir) / str(output.name) if config.compare.keep_responses else None
     if before is None and own is None:
         return None
-    return ResponseStore(None if before is None else Path(before), own, (policy_key(config, a), policy_key(config, b)))
+    keys = policy_key(config, read), policy_key(config, kept)
+    return ResponseStore(None if before is None else Path(before), own, keys)
 
 
 def check_fits_here(config: ProbeConfig, memory: MemoryDemand) -> None:

@@ -1,7 +1,8 @@
 """Measure the parts of a change: the midpoint's gradient along the update.
 
 The parts are of first order and by group of parameters. The midpoint (A + B) / 2 is a third policy with responses of
-its own; its gradient, that of `loss_X`, is multiplied with B - A.
+its own; its gradient, that of `loss_X`, is multiplied with B - A. Its weights and the update take the place of A's and
+B's, so no third model is held (see `rollout.policies.PairOrMidpoint`).
 
 The baseline is the comparison's fit of the entropy to come, evaluated on the midpoint's columns. The product is
 unbiased with it: the columns of a token read its prefix, under the midpoint's q, and the other midpoint responses of
@@ -34,7 +35,7 @@ from ray_probe.sequence_processor import SequenceProcessor
 
 @dataclass(frozen=True, eq=False)
 class HeldMidpoint:
-    """The midpoint's responses of a shard that waits for its fit.
+    """The midpoint's responses of a shard, sampled and scored.
 
     Attributes:
         sequences: G responses a prompt.
@@ -51,7 +52,7 @@ class Midpoint:
     """Samples responses of the midpoint and multiplies their gradient with the update.
 
     Args:
-        processor: of the midpoint, which no other policy shares weights with.
+        processor: of the midpoint.
         along: takes the gradient's products.
     """
 
@@ -82,8 +83,10 @@ class Midpoint:
         Raises:
             NonFiniteError: a product is NaN or infinite.
         """
-        self._along.clear()
-        self._components.accumulate_sum_X(held.sequences, baseline, (), held.entropies)
+
+        def backward() -> None:
+            self._components.accumulate_sum_X(held.sequences, baseline, (), held.entropies)
+
         groups, group = held.sequences.shape
-        product_SG = self._along.taken()[None]
+        product_SG = self._along.products(backward)[None]
         return PartSums(self._along.groups, np.array([float(groups * group)]), product_SG, held.parity)

@@ -22,6 +22,7 @@ from ray_probe.gradient.shard_sum import GradientSum, Vector
 from ray_probe.model.micro_batches import ScoredMicroBatch, entropies_of, results_of
 from ray_probe.model.sequences import BatchedSequences
 from ray_probe.probe_components import ProbeComponents
+from ray_probe.rollout.response_store import SharedResponses
 from ray_probe.rollout.shard_record import parity_of, record_of_results
 from ray_probe.rollout.shards import GroupShards
 from ray_probe.run.messages import Collected, Delivery, GradientReport, Receipt, ShardSums
@@ -62,12 +63,15 @@ class Rollout:
         rule: how the baseline is formed.
         policy_id: identifies the policy in records.
         made_on: identifies the device in records.
+        shared: samples responses that comparisons of the checkpoint have too; None: it has its own.
     """
 
     def __init__(
-        self, components: ProbeComponents, gradient: GradientSum, rule: BaselineRule, policy_id: str, made_on: str
-    ) -> None:
+        self, components: ProbeComponents, gradient: GradientSum, rule: BaselineRule, policy_id: str, made_on: str,
+        shared: SharedResponses | None = None,
+    ) -> None:  # fmt: skip
         self._components = components
+        self._shared = shared
         self._gradient = gradient
         self._rule = rule
         self._policy_id = policy_id
@@ -128,8 +132,7 @@ class Rollout:
         """
         processor = self._components.processor
         started = time.monotonic()
-        texts = [ref.text for ref in shard.prompts]
-        sequences = processor.generate(texts, shard.responses_per_prompt, shard.response_seeds())
+        sequences = self._sampled(shard)
         generated = time.monotonic()
         self._shards.held.pop(shard.key, None)
         parts = self._scored(sequences, min(held_positions, self.most_held))
@@ -147,6 +150,14 @@ class Rollout:
         finished = time.monotonic()
         parity = parity_of(sequences, results)
         return Collected(delivery, parity, record.tokens, generated - started, finished - generated)
+
+    def _sampled(self, shard: Shard) -> BatchedSequences:
+        """Return the responses of a shard."""
+        processor = self._components.processor
+        if self._shared is not None:
+            return self._shared.sampled(processor, shard)
+        texts = [ref.text for ref in shard.prompts]
+        return processor.generate(texts, shard.responses_per_prompt, shard.response_seeds())
 
     def _scored(self, sequences: BatchedSequences, most_held: int) -> list[ScoredMicroBatch]:
         """Returns the scored shard, with its graphs if `most_held` leaves room."""

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from ray_probe.checkpoints.tokenizer.eos import Eos
-from ray_probe.config.loading import config_from_dict, load_config, to_dict
+from ray_probe.config.loading import config_from_dict, load_config, without_secrets
 from ray_probe.core.arrays import Array
 from ray_probe.core.columns import COLUMNS
 from ray_probe.core.estimator.intervals import NORMAL_PROMPTS, NORMAL_SHARDS, interval
@@ -212,7 +212,7 @@ def write_kept_result(path: Path) -> None:
         if not rounds or rounds[-1].actors is None or _has_result(directory, len(rounds)):
             return
         totals, actors = merged(directory.restore(len(rounds))), rounds[-1].actors
-        config = to_dict(load_config(directory.config))
+        config = without_secrets(load_config(directory.config))
         result = build_result(config, rounds[-1].fit, totals, GradientProducts.of(rounds), actors)
         whole = config["batch"]["rounds"] == len(rounds)
         directory.write_result(replace(result, stopped_by="rounds" if whole else None))

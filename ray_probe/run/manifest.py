@@ -16,7 +16,7 @@ from ray_probe.run.preparation.prepared import CheckpointId, PreparedRun, Prompt
 from ray_probe.system.json_object import JsonObject
 from ray_probe.system.versions import package_versions
 
-FREE_SECTIONS = ("cluster", "output", "series")
+FREE_SECTIONS = ("cluster", "output", "series", "metrics", "notify")
 """Sections whose settings may change when a run continues."""
 
 

@@ -2,7 +2,10 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
+
+Summed = Literal["gradients", "changes"]
+"""What the second half of a round sums: gradients, or the changes of a comparison."""
 
 
 @dataclass(frozen=True)
@@ -20,7 +23,7 @@ class Progress:
     collected: int
     """Shards of the round whose record is in."""
     accumulated: int
-    """Shards of the round whose gradient is in."""
+    """Shards of the round whose gradient is in, or in a comparison whose change is."""
     tokens: int
     """Response tokens sampled since the run started or resumed."""
     elapsed_s: float
@@ -35,6 +38,8 @@ class Progress:
     """Mean squared advantage of the configured mode over that of `none`, over the shards so far; None before any."""
     note: str | None = None
     """One line, such as a retry or a warning, or None."""
+    summed: Summed = "gradients"
+    """What `accumulated` counts."""
 
     @classmethod
     def outside(cls, note: str) -> "Progress":

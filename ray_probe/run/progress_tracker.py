@@ -6,14 +6,17 @@ import numpy as np
 
 from ray_probe.core.estimator.modes import MODES
 from ray_probe.run.messages import ShardSums
-from ray_probe.run.progress import Listener, Progress
+from ray_probe.run.progress import Listener, Progress, Summed
 
 
 class ProgressTracker:
     """Reports progress to a listener; backends call it as shards come in."""
 
-    def __init__(self, listener: Listener, rounds: int | None, mode: str, actors: int) -> None:
+    def __init__(
+        self, listener: Listener, rounds: int | None, mode: str, actors: int, summed: Summed = "gradients"
+    ) -> None:
         self._listener = listener
+        self._summed = summed
         self._rounds = rounds
         self._mode_index = [str(known) for known in MODES].index(mode)
         self._started = time.monotonic()
@@ -39,13 +42,13 @@ class ProgressTracker:
         self._tell()
 
     def accumulated(self, report: ShardSums) -> None:
-        """Count a shard's gradient."""
+        """Count a shard's gradient, or its change in a comparison."""
         self._accumulated += 1
         self._squares_M += [report.sums.advantage.get(mode, np.full(2, np.nan))[1] for mode in MODES]
         self._tell()
 
     def redone(self, shards: int) -> None:
-        """Take back the gradients of `shards` shards, lost with their actor."""
+        """Take back what `shards` shards have summed, lost with their actor."""
         self._accumulated -= shards
         self._tell()
 
@@ -67,5 +70,6 @@ class ProgressTracker:
             Progress(
                 self._round, self._rounds, self._shards, self._collected, self._accumulated, self._tokens,
                 time.monotonic() - self._started, self.actors_asked, self.actors_alive, self._version, ratio, note,
+                self._summed,
             )
         )  # fmt: skip

@@ -43,6 +43,10 @@ class SeriesChange(JsonObject):
     """Step of the checkpoint before."""
     last_step: int | None = None
     """Step of the checkpoint after."""
+    first_checkpoint: str = ""
+    """Directory of the checkpoint before."""
+    last_checkpoint: str = ""
+    """Directory of the checkpoint after."""
     measurement: str = ""
     """Id of the comparison, or the name of its run directory."""
     responses: int = 0

@@ -85,6 +85,8 @@ class Totals:
         self.counts["unfitted_shards"] += not report.fitted
         self.seconds["backward_s"] += report.backward_s
         self._add_change(sums.change)
+        if sums.change is not None:
+            self.parity = self.parity + sums.change.parts.parity  # a midpoint is sampled after the fit
 
     def _add_change(self, change: ChangeSums | None) -> None:
         if change is not None:

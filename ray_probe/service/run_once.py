@@ -19,6 +19,7 @@ from ray_probe.cluster.head.local_head import StartedHead
 from ray_probe.config.loading import to_dict
 from ray_probe.config.schema import ProbeConfig
 from ray_probe.controller.measurement import HANDOVER_S, Job, prepared_again
+from ray_probe.controller.outcome.reporter import Reporter
 from ray_probe.controller.run_check import check_run
 from ray_probe.errors import ClusterError, ConfigError, ProbeError
 from ray_probe.rollout.loader import check_fits_here
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
     from ray_probe.service.client import ProbeClient
 
 SUBMIT_S = 60.0
+REPORTS_S = 100.0
+"""Time for what is called at a run's end; each call has its own time-out below this."""
 STOP_S = 2.7
 """Time for an interrupted run to stop by itself; then it is killed."""
 
@@ -158,7 +161,25 @@ def _driven(
         stack.callback(lambda: client.end_quietly(0.0 if interrupted() else CLOSE_S))
         job = Job(prepared, resume, tuple(sys.argv), asdict(info), tuple(notes.texts))
         identity = controller.submit(to_dict(config), job, SUBMIT_S)
-        return _followed(client, identity, path, own, listener)
+        try:
+            return _followed(client, identity, path, own, listener)
+        finally:
+            _report(client, identity, config, notes)
+
+
+def _report(client: "ProbeClient", identity: str, config: ProbeConfig, notes: Notes) -> None:
+    """Report the end of a run to sinks and notifications.
+
+    An interrupted run, or a lost one, has not ended.
+    """
+    if interrupted() or client.head_lost:
+        return
+    with suppress(ProbeError):  # the error that the run ends with counts
+        info, result = client.measured(identity)
+        if info.finished is not None:
+            reporter = Reporter(config, client.name, None, lambda text: notes.tell(f"warning: {text}"))
+            reporter.ended(info, result)
+            reporter.close(REPORTS_S, interrupted)
 
 
 def _followed(

@@ -70,7 +70,8 @@ def resolve(request: RunRequest) -> tuple[ProbeConfig, RunDirectory | None]:
         return config, None
     for override in request.overrides:
         if override.split(".", 1)[0] not in FREE_SECTIONS:
-            raise ConfigError(bad_value("--set", override, "a resumed run takes only cluster.* and output.* settings"))
+            remedy = f"a resumed run takes only settings of {', '.join(FREE_SECTIONS)}"
+            raise ConfigError(bad_value("--set", override, remedy))
         if override.split("=", 1)[0] in ("output.dir", "output.name"):
             raise ConfigError(bad_value("--set", override, "a resumed run stays in its directory; leave this out"))
     directory = RunDirectory.open(request.resume.resolve())

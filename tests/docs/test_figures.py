@@ -111,6 +111,14 @@ def test_figures_of_the_cluster_are_those_measured() -> None:
     assert f"x{measured('scaling')['speed_up']['median']:.1f}," in PERFORMANCE
 
 
+def test_the_callback_takes_what_was_measured_and_less_than_50_ms() -> None:
+    figures = measured("callback_cost")
+    callback, over = figures["callback"], figures["over_links"]["median"]
+    assert callback["p99_ms"] < 50
+    said = f"takes {callback['median_ms']:.1f} ms a save (99th percentile {callback['p99_ms']:.1f} ms), x{over:.1f} of"
+    assert f"{said} linking the same files" in " ".join(PERFORMANCE.split())
+
+
 UPDATES = measured("change")["updates"]
 BOUNDS = {"1 step": (0.35, 0.65), "5 steps": (0.35, 0.65), "20 steps": (0.70, 0.85)}
 """Largest ratios of a comparison's error to measuring both apart, and with common random numbers."""

@@ -19,7 +19,9 @@ from ray_probe.run.messages import ActorFacts
 from ray_probe.run.preparation.plan import Plan
 from ray_probe.run.preparation.prepared import CheckpointId, PreparedRun, PromptFacts, baseline_rule
 from ray_probe.system.failpoints import fail_at
-from support.light_rollout import LAYOUT, LightRollout
+from support.light_comparison import LightComparison
+from support.light_rollout import LAYOUT as LAYOUT
+from support.light_rollout import LightRollout
 
 CAP = 8
 FEATURES = ("H", "top1", "pos_frac")
@@ -41,8 +43,9 @@ class LightActor(RolloutActor):
     def start(self, order: LoadRequest) -> ActorFacts:
         fail_at("light_start")
         rule = baseline_rule(config_from_dict(order.config))
-        self._rollout = LightRollout(rule, order.policy_id, self._on_progress, self.shard_s)
-        return ActorFacts(LAYOUT, "cpu", 1, 10**9, pid=os.getpid(), node=ray.util.get_node_ip_address())
+        kind = LightRollout if order.against is None else LightComparison
+        self._rollout = kind(rule, order.policy_id, self._on_progress, self.shard_s)
+        return ActorFacts(kind.layout, "cpu", 1, 10**9, pid=os.getpid(), node=ray.util.get_node_ip_address())
 
     def bucket(self, start: int, stop: int, *others: Any) -> Any:
         fail_at("light_bucket", str(start))
@@ -54,8 +57,9 @@ class LightActor(RolloutActor):
 
 
 def here(rule: BaselineRule, rollouts: int = 1) -> list[LightRollout]:
-    """Rollouts for a run in this process."""
-    return [LightRollout(rule, POLICY) for _ in range(rollouts)]
+    """Rollouts for a run in this process; of a comparison where the rule has two targets."""
+    kind = LightRollout if rule.targets == 1 else LightComparison
+    return [kind(rule, POLICY) for _ in range(rollouts)]
 
 
 def slow(shard_s: float) -> type[LightActor]:
@@ -89,6 +93,7 @@ def light_prepared(config: ProbeConfig) -> PreparedRun:
     return PreparedRun(
         config, CheckpointId(Path(POLICY), POLICY, None, ""), prompts, plan,
         POLICY, datetime(2026, 5, 1, tzinfo=UTC), MemoryDemand(0, 0, 0, 0, 0, 1), Eos((0,), "config.json"),
+        None if config.compare.against is None else CheckpointId(Path(config.compare.against), POLICY, None, ""),
     )  # fmt: skip
 
 

@@ -67,6 +67,10 @@ def imported_with(modules: list[str]) -> set[str]:
             id="the web server's process",
         ),
         pytest.param(["ray_probe.cli.main"], {"torch", "ray", "transformers"}, id="the command line's help"),
+        pytest.param(
+            ["ray_probe.page.report_file", "ray_probe.page.places"],
+            {"torch", "ray", "transformers", "matplotlib", "fastapi"}, id="page and report",
+        ),
         pytest.param(["ray_probe.service.run_once"], {"matplotlib.pyplot"}, id="no global state of plots"),
     ],
 )  # fmt: skip

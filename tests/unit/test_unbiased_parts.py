@@ -23,11 +23,12 @@ from ray_probe.core.estimator.records import Record, position_bins
 from ray_probe.errors import ConfigError
 from ray_probe.gradient.along_update import GradientAlongUpdate
 from ray_probe.gradient.parameter_groups import parameter_groups
-from ray_probe.model.midpoint import midpoint_of
+from ray_probe.model.midpoint import check_same_tensors, replace_by_midpoint
 from ray_probe.model.sequences import pack_sequences
 from ray_probe.probe_components import ProbeComponents
 from ray_probe.rollout.comparison import Comparison, compared
 from ray_probe.rollout.midpoint import Midpoint
+from ray_probe.rollout.policies import PairOrMidpoint
 from ray_probe.run.messages import ShardSums
 from ray_probe.run.preparation.plan import PromptRef, Shard
 from ray_probe.run.totals import Totals, summed
@@ -52,9 +53,26 @@ def models() -> tuple[Any, Any]:
 
 
 def midpoint(a: Any, b: Any, **changes: Any) -> tuple[Midpoint, GradientAlongUpdate, Any]:
-    middle = midpoint_of(a, b)
-    along = GradientAlongUpdate(middle, a, b)
+    """The midpoint of two models, which are only read."""
+    middle, update = copy.deepcopy(a), copy.deepcopy(b)
+    replace_by_midpoint(middle, update)
+    along = GradientAlongUpdate(middle, update)
     return Midpoint(processor_of(middle, **changes), along), along, middle
+
+
+def in_turns(a: Any, b: Any, **changes: Any) -> tuple[PairOrMidpoint, list[Any]]:
+    """The pair and its midpoint in the memory of two models, which "loading" fills with A and B again."""
+    places = [copy.deepcopy(a), copy.deepcopy(b)]
+
+    def bring_in(side: int) -> Any:
+        places[side].load_state_dict((a, b)[side].state_dict())
+        return processor_of(places[side], **changes)
+
+    def halve(first: Any, second: Any) -> Midpoint:
+        replace_by_midpoint(first.model, second.model)
+        return Midpoint(processor_of(first.model, **changes), GradientAlongUpdate(first.model, second.model))
+
+    return PairOrMidpoint(bring_in, halve), places
 
 
 def update_of(a: Any, b: Any) -> torch.Tensor:
@@ -135,40 +153,76 @@ def test_the_groups_add_up_to_the_product_of_the_whole_gradient(architecture: st
         expected[groups[name]] += float((parameter.grad * update).sum())
     np.testing.assert_allclose(found_G, list(expected.values()), rtol=1e-9, atol=1e-12)
     assert found_G.sum() == pytest.approx(sum(expected.values()), rel=1e-9) and np.all(found_G != 0.0)
-    assert all(parameter.grad is None for model in (a, b, middle) for parameter in model.parameters())
+    assert all(parameter.grad is None for parameter in middle.parameters())
 
 
-def test_a_gradient_is_freed_as_soon_as_it_is_ready():
+def test_a_gradient_is_freed_as_soon_as_it_is_ready_and_no_hook_stays():
     """Only an untied head, which adds to its own gradient, is still there after backward."""
     a, b = (tiny_model("llama", VOCABULARY, seed).double() for seed in (0, 1))
-    halfway, _, middle = midpoint(a, b, top_p=1.0)
+    halfway, along, middle = midpoint(a, b, top_p=1.0)
     held = halfway.scored(sampled([[(1, 2), (2, 0)]]))
+    left: set[str] = set()
+
+    def backward() -> None:
+        halfway._components.accumulate_sum_X(held.sequences, baselines()[0], (), held.entropies)
+        left.update(name for name, parameter in middle.named_parameters() if parameter.grad is not None)
+
+    assert along.products(backward).any() and left <= {"lm_head.weight"}
     halfway._components.accumulate_sum_X(held.sequences, baselines()[0], (), held.entropies)
-    assert {name for name, parameter in middle.named_parameters() if parameter.grad is not None} <= {"lm_head.weight"}
+    assert all(parameter.grad is not None for parameter in middle.parameters()), "the hooks are gone"
 
 
-def test_the_midpoint_is_the_mean_in_the_models_dtype_and_both_models_keep_their_bits():
-    a, b = (tiny_model("llama_tied", VOCABULARY, seed).to(torch.bfloat16) for seed in (0, 1))
-    before = [copy.deepcopy(model.state_dict()) for model in (a, b)]
-    middle = midpoint_of(a, b)
+def test_a_backward_pass_that_fails_leaves_no_gradient_and_no_hook():
+    a, b = (tiny_model("llama", VOCABULARY, seed).double() for seed in (0, 1))
+    _, along, middle = midpoint(a, b)
+
+    def fails() -> None:
+        middle.lm_head.weight.sum().backward()
+        middle.model.embed_tokens.weight.grad = torch.ones_like(middle.model.embed_tokens.weight)
+        raise RuntimeError("out of memory")
+
+    with pytest.raises(RuntimeError, match="out of memory"):
+        along.products(fails)
+    assert all(parameter.grad is None for parameter in middle.parameters())
+    middle.lm_head.weight.sum().backward()
+    assert middle.lm_head.weight.grad is not None
+
+
+@pytest.mark.parametrize("architecture", ["llama", "llama_tied"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_midpoint_takes_the_place_of_a_and_the_update_that_of_b(architecture: str, dtype: torch.dtype):
+    a, b = (tiny_model(architecture, VOCABULARY, seed).to(dtype) for seed in (0, 1))
+    middle, update = copy.deepcopy(a), copy.deepcopy(b)
+    places = [tensor.data_ptr() for model in (middle, update) for tensor in model.parameters()]
+    replace_by_midpoint(middle, update)
+    assert places == [tensor.data_ptr() for model in (middle, update) for tensor in model.parameters()]
     for name, parameter in middle.named_parameters():
-        mean = (a.get_parameter(name).double() + b.get_parameter(name).double()) / 2.0
-        assert parameter.dtype == torch.bfloat16 and torch.equal(parameter, mean.to(torch.bfloat16))
-    assert middle.get_input_embeddings().weight is middle.get_output_embeddings().weight
-    with torch.no_grad():
-        for parameter in middle.parameters():
-            parameter.zero_()
-    assert_same(before, a, b)
+        from_a, from_b = a.get_parameter(name).double(), b.get_parameter(name).double()
+        assert parameter.dtype == dtype and torch.equal(parameter, ((from_a + from_b) / 2.0).to(dtype))
+        found = update.get_parameter(name)
+        assert torch.equal(found, (from_b - from_a).to(dtype))
+        near = (from_b / from_a >= 0.5) & (from_b / from_a <= 2.0)
+        assert torch.equal(found.double()[near], (from_b - from_a)[near]), "exact for small steps in any dtype"
+    tied = middle.get_input_embeddings().weight is middle.get_output_embeddings().weight
+    assert tied == (architecture == "llama_tied")
 
 
 def test_models_of_another_shape_have_no_midpoint():
     with pytest.raises(
         ConfigError, match=r"^compare\.parts: got True; the checkpoints differ in \d+ tensors"
     ) as caught:
-        midpoint_of(tiny_model("llama", 3), tiny_model("gpt2", 3))
+        check_same_tensors(tiny_model("llama", 3), tiny_model("gpt2", 3))
     assert "\n" not in str(caught.value) and "set it to false" in str(caught.value)
     with pytest.raises(ConfigError, match="differ in 2 tensors"):
-        midpoint_of(tiny_model("llama", 3), tiny_model("llama", 4))
+        replace_by_midpoint(tiny_model("llama", 3), tiny_model("llama", 4))
+
+
+def test_models_that_share_other_weights_have_no_midpoint():
+    tied = tiny_model("llama_tied", 3)
+    untied = copy.deepcopy(tied)
+    untied.lm_head.weight = torch.nn.Parameter(untied.lm_head.weight.clone())
+    with pytest.raises(ConfigError, match=r"differ in 1 tensors \(lm_head\.weight\)"):
+        check_same_tensors(tied, untied)
 
 
 def assert_same(before: list[dict[str, torch.Tensor]], *after: Any) -> None:
@@ -184,9 +238,8 @@ def shard(index: int, group: int = 4) -> Shard:
 
 def measured(a: Any, b: Any, with_parts: bool) -> list[ShardSums]:
     """The sums of two shards, without Ray."""
-    processors = (processor_of(a, tf_batch_size=3), processor_of(b, tf_batch_size=3))
-    halfway = midpoint(a, b, tf_batch_size=3)[0] if with_parts else None
-    comparison = Comparison(processors, RULE, "toy", "cpu", midpoint=halfway)
+    halfway, places = in_turns(a, b, tf_batch_size=3)
+    comparison = Comparison(halfway, RULE, "toy", "cpu", midpoint=halfway.midpoint if with_parts else None)
     comparison.begin("group")
     shards = [shard(0), shard(1)]
     found = [comparison.collect(one) for one in shards]
@@ -194,18 +247,20 @@ def measured(a: Any, b: Any, with_parts: bool) -> list[ShardSums]:
     fit = PublishedFit.empty(RULE, "toy").after_round(records[0] + records[1])
     sums = [comparison.accumulate(one, fit) for one in shards]
     assert comparison.accumulate(shards[0], fit) is sums[0], "a retry adds nothing"
+    again = comparison.collect(shards[1])
+    assert again.delivery.packed.tobytes() == found[1].delivery.packed.tobytes(), "the pair is loaded again"
+    assert_same([a.state_dict(), b.state_dict()], *places)
+    assert all(parameter.grad is None for model in places for parameter in model.parameters())
     return sums
 
 
-def test_a_comparison_measures_parts_beside_its_change_and_changes_no_weight():
-    a, b = (copy.deepcopy(model) for model in models())
-    before = [copy.deepcopy(model.state_dict()) for model in (a, b)]
+def test_a_comparison_measures_parts_beside_its_change_and_changes_no_policy():
+    a, b = models()
     with_parts, without = measured(a, b, True), measured(a, b, False)
-    assert_same(before, a, b)
-    assert all(parameter.grad is None for model in (a, b) for parameter in model.parameters())
     totals = summed(with_parts, [], position_bins(CAP))
     assert totals.change is not None and totals.change.parts.responses_S.tolist() == [8.0, 8.0]
     assert totals.change.parts.product_SG.any(axis=1).all()
+    assert totals.parity.tokens == totals.change.parts.parity.tokens > 0, "the midpoint's, which no record counts"
     for one, other in zip(with_parts, without, strict=True):
         assert one.sums.change is not None and other.sums.change is not None
         assert not other.sums.change.parts.groups

@@ -1,7 +1,6 @@
 """A chain of comparisons: the change from checkpoint to checkpoint, and in all.
 
-The steps use the same prompts, and a checkpoint in the middle gives the same responses to both of its neighbours. So
-the error of a sum over steps comes from the sums of each prompt over the steps.
+Sums over steps are those of `ray_probe.run.comparison.path_sums`.
 """
 
 import shutil
@@ -11,12 +10,11 @@ from functools import reduce
 from operator import add
 from pathlib import Path
 
-import numpy as np
-
 from ray_probe.core.estimator.change_sums import ChangeSums
 from ray_probe.errors import ConfigError, bad_value
 from ray_probe.run.comparison.change import ChangeFigure, Figure
 from ray_probe.run.comparison.estimates import PromptRows, change_estimate
+from ray_probe.run.comparison.path_sums import PathSums
 from ray_probe.run.directory import RunDirectory
 from ray_probe.system.json_object import JsonObject
 
@@ -90,23 +88,26 @@ def read_chain(directory: Path) -> Chain:
         raise ConfigError(bad_value("RUN_DIR", str(directory), f"{missing} has no finished round yet"))
     rounds = min(finished)
     sums = [_sums(run, rounds) for run in runs]
-    prompts = sorted(set.intersection(*(set(one.rows) for one in sums)))
-    first = PromptRows(sums[0], prompts)
-    start_P = first.entropies_P[0]
-    steps, since_P = [], np.zeros(len(prompts))
-    for run, one in zip(runs, sums, strict=True):
-        rows = PromptRows(one, prompts)
-        since_P = since_P + rows.total_P * (first.responses_P / rows.responses_P)
+    rows = [PromptRows.of(one.rows) for one in sums]
+    prompts = sorted(set.intersection(*(set(one.ids) for one in rows)))
+    if not prompts:
+        raise ConfigError(bad_value("RUN_DIR", str(directory), "its steps share no prompt, so they are no chain"))
+    shared = [[one.only(prompts)] for one in rows]
+    start_P = shared[0][0].entropies_P[0]
+    steps, path = [], None
+    for run, one, step in zip(runs, sums, shared, strict=True):
+        path = PathSums.over([step]) if path is None else path.then(step)
+        assert path is not None, "all steps have these rounds and prompts"
         settings = run.manifest().settings
         found = change_estimate(one, settings["generation"]["max_new_tokens"], shares_baselines=True)
         steps.append(
             ChainStep(
                 settings["compare"]["against"], settings["model"]["path"], run.path.name,
                 int(sum(row[0] for row in one.rows.values())), found.total, found.pathwise, found.visitation,
-                found.per_token.change, first.mean(since_P), first.mean(start_P + since_P),
+                found.per_token.change, path.since, path.first.mean(start_P + path.since_P),
             )
         )  # fmt: skip
-    return Chain(first.mean(start_P), tuple(steps), rounds)
+    return Chain(shared[0][0].mean(start_P), tuple(steps), rounds)
 
 
 def _sums(run: RunDirectory, rounds: int) -> ChangeSums:

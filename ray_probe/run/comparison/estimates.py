@@ -4,8 +4,9 @@ Shape suffixes: F columns of a prompt's row, P prompts, C cells, S shards, G gro
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Self
 
 import numpy as np
 
@@ -33,17 +34,34 @@ MOST_PROMPTS = 10
 
 
 class PromptRows:
-    """The rows of all prompts, by column.
+    """The rows of prompts, by column.
 
     Args:
-        sums: of the comparison.
-        prompts: the prompts; None: all, ascending.
+        ids: the prompts, ascending.
+        table_FP: a row of each [F, P]; the columns are the first F of `ROW`, or all and what follows them.
     """
 
-    def __init__(self, sums: ChangeSums, prompts: Sequence[int] | None = None) -> None:
-        self.ids = sorted(sums.rows) if prompts is None else list(prompts)
-        self.table_FP: Array = np.stack([sums.rows[prompt] for prompt in self.ids], axis=1)
-        self.responses_P: Array = self.table_FP[0]
+    def __init__(self, ids: Sequence[int], table_FP: Array) -> None:
+        self.ids = list(ids)
+        self.table_FP = table_FP
+        self.responses_P: Array = table_FP[0]
+
+    @classmethod
+    def of(cls, rows: Mapping[int, Array], columns: int | None = None) -> Self:
+        """Return the rows of sums, ascending.
+
+        Args:
+            rows: by prompt.
+            columns: how many of them are kept; None: all.
+        """
+        ids = sorted(rows)
+        return cls(ids, np.stack([rows[prompt][:columns] for prompt in ids], axis=1))
+
+    def only(self, prompts: Sequence[int]) -> Self:
+        """Return the rows of these prompts, which are ascending and all there."""
+        if list(prompts) == self.ids:
+            return self
+        return type(self)(prompts, self.table_FP[:, np.searchsorted(self.ids, prompts)])
 
     def __getitem__(self, name: str) -> Array:
         """Return a column of `ROW` [P]."""
@@ -80,7 +98,7 @@ def change_estimate(
         moved_share: share of the parameters that differ; None: not compared.
         independent_shards: shards are enough, and share no prompt, so parts have errors.
     """
-    rows = PromptRows(sums)
+    rows = PromptRows.of(sums.rows)
     responses, clusters = float(rows.responses_P.sum()), len(rows.ids)
     within = dict(zip(WITHIN, np.sqrt(sums.within_4) / responses, strict=True))
 

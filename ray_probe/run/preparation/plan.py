@@ -49,7 +49,7 @@ class Shard:
         """Index and round, the round from 1, as messages name the shard."""
         return shard_label(self.round, self.index)
 
-    def response_seeds(self, side: int | None = None) -> list[list[tuple[int, ...]]]:
+    def response_seeds(self, side: int | None = None, count: int | None = None) -> list[list[tuple[int, ...]]]:
         """Return the seed of each response [B][G], of a policy's half [B][G / 2].
 
         A seed is (run seed, pass over the file, index in the file, replicate), and in a comparison the side.
@@ -57,11 +57,12 @@ class Shard:
         Args:
             side: of a comparison, 0 or 1 for a policy with half of the responses, 2 for the midpoint with G of its
                 own; None: a run of one policy.
+            count: responses a prompt; None: as `side` says.
         """
         own = () if side is None else (side,)
-        count = self.responses_per_prompt // (2 if side in (0, 1) else 1)
+        size = self.responses_per_prompt // (2 if side in (0, 1) else 1) if count is None else count
         return [
-            [(self.seed, ref.pass_number, ref.index, replicate, *own) for replicate in range(count)]
+            [(self.seed, ref.pass_number, ref.index, replicate, *own) for replicate in range(size)]
             for ref in self.prompts
         ]
 

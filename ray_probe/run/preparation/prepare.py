@@ -27,21 +27,23 @@ TOKENIZE_BATCH = 10_000
 
 
 def prepare(
-    config: ProbeConfig, created: datetime | None = None, checkpoint: Checkpoint | None = None
-) -> PreparedRun:
+    config: ProbeConfig, created: datetime | None = None, checkpoint: Checkpoint | None = None,
+    against: Checkpoint | None = None,
+) -> PreparedRun:  # fmt: skip
     """Return the run of a configuration, checked.
 
     Args:
         config: the run's configuration.
         created: when the run was created, for the manifest and for chat templates that write a date; None: now.
         checkpoint: the inspected checkpoint; None: inspect it here.
+        against: of a comparison, the inspected checkpoint A; None: inspect it here.
 
     Raises:
         InputError: a file, a setting or a prompt cannot be used.
     """
     created = created or datetime.now(UTC).replace(microsecond=0)
     checkpoint = checkpoint or inspect_checkpoint(config.model)
-    against = inspect_against(config)
+    against = against or inspect_against(config)
     eos = checkpoint.eos(config.generation.eos_token_ids)
     data, batch = config.data, config.batch
     render = ChatTemplate(checkpoint.tokenizer, created) if data.chat_template else None
@@ -68,22 +70,32 @@ def prepare(
         plan,
         _policy_id(config, policies, eos),
         created,
-        _memory(config, policies, facts.longest_tokens),
+        memory_of(config, policies, facts.longest_tokens),
         eos,
         None if against is None else _id_of(against),
     )
 
 
-def _memory(config: ProbeConfig, policies: Sequence[Checkpoint], longest_tokens: int) -> MemoryDemand:
-    """Return what an actor needs with these policies, and with a midpoint."""
+def memory_of(config: ProbeConfig, policies: Sequence[Checkpoint], longest_tokens: int) -> MemoryDemand:
+    """Return what an actor needs of memory.
+
+    Args:
+        config: the run's configuration.
+        policies: its checkpoint; of a comparison B and A, whose place a midpoint takes in turns.
+        longest_tokens: of its prompts.
+
+    Raises:
+        CheckpointError: the headers cannot be read.
+    """
     wanted: list[tuple[Checkpoint, GradientUse]]
     wanted = [(one, "summed" if len(policies) == 1 else "none") for one in policies]
-    parts = config.compare.parts
-    if parts:
-        wanted.append((policies[0], "multiplied"))
-    demands = (estimate(config, one.directory, one.config, longest_tokens, one.adapter, use) for one, use in wanted)
+    demands = [estimate(config, one.directory, one.config, longest_tokens, one.adapter, use) for one, use in wanted]
     demand = reduce(MemoryDemand.beside, demands)
-    return replace(demand, with_midpoint=True, in_turns=None) if parts else demand
+    if not config.compare.parts:
+        return demand
+    first = policies[0]
+    midpoint = estimate(config, first.directory, first.config, longest_tokens, first.adapter, "multiplied")
+    return replace(demand.beside(replace(midpoint, weights=0)), with_midpoint=True, in_turns=None)
 
 
 def _id_of(checkpoint: Checkpoint) -> CheckpointId:
@@ -117,6 +129,8 @@ def _absolute(config: ProbeConfig, checkpoint: Checkpoint, against: Checkpoint |
             "compare": config.compare.model_copy(update=other),
             "data": config.data.model_copy(update=source),
             "output": config.output.model_copy(update=output),
+            "metrics": config.metrics.resolved(),
+            "notify": config.notify.resolved(),
         }
     )
 

@@ -11,6 +11,7 @@ import pytest
 from rich.console import Console, RenderableType
 from support.replies import a_beta, a_progress, a_status, a_variance, an_info
 
+from ray_probe.cli.listing import listing_csv, listing_markdown
 from ray_probe.cli.service_tables import beta_table, results_table, status_table, variance_table
 from ray_probe.controller.replies import MeasurementInfo, Status
 from ray_probe.run.result import Estimate, Gradient
@@ -361,3 +362,11 @@ def test_the_tables_start_nothing_heavy() -> None:
     code = "import sys, ray_probe.cli.service_tables; print(' '.join(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert set(done.stdout.split()) & {"torch", "ray", "matplotlib", "numpy", "transformers", "pydantic"} == set()
+
+
+def test_a_listing_shows_series_and_step_where_one_is_set() -> None:
+    items = [replace(an_info(), series="grpo", step=50, tags={"lr": "1e-5"}), an_info()]
+    assert "grpo" in shown(results_table(items)) and "step 50" in shown(results_table(items))
+    assert "series" not in shown(results_table([an_info()]))
+    assert listing_markdown(items).splitlines()[2].endswith("| grpo | 50 | lr=1e-5 |")
+    assert listing_csv(items).splitlines()[1].endswith(",grpo,50,lr=1e-5")

@@ -93,6 +93,10 @@ REFUSED = [
     ("batch.max_sequences", 127, "need at least 128, one round"),
     *[("series.name", bad, "need null or 1 to 63 of a-z, 0-9, _ and -") for bad in ("", "A b", 7)],
     *[("series.step", bad, "need null or an integer >= 0") for bad in (-1, "5", 1.0, True)],
+    ("metrics.tensorboard", 7, "need null or a string that is not blank"),
+    *[("notify.command", bad, "need null or a program with its arguments") for bad in ("", " ", "a 'b", 7)],
+    *[("notify.webhook", bad, "need null or an address http://... or https://...")
+      for bad in ("", "x", "ftp://h/x", "http://", "http://h:99999/", "file:///etc/passwd", 7)],
     *[("series.tags", bad, "need a mapping from names to texts") for bad in (["a"], {"a": 1}, {"": "b"})],
     *[("data.seed", bad, "need an integer >= 0") for bad in (-1, 2**63, 1.0, "0", True, None)],
     *[("generation.eos_token_ids", bad, "need null or a list of distinct token ids >= 0")
@@ -136,6 +140,8 @@ ACCEPTED = [
     *[("data.max_prompt_tokens", good) for good in (None, 1)],
     *[("series.name", good) for good in (None, "grpo-1")],
     *[("series.step", good) for good in (None, 0, 2**63 - 1)],
+    *[("notify.command", good) for good in (None, "mail -s 'it is done' me", "sh -c 'cat > x'")],
+    *[("notify.webhook", good) for good in (None, "http://127.0.0.1:8000/x", "https://hooks.example/a?b=c")],
     *[("series.tags", good) for good in ({}, {"arm": "clip high"})],
     *[("data.context_length", good) for good in (None, 1)],
     ("generation.parity_tolerance", 1e-3),
@@ -223,6 +229,8 @@ def test_the_defaults_are_those_of_the_specification():
         "compare": {"against": None, "adapter": None, "side": 0, "keep_responses": False, "responses_from": None,
                     "parts": False},
         "series": {"name": None, "step": None, "tags": {}},
+        "metrics": {"tensorboard": None, "wandb": None},
+        "notify": {"command": None, "webhook": None},
         "cluster": {"address": None, "namespace": "ray_probe", "actors": 2, "max_actors": 4, "gpus_per_actor": 0,
                     "cpus_per_actor": 1, "resources": {}, "runtime_env": {}},
         "output": {"dir": "runs", "name": None, "save_gradient": False, "commit_rounds": 1},

@@ -20,7 +20,7 @@ import pytest
 import safetensors.torch
 import torch
 from support.adapters import write_adapter
-from support.checkpoints import raw_config
+from support.checkpoints import raw_config, write_checkpoint
 
 from ray_probe.checkpoints.headers import weight_headers
 from ray_probe.checkpoints.memory_forecast import size
@@ -199,9 +199,65 @@ def test_what_only_the_loaded_model_shows_is_named_as_not_looked_at(configured):
     assert check.remedy == "add --load"
 
 
+def compared_with(directory: Path, **compare: Any) -> dict[str, Any]:
+    return {"compare": {"against": str(directory)} | compare, "batch": {"responses_per_prompt": 4}}
+
+
+OF_A = ("checkpoint A", "end of response A", "same tokens")
+
+
+def test_both_checkpoints_of_a_comparison_are_looked_at_a_line_each(configured, tmp_path: Path):
+    a = write_checkpoint(tmp_path / "a", seed=1)
+    config = configured(**compared_with(a, parts=True))
+    checks = by_name(config)
+    assert all(checks[name].status == "ok" for name in ("checkpoint", "end of response", "prompts", *OF_A))
+    assert re.match(rf"{re.escape(str(a))}: [\d,]+ parameters, all finite", checks["checkpoint A"].detail)
+    fingerprints = [checks[name].detail.rpartition(" ")[2] for name in ("checkpoint", "checkpoint A")]
+    assert len(set(fingerprints)) == 2 and str(config.model.path) in checks["checkpoint"].detail
+    assert checks["end of response A"].detail == checks["end of response"].detail
+    same = checks["same tokens"].detail
+    assert re.fullmatch(r"both .* ends of responses, \d+ rendered prompts and architecture", same)
+    assert not set(OF_A) & by_name(configured()).keys(), "a run of one checkpoint has no such line"
+
+
+def test_a_fault_of_a_is_told_on_its_own_line_and_hides_nothing_of_b(configured, tmp_path: Path):
+    a = write_checkpoint(tmp_path / "a", seed=1)
+    (a / "model.safetensors").unlink()
+    checks = by_name(configured(**compared_with(a)), load=True)
+    check = checks["checkpoint A"]
+    assert (check.status, check.exit_code) == ("failed", 2) and check.detail.startswith(f"compare.against: got '{a}'")
+    assert all(checks[name].status == "ok" for name in ("checkpoint", "end of response", "prompts", "disk"))
+    assert [checks[name].detail for name in (*OF_A[1:], "model")] == ["needs checkpoint A"] * 2 + [
+        "needs checkpoint A, end of response A, same tokens"
+    ]
+
+
+def test_checkpoints_of_other_tokens_fail_on_the_line_of_tokens(configured, tmp_path: Path):
+    a = write_checkpoint(tmp_path / "a", seed=1)
+    vocabulary = json.loads((a / "tokenizer.json").read_text())
+    names = list(vocabulary["model"]["vocab"])
+    first, second = names[-2:]
+    table = vocabulary["model"]["vocab"]
+    table[first], table[second] = table[second], table[first]
+    (a / "tokenizer.json").write_text(json.dumps(vocabulary))
+    checks = by_name(configured(**compared_with(a)))
+    check = checks["same tokens"]
+    assert (check.status, check.exit_code) == ("failed", 2) and "2 tokens have another id than in" in check.detail
+    assert checks["checkpoint A"].ok and checks["prompts"].ok
+
+
+def test_a_comparison_needs_no_room_for_a_gradient(configured, tmp_path: Path):
+    a = write_checkpoint(tmp_path / "a", seed=1)
+    needed = [
+        re.search(r"about (\S+ \S+) needed", by_name(config)["disk"].detail)
+        for config in (configured(), configured(**compared_with(a)))
+    ]
+    assert needed[0] is not None and needed[1] is not None
+    assert needed[1][1] == size(doctor_files.OTHER_BYTES) != needed[0][1]
+
+
 def test_both_checkpoints_of_a_comparison_are_put_through_what_it_does(configured, files: Path):
-    against = {"compare": {"against": str(files / "model")}, "batch": {"responses_per_prompt": 4}}
-    check = by_name(configured(**against), load=True)["model"]
+    check = by_name(configured(**compared_with(files / "model", parts=True)), load=True)["model"]
     assert check.status == "ok" and "both checkpoints loaded on cpu; of " in check.detail
     assert "the mean parity gap is " in check.detail
 

@@ -1,7 +1,9 @@
 """A diagnosis names each node that differs, with the problem there."""
 
+import re
 import shutil
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ import pytest
 from support.checkpoints import raw_config
 
 from ray_probe.checkpoints.inspection import Checkpoint, inspect_checkpoint
+from ray_probe.checkpoints.memory_forecast import size
 from ray_probe.cluster.connection.nodes import Answer, Node
 from ray_probe.config.loading import config_from_dict
 from ray_probe.config.schema import ProbeConfig
@@ -17,6 +20,7 @@ from ray_probe.doctor import cluster, devices, node_files
 from ray_probe.doctor import nodes as doctor_nodes
 from ray_probe.doctor.checks import Case, Check, Finding, Step, examine
 from ray_probe.errors import ClusterError
+from ray_probe.run.preparation.prepare import memory_of
 from ray_probe.system.versions import package_versions
 
 NODES = [Node("aa", "first (10.0.0.1)", {"CPU": 2.0}), Node("bb", "second (10.0.0.2)", {"CPU": 2.0})]
@@ -80,6 +84,45 @@ def test_a_node_without_the_checkpoint_or_with_half_of_it_is_named(configured, c
     assert check.status == "failed" and check.exit_code == 2 and check.detail.startswith("model.path: got ")
     assert "node first (10.0.0.1) does not have it" in check.detail
     assert "node second (10.0.0.2) has" in check.detail and "model.safetensors is not as it is here" in check.detail
+
+
+def test_a_node_without_the_other_checkpoint_of_a_comparison_is_named(configured, checkpoint: Checkpoint):
+    config = configured(compare={"against": str(checkpoint.directory)}, batch={"responses_per_prompt": 4})
+    here = node_files.files_in(str(checkpoint.directory), ("*.safetensors", "*.json"))
+    answers = iter([[here, here], [here, None]])
+    case = Case(config, config.cluster, None, False, 1.0, None, nodes=list(NODES))  # type: ignore[arg-type]
+    case.found = case.against = checkpoint
+    with pytest.MonkeyPatch.context() as patch:
+        asked = "ray_probe.doctor.node_files.ask"
+        patch.setattr(asked, lambda nodes, *given: list(map(Answer, nodes, next(answers))))
+        check = examine(Step("it", node_files.node_checkpoint), case, set())
+    assert (check.status, check.exit_code) == ("failed", 2) and next(answers, None) is None
+    assert check.detail.startswith("compare.against: got ")
+    assert "node second (10.0.0.2) does not have it" in check.detail
+
+
+def test_a_comparison_needs_the_memory_and_the_cache_of_both_checkpoints(
+    configured, checkpoint: Checkpoint, tmp_path: Path
+):
+    config = configured(
+        compare={"against": str(checkpoint.directory)}, batch={"responses_per_prompt": 4},
+        model={"cache_dir": "/scratch/models"}, cluster={"actors": 1},
+    )  # fmt: skip
+    both = {"found": checkpoint, "against": checkpoint, "longest": 20}
+    weights = memory_of(config, [checkpoint], 20).weights
+    demand = memory_of(config, [checkpoint, checkpoint], 20)
+    assert demand.weights == 2 * weights and demand.gradients == 0 and demand.in_turns == weights
+    large = [("the memory", 10**10)] * 2
+    fits = on_nodes(devices.memory, config, *large, **both)
+    assert fits.status == "ok" and f"weights {size(2 * weights)}" in fits.detail and "gradients" not in fits.detail
+    small = on_nodes(devices.memory, config, *[("the memory", demand.total - 1)] * 2, **both)
+    assert small.status == "warning" and str(small.remedy).startswith("it holds one model at a time")
+    assert on_nodes(devices.memory, config, *[("the memory", weights)] * 2, **both).exit_code == 4
+    once = on_nodes(node_files.model_cache, config, 10**12, 10**12, **both)
+    other = replace(checkpoint, directory=Path(shutil.copytree(checkpoint.directory, tmp_path / "other")))
+    twice = on_nodes(node_files.model_cache, config, 10**12, 10**12, found=checkpoint, against=other)
+    sizes = [re.search(r"room for (.*) on", check.detail) for check in (once, twice)]
+    assert sizes[0] is not None and sizes[1] is not None and sizes[0][1] != sizes[1][1]
 
 
 def test_only_nodes_that_can_hold_an_actor_need_the_checkpoint(configured, checkpoint: Checkpoint):

@@ -53,6 +53,13 @@ def test_a_round_that_ends_gets_one_plain_line_with_all_of_it() -> None:
         assert expected in second
 
 
+def test_a_comparison_counts_changes_and_no_gradients() -> None:
+    display, stream, _ = plain_display()
+    with display as show:
+        show(a_snapshot(collected=4, accumulated=4, summed="changes"))
+    assert "records 4/4, changes 4/4" in stream.getvalue() and "gradient" not in stream.getvalue()
+
+
 def test_a_round_that_lost_shards_gets_its_line_when_the_next_begins() -> None:
     display, stream, _ = plain_display()
     with display as show:

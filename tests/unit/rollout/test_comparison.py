@@ -20,9 +20,12 @@ from ray_probe.core.estimator.leave_one_out import PublishedFit
 from ray_probe.core.estimator.records import Record
 from ray_probe.errors import CheckpointError, ParityError, ShardError
 from ray_probe.fitter.fitter import Fitter
+from ray_probe.gradient.along_update import GradientAlongUpdate
 from ray_probe.offline_entropy_probe import OfflineEntropyProbe
+from ray_probe.rollout import builder as builder_module
 from ray_probe.rollout.builder import RolloutBuilder, moved_share
 from ray_probe.rollout.comparison import Comparison
+from ray_probe.rollout.midpoint import Midpoint
 from ray_probe.run.comparison.estimates import change_estimate
 from ray_probe.run.directory import RunDirectory
 from ray_probe.run.messages import Receipt
@@ -256,6 +259,7 @@ def run(config: ProbeConfig, path: Path, comparison: Comparison, stop_after: int
 
     def listen(progress: Progress) -> None:
         rounds.append(progress.round)
+        assert progress.summed == "changes"
 
     stop = (lambda: rounds[-1] >= stop_after) if stop_after is not None else (lambda: False)
     return OfflineEntropyProbe(config, plan_of(config), backend, directory, listen, stop).run()
@@ -280,11 +284,12 @@ def test_a_run_with_parts_says_what_one_without_says_and_which_part_did_it(
     plain = config_of(*checkpoints)
     config = asking_for_parts(plain)
     without, comparison = run(plain, tmp_path / "plain", comparison_of(plain)), comparison_of(config)
-    before = [copy.deepcopy(one.model.state_dict()) for one in comparison.processors]
+    before = [copy.deepcopy(comparison.processors[side].model.state_dict()) for side in (0, 1)]
     with_parts = run(config, tmp_path / "parts", comparison)
-    for one, earlier in zip(comparison.processors, before, strict=True):
-        assert all(torch.equal(tensor, earlier[name]) for name, tensor in one.model.state_dict().items())
-        assert all(parameter.grad is None for parameter in one.model.parameters())
+    for side, earlier in enumerate(before):
+        model = comparison.processors[side].model
+        assert all(torch.equal(tensor, earlier[name]) for name, tensor in model.state_dict().items())
+        assert all(parameter.grad is None for parameter in model.parameters())
     assert without.change is not None and with_parts.change is not None
     assert not without.change.parts and without.change.total == with_parts.change.total
     parts, remainder = with_parts.change.parts, with_parts.change.remainder
@@ -295,17 +300,80 @@ def test_a_run_with_parts_says_what_one_without_says_and_which_part_did_it(
     assert with_parts.parity.mean_gap is not None and with_parts.counts.sequences == without.counts.sequences
 
 
-def test_the_next_comparison_frees_the_midpoint_of_the_last(checkpoints: tuple[Path, Path]):
+def parts_of(config: ProbeConfig, comparison: Comparison, order: str) -> list[list[float]]:
+    """Products of two shards of the first round, under a fit of both: `c0` collects a shard, `a0` accumulates it."""
+    shards, fitter = plan_of(config).round(0)[:2], Fitter(baseline_rule(config), POLICY)
+    fit, found = PublishedFit.empty(baseline_rule(config), POLICY), {}
+    comparison.begin(GROUP)
+    for task, place in zip(order[::2], map(int, order[1::2]), strict=True):
+        if task == "c":
+            comparison.acknowledge(shards[place], fitter.accept(comparison.collect(shards[place]).delivery))
+        else:
+            change = comparison.accumulate(shards[place], fit).sums.change
+            assert change is not None
+            found[place] = change.parts.product_SG[0].tolist()
+    return [found[0], found[1]]
+
+
+def test_parts_load_each_model_once_a_round_and_their_bits_do_not_depend_on_the_order(
+    checkpoints: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+):
+    config = asking_for_parts(config_of(*checkpoints))
+    comparison = comparison_of(config)
+    copied, copy_in = [], swap.swap_weights
+    monkeypatch.setattr(builder_module, "swap_weights", lambda *given: copied.append(given[1]) or copy_in(*given))
+    expected = parts_of(config, comparison, "c0c1a0a1")
+    assert not copied, "the pair was loaded at the start"
+    comparison.begin("next")
+    assert parts_of(config, comparison, "c1c0a1a0") == expected and copied == [*checkpoints]
+    comparison.begin("third")
+    assert parts_of(config, comparison, "c0a0c1a1") == expected and len(copied) == 6
+
+
+def test_parts_hold_two_models_and_no_third(checkpoints: tuple[Path, Path]):
+    config = asking_for_parts(config_of(*checkpoints))
+    comparison = comparison_of(config)
+    models = [comparison.processors[side].model for side in (0, 1)]
+    places = [parameter.data_ptr() for model in models for parameter in model.parameters()]
+    change_of(config, comparison)
+    assert comparison._midpoint is not None
+    assert comparison._midpoint().processor.model is models[0], "the midpoint stands in A's place"
+    comparison.processors[0]
+    assert places == [parameter.data_ptr() for model in models for parameter in model.parameters()]
+
+
+def test_a_midpoint_that_fails_half_way_is_made_again_from_both_checkpoints(
+    checkpoints: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+):
+    config = asking_for_parts(config_of(*checkpoints))
+    expected = parts_of(config, comparison_of(config), "c0c1a0a1")
+    comparison, replace = comparison_of(config), builder_module.replace_by_midpoint
+
+    def fails(a: torch.nn.Module, b: torch.nn.Module) -> None:
+        monkeypatch.setattr(builder_module, "replace_by_midpoint", replace)
+        replace(a, b)
+        raise MemoryError
+
+    monkeypatch.setattr(builder_module, "replace_by_midpoint", fails)
+    with pytest.raises(MemoryError):
+        parts_of(config, comparison, "c0c1a0")
+    assert parts_of(config, comparison, "a0a1c0") == expected
+
+
+def test_a_gradient_after_a_comparison_with_parts_is_that_of_a_fresh_model(checkpoints: tuple[Path, Path]):
     plain = config_of(*checkpoints)
     config = asking_for_parts(plain)
-    places = [(path, None) for path in checkpoints]
-    builder = RolloutBuilder()
-    builder.compare(config, places, POLICY)
-    middle = builder._middle
-    builder.compare(config, places, POLICY)
-    assert builder._middle is not middle and not any(p.numel() for p in middle.parameters())
-    builder.load(plain, checkpoints[0], None, POLICY)
-    assert builder._middle is None
+    places, builder = [(path, None) for path in checkpoints], RolloutBuilder()
+    parts_of(config, builder.compare(config, places, POLICY), "c0c1a0a1")
+    rollout = builder.load(plain, checkpoints[0], None, POLICY)
+    fresh = RolloutBuilder().load(plain, checkpoints[0], None, POLICY)
+    shard, fit, found = plan_of(plain).round(0)[0], PublishedFit.empty(baseline_rule(plain), POLICY), []
+    for one in (rollout, fresh):
+        one.begin(GROUP)
+        one.collect(shard)
+        one.accumulate(shard, fit)
+        found.append(one.bucket(0, one.layout.size).tolist())
+    assert builder.way == "swapped" and found[0] == found[1] and any(found[0])
 
 
 def test_the_parity_gate_looks_at_each_policy(checkpoints: tuple[Path, Path], tmp_path: Path):
@@ -322,12 +390,17 @@ def test_the_parity_gate_looks_at_each_policy(checkpoints: tuple[Path, Path], tm
             run(config, tmp_path / f"side-{side}", comparison)
 
 
-def test_the_parity_gate_looks_at_the_midpoint_too(checkpoints: tuple[Path, Path], tmp_path: Path):
-    plain = config_of(*checkpoints)
-    config = asking_for_parts(plain)
+def test_the_parity_gate_looks_at_the_midpoint_too(
+    checkpoints: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    config = asking_for_parts(config_of(*checkpoints))
     comparison = comparison_of(config)
-    assert comparison._midpoint is not None
-    model, features = comparison._midpoint.processor.model, baseline_rule(config).features
-    comparison._midpoint.processor = OtherScorer(model, character_tokenizer("abcdef"), config.generation, features)
+    features = baseline_rule(config).features
+
+    def other(processor: SequenceProcessor, along: GradientAlongUpdate) -> Midpoint:
+        scorer = OtherScorer(processor.model, character_tokenizer("abcdef"), config.generation, features)
+        return Midpoint(scorer, along)
+
+    monkeypatch.setattr(builder_module, "Midpoint", other)
     with pytest.raises(ParityError):
         run(config, tmp_path / "run", comparison)

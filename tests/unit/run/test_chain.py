@@ -9,28 +9,23 @@ from pathlib import Path
 import numpy as np
 import pytest
 from rich.console import Console
+from support.chains import config_of, step
+from support.html_report import data_of
 from support.models import save_checkpoint, tiny_llama
-from support.runs import POLICY, plan_of, settings, untimed
+from support.runs import untimed
 
-from ray_probe.config import ProbeConfig
-from ray_probe.config.loading import config_from_dict, dump_yaml, to_dict
-from ray_probe.controller.local_backend import LocalBackend
+from ray_probe.config.loading import config_from_dict, to_dict
 from ray_probe.core.estimator.change_sums import ROW
 from ray_probe.errors import ConfigError
 from ray_probe.model.sequences import pack_sequences
-from ray_probe.offline_entropy_probe import OfflineEntropyProbe
 from ray_probe.report.chain_report import chain_csv, chain_markdown, chain_table
 from ray_probe.report.change_plots import chain_figure
 from ray_probe.report.number_format import with_error
-from ray_probe.rollout.builder import RolloutBuilder
 from ray_probe.rollout.response_store import ResponseStore, policy_key
 from ray_probe.run.comparison.chain import Chain, names_of, read_chain, responses_of, step_directories
-from ray_probe.run.directory import RunDirectory, as_json
-from ray_probe.run.manifest import Manifest
-from ray_probe.run.messages import ActorFacts
+from ray_probe.run.directory import RunDirectory
 from ray_probe.run.preparation.plan import PromptRef, Shard
 from ray_probe.run.preparation.prepare import prepare
-from ray_probe.run.preparation.prepared import baseline_rule
 from ray_probe.service.chain import chain_directory, end_step, step_request, write_chain
 
 
@@ -38,31 +33,6 @@ from ray_probe.service.chain import chain_directory, end_step, step_request, wri
 def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     directory = tmp_path_factory.mktemp("chain")
     return [save_checkpoint(directory / f"step-{n}", tiny_llama(8, seed=n), "abcdef") for n in range(3)]
-
-
-def config_of(a: Path, b: Path, side: int) -> ProbeConfig:
-    raw = to_dict(settings(b))
-    raw["batch"] |= {"responses_per_prompt": 4, "rounds": 2}
-    raw["compare"] |= {"against": str(a), "side": side}
-    return config_from_dict(raw)
-
-
-def step(
-    directory: Path, number: int, a: Path, b: Path, side: int | None = None, store: ResponseStore | None = None,
-    samples: tuple[bool, bool] = (True, True),
-) -> None:  # fmt: skip
-    """One step of a chain, run in this process; a side that does not sample fails where it is asked to."""
-    config = config_of(a, b, (number - 1) % 2 if side is None else side)
-    prepared = prepare(config)
-    comparison = RolloutBuilder().compare(config, [(a, None), (b, None)], POLICY, store=store)
-    for place, allowed in enumerate(samples):
-        if not allowed:
-            comparison.processors[place].generate = None  # type: ignore[method-assign]
-    manifest = Manifest.of(prepared, ActorFacts(comparison.layout, "cpu", 1, 0), {})
-    files = {"config.yaml": dump_yaml(config), "manifest.json": as_json(manifest.to_json())}
-    run = RunDirectory.create(directory, f"step-{number}", files)
-    backend = LocalBackend([comparison], baseline_rule(config), POLICY, run)
-    OfflineEntropyProbe(config, plan_of(config), backend, run).run()
 
 
 @pytest.fixture(scope="module")
@@ -150,16 +120,17 @@ def test_kept_responses_to_other_prompts_or_of_other_seeds_are_not_used(tmp_path
     refs = (PromptRef(0, 0, "ab"), PromptRef(1, 0, "c"))
     shard, prompts = Shard(0, 0, refs, 7, 4), [[1, 2], [3]]
     log_q = [[np.array([-0.5, -0.25]), np.array([-1.0])], [np.array([-2.0]), np.array([-0.125])]]
-    store.keep(shard, pack_sequences(prompts, [[[4, 0], [0]], [[5], [0]]], log_q), side=1)
-    read = store.load(shard, prompts, side=1)
+    seeds = shard.response_seeds(1)
+    store.keep(shard, pack_sequences(prompts, [[[4, 0], [0]], [[5], [0]]], log_q), seeds)
+    read = store.load(shard, prompts, seeds)
     assert read is not None and read.gen_lens == [[2, 1], [1, 1]]
     assert [read.tokens(0, 0)[part].tolist() for part in (0, 1)] == [[1, 2], [4, 0]]
     assert [row.tolist() for row in read.sample_logprobs[0]] == [[-0.5, -0.25], [-1.0]]
-    assert store.load(shard, [[1, 2], [4]], side=1) is None, "other prompts"
-    assert store.load(shard, prompts, side=0) is None, "the other side's seeds"
-    assert store.load(replace(shard, seed=8), prompts, side=1) is None
-    assert store.load(replace(shard, index=1), prompts, side=1) is None
-    assert ResponseStore(tmp_path, None, ("other", "")).load(shard, prompts, side=1) is None
+    assert store.load(shard, [[1, 2], [4]], seeds) is None, "other prompts"
+    assert store.load(shard, prompts, shard.response_seeds(0)) is None, "the other side's seeds"
+    assert store.load(shard, prompts, replace(shard, seed=8).response_seeds(1)) is None
+    assert store.load(replace(shard, index=1), prompts, seeds) is None
+    assert ResponseStore(tmp_path, None, ("other", "")).load(shard, prompts, seeds) is None
 
 
 def test_sums_over_steps_have_errors_from_the_sums_of_each_prompt(chain_of_three: Path):
@@ -196,6 +167,11 @@ def test_the_chain_is_written_and_shown(chain_of_three: Path):
     chain = write_chain(chain_of_three)
     assert Chain.from_json(json.loads((chain_of_three / "chain.json").read_text())) == chain
     assert (chain_of_three / "chain.png").read_bytes()[:4] == b"\x89PNG"
+    (series,) = data_of((chain_of_three / "report.html").read_text())["series"]
+    assert [point["entropy"]["value"] for point in series["points"]] == [
+        chain.entropy_first.value, *(step.entropy.value for step in chain.steps)]  # fmt: skip
+    assert [change["since_first"] for change in series["changes"]] == [
+        step.since_first.to_json() for step in chain.steps]  # fmt: skip
     lines = chain_csv(chain).splitlines()
     assert len(lines) == 3 and lines[0].startswith("a,b,run,total,total_se")
     assert float(lines[1].split(",")[3]) == chain.steps[0].total.value

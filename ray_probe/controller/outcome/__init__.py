@@ -1,0 +1,1 @@
+"""What follows from a measurement that has ended."""

@@ -1,0 +1,1 @@
+"""Sinks of figures: JSON lines, TensorBoard, Weights & Biases."""

@@ -1,0 +1,1 @@
+"""Calls a program and a web address when a measurement has ended."""

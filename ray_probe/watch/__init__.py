@@ -1,0 +1,1 @@
+"""Checkpoints of a training run: recognised, pinned and queued as they appear."""
