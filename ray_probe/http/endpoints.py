@@ -70,12 +70,12 @@ def add_result_routes(app: FastAPI, api: ControllerApi) -> None:
     @app.get("/v1/results/latest", tags=RESULTS, response_model=ResultReply)
     def latest() -> Json:
         """Return the running measurement, else the newest that was started."""
-        return Json(ResultReply(*api.measured()).to_json())
+        return Json(ResultReply.of(*api.measured()).to_json())
 
     @app.get("/v1/results/{id}", tags=RESULTS, response_model=ResultReply)
     def result(id: Id) -> Json:
         """Return a measurement and its result so far."""
-        return Json(ResultReply(*api.measured(id)).to_json())
+        return Json(ResultReply.of(*api.measured(id)).to_json())
 
     @app.get("/v1/results/{id}/progress", tags=RESULTS, response_model=Followed, dependencies=[only("cursor")])
     def progress(id: Id, cursor: Cursor = 0) -> Json:

@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from ray_probe.controller.replies import MeasurementInfo
 from ray_probe.errors import ConfigError, bad_value
+from ray_probe.page.words import Words
 from ray_probe.run.result import Result
 from ray_probe.system.json_object import JsonObject
 
@@ -37,6 +38,13 @@ class ResultReply(JsonObject):
     """The measurement."""
     result: Result | None = None
     """result.json so far; null before the first round is committed."""
+    words: Words | None = None
+    """What the result says, in the words of the command line; null with the result."""
+
+    @classmethod
+    def of(cls, info: MeasurementInfo, result: Result | None) -> "ResultReply":
+        """Return the reply for a measurement."""
+        return cls(info, result, None if result is None else Words.of(result))
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,11 @@ from ray_probe.controller.replies import BetaReply, Status
 from ray_probe.errors import CheckpointError, ClusterError, NoClusterError, OutputError, ProbeError
 from ray_probe.http.app import create_app
 from ray_probe.http.guard import Access
+from ray_probe.page.words import Words
 from ray_probe.run.result import Result
 
 CONTROLLER = FakeController()
+RESULT = Result.from_json(a_result())
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +44,9 @@ def test_queries_give_the_replies_as_json(client: TestClient) -> None:
         "/v1/beta?version=4&measurement=m0003": a_beta().to_json(),
         "/v1/variance": a_variance().to_json(),
         "/v1/results": [an_info().to_json()],
-        "/v1/results/m0003": {"info": an_info().to_json(), "result": Result.from_json(a_result()).to_json()},
+        "/v1/results/m0003": {
+            "info": an_info().to_json(), "result": RESULT.to_json(), "words": Words.of(RESULT).to_json(),
+        },
         "/v1/logs?lines=1": ["two ±"],
     }
     for path, value in expected.items():
