@@ -32,7 +32,7 @@ LOCAL = frozenset({"localhost", "127.0.0.1"})
 
 
 @contextlib.contextmanager
-def served(controller: FakeController, access: Access, poll_s: float = 0.02) -> Iterator[HttpServer]:
+def served(controller: FakeController, access: Access, poll_s: float = 0.01) -> Iterator[HttpServer]:
     app = create_app(controller, access.token, [], Path("/nowhere"), access=access, broadcast=Broadcast(poll_s))
     server = HttpServer(app, open_socket(Listen(), None)).start()
     try:
