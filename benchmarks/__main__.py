@@ -10,7 +10,7 @@ from importlib import import_module
 NUMERICS = ("token_statistics", "fused_head", "chunk_sizes", "decoding", "probe_step", "end_to_end")
 OTHERS = (
     "micro_batches", "actor_memory", "baselines", "callback_cost", "change", "comparison_cost", "ledger",
-    "ray_messages", "scaling", "start_up", "service_latency",
+    "ray_messages", "scaling", "start_up", "service_latency", "http_latency",
 )  # fmt: skip
 
 

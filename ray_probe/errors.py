@@ -46,6 +46,14 @@ class ConfigError(InputError):
     """A configuration value, key or file cannot be used."""
 
 
+class MissingError(ConfigError):
+    """There is no measurement, version or series of that name."""
+
+
+class StateError(ConfigError):
+    """The service or the measurement is not in a state that allows this."""
+
+
 class PromptsError(InputError):
     """The prompts file cannot be used; the message names file and line."""
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import typer
 
-from ray_probe.cli import doctor, measure, queries, service, streams, watch
+from ray_probe.cli import doctor, measure, queries, report, serve, service, streams, watch
 from ray_probe.cluster.connection.shadows import refuse_shadows
 from ray_probe.errors import InputError, OutputError, ProbeError
 
@@ -24,7 +24,8 @@ app = typer.Typer(
 
 for _command in (
     measure.run, measure.compare, service.up, service.down, service.probe, watch.watch, queries.status, queries.beta,
-    queries.variance, queries.results, queries.logs, service.scale, service.cancel, service.drain, doctor.doctor,
+    queries.variance, queries.results, queries.logs, report.report, service.scale, service.cancel, service.drain,
+    serve.serve, doctor.doctor,
 ):  # fmt: skip
     app.command()(_command)
 

@@ -117,7 +117,7 @@ def of_chain(value: object, directory: Path, code: int = 0) -> Answer:
 
         return chain_table(read_chain(directory))
 
-    lines = (f"chain.json, chain.png and a run directory for each step: {directory}",)
+    lines = (f"chain.json, chain.png, report.html and a run directory for each step: {directory}",)
     return Answer(value, table, code, lines, lines[0])
 
 

@@ -27,6 +27,19 @@ Address = Annotated[
     str | None, typer.Option(help="Its Ray cluster, auto or host:port; by itself found by name.", show_default=False)
 ]
 Namespace = Annotated[str | None, typer.Option(help="Its Ray namespace.", show_default=False)]
+Url = Annotated[
+    str | None,
+    typer.Option(help="Ask over HTTP, at the URL that `serve` prints; the token may be in RAY_PROBE_TOKEN.",
+                 show_default=False),
+]
+Port = Annotated[
+    int | None, typer.Option(min=0, max=65535, help="Of the server; by itself its last one, else a free one.",
+                             show_default=False)
+]
+Host = Annotated[str | None, typer.Option(help="Interface to listen on; by itself 127.0.0.1.", show_default=False)]
+HostNames = Annotated[
+    list[str] | None, typer.Option("--host-name", help="Name that browsers call this machine; repeatable.")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="All figures: baselines, beta, checks, times.")]
 Identity = Annotated[str | None, typer.Argument(metavar="ID", help="A measurement, m0001.", show_default=False)]

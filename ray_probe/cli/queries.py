@@ -9,20 +9,27 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 import typer
 
 from ray_probe.cli.connection import connected
-from ray_probe.cli.options import Address, AsJson, Identity, Name, Namespace, Verbose
+from ray_probe.cli.options import Address, AsJson, Identity, Name, Namespace, Url, Verbose
 from ray_probe.cli.output import Answer, answered, of_result
 from ray_probe.errors import ConfigError, bad_value
 
 if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
     from ray_probe.controller.replies import MeasurementInfo
     from ray_probe.run.result import Result
+    from ray_probe.service.client import ProbeClient
 
 
 def status(
-    name: Name = None, address: Address = None, namespace: Namespace = None, as_json: AsJson = False
+    name: Name = None,
+    address: Address = None,
+    namespace: Namespace = None,
+    url: Url = None,
+    as_json: AsJson = False,
 ) -> int:
     """Show the state of a service or a run in progress: actors, progress, queue."""
-    with connected(name, address, namespace) as client:
+    with connected(name, address, namespace, url=url) as client:
         found = client.status()
     return answered(Answer(found.to_json(), lambda: _tables().status_table(found)), as_json)
 
@@ -33,10 +40,11 @@ def beta(
     name: Name = None,
     address: Address = None,
     namespace: Namespace = None,
+    url: Url = None,
     as_json: AsJson = False,
 ) -> int:
     """Show the fitted baseline: coefficients by feature, version, tokens behind it."""
-    with connected(name, address, namespace) as client:
+    with connected(name, address, namespace, url=url) as client:
         found = client.beta(version, identity)
     return answered(Answer(found.to_json(), lambda: _tables().beta_table(found)), as_json)
 
@@ -46,10 +54,11 @@ def variance(
     name: Name = None,
     address: Address = None,
     namespace: Namespace = None,
+    url: Url = None,
     as_json: AsJson = False,
 ) -> int:
     """Show advantage statistics by baseline and the gradient's variance so far."""
-    with connected(name, address, namespace) as client:
+    with connected(name, address, namespace, url=url) as client:
         found = client.variance(identity)
     return answered(Answer(found.to_json(), lambda: _tables().variance_table(found)), as_json)
 
@@ -80,6 +89,7 @@ def results(
     name: Name = None,
     address: Address = None,
     namespace: Namespace = None,
+    url: Url = None,
     as_json: AsJson = False,
 ) -> int:
     """Show all measurements of a service, or one, or a finished run's directory."""
@@ -88,11 +98,11 @@ def results(
     form = Format.JSON if as_json else form
     places = places or []
     if series:
-        return _series(places, form, plot, _Service(name, address, namespace))
+        return _series(places, form, plot, _Service(name, address, namespace, url))
     if plot is not None or len(places) > 1:
         field, value = ("--plot", str(plot)) if plot is not None else ("ID", places)
         raise ConfigError(bad_value(field, value, "only --series draws, and shows several at once"))
-    return _results(places[0] if places else None, form, verbose, _Service(name, address, namespace))
+    return _results(places[0] if places else None, form, verbose, _Service(name, address, namespace, url))
 
 
 class _Service(NamedTuple):
@@ -101,11 +111,16 @@ class _Service(NamedTuple):
     name: str | None
     address: str | None
     namespace: str | None
+    url: str | None
 
     @property
     def is_named(self) -> bool:
         """Whether any is given."""
-        return self != (None, None, None)
+        return any(option is not None for option in self)
+
+    def connected(self) -> "AbstractContextManager[ProbeClient]":
+        """Connect a client to the service."""
+        return connected(self.name, self.address, self.namespace, "service", self.url)
 
 
 def _series(places: Sequence[str], form: Format, plot: Path | None, service: _Service) -> int:
@@ -116,7 +131,7 @@ def _series(places: Sequence[str], form: Format, plot: Path | None, service: _Se
     if directories is not None:
         found = series_in(directories)
     else:
-        with connected(*service, kind="service") as client:
+        with service.connected() as client:
             found = named(client.series(), places)
     return answered(series_answer(found, form.value, plot), form == Format.JSON)
 
@@ -136,7 +151,7 @@ def _results(identity: str | None, form: Format, verbose: bool, service: _Servic
         answer = replace(of_result(finished, directory, verbose), value=raw)
         return answered(_formatted(answer, form, finished), form == Format.JSON)
     result = None
-    with connected(*service, kind="service") as client:
+    with service.connected() as client:
         if identity is None:
             items = client.results()
         else:
@@ -191,10 +206,11 @@ def logs(
     name: Name = None,
     address: Address = None,
     namespace: Namespace = None,
+    url: Url = None,
     as_json: AsJson = False,
 ) -> int:
     """Show the last lines of a measurement's log, or of the service's own."""
-    with connected(name, address, namespace) as client:
+    with connected(name, address, namespace, url=url) as client:
         found = client.logs(identity, lines)
     return answered(Answer(list(found), lambda: "\n".join(found)), as_json)
 

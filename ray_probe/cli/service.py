@@ -12,23 +12,29 @@ from ray_probe.cli.options import (
     AsJson,
     ConfigAddress,
     ConfigFile,
+    Host,
+    HostNames,
     Name,
     Namespace,
     OneIdentity,
     OnResult,
     Out,
+    Port,
     Settings,
+    Url,
     Verbose,
 )
 from ray_probe.cli.output import EXIT_INTERRUPTED, Answer, answered, of_result, stdout_for_results
+from ray_probe.cli.serve import asked_of
 from ray_probe.cli.streams import tell
-from ray_probe.errors import ClusterError, ConfigError, bad_value
+from ray_probe.errors import ClusterError, ConfigError, ProbeError, bad_value
 from ray_probe.system.signals import interrupted, signals_interrupt
 
 if TYPE_CHECKING:
     from ray_probe.controller.replies import Scaled, Status
     from ray_probe.run.result import Result
     from ray_probe.service.client import ProbeClient
+    from ray_probe.service.serving import Asked, Served
 
 SCALE_S = 30.0
 
@@ -41,23 +47,46 @@ def up(
     address: ConfigAddress = None,
     out: Out = None,
     on_result: OnResult = None,
+    http: Annotated[bool, typer.Option("--http", help="Serve the live page and the HTTP interface too.")] = False,
+    port: Port = None,
+    host: Host = None,
+    host_name: HostNames = None,
     as_json: AsJson = False,
 ) -> int:
     """Start a service that measures checkpoints and answers queries."""
     from ray_probe.cli.options import overrides
     from ray_probe.service import lifecycle
 
+    asked = asked_of(port, host, host_name)
+    if http:
+        asked.check()
+    elif asked != asked_of(None, None, None):
+        raise ConfigError("--http: missing; --port, --host and --host-name belong to it")
+    served = None
     try:
         with signals_interrupt(), stdout_for_results():
             found = lifecycle.up(config, overrides(set_ or [], actors, address, out, on_result), name, tell)
+            served = _served(asked, found.entry.name) if http else None
     except KeyboardInterrupt:
         tell("interrupted; what was started has been ended")
         return EXIT_INTERRUPTED
     entry = found.entry
     value = {"name": entry.name, "address": entry.address, "namespace": entry.namespace,
              "directory": entry.directory, "going_on": found.queued}  # fmt: skip
+    value |= {"url": served.url, "token_file": served.token_file} if served is not None else {}
+    shown = lifecycle.lines(found) + ([] if served is None else [f"page:     {served.lines()[0]}", *served.lines()[1:]])
     kept = f"service {entry.name!r} is up all the same"
-    return answered(Answer(value, lambda: "\n".join(lifecycle.lines(found)), kept=kept), as_json)
+    return answered(Answer(value, lambda: "\n".join(shown), kept=kept), as_json)
+
+
+def _served(asked: "Asked", name: str) -> "Served":
+    from ray_probe.service import serving
+
+    try:
+        return serving.serve(asked, name)
+    except ProbeError as error:
+        remedy = f"service {name!r} is up all the same; `serve --run {name}` tries again"
+        raise type(error)(f"{error}; {remedy}") from None
 
 
 def down(name: Name = None, address: Address = None, namespace: Namespace = None) -> int:
@@ -95,6 +124,7 @@ def probe(
     name: Name = None,
     address: Address = None,
     namespace: Namespace = None,
+    url: Url = None,
     as_json: AsJson = False,
 ) -> int:
     """Have a service measure a checkpoint as it is now."""
@@ -102,7 +132,7 @@ def probe(
 
     settings = dict(override_of(setting) for setting in set_ or []) | _place_in_series(series, step, tag)
     how: Literal["link", "copy"] | None = "copy" if snapshot_copy else "link" if snapshot else None
-    with connected(name, address, namespace, "service") as client:
+    with connected(name, address, namespace, "service", url) as client:
         identity = client.probe(checkpoint, adapter, prompts, settings, how, against, against_adapter)
         result = _waited(client, identity) if wait else None
         info, _ = client.measured(identity)
@@ -132,10 +162,11 @@ def cancel(
     name: Name = None,
     address: Address = None,
     namespace: Namespace = None,
+    url: Url = None,
     as_json: AsJson = False,
 ) -> int:
     """Cancel a waiting or running measurement; its whole rounds are kept."""
-    with connected(name, address, namespace, "service") as client:
+    with connected(name, address, namespace, "service", url) as client:
         info = client.cancel(identity)
     said = "stops after what its actors do at the moment" if info.state == "running" else f"is {info.state}"
     return answered(Answer(info.to_json(), lambda: f"{identity} {said}"), as_json)
@@ -146,10 +177,11 @@ def drain(
     name: Name = None,
     address: Address = None,
     namespace: Namespace = None,
+    url: Url = None,
     as_json: AsJson = False,
 ) -> int:
     """Have a service accept nothing new and finish its queue."""
-    with connected(name, address, namespace, "service") as client:
+    with connected(name, address, namespace, "service", url) as client:
         client.drain(not undo)
         waiting = len(client.status().queued)
     said = "takes on again" if undo else f"takes nothing new; {waiting} measurements wait"
@@ -161,10 +193,11 @@ def scale(
     name: Name = None,
     address: Address = None,
     namespace: Namespace = None,
+    url: Url = None,
     as_json: AsJson = False,
 ) -> int:
     """Change the number of rollout actors; waits up to 30 s for them."""
-    with connected(name, address, namespace) as client:
+    with connected(name, address, namespace, url=url) as client:
         scaled = client.scale(number)
         for message in scaled.messages:
             tell(message)

@@ -13,7 +13,7 @@ from ray_probe.cluster.pool.pool import Pool
 from ray_probe.cluster.rounds.commit_group import CommitGroup, RoundOptions
 from ray_probe.cluster.rounds.gradient_reduction import Reduction
 from ray_probe.config import ProbeConfig
-from ray_probe.errors import ConfigError
+from ray_probe.errors import StateError
 from ray_probe.gradient.layout import BUCKET_NUMBERS, ParameterLayout
 from ray_probe.rollout.loader import LoadRequest
 from ray_probe.run.backend import Commit, RoundOutcome, StopCheck
@@ -114,11 +114,11 @@ class RayBackend:
     def fitter(self) -> FitterHandle:
         """The fitter of the open measurement, for any thread.
 
-        Raises ConfigError before the first measurement is opened.
+        Raises StateError before the first measurement is opened.
         """
         fitter = self._fitter  # another thread may close the backend meanwhile
         if fitter is None:
-            raise ConfigError("ID: no measurement has been opened yet; queue one: probe CHECKPOINT")
+            raise StateError("ID: no measurement has been opened yet; queue one: probe CHECKPOINT")
         return fitter
 
     @property

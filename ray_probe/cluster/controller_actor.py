@@ -17,7 +17,7 @@ from ray_probe.cluster.actors.handle import ActorHandle
 from ray_probe.cluster.actors.own_actors import OwnActor, end_children
 from ray_probe.cluster.head.head_monitor import LOST_S, OWN_LOST_S, HeadMonitor, end_without
 from ray_probe.controller.replies import BetaReply, Followed, MeasurementInfo, Scaled, Status, Variance
-from ray_probe.errors import ClusterError, ConfigError, ProbeError
+from ray_probe.errors import ClusterError, NoClusterError, ProbeError, StateError
 from ray_probe.run.result import Result
 from ray_probe.run.series import Series
 from ray_probe.system.failpoints import fail_at
@@ -109,7 +109,7 @@ class ControllerActor(OwnActor):
     def probe(self, settings: Mapping[str, Any]) -> str:
         """Queue a measurement with these settings; returns its id."""
         if self._kind == "run":
-            raise ConfigError("--run: a run measures one checkpoint; start a service for more: up CONFIG")
+            raise StateError("--run: a run measures one checkpoint; start a service for more: up CONFIG")
         from ray_probe.controller.measurement_config import measurement_config
 
         return self._controller.probe(measurement_config(self._config, settings)).id
@@ -180,7 +180,16 @@ class ControllerHandle(ActorHandle[ControllerActor]):
     Args:
         name: of the service or run.
         actor: Ray's handle.
+        head: monitor of the cluster's head; None: not monitored.
     """
+
+    def __init__(self, name: str, actor: ControllerActor, head: HeadMonitor | None = None) -> None:
+        super().__init__(name, actor)
+        self._head = head
+
+    def monitored(self, head: HeadMonitor) -> "ControllerHandle":
+        """Return a handle whose calls end once the cluster's head is lost."""
+        return ControllerHandle(self.name, self.actor, head)
 
     def ask_kind(self) -> str | None:
         """Return "service" or "run"; None when the controller does not answer."""
@@ -272,6 +281,8 @@ class ControllerHandle(ActorHandle[ControllerActor]):
 
         Called before a call and twice a second during the wait.
         """
+        if self._head is not None and self._head.is_lost():
+            raise NoClusterError(f"cluster: its head at {self._head.address} is gone")
 
     def _call(
         self,

@@ -50,7 +50,9 @@ def refuse_taken_name(field: str, name: str, namespace: str) -> None:
     if name in controllers(namespace):
         remedy = f"a service or run of that name is up in the namespace {namespace!r}; choose another"
         raise ConfigError(bad_value(field, name, f"{remedy}, or end it: `down` a service, Ctrl-C a run"))
-    for actor in (actor_names.controller(name), *actor_names.children(name, names_in(namespace))):
+    for actor in (
+        actor_names.controller(name), actor_names.http(name), *actor_names.children(name, names_in(namespace)),
+    ):  # fmt: skip
         handle = named_actor(actor, namespace)
         if handle is not None and not is_ours(handle):
             remedy = f"the namespace {namespace!r} has an actor {actor!r} of another program; choose another name"

@@ -95,7 +95,7 @@ class Controller:
             raise
 
     def submit(self, config: Mapping[str, Any], job: Job | None = None, taken: Taken = NOTHING_TAKEN) -> Measurement:
-        """Queues a measurement. Raises ConfigError while the service drains.
+        """Queues a measurement. Raises StateError while the service drains.
 
         Args:
             config: resolved configuration; a service replaces `output` by its own.
@@ -118,7 +118,7 @@ class Controller:
     def cancel(self, identity: str) -> MeasurementInfo:
         """Cancels a queued measurement, or stops a running one.
 
-        The committed rounds are kept. Raises ConfigError when it has ended.
+        The committed rounds are kept. Raises StateError when it has ended.
         """
         with self.state.changed:
             item = self.state.queue.cancel(identity, utc_now())

@@ -1,7 +1,7 @@
 """Runs one measurement, for `run` and services alike.
 
 Loads the checkpoint on the actors, creates or opens the run directory, runs the rounds, and writes the result with its
-plots.
+plots and report.
 """
 
 import contextlib
@@ -101,22 +101,30 @@ def measure(
 
 def _finish(probe: OfflineEntropyProbe, directory: RunDirectory) -> Result:
     """Runs the probe; writes the result of the committed rounds also on failure."""
-    from ray_probe.report.plots import write_plots  # imports matplotlib
-
     try:
         result = probe.run()
         fail_at("plots_before_write")
-        write_plots(result, directory.finished_rounds(), directory.path)
+        _show(result, directory)
         return result
     except (Stopped, ProbeError) as error:
         logger.error("ended after %d whole rounds: %s", probe.finished_rounds, error)
         if probe.finished_rounds:
             with contextlib.suppress(ProbeError, OSError):  # the first error counts
-                write_plots(probe.finish(), directory.finished_rounds(), directory.path)
+                _show(probe.finish(), directory)
         raise
     except Exception:
         logger.exception("ended after %d whole rounds by a fault of ray_probe", probe.finished_rounds)
         raise
+
+
+def _show(result: Result, directory: RunDirectory) -> None:
+    """Writes plots and report beside a result."""
+    from ray_probe.page.report_file import write_run_report
+    from ray_probe.report.plots import write_plots  # imports matplotlib
+
+    rounds = directory.finished_rounds()
+    write_plots(result, rounds, directory.path)
+    write_run_report(result, rounds, directory.path)
 
 
 def _directory(job: Job, backend: LoadingBackend) -> RunDirectory:

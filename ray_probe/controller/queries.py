@@ -8,7 +8,7 @@ from ray_probe.controller.outcome.series_cache import SeriesCache
 from ray_probe.controller.queue import Measurement
 from ray_probe.controller.replies import BetaReply, Followed, MeasurementInfo, Status, Variance
 from ray_probe.controller.state import ControllerState, summary
-from ray_probe.errors import ConfigError, bad_value
+from ray_probe.errors import StateError, bad_value
 from ray_probe.offline_entropy_probe import OfflineEntropyProbe
 from ray_probe.run.comparison.change import ChangeFigure
 from ray_probe.run.directory import RunDirectory
@@ -91,11 +91,11 @@ class Queries:
     def beta(self, version: int | None, identity: str | None) -> BetaReply:
         """Returns a version of a measurement's fit; None: the newest.
 
-        Raises ConfigError naming the versions that exist.
+        Raises MissingError naming the versions that exist, and StateError before the first.
         """
         item, probe = self._at(identity)
         if item.policy_id is None:
-            raise ConfigError(bad_value("ID", item.id, f"it is {item.state} and has no beta yet"))
+            raise StateError(bad_value("ID", item.id, f"it is {item.state} and has no beta yet"))
         report = None if probe is None else self._sources.fitter.beta(version)
         if report is None or self._board.probe is not probe:  # it has ended, so the report may be of the next
             report = RunDirectory.open(Path(item.directory)).beta(version)

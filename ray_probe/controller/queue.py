@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 from ray_probe.controller.sources import Source
-from ray_probe.errors import ConfigError, bad_value
+from ray_probe.errors import MissingError, StateError, bad_value
 
 State = Literal["queued", "running", "done", "failed", "cancelled"]
 OPEN: tuple[State, ...] = ("queued", "running")
@@ -101,15 +101,15 @@ class Queue:
         return f"m{len(self._items) + 1:04d}"
 
     def submit(self, item: Measurement) -> None:
-        """Appends a measurement. Raises ConfigError while the queue drains."""
+        """Appends a measurement. Raises StateError while the queue drains."""
         self.refuse_draining(item.checkpoint)
         assert item.id == self.next_id(), "ids count up"
         self._items[item.id] = item
 
     def refuse_draining(self, checkpoint: str) -> None:
-        """Raises ConfigError while the queue drains."""
+        """Raises StateError while the queue drains."""
         if self.draining:
-            raise ConfigError(bad_value("CHECKPOINT", checkpoint, "the service drains; undo that: drain --undo"))
+            raise StateError(bad_value("CHECKPOINT", checkpoint, "the service drains; undo that: drain --undo"))
 
     def withdraw(self, identity: str) -> None:
         """Removes the newest measurement."""
@@ -119,17 +119,17 @@ class Queue:
     def get(self, identity: str | None) -> Measurement:
         """Returns a measurement; None: the running one, else the last one started.
 
-        Raises ConfigError naming the last ids.
+        Raises MissingError naming the last ids.
         """
         if identity is None:
             begun = [item for item in self._items.values() if item.started is not None]
             found = self.running or (begun[-1] if begun else None)
             if found is None:
-                raise ConfigError("ID: no measurement has been started yet; queue one: probe CHECKPOINT")
+                raise MissingError("ID: no measurement has been started yet; queue one: probe CHECKPOINT")
             return found
         if identity not in self._items:
             there = ", ".join(list(self._items)[-10:]) or "none yet"
-            raise ConfigError(bad_value("ID", identity, f"no such measurement; there are {there}"))
+            raise MissingError(bad_value("ID", identity, f"no such measurement; there are {there}"))
         return self._items[identity]
 
     def change(self, identity: str, **fields: Any) -> Measurement:
@@ -140,11 +140,11 @@ class Queue:
     def cancel(self, identity: str, now: str) -> Measurement:
         """Cancels a queued measurement; returns a running one unchanged.
 
-        Its owner stops a running one. Raises ConfigError when it has ended.
+        Its owner stops a running one. Raises StateError when it has ended.
         """
         item = self.get(identity)
         if item.state not in OPEN:
-            raise ConfigError(
+            raise StateError(
                 bad_value("ID", identity, f"it is {item.state}; only what waits or runs can be cancelled")
             )
         if item.state == "queued":

@@ -15,7 +15,7 @@ from ray_probe.core.estimator.leave_one_out import PublishedFit
 from ray_probe.core.estimator.record_checks import check, check_packed
 from ray_probe.core.estimator.records import SCHEMA_VERSION, Record, total
 from ray_probe.core.estimator.variance import in_sample_mean_squares
-from ray_probe.errors import ConfigError, RecordError, bad_value
+from ray_probe.errors import MissingError, RecordError, bad_value
 from ray_probe.fitter.ledger import kept_rounds
 from ray_probe.fitter.ledger_format import Accepted, Closed, Different, Entry, digest_of
 from ray_probe.fitter.ledger_writer import LedgerFile
@@ -166,13 +166,13 @@ class Fitter:
         """Returns a version of the global fit; None: the current one.
 
         Raises:
-            ConfigError: there is no such version.
+            MissingError: there is no such version.
         """
         betas = self._betas
         if version is None:
             return betas[-1]
         if not 0 <= version < len(betas):
-            raise ConfigError(bad_value("version", version, f"there are versions 0 to {len(betas) - 1}"))
+            raise MissingError(bad_value("version", version, f"there are versions 0 to {len(betas) - 1}"))
         return betas[version]
 
     def variance(self) -> InSample:

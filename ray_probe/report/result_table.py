@@ -41,6 +41,15 @@ def result_table(result: Result, verbose: bool = False) -> RenderableType:
     return page(*parts, *warned(wrong, "read before use"))
 
 
+def figure_rows(result: Result) -> list[Row]:
+    """Return every figure as a row: section, name, value with its unit, note."""
+    measured = _entropy(result) + _entropy_errors(result.entropy) + _gradient(result.gradient)
+    if result.change is not None:
+        measured = change_rows(result.change) + change_details(result.change)
+    checks = _parity(result) + _counts(result) + _timing(result)
+    return [*measured, *_noise_left(result), *_paired(result), *checks]
+
+
 def _measured(result: Result) -> list[RenderableType]:
     """Return all figures of what was measured: entropy and gradient, or the change."""
     if result.change is None:

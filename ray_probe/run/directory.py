@@ -19,7 +19,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from ray_probe.errors import ConfigError, OutputError, bad_value
+from ray_probe.errors import ConfigError, MissingError, OutputError, bad_value
 from ray_probe.gradient.state_file import STATES, state_name
 from ray_probe.run.manifest import Manifest
 from ray_probe.run.result import Beta, Result
@@ -239,13 +239,13 @@ class RunDirectory:
     def beta(self, version: int | None = None) -> Beta:
         """Return the global fit of a version; None: the last.
 
-        Raises ConfigError naming the versions there are.
+        Raises MissingError naming the versions there are.
         """
         fits = {entry.fit.version: entry.fit for entry in self.finished_rounds() if entry.fit.version}
         version = max(fits, default=None) if version is None else version
         if version is None or version not in fits:
             there = f"there are versions {min(fits)} to {max(fits)}" if fits else "no finished round holds one"
-            raise ConfigError(bad_value("version", version, there))
+            raise MissingError(bad_value("version", version, there))
         return fits[version]
 
     def committed_rounds(self) -> list[FinishedRound]:

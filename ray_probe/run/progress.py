@@ -1,8 +1,8 @@
-"""Progress of a run; imports nothing, so that every layer can use it."""
+"""Progress of a run; imports nothing of ours, so that every layer can use it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
 Summed = Literal["gradients", "changes"]
 """What the second half of a round sums: gradients, or the changes of a comparison."""
@@ -10,38 +10,36 @@ Summed = Literal["gradients", "changes"]
 
 @dataclass(frozen=True)
 class Progress:
-    """A snapshot of a run at work.
+    """A snapshot of a run at work."""
 
-    Attributes:
-        round: the current round, from 0.
-        rounds: rounds in the run, None where a budget ends it; 0 in a note from outside rounds, else empty.
-        shards: shards in the round.
-        collected: shards of the round whose record is in.
-        accumulated: shards of the round whose gradient is in, or in a comparison whose change is.
-        tokens: response tokens sampled since the run started or resumed.
-        elapsed_s: seconds since then.
-        actors_asked: rollout actors requested.
-        actors_alive: rollout actors that answer.
-        version: newest version of beta; 0 before the first.
-        variance_ratio: mean squared advantage of the configured mode over that of `none`, over the shards so far; None
-            before any.
-        note: one line, such as a retry or a warning, or None.
-        summed: what `accumulated` counts.
-    """
+    __pydantic_config__: ClassVar[Mapping[str, Any]] = {"use_attribute_docstrings": True}
 
     round: int
+    """The current round, from 0."""
     rounds: int | None
+    """Rounds in the run, None where a budget ends it; 0 in a note from outside rounds, else empty."""
     shards: int
+    """Shards in the round."""
     collected: int
+    """Shards of the round whose record is in."""
     accumulated: int
+    """Shards of the round whose gradient is in, or in a comparison whose change is."""
     tokens: int
+    """Response tokens sampled since the run started or resumed."""
     elapsed_s: float
+    """Seconds since then."""
     actors_asked: int
+    """Rollout actors requested."""
     actors_alive: int
+    """Rollout actors that answer."""
     version: int
+    """Newest version of beta; 0 before the first."""
     variance_ratio: float | None
+    """Mean squared advantage of the configured mode over that of `none`, over the shards so far; None before any."""
     note: str | None = None
+    """One line, such as a retry or a warning, or None."""
     summed: Summed = "gradients"
+    """What `accumulated` counts."""
 
     @classmethod
     def outside(cls, note: str) -> "Progress":

@@ -59,15 +59,21 @@ def end_step(directory: Path, number: int) -> None:
 
 
 def write_chain(directory: Path) -> Chain:
-    """Write chain.json and chain.png of a chain whose steps are finished; returns it.
+    """Write the files of a chain whose steps are finished; returns the chain.
+
+    The files are chain.json, chain.png and report.html.
 
     Raises:
         ConfigError: a step has no finished round.
         OutputError: a file cannot be written.
     """
+    from ray_probe.page.places import chain_part
+    from ray_probe.page.report_file import REPORT, write_report
     from ray_probe.report.change_plots import chain_figure  # imports matplotlib
 
     chain = read_chain(directory)
     write_atomically(directory / "chain.json", as_json(chain.to_json()).encode())
     chain_figure(chain).savefig(directory / "chain.png", dpi=150)
+    part = chain_part(directory, chain)
+    write_report(directory / REPORT, part.title, part.entries, part.series)
     return chain

@@ -1,43 +1,47 @@
-"""The client of a service or a run in progress, from another process."""
+"""The client of a service or a run in progress, through Ray or HTTP.
+
+Importing it, and a connection over HTTP, import no Ray.
+"""
 
 import contextlib
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from ray_probe.cluster.actors.calls import is_silent
-from ray_probe.cluster.actors.own_actors import end_children
-from ray_probe.cluster.controller_actor import ControllerHandle
-from ray_probe.cluster.head.head_monitor import HeadMonitor
 from ray_probe.controller.replies import MeasurementInfo
 from ray_probe.errors import (
     CancelledError,
     ClusterError,
     ConfigError,
     InputError,
-    NoClusterError,
     ParityError,
     ProbeError,
     bad_value,
 )
+from ray_probe.http.client import HttpController, is_url
 from ray_probe.run.progress import Listener
 from ray_probe.run.result import Result
-from ray_probe.service.discovery import find
+from ray_probe.service.controller_client import ControllerClient
 from ray_probe.service.following import follow
+
+if TYPE_CHECKING:
+    from ray_probe.cluster.controller_actor import ControllerHandle
+    from ray_probe.cluster.head.head_monitor import HeadMonitor
 
 STOP_EVERY_S = 0.05
 CLOSE_S = 60.0
 
 
-class ProbeClient(ControllerHandle):
+class ProbeClient(ControllerClient):
     """A connection to a service or a run, closed at the end of its `with` block.
 
-    A process that is connected to the same Ray cluster already, such as a trainer, keeps using its connection.
+    A process that is connected to the same Ray cluster already, such as a trainer, keeps using its connection. Methods
+    raise the controller's ProbeError, or ClusterError without an answer.
 
     Args:
-        controller: handle of the controller.
+        controller: the controller, as a handle of Ray's or over HTTP.
         namespace: Ray namespace of the actors.
         connection: ends the connection.
         head: monitor of the cluster's head; None: not monitored.
@@ -46,13 +50,15 @@ class ProbeClient(ControllerHandle):
 
     def __init__(
         self,
-        controller: ControllerHandle,
+        controller: "ControllerHandle | HttpController",
         namespace: str,
         connection: contextlib.ExitStack,
-        head: HeadMonitor | None = None,
+        head: "HeadMonitor | None" = None,
         kind: str = "service",
     ) -> None:
-        super().__init__(controller.name, controller.actor)
+        if head is not None and not isinstance(controller, HttpController):
+            controller = controller.monitored(head)
+        super().__init__(controller)
         self.namespace = namespace
         self.kind = kind
         self._connection = connection
@@ -66,19 +72,29 @@ class ProbeClient(ControllerHandle):
         namespace: str | None = None,
         name: str | None = None,
         kind: str | None = "service",
+        token: str | None = None,
     ) -> "ProbeClient":
         """Connect to a service or run.
 
         Args:
-            address: host:port of the cluster, or auto; None: from this user's registry.
+            address: host:port of the cluster, or auto, or a URL that `ray-probe serve` prints; None: from this user's
+                registry.
             namespace: Ray namespace; None: the registry's, or `ray_probe` with an address.
             name: of the service or run; None where there is only one.
             kind: service or run, to choose without a name; None: either.
+            token: of a URL without one; None: that in RAY_PROBE_TOKEN.
 
         Raises:
             ConfigError: nothing of that name is up, or several are and none is named; lists what is up.
             ClusterError: the cluster is not reachable, or refuses the token; within seconds.
         """
+        if address is not None and is_url(address):
+            over = HttpController(address, token)
+            return cls(over, over.namespace, contextlib.ExitStack(), kind=over.kind)
+        if token is not None:
+            raise ConfigError("token: belongs to a URL, http://HOST:PORT; leave it out, or give the URL as the address")
+        from ray_probe.service.discovery import find
+
         with contextlib.ExitStack() as stack:
             found = find(stack, address, namespace, name, kind)
             return cls(found.controller, found.namespace, stack.pop_all(), found.head, found.kind)
@@ -175,7 +191,10 @@ class ProbeClient(ControllerHandle):
         try:
             follow(self.follow, self.name, self.kind, measurement, listener, go_on)
         except ClusterError as error:
-            self._silent = is_silent(error)
+            if error.__cause__ is not None:  # of Ray's
+                from ray_probe.cluster.actors.calls import is_silent
+
+                self._silent = is_silent(error)
             raise
         info, result = self.measured(measurement)
         if info.state == "failed":
@@ -203,14 +222,17 @@ class ProbeClient(ControllerHandle):
         Args:
             seconds: how long the work may take to stop; 0 ends the actors at once.
         """
-        in_time = False
+        from ray_probe.cluster.actors.own_actors import end_children, end_server
+
+        controller, in_time = self._of_ray("end"), False
         try:
-            in_time = seconds > 0 and not self._silent and self.end_work(seconds)
+            in_time = seconds > 0 and not self._silent and controller.end_work(seconds)
         except ClusterError:
             pass  # it does not answer; its actors are ended all the same
         finally:
             if not self.head_lost:  # else the actors are gone, and Ray would wait for the head's answer forever
-                self.kill()
+                controller.kill()
+                end_server(self.name, self.namespace)
                 end_children(self.name, self.namespace)
         return in_time
 
@@ -219,10 +241,19 @@ class ProbeClient(ControllerHandle):
         with contextlib.suppress(ClusterError):
             self.end(seconds)
 
-    def refuse_lost_head(self) -> None:
-        """Raise NoClusterError once the cluster's head is lost, where it is monitored."""
-        if self._head is not None and self._head.is_lost():
-            raise NoClusterError(f"cluster: its head at {self._head.address} is gone")
+    def start_error(self) -> ProbeError | None:
+        """Return the error that kept the service from starting, or None."""
+        return self._of_ray("start_error").start_error()
+
+    def pid(self) -> int:
+        """Return the id of the controller's process."""
+        return self._of_ray("pid").pid()
+
+    def _of_ray(self, method: str) -> "ControllerHandle":
+        if isinstance(self._api, HttpController):
+            raise ConfigError(f"{method}: works through Ray alone; call it on a node of the service's cluster")
+        return self._api
+
 
 def _place(path: str | Path | Sequence[str]) -> str:
     """Return an existing file's absolute path, else the name (of the hub) as it is."""

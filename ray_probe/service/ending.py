@@ -86,7 +86,7 @@ def _ended(entry: registry.Entry, tell: Tell) -> None:
 
     Raises ConfigError for a run, and for a name that neither cluster nor registry has.
     """
-    from ray_probe.cluster.actors.own_actors import end_children
+    from ray_probe.cluster.actors.own_actors import end_children, end_server
     from ray_probe.cluster.controllers import controllers
 
     with connected(
@@ -95,7 +95,8 @@ def _ended(entry: registry.Entry, tell: Tell) -> None:
         there = controllers(entry.namespace)
         controller = there.get(entry.name)
         if controller is None:
-            if not end_children(entry.name, entry.namespace) and registry.read(entry.name) != entry:
+            served = end_server(entry.name, entry.namespace)
+            if not end_children(entry.name, entry.namespace) and not served and registry.read(entry.name) != entry:
                 remedy = f"the namespace {entry.namespace!r} has {', '.join(there) or 'none'}"
                 raise ConfigError(bad_value("--run", entry.name, f"no service of that name is up there; {remedy}"))
             tell("its controller is gone; its other actors were ended")

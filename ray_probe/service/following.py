@@ -56,6 +56,8 @@ def follow(
 
 def refuse_gone(error: ClusterError, name: str, kind: str, measurement: str) -> None:
     """Raises ClusterError if Ray does not restart the controller."""
+    if error.__cause__ is None:  # over HTTP: the server comes back, or `follow` gives it up
+        return
     from ray_probe.cluster.actors.calls import is_gone
 
     if not is_gone(error):

@@ -8,7 +8,7 @@ import json
 import os
 import socket
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from ray_probe.errors import ConfigError, bad_value
@@ -31,6 +31,7 @@ class Entry:
         pid: process that it ends with: of a run, or of a service's own head; None for a service on another cluster.
         pid_created: start of that process, see `system.processes.created`, as process ids are reused.
         host: name of the machine that wrote the entry; machines may share a home directory.
+        url: of its web server, without the token, or None.
     """
 
     name: str
@@ -44,6 +45,7 @@ class Entry:
     pid: int | None = None
     pid_created: float | None = None
     host: str = field(default_factory=socket.gethostname)
+    url: str | None = None
 
     @property
     def is_of_this_host(self) -> bool:
@@ -117,8 +119,16 @@ def unregister(name: str) -> None:
 
 def forget(entry: Entry) -> None:
     """Removes an entry unless another has replaced it."""
-    if read(entry.name) == entry:
+    there = read(entry.name)
+    if there is not None and replace(there, url=entry.url) == entry:  # another process may have served it since
         unregister(entry.name)
+
+
+def set_url(name: str, url: str | None) -> None:
+    """Writes the URL of a service's or run's web server into its entry, if it has one."""
+    entry = read(name)
+    if entry is not None and entry.is_of_this_host:
+        register(replace(entry, url=url))
 
 
 @contextlib.contextmanager

@@ -174,7 +174,7 @@ def _report(client: "ProbeClient", identity: str, config: ProbeConfig, notes: No
     """
     if interrupted() or client.head_lost:
         return
-    with suppress(ClusterError):  # the error that the run ends with names its cause
+    with suppress(ProbeError):  # the error that the run ends with counts
         info, result = client.measured(identity)
         if info.finished is not None:
             reporter = Reporter(config, client.name, None, lambda text: notes.tell(f"warning: {text}"))

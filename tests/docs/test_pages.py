@@ -62,7 +62,7 @@ def test_every_python_block_compiles_and_the_client_has_what_is_called(shown: Pa
 
 
 def test_the_client_is_shown_at_work() -> None:
-    shown = [code for found in PAGES for code in found.blocks("python") if "ProbeClient" in code]
+    shown = [code for found in PAGES for code in found.blocks("python") if "ProbeClient.connect()" in code]
     assert len(shown) == 2 and shown[0] == shown[1]
     assert set(re.findall(r"client\.(\w+)\(", shown[0])) == {"probe", "wait", "beta", "variance"}
 

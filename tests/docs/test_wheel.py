@@ -8,7 +8,7 @@ from pathlib import Path
 
 from support.pages import ROOT
 
-DATA = {".py", ".typed", ".json"}
+DATA = {".py", ".typed", ".json", ".html", ".js", ".css", ".txt"}
 
 
 def test_the_wheel_holds_the_package_and_nothing_else(tmp_path: Path) -> None:

@@ -154,7 +154,8 @@ def test_ctrl_c_keeps_whole_rounds_and_resume_goes_on_to_the_uninterrupted_answe
     left = {path.name for path in run.iterdir()}
     assert {
         "config.yaml", "manifest.json", "ledger.jsonl", "rounds.jsonl", "state", "result.json", "gradient.safetensors",
-        "log.txt", "advantage_by_mode.png", "beta_by_feature.png", "residual_by_position.png", "entropy_by_round.png",
+        "log.txt", "report.html", "advantage_by_mode.png", "beta_by_feature.png", "residual_by_position.png",
+        "entropy_by_round.png",
     } <= left  # fmt: skip
     log = (run / "log.txt").read_text()
     assert all(

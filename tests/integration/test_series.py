@@ -20,7 +20,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from ray_probe.run.comparison.chain import responses_of
 from ray_probe.service.client import ProbeClient
 
-pytestmark = [pytest.mark.cluster, pytest.mark.own_cluster, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.cluster, pytest.mark.own_cluster, pytest.mark.timeout(400)]
 STEPS = (0, 50, 100)
 SAVES = "import os, sys; open(sys.argv[1], 'a').write(os.environ['RAY_PROBE_STATE'] + '\\n')"
 
@@ -43,9 +43,9 @@ def service(shell: Shell, checkpoints: list[Path]) -> Iterator[Path]:
     raw = raw_config(shell.home, batch=batch, cluster={"actors": 1, "max_actors": 1})
     raw |= {"metrics": {"tensorboard": "board/{series}"}}
     (shell.home / "service.yaml").write_text(yaml.safe_dump(raw))
-    up = shell.ask("up", "service.yaml", "--name", "demo", "--on-result", command)
     try:
-        yield Path(up["directory"])
+        up = shell.run("up", "service.yaml", "--name", "demo", "--on-result", command, "--json", seconds=200)
+        yield Path(json.loads(up)["directory"])
     finally:
         shell.run("down", "--run", "demo")
 
@@ -107,3 +107,18 @@ def _prometheus_has(entropy: float | None) -> None:
         return [line for line in lines if 'series="grpo"' in line and 'service="demo"' in line]
 
     assert float(until(found, 90.0)[0].rpartition(" ")[2]) == pytest.approx(entropy)
+
+
+@pytest.mark.slow  # tests/unit/service/test_run_once.py holds the report
+def test_a_run_is_reported_by_its_driver_and_a_failing_program_changes_nothing(shell: Shell, service: Path) -> None:
+    command = f"sh -c 'echo $RAY_PROBE_STATE $RAY_PROBE_RESULT > {shell.home}/ran; echo no >&2; exit 3'"
+    place = ["--set", "output.name=alone", "--set", "series.step=7", "--set", "metrics.tensorboard=alone"]
+    result = json.loads(shell.run("run", "service.yaml", "--on-result", command, *place, "--json", seconds=200))
+    run = shell.home / "runs" / "alone"
+    assert (shell.home / "ran").read_text() == f"done {run / 'result.json'}\n"
+    assert "warning: notify: RuntimeError: m0001: notify.command: exit code 3: no" in shell.said[-1]
+    (line,) = [json.loads(text) for text in (run / "metrics.jsonl").read_text().splitlines()]
+    assert line["step"] == 7 and line["probe/entropy_per_response"] == result["entropy"]["per_sequence"]
+    events = EventAccumulator(str(shell.home / "alone")).Reload()
+    assert [one.step for one in events.Scalars("probe/snr")] == [7]
+    assert result["config"]["series"]["step"] == 7 and "notify" not in result["config"]

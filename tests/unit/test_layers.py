@@ -57,12 +57,25 @@ def imported_with(modules: list[str]) -> set[str]:
             ["ray_probe.cli.main", "ray_probe.service.client", "ray_probe.cluster.controller_actor",
              "ray_probe.cluster.connection.connect"], {"torch", "transformers", "matplotlib"}, id="who asks",
         ),
+        pytest.param(
+            ["ray_probe.service.client", "ray_probe.http.client", "ray_probe.service.serving"],
+            {"torch", "ray", "transformers", "matplotlib", "fastapi", "uvicorn"},
+            id="a client over HTTP",
+        ),
+        pytest.param(
+            ["ray_probe.http.app", "ray_probe.http.server"], {"torch", "ray", "transformers", "matplotlib"},
+            id="the web server's process",
+        ),
         pytest.param(["ray_probe.cli.main"], {"torch", "ray", "transformers"}, id="the command line's help"),
         pytest.param(
             ["ray_probe.watch.inspection", "ray_probe.watch.candidates"],
             {"torch", "ray", "transformers", "numpy", "safetensors", "pydantic"}, id="layouts of checkpoints",
         ),
         pytest.param(["ray_probe.watch.session"], {"torch", "ray", "transformers", "matplotlib"}, id="a watch"),
+        pytest.param(
+            ["ray_probe.page.report_file", "ray_probe.page.places"],
+            {"torch", "ray", "transformers", "matplotlib", "fastapi"}, id="page and report",
+        ),
         pytest.param(["ray_probe.service.run_once"], {"matplotlib.pyplot"}, id="no global state of plots"),
     ],
 )  # fmt: skip

@@ -24,6 +24,11 @@ def rollout(name: str, number: int) -> str:
     return f"{name}/{ROLLOUT}{number}"
 
 
+def http(name: str) -> str:
+    """Return the name of the web server, which outlives a controller's restart."""
+    return f"{name}/http"
+
+
 def owner(actor: str) -> str | None:
     """Return the service or run of a controller; None for other actors."""
     name, _, role = actor.rpartition("/")

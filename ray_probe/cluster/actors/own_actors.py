@@ -30,6 +30,14 @@ def end_children(name: str, namespace: str) -> bool:
     return bool(ours)
 
 
+def end_server(name: str, namespace: str) -> bool:
+    """Kill a service's or run's web server; returns whether it had one."""
+    handle = named_actor(actor_names.http(name), namespace)
+    if found := is_ours(handle):
+        kill(handle)
+    return found
+
+
 def names_in(namespace: str) -> list[str]:
     """Return the names of the live actors of a namespace."""
     return [actor["name"] for actor in ray.util.list_named_actors(True) if actor["namespace"] == namespace]

@@ -64,7 +64,8 @@ def test_each_measurement_leaves_a_whole_run_directory_and_the_checkpoint_is_swa
     for identity in (first, second):
         run = service.directory / identity
         left = {path.name for path in run.iterdir()}
-        assert {"config.yaml", "manifest.json", "ledger.jsonl", "rounds.jsonl", "result.json", "log.txt"} <= left
+        assert {"config.yaml", "manifest.json", "ledger.jsonl", "rounds.jsonl", "log.txt"} <= left
+        assert {"result.json", "report.html"} <= left
         assert json.loads((run / "result.json").read_text())["counts"]["rounds"] == ROUNDS
         assert run.stat().st_mode & 0o777 == 0o700
     policies = {json.loads((service.directory / i / "manifest.json").read_text())["policy_id"] for i in (first, second)}

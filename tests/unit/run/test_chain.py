@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 from support.chains import config_of, step
+from support.html_report import data_of
 from support.models import save_checkpoint, tiny_llama
 from support.runs import untimed
 
@@ -166,6 +167,11 @@ def test_the_chain_is_written_and_shown(chain_of_three: Path):
     chain = write_chain(chain_of_three)
     assert Chain.from_json(json.loads((chain_of_three / "chain.json").read_text())) == chain
     assert (chain_of_three / "chain.png").read_bytes()[:4] == b"\x89PNG"
+    (series,) = data_of((chain_of_three / "report.html").read_text())["series"]
+    assert [point["entropy"]["value"] for point in series["points"]] == [
+        chain.entropy_first.value, *(step.entropy.value for step in chain.steps)]  # fmt: skip
+    assert [change["since_first"] for change in series["changes"]] == [
+        step.since_first.to_json() for step in chain.steps]  # fmt: skip
     lines = chain_csv(chain).splitlines()
     assert len(lines) == 3 and lines[0].startswith("a,b,run,total,total_se")
     assert float(lines[1].split(",")[3]) == chain.steps[0].total.value

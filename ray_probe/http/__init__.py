@@ -1,0 +1,1 @@
+"""A service over HTTP: the application, its server and its client; no Ray."""

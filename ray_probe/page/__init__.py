@@ -1,0 +1,1 @@
+"""The live page's files, and the report as one HTML file."""
