@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Annotated, TextIO
 import typer
 
 from ray_probe.cli.connection import connected
-from ray_probe.cli.options import Address, Name, Namespace, Settings
+from ray_probe.cli.options import Address, Name, Namespace, Settings, Url
 from ray_probe.cli.output import EXIT_INTERRUPTED, stdout_for_results
 from ray_probe.cli.streams import tell, write
+from ray_probe.errors import ConfigError, bad_value
 from ray_probe.system.signals import interrupted, signals_interrupt
 
 if TYPE_CHECKING:
@@ -53,6 +54,7 @@ def watch(
     name: Name = None,
     address: Address = None,
     namespace: Namespace = None,
+    url: Url = None,
 ) -> int:
     """Measure the checkpoints of a training run as they appear."""
     from ray_probe.config.strict_yaml import override_of
@@ -64,7 +66,7 @@ def watch(
     ).checked()
     out = sys.stdout  # which belongs to the answer: what Ray prints goes to stderr
     try:
-        with signals_interrupt(), _service(config, set_ or [], name, address, namespace) as client:
+        with signals_interrupt(), _service(config, set_ or [], name, address, namespace, url) as client:
             return _watched(request, client, once, out)
     except KeyboardInterrupt:
         tell("stopped; the same command goes on with the series")
@@ -109,13 +111,17 @@ def _responses(client: "ProbeClient") -> int | None:
 
 @contextlib.contextmanager
 def _service(
-    config: Path | None, set_: list[str], name: str | None, address: str | None, namespace: str | None
-) -> "Iterator[ProbeClient]":
+    config: Path | None, set_: list[str], name: str | None, address: str | None, namespace: str | None,
+    url: str | None,
+) -> "Iterator[ProbeClient]":  # fmt: skip
     """Connect to a service; with a configuration, to one that lasts for the block."""
     if config is None:
-        with connected(name, address, namespace, "service") as client:
+        with connected(name, address, namespace, "service", url) as client:
             yield client
         return
+    if url is not None:
+        remedy = "CONFIG starts a service; leave one of the two out"
+        raise ConfigError(bad_value("--url", url.partition("#")[0], remedy))
     from ray_probe.cli.options import overrides
     from ray_probe.service import ending, lifecycle
 

@@ -2,10 +2,12 @@
 
 import io
 from datetime import UTC, datetime
+from pathlib import Path
 
 import pytest
 
-from ray_probe.cli.watch import REPEAT_S, WIDTH, Lines, line_of
+from ray_probe.cli.watch import REPEAT_S, WIDTH, Lines, line_of, watch
+from ray_probe.errors import ConfigError
 from ray_probe.watch.entries import Entry
 
 NOW = datetime(2026, 11, 29, 16, 0, 5, tzinfo=UTC)
@@ -61,3 +63,8 @@ def test_a_new_state_is_shown_at_once_and_a_new_reason_after_a_while() -> None:
     assert say("queued") == ["checkpoint-5: queued"]
     lines.flush(0.0)
     assert shown() == [], "a reason of the state before is not shown after it"
+
+
+def test_a_service_is_either_named_by_its_url_or_started(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"^--url: got 'http://127.0.0.1:9/'; CONFIG starts a service; leave one"):
+        watch(tmp_path, tmp_path / "config.yaml", url="http://127.0.0.1:9/#token=secret")
