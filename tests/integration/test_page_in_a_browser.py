@@ -173,11 +173,11 @@ def test_a_fault_of_the_page_is_no_lost_connection(browser: Any) -> None:
 def test_a_service_that_has_measured_nothing_says_what_to_do(browser: Any) -> None:
     idle = status(state="idle", measurement=None, progress=None, queued=(), ended=0, last_failure=None)
     answers = {"status": idle.to_json(), "series": [], "results": []}
-    with serving(answers) as server, tab(browser, expected="404") as page:
+    with serving(answers) as server, tab(browser) as page:
         page.page.goto(server.url())
         page.wait_for("Queue one: ray-probe probe CHECKPOINT")
         assert "Nothing is measured yet" in page.text("#headline")
-        assert "Beta: no measurement has started yet" in page.text("#noise")
+        assert "Beta: comes with the first round" in page.text("#noise")
         assert "nothing that this service can see" in page.text("#wrong")
 
 

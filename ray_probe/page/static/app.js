@@ -128,16 +128,6 @@
     });
   }
 
-  /* A figure that a service may not have yet: its line in the place of the reply. */
-  async function orWhy(path) {
-    try {
-      return await get(path);
-    } catch (error) {
-      if (!(error instanceof Away)) throw error;
-      return error.message;
-    }
-  }
-
   let busy = null,
     again = false;
 
@@ -159,19 +149,23 @@
   }
 
   async function fetchAll() {
-    const [results, series, beta, variance] = await Promise.all([
-      get("v1/results"),
-      get("v1/series"),
-      orWhy("v1/beta"),
-      orWhy("v1/variance"),
-    ]);
-    const newest =
-      results.findLast((info) => info.rounds > 0 && info.state !== "running") ??
-      results.findLast((info) => info.rounds > 0);
+    const [results, series] = await Promise.all([get("v1/results"), get("v1/series")]);
+    const measured = results.filter((info) => info.rounds > 0);
+    const newest = measured.findLast((info) => info.state !== "running") ?? measured.at(-1);
     const shown = results.some((info) => info.id === selected) ? selected : newest?.id;
-    const entry = shown === undefined ? null : await get(`v1/results/${encodeURIComponent(shown)}`);
+    const { measurement, progress } = known.status;
+    const fitted = progress?.version > 0 ? measurement?.id : measured.at(-1)?.id;
+    const [entry, beta, variance] = await Promise.all([
+      shown === undefined ? null : get(`v1/results/${encodeURIComponent(shown)}`),
+      ofMeasurement("v1/beta", fitted),
+      ofMeasurement("v1/variance", measured.at(-1)?.id),
+    ]);
     Object.assign(known, { results, series, beta, variance, entry });
   }
+
+  /* A reply of one measurement, or why there is none: a fit comes with the first round. */
+  const ofMeasurement = (path, id) =>
+    id === undefined ? "comes with the first round" : get(`${path}?measurement=${encodeURIComponent(id)}`);
 
   const stage = (status) =>
     JSON.stringify([

@@ -3,8 +3,8 @@
 
 RayProbe.changeBars = (() => {
   const { h } = RayProbe.dom;
-  const { figure, isMissing } = RayProbe.format;
-  const { mounted, axes, cursor, padded, color } = RayProbe.charts;
+  const { figure } = RayProbe.format;
+  const { mounted, axes, cursor, padded, color, whisker } = RayProbe.charts;
 
   /* The change of each step: pathwise and visitation stacked, the total as a diamond, all with whiskers.
    *
@@ -22,7 +22,10 @@ RayProbe.changeBars = (() => {
         scales: {
           x: {
             time: false,
-            range: (u, from, to) => padded(from === data[0][0] ? Math.min(found[0].from, from) : from, to),
+            range: (_, from, to) => {
+              if (found.length === 1) return padded(found[0].from, found[0].to);
+              return padded(from === data[0][0] ? Math.min(...found.map((one) => one.from)) : from, to);
+            },
           },
           y: { range: () => padded(least, most) },
         },
@@ -93,19 +96,6 @@ RayProbe.changeBars = (() => {
   function fillBar(ctx, left, width, from, to, fill) {
     ctx.fillStyle = fill;
     ctx.fillRect(left, Math.min(from, to), width, Math.abs(to - from));
-  }
-
-  function whisker(ctx, x, y, value, se, ratio) {
-    if (isMissing(value) || isMissing(se) || !(se > 0)) return;
-    const cap = 3.5 * ratio;
-    ctx.beginPath();
-    for (const end of [y(value - se), y(value + se)]) {
-      ctx.moveTo(x - cap, end);
-      ctx.lineTo(x + cap, end);
-    }
-    ctx.moveTo(x, y(value - se));
-    ctx.lineTo(x, y(value + se));
-    ctx.stroke();
   }
 
   function diamond(ctx, x, y, size) {

@@ -138,6 +138,32 @@ RayProbe.charts = (() => {
     drag: { x: true, y: false },
   });
 
+  function whisker(ctx, x, y, value, se, ratio) {
+    if (isMissing(value) || isMissing(se) || !(se > 0)) return;
+    const cap = 3.5 * ratio;
+    ctx.beginPath();
+    for (const end of [y(value - se), y(value + se)]) {
+      ctx.moveTo(x - cap, end);
+      ctx.lineTo(x + cap, end);
+    }
+    ctx.moveTo(x, y(value - se));
+    ctx.lineTo(x, y(value + se));
+    ctx.stroke();
+  }
+
+  /* Error bars of curves that are a single point: it has no band. */
+  function drawSingles(u, tables) {
+    u.ctx.save();
+    u.ctx.lineWidth = 1.5 * devicePixelRatio;
+    for (const [place, [xs, values, , highs]] of tables.entries()) {
+      if (xs.length !== 1) continue;
+      u.ctx.strokeStyle = color(COLORS[place % COLORS.length]);
+      const y = (value) => u.valToPos(value, "y", true);
+      whisker(u.ctx, u.valToPos(xs[0], "x", true), y, values[0], highs[0] - values[0], devicePixelRatio);
+    }
+    u.ctx.restore();
+  }
+
   /* Curves with bands of one standard error.
    *
    * curves: [{name, points: [{x, value, se, label}]}]; names: of the places 0, 1, ... on the axis, or null for steps.
@@ -158,6 +184,8 @@ RayProbe.charts = (() => {
     const at = (index) => curves.map(({ points }) => points.find((point) => point.x === data[0][index]));
     const low = Math.min(...tables.flatMap((one) => one[2])),
       high = Math.max(...tables.flatMap((one) => one[3]));
+
+    const points = data[0].length;
 
     function options() {
       const series = [{}],
@@ -183,7 +211,14 @@ RayProbe.charts = (() => {
         bands,
         axes: axes(xLabel, unit, names, data[0]),
         cursor: cursor(sync),
-        scales: { x: { time: false, range: (_, from, to) => padded(from, to) }, y: { range: () => padded(low, high) } },
+        hooks: { draw: [(u) => drawSingles(u, tables)] },
+        scales: {
+          x: {
+            time: false,
+            range: (_, from, to) => (points === 1 ? padded(data[0][0], data[0][0]) : padded(from, to)),
+          },
+          y: { range: () => padded(low, high) },
+        },
       };
     }
 
@@ -198,5 +233,5 @@ RayProbe.charts = (() => {
 
   const swatch = (place) => h("i", { class: `swatch curve-${(place % COLORS.length) + 1}`, "aria-hidden": "true" });
 
-  return { curve, swatch, mounted, axes, cursor, padded, color };
+  return { curve, swatch, mounted, axes, cursor, padded, color, whisker };
 })();
