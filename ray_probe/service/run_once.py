@@ -22,6 +22,7 @@ from ray_probe.controller.measurement import HANDOVER_S, Job, prepared_again
 from ray_probe.controller.outcome.reporter import Reporter
 from ray_probe.controller.run_check import check_run
 from ray_probe.errors import ClusterError, ConfigError, ProbeError
+from ray_probe.http.server import forget_files
 from ray_probe.rollout.loader import check_fits_here
 from ray_probe.run.directory import RunDirectory
 from ray_probe.run.preparation.prepared import PreparedRun, few_shards
@@ -156,6 +157,7 @@ def _driven(
             name, "run", info.address, cluster.namespace, info.token_path, info.owned, str(path), utc_now(), me,
             processes.created(me),
         )  # fmt: skip
+        stack.callback(forget_files, path)  # of a web server, which ends with the run
         stack.enter_context(registry.registered(entry))
         stack.enter_context(at_last(lambda: registry.unregister(name)))
         stack.callback(lambda: client.end_quietly(0.0 if interrupted() else CLOSE_S))
