@@ -23,8 +23,8 @@ def doctor(
     as_json: AsJson = False,
 ) -> int:
     """Check what a run needs, one line each; exit 0 only if every check passes."""
-    from ray_probe.cli.doctor_table import shown
     from ray_probe.cli.options import overrides
+    from ray_probe.cli.tables.doctor_table import shown
     from ray_probe.config import load_config
     from ray_probe.doctor.checks import exit_code, to_json
     from ray_probe.doctor.diagnosis import diagnose

@@ -187,7 +187,7 @@ def _formatted(answer: Answer, form: Format, found: "Result | Sequence[Measureme
         form: of the text.
         found: what the text is made of: one result, or measurements.
     """
-    from ray_probe.cli import listing
+    from ray_probe.cli.tables import listing
     from ray_probe.report import export
     from ray_probe.run.result import Result
 
@@ -216,6 +216,6 @@ def logs(
 
 
 def _tables() -> Any:
-    from ray_probe.cli import service_tables
+    from ray_probe.cli.tables import service_tables
 
     return service_tables

@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING, Annotated, TextIO
 
 import typer
 
+from ray_probe.cli import options
 from ray_probe.cli.connection import connected
-from ray_probe.cli.options import Address, Name, Namespace, Settings
+from ray_probe.cli.options import Address, Name, Namespace, OnResult, Settings, Url
 from ray_probe.cli.output import EXIT_INTERRUPTED, stdout_for_results
 from ray_probe.cli.streams import tell, write
+from ray_probe.errors import ConfigError, bad_value
 from ray_probe.system.signals import interrupted, signals_interrupt
 
 if TYPE_CHECKING:
@@ -53,18 +55,26 @@ def watch(
     name: Name = None,
     address: Address = None,
     namespace: Namespace = None,
+    url: Url = None,
+    on_result: OnResult = None,
 ) -> int:
     """Measure the checkpoints of a training run as they appear."""
     from ray_probe.config.strict_yaml import override_of
     from ray_probe.watch.session import WatchRequest
 
+    _check_service(config, url, on_result)
     settings = {} if config is not None else dict(override_of(setting) for setting in set_ or [])
     request = WatchRequest(
         directory, series, spool, base, every, from_step, latest, not no_gradient, convert, settings
     ).checked()
     out = sys.stdout  # which belongs to the answer: what Ray prints goes to stderr
     try:
-        with signals_interrupt(), _service(config, set_ or [], name, address, namespace) as client:
+        with signals_interrupt(), contextlib.ExitStack() as stack:
+            if config is None:
+                client = stack.enter_context(connected(name, address, namespace, "service", url))
+            else:
+                overrides = options.overrides(set_ or [], None, address, None, on_result)
+                client = stack.enter_context(_started(config, overrides, name))
             return _watched(request, client, once, out)
     except KeyboardInterrupt:
         tell("stopped; the same command goes on with the series")
@@ -108,19 +118,12 @@ def _responses(client: "ProbeClient") -> int | None:
 
 
 @contextlib.contextmanager
-def _service(
-    config: Path | None, set_: list[str], name: str | None, address: str | None, namespace: str | None
-) -> "Iterator[ProbeClient]":
-    """Connect to a service; with a configuration, to one that lasts for the block."""
-    if config is None:
-        with connected(name, address, namespace, "service") as client:
-            yield client
-        return
-    from ray_probe.cli.options import overrides
+def _started(config: Path, overrides: tuple[str, ...], name: str | None) -> "Iterator[ProbeClient]":
+    """Start a service for the block, and connect to it."""
     from ray_probe.service import ending, lifecycle
 
     with stdout_for_results():
-        started = lifecycle.up(config, overrides(set_, None, address, None), name, tell)
+        started = lifecycle.up(config, overrides, name, tell)
     try:
         with connected(started.entry.name, None, None, "service") as client:
             yield client
@@ -128,6 +131,14 @@ def _service(
         with stdout_for_results():
             ending.down(started.entry.name, tell)
         tell(f"service {started.entry.name!r} is down; `up` with it, or this command, continues its queue")
+
+
+def _check_service(config: Path | None, url: str | None, on_result: str | None) -> None:
+    """Refuse options that do not go together with the service that is used."""
+    if config is not None and url is not None:
+        raise ConfigError(bad_value("--url", url.partition("#")[0], "CONFIG starts a service; give one of the two"))
+    if config is None and on_result is not None:
+        raise ConfigError(bad_value("--on-result", on_result, "it is of the service: give it to `up`, or add CONFIG"))
 
 
 class Lines:

@@ -106,7 +106,7 @@ class HttpActor(OwnActor):
                     raise
         sock = open_socket(listen, token) if sock is None else sock
         listen = replace(listen, port=sock.getsockname()[1])
-        controller: Any = ControllerHandle(self._spec.name, self._controller())
+        controller = ControllerHandle(self._spec.name, self._controller())
         app = create_app(controller, token, listen.hosts, keys=directory / KEYS)
         write_record(directory, listen)
         HttpServer(app, sock).start()

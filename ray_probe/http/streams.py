@@ -5,6 +5,7 @@ A stream has a bounded queue. A client that does not read loses its stream, and 
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Iterable
+from contextlib import aclosing
 from dataclasses import dataclass, replace
 
 import anyio
@@ -205,9 +206,10 @@ class Broadcast:
 
 async def service_events(api: ControllerApi, broadcast: Broadcast) -> AsyncGenerator[Event, None]:
     """Yield the events of a service."""
-    async for batch in broadcast.follow("", lambda: ServiceEvents(api).poll):
-        for event in batch.events:
-            yield event
+    async with aclosing(broadcast.follow("", lambda: ServiceEvents(api).poll)) as batches:
+        async for batch in batches:
+            for event in batch.events:
+                yield event
 
 
 async def measurement_events(
@@ -228,13 +230,18 @@ async def measurement_events(
     if batch.last:
         return
     begun = have
-    async for batch in broadcast.follow(identity, lambda: MeasurementEvents(api, identity, begun).poll):
-        if batch.since < have < batch.until or have < batch.since:  # the poller began before this stream, or after it
-            batch = await broadcast.once(MeasurementEvents(api, identity, have).poll)
-        for event in batch.events:
-            if event.kind != "progress" or batch.until > have:
-                yield event
-        have = max(have, batch.until)
+    async with aclosing(
+        broadcast.follow(identity, lambda: MeasurementEvents(api, identity, begun).poll)
+    ) as batches:
+        async for batch in batches:
+            if batch.since < have < batch.until or have < batch.since:  # the poller is behind this stream, or before it
+                batch = await broadcast.once(MeasurementEvents(api, identity, have).poll)
+            for event in batch.events:
+                if event.kind != "progress" or batch.until > have:
+                    yield event
+            if batch.last:
+                return
+            have = max(have, batch.until)
 
 
 def text(value: object) -> str:

@@ -222,9 +222,9 @@ class ProbeClient(ControllerClient):
         Args:
             seconds: how long the work may take to stop; 0 ends the actors at once.
         """
+        controller, in_time = self._of_ray("end"), False
         from ray_probe.cluster.actors.own_actors import end_children, end_server
 
-        controller, in_time = self._of_ray("end"), False
         try:
             in_time = seconds > 0 and not self._silent and controller.end_work(seconds)
         except ClusterError:

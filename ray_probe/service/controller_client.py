@@ -82,6 +82,4 @@ class ControllerClient:
 
     def series(self) -> tuple[Series, ...]:
         """Return the series of the service's measurements, by name."""
-        api: Any = self._api
-        found: tuple[Series, ...] = api.series()
-        return found
+        return self._api.series()

@@ -12,6 +12,8 @@ from ray_probe.watch import pins
 from ray_probe.watch.entries import Entries, Entry
 
 BEHIND = "a newer checkpoint is there (--latest)"
+READ_S = 5.0
+"""Checkpoints are read, for their fingerprints, for so long between two looks at the directory."""
 _OPEN = ("queued", "running")
 
 
@@ -66,13 +68,15 @@ class Queueing:
         entries: of the series.
         client: of the service.
         options: what is measured.
+        clock: seconds, never set back.
         say: receives an entry whose state has changed.
     """
 
     def __init__(
-        self, entries: Entries, client: ServiceClient, options: SeriesOptions, say: Callable[[Entry], None]
-    ) -> None:
-        self._entries, self._client, self._options, self._say = entries, client, options, say
+        self, entries: Entries, client: ServiceClient, options: SeriesOptions, clock: Callable[[], float],
+        say: Callable[[Entry], None],
+    ) -> None:  # fmt: skip
+        self._entries, self._client, self._options, self._clock, self._say = entries, client, options, clock, say
 
     def step(self) -> None:
         """Queue what waits and note what has ended. Raises ClusterError without an answer."""
@@ -81,7 +85,10 @@ class Queueing:
             self._drop(waiting[:-1])
             self._withdraw()
             waiting = waiting[-1:]
+        started = self._clock()
         for number in waiting:
+            if self._clock() - started > READ_S:  # the next checkpoint may be rotated away meanwhile
+                break
             if not self._is_known(number):
                 if self._client.status().draining:
                     self._change(number, why="the service, which drains")

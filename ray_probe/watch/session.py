@@ -21,6 +21,8 @@ from ray_probe.watch.spool import Spool
 from ray_probe.watch.watcher import Watcher, WatchOptions
 
 POLL_S = 2.0
+SLOW_S = 30.0
+"""Longest pause between two looks."""
 SILENT_S = 300.0
 """A watch ends when its service has not answered for so long; it goes on when it is started again."""
 
@@ -122,6 +124,7 @@ class Watch:
         """
         silent_since: float | None = None
         while True:
+            started = clock()
             try:
                 self.watcher.step()
                 silent_since = None
@@ -135,7 +138,8 @@ class Watch:
                     log(f"{error}; checkpoints are pinned all the same, and queued once it answers")
                 elif clock() - silent_since > SILENT_S:
                     raise
-            wait(POLL_S)
+            # Where a look takes long, on a busy file system or with large files to read, looks are rarer.
+            wait(min(max(POLL_S, clock() - started), SLOW_S))
 
     def refuse_empty(self, root: Path) -> None:
         """Raise ConfigError where no checkpoint was found."""
@@ -180,7 +184,7 @@ def opened(
             stack.enter_context(held(place / name, 0.0, lambda holder: _refused(request.series, holder)))
         entries = Entries(directory, request.series, status.directory)
         options = SeriesOptions(request.series, request.gradient, request.latest, own, settings)
-        queueing = Queueing(entries, client, options, say)
+        queueing = Queueing(entries, client, options, clock, say)
         converter = None
         if request.convert is not None:
             converter = Converter(directory, request.convert, request.base, Process)

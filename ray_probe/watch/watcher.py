@@ -55,7 +55,7 @@ class Watcher:
     ) -> None:  # fmt: skip
         self._root, self._directory, self._entries, self._queueing = root, directory, entries, queueing
         self._spool, self._options, self._clock, self._say, self._converter = spool, options, clock, say, converter
-        self._found: dict[str, Found] = {}
+        self._found: dict[str, tuple[Candidate, Found]] = {}  # by the path that was inspected
         self._unconverted: dict[str, str] = {}
         pins.sweep(directory, [entry.pin for entry in entries.items if entry.pin is not None])
 
@@ -66,15 +66,14 @@ class Watcher:
             ClusterError: the service does not answer.
             OutputError: the state file cannot be written.
         """
-        requests = {str(request.source.resolve()): request for request in self._spool.requests()}
-        listed = {candidate.key: candidate for candidate in checkpoints(self._root)}
-        for key, request in requests.items():
-            step = listed[key].step if request.step is None and key in listed else request.step
-            listed[key] = Candidate(request.checkpoint, key, step)
-        for candidate in sorted(listed.values(), key=lambda one: (one.step is None, one.step or 0, one.key)):
-            self._look(candidate, requests.get(candidate.key))
-        for key in sorted(self._found.keys() - listed.keys()):
-            self._gone(key)
+        looks = self._candidates()
+        for candidate, request in looks:
+            self._look(candidate, request)
+        keys, paths = {one.key for one, _ in looks}, {str(one.path) for one, _ in looks}
+        for path in sorted(self._found.keys() - paths):
+            candidate, found = self._found.pop(path)
+            if candidate.key not in keys:  # else its trainer has renamed it
+                self._gone(candidate, found)
         self._end_conversion()
         self._queueing.step()
         self._entries.save()
@@ -89,10 +88,22 @@ class Watcher:
         if self._converter is not None:
             self._converter.close()
 
+    def _candidates(self) -> list[tuple[Candidate, Request | None]]:
+        """Return what there is to look at, by step; a request takes its directory's place."""
+        listed = {candidate.key: candidate for candidate in checkpoints(self._root)}
+        found: list[tuple[Candidate, Request | None]] = []
+        for request in self._spool.requests():
+            key = str(request.source.resolve())
+            step = listed[key].step if request.step is None and key in listed else request.step
+            found.append((Candidate(request.checkpoint, key, step), request))
+        requested = {candidate.key for candidate, _ in found}
+        found += [(candidate, None) for key, candidate in listed.items() if key not in requested]
+        return sorted(found, key=lambda one: (one[0].step is None, one[0].step or 0, one[0].key))
+
     def _look(self, candidate: Candidate, request: Request | None) -> None:
         """Inspect a checkpoint, unless it is as it was when it was taken."""
         key, options = candidate.key, self._options
-        number, before = self._entries.newest(key), self._found.get(key)
+        number, before = self._entries.newest(key), self._found.get(str(candidate.path))
         if number is not None and self._entries.items[number].seen == tree_digest(candidate.path):
             self._done(request)
             return
@@ -101,15 +112,15 @@ class Watcher:
             self._note(candidate, early, chosen=True)
             self._done(request)
             return
-        stamp = None if before is None else before.stamp
+        stamp = None if before is None else before[1].stamp
         found = inspect(candidate.path, options.base, stamp, self._clock(), candidate.step)
-        self._found[key] = found
+        self._found[str(candidate.path)] = candidate, found
         if found.state == "needs conversion" and self._converter is not None and number is None:
             self._begin_conversion(self._converter, candidate, found)
         elif found.state == "ready":
             self._take(candidate, found, request)
         elif found.state == "vanished":
-            self._gone(key)
+            self._gone(candidate, found)
             self._done(request)
         elif number is None or self._entries.items[number].seen == "":
             self._note(candidate, found)
@@ -127,15 +138,13 @@ class Watcher:
         if before is None or (before.state, before.why) != (entry.state, entry.why):
             self._say(entry)
 
-    def _gone(self, key: str) -> None:
+    def _gone(self, candidate: Candidate, found: Found) -> None:
         """Note that a checkpoint went before it was taken."""
-        found, entry = self._found.pop(key, None), self._entries.others.get(key)
-        if self._entries.newest(key) is None and (entry is None or entry.state not in ("vanished", "skipped")):
-            known = entry or Entry(key, "vanished")
-            known = known if found is None else replace(known, step=found.step, layout=found.layout)
-            gone = replace(known, state="vanished", why="it was deleted before it was pinned")
-            self._entries.others[key] = gone
-            self._say(gone)
+        entry = self._entries.others.get(candidate.key)
+        said = entry is not None and entry.state in ("vanished", "skipped")
+        if self._entries.newest(candidate.key) is None and not said:
+            why = "it was deleted before it was pinned"
+            self._note(candidate, replace(found, state="vanished", why=why))
 
     def _take(self, candidate: Candidate, found: Found, request: Request | None) -> None:
         """Pin a ready checkpoint, unless it is known or an option leaves it out."""
@@ -152,7 +161,7 @@ class Watcher:
                 raise pins.MovedError("its files")
         except (pins.MovedError, FileNotFoundError):
             if not candidate.path.is_dir():
-                self._gone(key)
+                self._gone(candidate, found)
                 self._done(request)
             else:
                 self._note(candidate, replace(found, state="waiting", why="its files, which are being moved"))
@@ -230,9 +239,9 @@ class Watcher:
             self._unconverted[key] = made.why
             self._note(conversion.candidate, made)
             return
-        layout = self._found[key].layout if key in self._found else ""
+        _, found = self._found.get(str(conversion.candidate.path), (None, made))
         entry = Entry(
-            key, "waiting", ITS_TURN, made.step, layout, seen=conversion.seen, stamp=conversion.seen,
+            key, "waiting", ITS_TURN, made.step, found.layout, seen=conversion.seen, stamp=conversion.seen,
             pin=str(conversion.to), model=str(conversion.to),
         )  # fmt: skip
         self._entries.add(entry)

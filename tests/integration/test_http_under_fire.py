@@ -17,10 +17,13 @@ import schemathesis
 from hypothesis import HealthCheck, given, settings
 from schemathesis.generation import GenerationMode
 from schemathesis.specs.openapi.checks import positive_data_acceptance
+from support.browser import chromium, tab
 from support.served import figures, served, server_pid
 from support.shell import Shell
 
 from ray_probe.errors import ClusterError
+from ray_probe.page.words import Words
+from ray_probe.report.number_format import with_error
 from ray_probe.service.client import ProbeClient
 from ray_probe.system.clock import wait_until
 
@@ -120,6 +123,21 @@ def test_200_streams_a_slow_client_and_giant_bodies_leave_a_measurement_its_bits
         kinds = Counter(kind for kind, _ in events)
         assert kinds["result"] == 1 and kinds["status"] >= 5 and not kinds["error"]
         assert ("result", {"id": identity, "state": "done"}) in events
+
+
+def test_the_page_shows_the_service_and_asks_nobody_else(url: str) -> None:
+    with ProbeClient.connect(url) as client, chromium() as browser, tab(browser) as opened:
+        info, result = client.measured("m0001")
+        assert result is not None and info.entropy is not None
+        opened.page.goto(url)
+        opened.wait_for("All figures of m0002")
+        shown = opened.text()
+        entropy = with_error(info.entropy.per_sequence, info.entropy.per_sequence_se)
+        for words in (entropy, info.checkpoint.rpartition("/")[2], "m0001", "m0002", Words.of(result).verdict):
+            assert words in shown, words
+        assert "#token" not in opened.page.url, "the token leaves the address bar"
+        base = url.partition("#")[0]
+        assert all(asked.startswith((base, "data:")) for asked in opened.requests) and len(opened.requests) > 10
 
 
 def test_the_server_outlives_a_restart_of_the_controller(

@@ -27,7 +27,7 @@ from support.answers import Answer
 from support.light import BUCKET, LightActor, here, light_config, light_prepared
 from support.ray_runs import run_here
 
-from ray_probe.cli.service_tables import status_table
+from ray_probe.cli.tables.service_tables import status_table
 from ray_probe.cluster.controller_backend import RayControllerBackend
 from ray_probe.cluster.head.environment import env_to_start, environment, on_loopback, private_dir
 from ray_probe.controller.replies import Status

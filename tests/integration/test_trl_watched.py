@@ -4,6 +4,7 @@ Needs TRL (pip install '.[test-slow]'): where it is missing, this file fails.
 """
 
 import math
+import re
 import signal
 import statistics
 import subprocess
@@ -17,6 +18,7 @@ from typing import Any
 import pytest
 import yaml
 from support.pages import ROOT
+from support.services import until
 from support.shell import Shell
 
 from ray_probe.integrations import ProbeCallback
@@ -45,13 +47,13 @@ def shell(tmp_path_factory: pytest.TempPathFactory) -> Shell:
 
 @pytest.fixture(scope="module")
 def service(shell: Shell) -> Iterator[str]:
-    raw = {**CONFIG, "output": {"dir": str(shell.home / "runs")}}
+    raw = {**CONFIG, "output": {"dir": str(shell.home / "runs")}, "metrics": {"tensorboard": str(shell.home / "board")}}
     (shell.home / "config.yaml").write_text(yaml.safe_dump(raw))
-    shell.ask("up", "config.yaml", "--name", "demo")
+    shell.run("up", "config.yaml", "--name", "demo", seconds=300)
     try:
         yield "demo"
     finally:
-        shell.run("down", "--run", "demo")
+        shell.run("down", "--run", "demo", seconds=300)
 
 
 def test_beside_an_idle_service_the_callback_costs_training_less_than_50_ms_a_save(
@@ -76,6 +78,14 @@ def read_until(process: "subprocess.Popen[str]", found: Callable[[str], bool]) -
         if found(line):
             return lines
     raise AssertionError(f"it ended with {process.wait()}: {lines} {process.communicate()}")
+
+
+def on_the_board(board: Path, name: str) -> list[int]:
+    """The steps at which TensorBoard has a figure."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(board)).Reload()
+    return sorted(one.step for one in events.Scalars(name)) if name in events.Tags()["scalars"] else []
 
 
 def test_every_checkpoint_of_a_grpo_run_is_measured_at_its_step(
@@ -107,6 +117,18 @@ def test_every_checkpoint_of_a_grpo_run_is_measured_at_its_step(
     assert sorted((info["step"], Path(info["against"]).name) for info in changes) == [
         (after, f"checkpoint-{before}") for before, after in pairwise(STEPS)
     ]
-    results = {info["step"]: shell.ask("results", "--run", "demo", info["id"]) for info in probes}
-    entropies = [results[step]["entropy"]["per_token"] for step in STEPS]
-    assert all(math.isfinite(entropy) and entropy > 0 for entropy in entropies) and len(set(entropies)) == 6
+    (curve,) = shell.ask("results", "--series")
+    points, changes = curve["points"], curve["changes"]
+    assert (curve["name"], [point["step"] for point in points]) == ("grpo", STEPS)
+    assert [(change["first_step"], change["last_step"]) for change in changes] == [*pairwise(STEPS)]
+    assert all(point["tags"] == {"algorithm": "grpo"} for point in points)
+    assert len({point["entropy"]["value"] for point in points}) == 6
+    for figure in (*(point["entropy"] for point in points), *(change["since_first"] for change in changes)):
+        assert math.isfinite(figure["value"]) and figure["se"] > 0
+    assert points[-1]["entropy"]["value"] > 0
+    shell.run("report", "demo", "-o", "grpo.html")
+    report = (shell.home / "grpo.html").read_text(encoding="utf-8")
+    assert "grpo" in report and all(re.search(rf"checkpoint-{step}\b", report) for step in STEPS)
+    # The figures of the last measurement may still be on their way.
+    until(lambda: on_the_board(shell.home / "board", "probe/entropy_per_token") == STEPS)
+    until(lambda: on_the_board(shell.home / "board", "probe/change") == STEPS[1:])

@@ -102,7 +102,7 @@ class Watch:
         self.now, self.said, self.log = 0.0, [], []  # type: ignore[var-annotated]
         series = {key: options.pop(key) for key in ("gradient", "latest", "responses") if key in options}
         self.entries = Entries(own, "demo", str(self.service.directory))
-        queueing = Queueing(self.entries, self.service, SeriesOptions("demo", **series), self._say)
+        queueing = Queueing(self.entries, self.service, SeriesOptions("demo", **series), lambda: self.now, self._say)
         made: Converter | None = None if converter is None else converter(own)
         self.spool = Spool(spool or self.root / ".ray_probe", self.log.append)
         self.watcher = Watcher(

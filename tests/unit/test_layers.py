@@ -71,6 +71,11 @@ def imported_with(modules: list[str]) -> set[str]:
             ["ray_probe.page.report_file", "ray_probe.page.places"],
             {"torch", "ray", "transformers", "matplotlib", "fastapi"}, id="page and report",
         ),
+        pytest.param(
+            ["ray_probe.watch.inspection", "ray_probe.watch.candidates"],
+            {"torch", "ray", "transformers", "numpy", "safetensors", "pydantic"}, id="layouts of checkpoints",
+        ),
+        pytest.param(["ray_probe.watch.session"], {"torch", "ray", "transformers", "matplotlib"}, id="a watch"),
         pytest.param(["ray_probe.service.run_once"], {"matplotlib.pyplot"}, id="no global state of plots"),
     ],
 )  # fmt: skip

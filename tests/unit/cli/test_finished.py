@@ -13,7 +13,7 @@ from support.replies import an_info
 from support.results import a_result, set_in
 
 from ray_probe.cli import main as cli
-from ray_probe.cli.listing import listing_csv, listing_markdown
+from ray_probe.cli.tables.listing import listing_csv, listing_markdown
 from ray_probe.report.export import figures_of, result_csv, result_markdown
 from ray_probe.run.directory import as_json
 from ray_probe.run.result import Result

@@ -2,10 +2,14 @@
 
 import io
 from datetime import UTC, datetime
+from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from ray_probe.cli.main import app
 from ray_probe.cli.watch import REPEAT_S, WIDTH, Lines, line_of
+from ray_probe.errors import ConfigError
 from ray_probe.watch.entries import Entry
 
 NOW = datetime(2026, 11, 29, 16, 0, 5, tzinfo=UTC)
@@ -61,3 +65,18 @@ def test_a_new_state_is_shown_at_once_and_a_new_reason_after_a_while() -> None:
     assert say("queued") == ["checkpoint-5: queued"]
     lines.flush(0.0)
     assert shown() == [], "a reason of the state before is not shown after it"
+
+
+@pytest.mark.parametrize(("arguments", "said"), [
+    (["c.yaml", "--url", "http://127.0.0.1:1/#token=secret"],
+     "--url: got 'http://127.0.0.1:1/'; CONFIG starts a service; give one of the two"),
+    (["--on-result", "cat"], "--on-result: got 'cat'; it is of the service: give it to `up`, or add CONFIG"),
+])  # fmt: skip
+def test_options_of_another_service_are_refused_in_one_line(
+    tmp_path: Path, arguments: list[str], said: str
+) -> None:
+    with pytest.raises(ConfigError) as refused:
+        CliRunner().invoke(app, ["watch", str(tmp_path), *arguments], catch_exceptions=False, standalone_mode=False)
+    field, _, remedy = said.partition("; ")
+    assert str(refused.value).startswith(field) and remedy in str(refused.value)
+    assert "secret" not in str(refused.value)

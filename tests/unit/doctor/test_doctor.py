@@ -24,7 +24,7 @@ from support.checkpoints import raw_config, write_checkpoint
 
 from ray_probe.checkpoints.headers import weight_headers
 from ray_probe.checkpoints.memory_forecast import size
-from ray_probe.cli.doctor_table import shown
+from ray_probe.cli.tables.doctor_table import shown
 from ray_probe.config.loading import config_from_dict
 from ray_probe.config.schema import ClusterConfig, ProbeConfig
 from ray_probe.doctor import files as doctor_files
@@ -519,7 +519,8 @@ def _refuse(case: Case) -> Finding:
 
 
 def test_a_diagnosis_loads_nothing_heavy_before_it_is_asked_for():
-    modules = "ray_probe.doctor.diagnosis, ray_probe.cli.doctor_table, ray_probe.cluster.connection.shared_directory"
+    modules = "ray_probe.doctor.diagnosis, ray_probe.cli.tables.doctor_table"
+    modules += ", ray_probe.cluster.connection.shared_directory"
     code = f"import sys, {modules}; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert not {"torch", "ray", "transformers"} & set(done.stdout.split())

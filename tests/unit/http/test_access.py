@@ -8,8 +8,9 @@ from fastapi import FastAPI
 from starlette.testclient import TestClient
 from support.fake_controller import FakeController
 
+from ray_probe.http.answers import Json
 from ray_probe.http.app import create_app
-from ray_probe.http.guard import Access, WriteRate
+from ray_probe.http.guard import Access, Guard, WriteRate
 
 TOKEN = "a-token"
 BEARER = {"Authorization": f"Bearer {TOKEN}"}
@@ -146,8 +147,9 @@ def test_a_giant_body_is_refused_before_it_is_read(client: TestClient, controlle
     assert client.post("/v1/measurements", headers=BEARER, json={"prompts": ["x" * 900_000]}).status_code == 202
 
 
-def test_writes_are_limited_and_reads_are_not(controller: FakeController, tmp_path: Path) -> None:
-    client = TestClient(create_app(controller, TOKEN, [], tmp_path), base_url="http://localhost")
+def test_writes_are_limited_and_reads_are_not() -> None:
+    guard = Guard(Json({}), Access(TOKEN, frozenset({"localhost"})))
+    client = TestClient(guard, base_url="http://localhost")
     found = [client.post("/v1/drain", headers=BEARER, json={}).status_code for _ in range(35)]
     assert found[:30] == [200] * 30 and 429 in found
     refused = client.post("/v1/drain", headers=BEARER, json={})

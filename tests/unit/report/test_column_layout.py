@@ -21,8 +21,8 @@ from rich.console import Console, RenderableType
 from support.replies import a_beta, a_status, a_variance, an_info
 from support.results import MODES, a_result
 
-from ray_probe.cli.doctor_table import shown as check_shown
-from ray_probe.cli.service_tables import beta_table, results_table, status_table, variance_table
+from ray_probe.cli.tables.doctor_table import shown as check_shown
+from ray_probe.cli.tables.service_tables import beta_table, results_table, status_table, variance_table
 from ray_probe.doctor.checks import Check
 from ray_probe.report.column_layout import Column, Figures, FittedTable, Prose, Rank, wrapped
 from ray_probe.report.result_table import result_table

@@ -93,7 +93,7 @@ def test_a_checkpoint_is_ready_after_its_last_write_and_never_before(name: str, 
     check(SCRIPTS[name], tmp_path, lambda choices: 0)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(st.data())
 def test_the_order_of_writes_that_a_trainer_may_choose_does_not_matter(data: st.DataObject) -> None:
     script = SCRIPTS[data.draw(st.sampled_from(sorted(SCRIPTS)))]

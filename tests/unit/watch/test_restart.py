@@ -1,9 +1,13 @@
 """A restarted watch goes on where it was, and knows checkpoints by their bytes."""
 
 import os
+import shutil
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from support.trainers import as_json, tensors
 from support.watching import Watch, saved
 
@@ -112,3 +116,33 @@ def test_a_damaged_state_file_is_refused_and_says_what_to_do(tmp_path: Path) -> 
     path.write_bytes(path.read_bytes().replace(b"queued", b"broken", 1))
     with pytest.raises(ConfigError, match=r"cannot be read .* move it away"):
         Watch(tmp_path, watch.service)
+
+
+@settings(max_examples=8, deadline=None)
+@given(st.lists(st.sampled_from(["save", "rotate", "look", "look", "measure", "restart"]), min_size=8, max_size=24))
+def test_whatever_happens_each_checkpoint_that_was_seen_is_measured_once_and_in_order(
+    tmp_path_factory: pytest.TempPathFactory, events: list[str]
+) -> None:
+    home = tmp_path_factory.mktemp("life")
+    watch, there, seen, newest = Watch(home), list[Path](), list[str](), 0
+    for event in [*events, "look"]:
+        if event == "save":
+            newest += 5
+            there.append(saved(watch.root, newest))
+        elif event == "rotate" and there:
+            shutil.rmtree(there.pop(0))
+        elif event == "measure":
+            waiting = [info.id for info in watch.service.results() if info.state == "queued"]
+            for identity in waiting[:1]:
+                watch.service.end(identity)
+        elif event == "restart":
+            watch = Watch(home, watch.service)
+        elif event == "look":
+            watch.step()
+            seen += [path.name for path in there if path.name not in seen]
+    watch.service.end_all()
+    watch.step()
+    assert [one["checkpoint"] for one in watch.service.asked.values() if one["against"] is None] == seen
+    assert [(a, b) for b, a in watch.asked() if a is not None] == list(pairwise(seen))
+    assert {name: watch.states[name] for name in seen} == dict.fromkeys(seen, "measured")
+    assert watch.pins == seen[-1:]

@@ -9,6 +9,9 @@ from typing import Any
 import pytest
 from support.watching import Watch, saved
 
+from ray_probe.integrations.spool import request as request_of_a_hook
+from ray_probe.watch.layouts import QUIET_S
+
 
 def request(spool: Path, checkpoint: Path, step: int | None, name: str = "a", **more: Any) -> Path:
     """Drop a request as the hook does: written whole, then renamed."""
@@ -126,3 +129,45 @@ def test_a_request_never_has_files_outside_the_spool_removed(tmp_path: Path) -> 
         request(watch.spool.directory, path, 5, name=str(number))
     watch.step()
     assert (directory / "model.safetensors").is_file()
+
+
+def test_requests_of_a_trainer_that_always_writes_into_one_directory_are_all_measured(tmp_path: Path) -> None:
+    watch = Watch(tmp_path)
+    for step in (5, 10):
+        directory = saved(tmp_path, step, "latest")
+        place = pinned(watch.spool.directory, directory, f"{step}-abc")
+        request(watch.spool.directory, place, step, name=str(step), source=str(directory))
+        shutil.rmtree(directory)
+    watch.step()
+    assert [one["settings"]["series.step"] for one in watch.service.asked.values()] == [5, 10, 10]
+    assert watch.asked()[1] == ("latest", "latest")
+
+
+@pytest.mark.parametrize("pin", [True, False])
+def test_a_request_of_the_shipped_hook_is_understood(tmp_path: Path, pin: bool) -> None:
+    watch = Watch(tmp_path)
+    for step in (5, 10):
+        directory = saved(watch.root, step)
+        request_of_a_hook(watch.spool.directory, directory, step, "trl", {"arm": "b"}, pin=pin)
+        if pin:
+            shutil.rmtree(directory)
+    watch.step()
+    watch.step()
+    assert watch.asked() == [("checkpoint-5", None), ("checkpoint-10", "checkpoint-5"), ("checkpoint-10", None)]
+    settings = [one["settings"] for one in watch.service.asked.values()]
+    assert [(one["series.step"], one["series.tags"]) for one in settings] == [(n, {"arm": "b"}) for n in (5, 10, 10)]
+    assert list(watch.spool.directory.glob("*.json")) == [] and watch.log == []
+    assert not (watch.spool.directory / "pins").exists() or list((watch.spool.directory / "pins").iterdir()) == []
+
+
+def test_a_model_inside_a_trainers_directory_is_measured_under_the_name_of_that_directory(tmp_path: Path) -> None:
+    watch = Watch(tmp_path)
+    inside = saved(watch.root / "global_step_5" / "actor", 5, "huggingface")
+    (inside / "trainer_state.json").unlink()
+    request_of_a_hook(watch.spool.directory, inside, 5, "verl", source=watch.root / "global_step_5")
+    assert watch.step() == {"global_step_5": "waiting"}
+    assert watch.step(QUIET_S) == {"global_step_5": "queued"}
+    (watch.root / "latest_checkpointed_iteration.txt").write_text("5")
+    watch.step()
+    watch.step(QUIET_S)
+    assert len(watch.service.asked) == 1, "found in the directory too, it is the same checkpoint"

@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from support.trainer_scripts import SCRIPTS
 from support.trainers import Write, adapter, as_json, tensors
 from support.watching import Watch, saved
 
@@ -246,3 +247,14 @@ def test_a_base_completes_weights_without_config_and_tokenizer(tmp_path: Path) -
     (pinned,) = (tmp_path / "watch" / "pins").glob("*/checkpoint-5")
     assert {path.name for path in pinned.iterdir()} >= {"config.json", "tokenizer.json", "model.safetensors"}
     assert os.path.samefile(pinned / "model.safetensors", directory / "model.safetensors")
+
+
+def test_a_directory_that_its_trainer_renames_has_not_vanished(tmp_path: Path) -> None:
+    watch = Watch(tmp_path)
+    for phase in SCRIPTS["NeMo-RL, consolidated"].phases:
+        for write in phase:
+            for one in write.steps():
+                one(watch.root)
+                watch.step()
+    watch.step()
+    assert [state for _, state, _ in watch.said if state != "waiting"] == ["queued"]

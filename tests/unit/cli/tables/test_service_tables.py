@@ -11,8 +11,8 @@ import pytest
 from rich.console import Console, RenderableType
 from support.replies import a_beta, a_progress, a_status, a_variance, an_info
 
-from ray_probe.cli.listing import listing_csv, listing_markdown
-from ray_probe.cli.service_tables import beta_table, results_table, status_table, variance_table
+from ray_probe.cli.tables.listing import listing_csv, listing_markdown
+from ray_probe.cli.tables.service_tables import beta_table, results_table, status_table, variance_table
 from ray_probe.controller.replies import MeasurementInfo, Status
 from ray_probe.run.result import Estimate, Gradient
 
@@ -359,7 +359,7 @@ def test_words_that_do_not_fit_are_broken_and_never_cut(width: int) -> None:
 
 
 def test_the_tables_start_nothing_heavy() -> None:
-    code = "import sys, ray_probe.cli.service_tables; print(' '.join(sys.modules))"
+    code = "import sys, ray_probe.cli.tables.service_tables; print(' '.join(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert set(done.stdout.split()) & {"torch", "ray", "matplotlib", "numpy", "transformers", "pydantic"} == set()
 

@@ -1,0 +1,1 @@
+"""Text of what commands show."""
