@@ -1,8 +1,9 @@
 """A GRPO run of TRL that keeps one checkpoint, watched beside a service: all of them are measured, with their steps.
 
-Needs TRL (pip install '.[test-slow]'): where it is missing, this file fails.
+Needs TRL (pip install '.[test-slow]') and Chromium: where one is missing, this file fails.
 """
 
+import json
 import math
 import re
 import signal
@@ -17,11 +18,13 @@ from typing import Any
 
 import pytest
 import yaml
+from support.browser import chromium, tab
 from support.pages import ROOT
 from support.services import until
 from support.shell import Shell
 
 from ray_probe.integrations import ProbeCallback
+from ray_probe.report.number_format import with_error
 
 pytestmark = [pytest.mark.slow, pytest.mark.cluster, pytest.mark.own_cluster, pytest.mark.timeout(600)]
 STEPS = [5, 10, 15, 20, 25, 30]
@@ -49,9 +52,9 @@ def shell(tmp_path_factory: pytest.TempPathFactory) -> Shell:
 def service(shell: Shell) -> Iterator[str]:
     raw = {**CONFIG, "output": {"dir": str(shell.home / "runs")}, "metrics": {"tensorboard": str(shell.home / "board")}}
     (shell.home / "config.yaml").write_text(yaml.safe_dump(raw))
-    shell.run("up", "config.yaml", "--name", "demo", seconds=300)
     try:
-        yield "demo"
+        # The URL of its page, with the token.
+        yield json.loads(shell.run("up", "config.yaml", "--name", "demo", "--http", "--json", seconds=300))["url"]
     finally:
         shell.run("down", "--run", "demo", seconds=300)
 
@@ -126,6 +129,13 @@ def test_every_checkpoint_of_a_grpo_run_is_measured_at_its_step(
     for figure in (*(point["entropy"] for point in points), *(change["since_first"] for change in changes)):
         assert math.isfinite(figure["value"]) and figure["se"] > 0
     assert points[-1]["entropy"]["value"] > 0
+    with chromium() as browser, tab(browser) as page:
+        page.page.goto(service)
+        page.wait_for("step 25 to step 30:", "#headline")
+        newest, change = points[-1]["entropy"], changes[-1]["total"]
+        assert with_error(newest["value"], newest["se"]) in page.text("#headline")
+        assert with_error(change["value"], change["se"], plus=True) in page.text("#headline")
+        assert page.text("#banner") == ""
     shell.run("report", "demo", "-o", "grpo.html")
     report = (shell.home / "grpo.html").read_text(encoding="utf-8")
     assert "grpo" in report and all(re.search(rf"checkpoint-{step}\b", report) for step in STEPS)
