@@ -1,7 +1,13 @@
-"""Draw docs/images/page.png: the live page of a real service, in Chromium.
+r"""Draw docs/images/page.png: the live page of a real service, in Chromium.
 
-Run it from the root, with the extra `test-slow` installed and the address that the service printed:
-`python docs/generate_page_image.py 'http://127.0.0.1:PORT/#token=...'`.
+Run it from the root, with the extra `test-slow` installed:
+
+    ray-probe up configs/tiny.yaml --http --name demo
+    ray-probe probe configs/models/tiny --series reinforce --step 0
+    ray-probe probe configs/models/tiny-rl --series reinforce --step 5
+    ray-probe probe configs/models/tiny-rl --against configs/models/tiny --series reinforce --step 5 \
+        --set compare.parts=true
+    python docs/generate_page_image.py 'http://127.0.0.1:PORT/#token=...'   # the address that `up` printed
 """
 
 import io
@@ -14,7 +20,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 from support.browser import chromium, tab  # noqa: E402
 
 FILE = Path(__file__).with_name("images") / "page.png"
-WIDTH, HEIGHT, COLOURS = 1100, 1200, 128
+WIDTH, HEIGHT, COLOURS = 1100, 1400, 256
 
 
 def main(url: str) -> None:

@@ -100,7 +100,7 @@ def test_the_stream_moves_the_page(page: Tab, server: PageServer) -> None:
     server.send("error", {"error": "the controller is being restarted"})
     page.wait_for("The service does not answer: the controller is being restarted", "#banner")
     server.send("status", status().to_json())
-    page.page.wait_for_function("document.querySelector('#banner').innerText === ''")
+    page.page.wait_for_function("() => document.querySelector('#banner').innerText === ''")
 
 
 def test_a_reader_s_choices_stay_when_figures_come_in(page: Tab, server: PageServer) -> None:

@@ -58,7 +58,7 @@ def test_a_report_draws_itself_from_a_file(
     with tab(browser, width, scheme) as page:
         opened(page, directory / name)
         page.page.evaluate("document.querySelectorAll('details').forEach((one) => { one.open = true; })")
-        page.page.wait_for_function("document.querySelectorAll('details:not([open])').length === 0")
+        page.page.wait_for_function("() => document.querySelectorAll('details:not([open])').length === 0")
         if name != "comparison/report.html":
             page.page.wait_for_selector("canvas")
         assert page.width() <= width

@@ -171,7 +171,7 @@ def test_scale_says_what_there_is_with_those_that_leave_and_load(
 ) -> None:
     client = Asked(*statuses)
     monkeypatch.setattr(service, "SCALE_S", 0.5)
-    monkeypatch.setattr(service, "connected", lambda *where: contextlib.nullcontext(client))
+    monkeypatch.setattr(service, "connected", lambda *where, **more: contextlib.nullcontext(client))
     assert service.scale(number) == code
     assert capsys.readouterr().out == f"{said}\n"
     assert client.asked >= len(statuses)
