@@ -7,7 +7,8 @@ import ray
 from ray_probe.cluster.actors import actor_names
 from ray_probe.cluster.actors.own_actors import is_ours, named_actor, names_in
 from ray_probe.cluster.connection.nodes import pinned_to
-from ray_probe.cluster.controller_actor import ControllerActor, ControllerHandle, ControllerSpec
+from ray_probe.cluster.controller_actor import ControllerActor, ControllerSpec
+from ray_probe.cluster.controller_handle import ControllerHandle
 from ray_probe.errors import ConfigError, bad_value
 
 CALLS_AT_ONCE = 32

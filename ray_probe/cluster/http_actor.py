@@ -18,7 +18,7 @@ from ray_probe.cluster.actors.calls import kill
 from ray_probe.cluster.actors.handle import ActorHandle
 from ray_probe.cluster.actors.own_actors import OwnActor, is_ours, named_actor
 from ray_probe.cluster.connection.nodes import pinned_to
-from ray_probe.cluster.controller_actor import ControllerHandle
+from ray_probe.cluster.controller_handle import ControllerHandle
 from ray_probe.cluster.head.head_monitor import LOST_S, OWN_LOST_S, HeadMonitor, end_without
 from ray_probe.errors import ClusterError, ProbeError
 from ray_probe.http.server import Listen

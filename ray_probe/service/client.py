@@ -27,7 +27,7 @@ from ray_probe.service.controller_client import ControllerClient
 from ray_probe.service.following import follow
 
 if TYPE_CHECKING:
-    from ray_probe.cluster.controller_actor import ControllerHandle
+    from ray_probe.cluster.controller_handle import ControllerHandle
     from ray_probe.cluster.head.head_monitor import HeadMonitor
 
 STOP_EVERY_S = 0.05

@@ -8,7 +8,7 @@ from ray_probe.run.result import Result
 from ray_probe.run.series import Series
 
 if TYPE_CHECKING:
-    from ray_probe.cluster.controller_actor import ControllerHandle
+    from ray_probe.cluster.controller_handle import ControllerHandle
     from ray_probe.http.client import HttpController
 
 

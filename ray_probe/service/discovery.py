@@ -12,7 +12,7 @@ from ray_probe.errors import ClusterError, ConfigError, bad_value
 from ray_probe.service import registry
 
 if TYPE_CHECKING:
-    from ray_probe.cluster.controller_actor import ControllerHandle
+    from ray_probe.cluster.controller_handle import ControllerHandle
 
 
 @dataclass(frozen=True)

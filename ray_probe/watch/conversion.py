@@ -144,7 +144,7 @@ class Process:
                 self._process.wait(5.0)
             except subprocess.TimeoutExpired:
                 self._process.kill()
-                self._process.wait()
+                self._process.wait(5.0)
 
 
 def words_of(template: str, source: Path, to: Path) -> list[str]:
