@@ -17,7 +17,7 @@ from ray_probe.service import registry
 from ray_probe.service.client import ProbeClient
 from ray_probe.system.clock import wait_until
 
-pytestmark = [pytest.mark.cluster, pytest.mark.own_cluster, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.cluster, pytest.mark.own_cluster, pytest.mark.timeout(500)]
 ROUNDS = 6
 
 
@@ -50,7 +50,7 @@ def over_http(url: str) -> Iterator[ProbeClient]:
         yield client
 
 
-def until(found: Callable[[], Any], seconds: float = 60.0) -> Any:
+def until(found: Callable[[], Any], seconds: float = 150.0) -> Any:
     value = wait_until(found, seconds, 0.05)
     assert value, "it did not come to that in time"
     return value
