@@ -15,8 +15,10 @@ from ray_probe.cluster.backend import RayBackend
 from ray_probe.controller.local_backend import LocalBackend
 from ray_probe.errors import OutputError
 from ray_probe.offline_entropy_probe import OfflineEntropyProbe
+from ray_probe.run.backend import Stopped
 from ray_probe.run.directory import RunDirectory
 from ray_probe.run.preparation.prepared import PreparedRun, baseline_rule
+from ray_probe.run.progress import Progress
 
 pytestmark = pytest.mark.cluster
 
@@ -65,6 +67,27 @@ def test_a_process_of_a_comparison_that_is_killed_changes_no_bit(
     assert fired(points, place) == 1
     assert_bits(answer, compared)
     assert (answer.result["counts"]["shards_retried"] > 0) == case.startswith("an actor")
+
+
+def test_a_comparison_that_is_stopped_in_a_round_goes_on_to_the_same_bits(
+    backend: RayBackend, files: Path, compared: Answer
+) -> None:
+    prepared, directory = compared_run(files), RunDirectory.create(files, "compared-stopped")
+    last: list[Progress] = []
+
+    def stop() -> bool:
+        return bool(last) and last[-1].round == 1 and last[-1].accumulated >= 2
+
+    backend.load(prepared, wait_for=2)
+    backend.open(directory)
+    with pytest.raises(Stopped):
+        OfflineEntropyProbe(prepared.config, prepared.plan, backend, directory, last.append, stop).run()
+    done = directory.finished_rounds()
+    assert len(done) == 1
+    backend.load(prepared, wait_for=2)
+    backend.open(directory, [line.records for line in done])
+    result = OfflineEntropyProbe(prepared.config, prepared.plan, backend, directory).run()
+    assert_bits(Answer(result, directory), compared)
 
 
 def worked_on(directory: RunDirectory, prepared: PreparedRun) -> Answer:
