@@ -13,10 +13,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
-import schemathesis
 from hypothesis import HealthCheck, given, settings
-from schemathesis.generation import GenerationMode
-from schemathesis.specs.openapi.checks import positive_data_acceptance
 from support.browser import chromium, tab
 from support.served import figures, served, server_pid
 from support.shell import Shell
@@ -159,24 +156,29 @@ def test_the_server_outlives_a_restart_of_the_controller(
 
 def operations(url: str) -> list[Any]:
     """All operations but the event stream, which has no end."""
+    import schemathesis  # late: `make test`, which has none, collects this file too
+
     base, _, token = url.partition("/#token=")
     schema = schemathesis.openapi.from_url(f"{base}/v1/openapi.json", headers={"Authorization": f"Bearer {token}"})
     return [found.ok() for found in schema.get_all_operations() if found.ok().path != "/v1/events"]
 
 
-@pytest.mark.parametrize("mode", list(GenerationMode), ids=lambda mode: mode.value)
-def test_no_request_breaks_the_server(url: str, shell: Shell, mode: GenerationMode) -> None:
+@pytest.mark.parametrize("mode", ["positive", "negative"])
+def test_no_request_breaks_the_server(url: str, shell: Shell, mode: str) -> None:
+    from schemathesis.generation import GenerationMode
+    from schemathesis.specs.openapi.checks import positive_data_acceptance
+
     headers = {"Authorization": f"Bearer {url.partition('#token=')[2]}"}
     seen: Counter[tuple[str, str, int]] = Counter()
     for operation in operations(url):
 
-        @given(case=operation.as_strategy(generation_mode=mode))
+        @given(case=operation.as_strategy(generation_mode=GenerationMode(mode)))
         @settings(
             max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck), database=None,
             derandomize=True,
         )  # fmt: skip
         def check(case: Any) -> None:
-            if case.path == "/v1/scale" and mode == GenerationMode.POSITIVE:
+            if case.path == "/v1/scale" and mode == "positive":
                 case.body = {"actors": 1}  # the machine has no room for thousands
             answer = case.call(headers=headers, timeout=60)
             if answer.status_code == 429:

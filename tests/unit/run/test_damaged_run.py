@@ -29,7 +29,7 @@ from ray_probe.system.digests import SUMS, chained, sha256_of
 ROUNDS, GROUP = 5, 2
 ENDED = ("finished", "stopped")
 FLIPS = 12
-UNREAD = ("log.txt", "lock", "result.json", SUMS)
+UNREAD = ("log.txt", "lock", "result.json", "report.html", SUMS)
 """Never read by a resume, or written again where damage shows; SHA256SUMS where its line of result.json is hit."""
 
 Spoil = Callable[[bytes], bytes | None]
