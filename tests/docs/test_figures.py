@@ -111,6 +111,15 @@ def test_figures_of_the_cluster_are_those_measured() -> None:
     assert f"x{measured('scaling')['speed_up']['median']:.1f}," in PERFORMANCE
 
 
+def test_a_status_over_http_takes_what_was_measured_and_at_most_100_ms() -> None:
+    figures = measured("http_latency")
+    busy, idle = figures["busy"], figures["idle"]
+    assert busy["p99_ms"] <= 100 and figures["per_second"] == 20
+    said = f"takes {busy['median_ms']:.1f} ms beside two busy actors on two cores (99th percentile "
+    said += f"{busy['p99_ms']:.1f} ms; {idle['median_ms']:.1f} and {idle['p99_ms']:.1f} ms beside idle ones)"
+    assert said in " ".join(PERFORMANCE.split())
+
+
 def test_the_callback_takes_what_was_measured_and_less_than_50_ms() -> None:
     figures = measured("callback_cost")
     callback, over = figures["callback"], figures["over_links"]["median"]
