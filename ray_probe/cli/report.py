@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ray_probe.cli.options import Address, Namespace
+from ray_probe.cli.options import Address, Namespace, Url
 from ray_probe.errors import ConfigError, bad_value
 
 if TYPE_CHECKING:
@@ -19,25 +19,29 @@ DEFAULT = Path("report.html")
 
 def report(
     places: Annotated[
-        list[str],
+        list[str] | None,
         typer.Argument(
-            metavar="RUN_DIR|SERVICE...", help="Directories of runs or chains, or names of services.",
+            metavar="[RUN_DIR|SERVICE]...", help="Directories of runs or chains, or names of services.",
             show_default=False,
         ),
-    ],
+    ] = None,
     out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help="The file that is written.")] = DEFAULT,
     address: Address = None,
     namespace: Namespace = None,
+    url: Url = None,
 ) -> int:  # fmt: skip
     """Write results, side by side, as one HTML file that opens without a network."""
     from ray_probe.cli.output import Answer, answered
     from ray_probe.page.report_file import write_report
 
     _check_place(out)
-    parts = list(_parts(places, address, namespace))
+    if not places and url is None:
+        raise ConfigError(bad_value("RUN_DIR|SERVICE", "nothing", "name a directory or a service, or give --url"))
+    parts = list(_parts(places or [], address, namespace, url))
     entries = [entry for part in parts for entry in part.entries]
     series = [one for part in parts for one in part.series]
-    title = parts[0].title if len(parts) == 1 else f"Report of {', '.join(places)}"
+    named = [*(places or []), *([] if url is None else [url.partition("#")[0]])]  # a token stays out of the file
+    title = parts[0].title if len(parts) == 1 else f"Report of {', '.join(named)}"
     write_report(out, title, entries, series)
     return answered(Answer(str(out), lambda: f"report: {out}"), as_json=False)
 
@@ -51,7 +55,9 @@ def _check_place(out: Path) -> None:
         raise ConfigError(bad_value("--out", str(out), f"{parent} is no directory that can be written; choose another"))
 
 
-def _parts(places: Iterable[str], address: str | None, namespace: str | None) -> "Iterator[ReportPart]":
+def _parts(
+    places: Iterable[str], address: str | None, namespace: str | None, url: str | None
+) -> "Iterator[ReportPart]":
     """Yield what the directories and each service add to the report."""
     from ray_probe.cli.connection import connected
     from ray_probe.cli.finished import run_directory
@@ -62,6 +68,9 @@ def _parts(places: Iterable[str], address: str | None, namespace: str | None) ->
         yield part_of(directories)
     for service in (place for place, path in found if path is None):
         with connected(service, address, namespace) as client:
+            yield service_part(client)
+    if url is not None:
+        with connected(None, None, None, url=url) as client:
             yield service_part(client)
 
 

@@ -88,6 +88,9 @@ def test_the_command_line_works_by_url_alone(url: str, tmp_path: Path) -> None:
     assert laptop.ask("status", "--url", bare)["name"] == "demo"
     assert laptop.ask("results", "--url", bare)[0]["state"] == "done"
     assert laptop.ask("beta", "--url", bare)["version"] == ROUNDS
+    laptop.run("report", "--url", url, "-o", "x.html")
+    report = (tmp_path / "x.html").read_text(encoding="utf-8")
+    assert "m0001" in report and token not in report
     assert "the server refuses it" in Shell(tmp_path, RAY_PROBE_TOKEN="x").run("status", "--url", bare, code=2)
     assert "no such measurement" in laptop.run("results", "m0099", "--url", bare, code=2)
 

@@ -96,3 +96,8 @@ def test_what_holds_no_result_is_refused_before_anything_is_written(tmp_path: Pa
 def test_a_file_that_cannot_be_written_is_refused_first(tmp_path: Path, out: str) -> None:
     with pytest.raises(ConfigError, match="--out: got "):
         report(["no-such-service"], tmp_path / out)
+
+
+def test_nothing_to_report_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"name a directory or a service, or give --url"):
+        report(None, tmp_path / "x.html")
