@@ -1,6 +1,9 @@
 """The sink of TensorBoard, written with tensorboardX."""
 
+import os
+import time
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from ray_probe.metrics.sink import SinkRun, installed
@@ -23,16 +26,22 @@ class TensorBoard:
     def open(self, run: SinkRun) -> None:
         """Open the event file of a measurement's series."""
         with installed("tensorboard"):
-            from tensorboardX import SummaryWriter
+            from tensorboardX import event_file_writer
 
         self._place = run.placed(self._directory)
         if self._place not in self._writers:
+            Path(self._place).mkdir(parents=True, exist_ok=True)
             # Another suffix keeps two writers of one second out of the same file.
-            self._writers[self._place] = SummaryWriter(self._place, filename_suffix=SUFFIX)
+            suffix = f"{SUFFIX}.{os.getpid()}"
+            self._writers[self._place] = event_file_writer.EventsWriter(str(Path(self._place) / "events"), suffix)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Write a scalar a figure, on disk on return."""
+        from tensorboardX.proto.event_pb2 import Event
+        from tensorboardX.summary import scalar
+
+        # Not by a SummaryWriter: its flush leaves out what its thread has not taken from a queue yet.
         writer = self._writers[self._place]
         for name, value in values.items():
-            writer.add_scalar(name, value, step)
+            writer.write_event(Event(wall_time=time.time(), step=step, summary=scalar(name, value)))
         writer.flush()

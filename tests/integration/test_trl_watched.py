@@ -134,7 +134,7 @@ def test_every_checkpoint_of_a_grpo_run_is_measured_at_its_step(
         page.wait_for("step 25 to step 30:", "#headline")
         newest, change = points[-1]["entropy"], changes[-1]["total"]
         assert with_error(newest["value"], newest["se"]) in page.text("#headline")
-        assert with_error(change["value"], change["se"], plus=True) in page.text("#headline")
+        assert with_error(change["value"], change["se"], plus=True) in page.text("#measurements")
         assert page.text("#banner") == ""
     shell.run("report", "demo", "-o", "grpo.html")
     report = (shell.home / "grpo.html").read_text(encoding="utf-8")
