@@ -152,7 +152,6 @@ class RolloutBuilder:
         slots = (self._own if in_turns else self._against, self._own)
         if in_turns:
             self._against.empty()
-
         stamps: dict[int, str] = {}
 
         def bring_in(side: int) -> SequenceProcessor:
@@ -168,14 +167,19 @@ class RolloutBuilder:
         halfway = PairOrMidpoint(bring_in, partial(_halved, config)) if config.compare.parts else None
         policies: Policies = (bring_in(0), bring_in(1)) if halfway is None else halfway
         a, b = policies[0].model, policies[1].model
-        adapted = any(adapter is not None for _, adapter in places)
-        moved = None if adapted else moved_share(a, b)
+        moved = moved_share(a, b) if all(adapter is None for _, adapter in places) else None
+        midpoint = None
         if halfway is not None:
-            check_same_tensors(a, b)
-            set_recompute(a, config.estimator.activation_checkpointing)  # refuses here what has no such layers
-            set_recompute(a, False)
-        midpoint = None if halfway is None else halfway.midpoint
+            _check_halves(config, a, b)
+            midpoint = halfway.midpoint
         return Comparison(policies, rule, policy_id, made, moved, config.compare.side, midpoint, store)
+
+
+def _check_halves(config: ProbeConfig, a: torch.nn.Module, b: torch.nn.Module) -> None:
+    """Refuse models that have no midpoint, or one without the layers to recompute."""
+    check_same_tensors(a, b)
+    set_recompute(a, config.estimator.activation_checkpointing)
+    set_recompute(a, False)
 
 
 def _halved(config: ProbeConfig, a: SequenceProcessor, b: SequenceProcessor) -> Midpoint:

@@ -23,7 +23,7 @@ RESULT = Result.from_json(a_result())
 
 @pytest.fixture
 def reported(tmp_path: Path) -> Callable[..., list[str]]:
-    """Reports the end of a measurement; returns what the user is told, and leaves `ran` and `metrics.jsonl`."""
+    """Reports the end of a measurement; returns the messages, and leaves `ran` and `metrics.jsonl`."""
     command = f"sh -c 'echo $RAY_PROBE_STATE >> {tmp_path}/ran; echo no >&2; exit 3'"
     raw = {"model": {"path": "m"}, "data": {"prompts": "p"}, "notify": {"command": command}}
 
