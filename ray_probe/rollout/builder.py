@@ -139,9 +139,8 @@ class RolloutBuilder:
             policy_id: identifies both policies in records.
             device: `cpu` or `cuda`.
             on_progress: receives numbers of tokens done.
-            in_turns: hold one model at a time, and load the other where it is needed: the same bits, in half the
-                memory, with two loads a shard. So it is done for two adapters of one base in any case, whose base is
-                loaded once. Not with `compare.parts`, whose midpoint and update need the memory of both.
+            in_turns: hold one model at a time: the same bits, in half the memory, with two loads a shard. Done for two
+                adapters of one base in any case. Not with `compare.parts`, which needs the memory of both.
             store: of the responses of a chain, or None.
 
         Raises:
@@ -168,10 +167,9 @@ class RolloutBuilder:
         policies: Policies = (bring_in(0), bring_in(1)) if halfway is None else halfway
         a, b = policies[0].model, policies[1].model
         moved = moved_share(a, b) if all(adapter is None for _, adapter in places) else None
-        midpoint = None
+        midpoint = None if halfway is None else halfway.midpoint
         if halfway is not None:
             _check_halves(config, a, b)
-            midpoint = halfway.midpoint
         return Comparison(policies, rule, policy_id, made, moved, config.compare.side, midpoint, store)
 
 
